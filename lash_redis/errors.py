@@ -1,0 +1,219 @@
+"""Every error this package raises. A class answers two questions: was anything written, and what do I do now?
+
+`Refused`        nothing was written; the call itself must change (reload, another id, a smaller commit).
+`OutcomeUnknown` the reply was lost; send the same commit again, its receipt settles what happened.
+`Corrupt`        stored bytes break a law; nothing was written and nothing was guessed.
+`BackendError`   Redis refused or could not be reached; nothing of this call was applied.
+
+Arguments are kept as attributes and in `args`, so every error survives pickling between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class StoreError(Exception):
+    """Base of every error of this package."""
+
+    template = "{0}"
+
+    def __str__(self) -> str:
+        return self.template.format(*self.args)
+
+
+class Refused(StoreError):
+    """Nothing was written, and the same call will be refused again until something changes."""
+
+
+class SessionBindingMismatch(Refused):
+    """A record for one session was given to a store that is bound to another."""
+
+    template = "store is already bound to session `{0}` and cannot be reused for `{1}`"
+
+    def __init__(self, bound_session_id: str, attempted_session_id: str) -> None:
+        super().__init__(bound_session_id, attempted_session_id)
+        self.bound_session_id = bound_session_id
+        self.attempted_session_id = attempted_session_id
+
+
+class HeadRevisionConflict(Refused):
+    """The head is not the one this commit was built on: load again, decide again, commit again.
+
+    `actual` may equal `expected`: then the revision came round again with another content (a failover lost the one
+    this commit was built on), seen by `RuntimeCommit.builds_on`.
+    """
+
+    def __init__(self, expected: int | None, actual: int) -> None:
+        super().__init__(expected, actual)
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        expected = "None" if self.expected is None else f"Some({self.expected})"
+        return f"store head revision conflict: expected {expected}, actual {self.actual}"
+
+
+class SessionGone(HeadRevisionConflict):
+    """The commit builds on a head that no longer exists: it expired, was evicted or deleted, or a failover lost it."""
+
+    def __init__(self, expected: int | None, actual: int = 0) -> None:
+        super().__init__(expected, actual)
+
+
+class CommitIdReused(Refused):
+    """A commit with this id was made before and meant something else. A new commit needs a new `commit_id`."""
+
+    template = "commit id {1!r} of session {0!r} was used before for a commit with another meaning"
+
+    def __init__(self, session_id: str, commit_id: str) -> None:
+        super().__init__(session_id, commit_id)
+        self.session_id = session_id
+        self.commit_id = commit_id
+
+
+class NodeIdCollision(Refused):
+    """A node with this id is already stored (live, tombstoned, or named as a parent), or occurs twice in the commit."""
+
+    template = "node id {0!r} is taken"
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(node_id)
+        self.node_id = node_id
+
+
+class InvalidParent(Refused):
+    """A node's parent is neither a live stored node nor an earlier node of the same commit."""
+
+    template = "node {0!r} names the parent {1!r}, which is neither a live node nor an earlier node of the commit"
+
+    def __init__(self, node_id: str, parent_node_id: str | None) -> None:
+        super().__init__(node_id, parent_node_id)
+        self.node_id = node_id
+        self.parent_node_id = parent_node_id
+
+
+class InvalidLeaf(Refused):
+    """The leaf does not resolve to a live node."""
+
+    template = "leaf {0!r} does not resolve to a live node"
+
+    def __init__(self, leaf_node_id: str | None) -> None:
+        super().__init__(leaf_node_id)
+        self.leaf_node_id = leaf_node_id
+
+
+class MissingBlob(Refused):
+    """A commit names a component by its ref alone, and no such blob is stored."""
+
+    template = "{1} names blob {0}, which is not stored"
+
+    def __init__(self, ref: str, component: str) -> None:
+        super().__init__(ref, component)
+        self.ref = ref
+        self.component = component
+
+
+class SessionDeleted(Refused):
+    """The session was deleted; its id takes no writes while the deletion marker lives."""
+
+    template = "session {0!r} was deleted"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+
+class LeaseBusy(Refused):
+    """Somebody else holds the session's lease."""
+
+    template = "the lease of session {0!r} is held by {1!r}"
+
+    def __init__(self, session_id: str, owner: str) -> None:
+        super().__init__(session_id, owner)
+        self.session_id = session_id
+        self.owner = owner
+
+
+class LeaseLost(Refused):
+    """The lease ran out or passed to somebody else."""
+
+    template = "the lease of session {0!r} is no longer held by {1!r}"
+
+    def __init__(self, session_id: str, owner: str) -> None:
+        super().__init__(session_id, owner)
+        self.session_id = session_id
+        self.owner = owner
+
+
+class CommitTooLarge(Refused):
+    """A commit or blob exceeds a limit of `StoreOptions` or of Redis itself; sending it again fails again."""
+
+    template = "{0} is {1}, over the limit of {2}"
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(what, size, limit)
+        self.what = what
+        self.size = size
+        self.limit = limit
+
+
+class UnsupportedReadScope(Refused):
+    """`load_session` was given something that is no read scope."""
+
+    template = "store does not support read scope {0}"
+
+    def __init__(self, scope: Any) -> None:
+        super().__init__(repr(scope))
+
+
+class InvalidRecord(Refused):
+    """A value given to this package is not what its field takes. `field` is the path to it."""
+
+    template = "{0}: {1}"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+
+class LayoutMismatch(Refused):
+    """The namespace was laid out otherwise than this client would write it."""
+
+    template = "namespace {0!r}: {1}"
+
+    def __init__(self, namespace: str, reason: str) -> None:
+        super().__init__(namespace, reason)
+        self.namespace = namespace
+        self.reason = reason
+
+
+class OutcomeUnknown(StoreError):
+    """The reply to a write was lost: it was applied once or not at all. Make the same call again to know."""
+
+
+class Corrupt(StoreError):
+    """Stored bytes break a law. `key` names where; nothing was written."""
+
+    template = "{0} at {1}: {2}"
+
+    def __init__(self, kind: str, key: str, reason: str) -> None:
+        super().__init__(kind, key, reason)
+        self.kind = kind
+        self.key = key
+        self.reason = reason
+
+
+class SessionEvicted(Corrupt):
+    """Part of the session's keys are gone (evicted or deleted by hand) while others remain."""
+
+
+class BackendError(StoreError):
+    """Redis refused or could not be reached; nothing of this call was applied."""
+
+    template = "store backend error: {0}"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message

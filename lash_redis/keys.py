@@ -1,0 +1,147 @@
+"""Every key of the store, and nothing else names one.
+
+A key is `lash1:{<namespace>:<shard>}:<family>[:<id>]`. The number is the layout version; the braces are the cluster
+hash tag, so all keys of a shard lie in one slot and one script may touch them all. The family stands before the id: no
+session id, whatever it holds, can imitate another key or move the slot.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import crc_hqx
+from dataclasses import dataclass
+from functools import cached_property
+from zlib import crc32
+
+from lash_redis.errors import InvalidRecord
+
+LAYOUT = 1
+SLOTS = 16384
+MAX_SHARDS = 1024
+MAX_ID_BYTES = 65_536
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def slot(tag: str) -> int:
+    """The cluster slot of a hash tag: CRC-16/XMODEM of its bytes, modulo 16384 (Redis Cluster specification)."""
+    return crc_hqx(tag.encode(), 0) % SLOTS
+
+
+def checked_namespace(namespace: object) -> str:
+    """`namespace`, if it may stand between the braces of a key and in an ACL pattern."""
+    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+        raise InvalidRecord(
+            "namespace",
+            f"{namespace!r} is not 1 to 64 letters, digits, dots, dashes or underscores (a letter or digit first)",
+        )
+    return namespace
+
+
+def checked_id(field: str, value: object) -> str:
+    """`value`, if it is a non-empty string of at most 65,536 UTF-8 bytes."""
+    if not isinstance(value, str):
+        raise InvalidRecord(field, f"takes a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidRecord(field, "must not be empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRecord(field, f"is not valid Unicode: {error.reason}") from error
+    if size > MAX_ID_BYTES:
+        raise InvalidRecord(field, f"is {size} bytes long, over the limit of {MAX_ID_BYTES}")
+    return value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a namespace is spread over shards. Fixed when the namespace is first written to."""
+
+    namespace: str
+    shards: int
+
+    @cached_property
+    def _tags(self) -> dict[int, str]:
+        return {}
+
+    @property
+    def key(self) -> str:
+        return f"lash1:layout:{self.namespace}"
+
+    @property
+    def value(self) -> str:
+        """What `key` holds: the layout version and the shard count."""
+        return f"layout={LAYOUT} shards={self.shards}"
+
+    def shard_of(self, session_id: str) -> int:
+        return crc32(session_id.encode()) % self.shards
+
+    def tag(self, shard: int) -> str:
+        """The hash tag of a shard, salted so that its slot lies in the shard's own share of the 16,384 slots.
+
+        Unsalted tags would fall where CRC-16 throws them: with few shards some cluster nodes would get several and
+        others none. Cost: about `shards` CRCs the first time, then a lookup.
+        """
+        tag = self._tags.get(shard)
+        if tag is None:
+            low, high = shard * SLOTS // self.shards, (shard + 1) * SLOTS // self.shards
+            salt = 0
+            tag = f"{self.namespace}:{shard}"
+            while not low <= slot(tag) < high:
+                salt += 1
+                tag = f"{self.namespace}:{shard}.{salt}"
+            self._tags[shard] = tag
+        return tag
+
+    def prefix(self, shard: int) -> str:
+        return f"lash1:{{{self.tag(shard)}}}:"
+
+    def session(self, session_id: str) -> SessionKeys:
+        return SessionKeys(self.prefix(self.shard_of(session_id)), session_id)
+
+
+@dataclass(frozen=True)
+class SessionKeys:
+    """The keys of one session and of its shard."""
+
+    prefix: str
+    session_id: str
+
+    @cached_property
+    def head(self) -> str:
+        """hash: where the session stands (facts, refs, body), its receipts, its ledger, its meta."""
+        return f"{self.prefix}head:{self.session_id}"
+
+    @cached_property
+    def log(self) -> str:
+        """list: the nodes' records in commit order; an element's index is the node's position."""
+        return f"{self.prefix}log:{self.session_id}"
+
+    @cached_property
+    def nodes(self) -> str:
+        """hash: node id → position in the log, or `?` for an id that is only named as a parent."""
+        return f"{self.prefix}nodes:{self.session_id}"
+
+    @cached_property
+    def jumps(self) -> str:
+        """list: `position:parent position` of every node whose parent is not the node before it, ascending."""
+        return f"{self.prefix}jumps:{self.session_id}"
+
+    @cached_property
+    def dead(self) -> str:
+        """set: positions that are tombstoned (their record is an empty string once vacuumed)."""
+        return f"{self.prefix}dead:{self.session_id}"
+
+    @cached_property
+    def orphans(self) -> str:
+        """zset: blobs of the shard that nothing holds → the time (ms) from which gc may take them."""
+        return f"{self.prefix}orphans"
+
+    def blob(self, ref: str) -> str:
+        """hash: `c` the content, `n` how many sessions of the shard hold it."""
+        return f"{self.prefix}blob:{ref}"
+
+
+def family_of(key: str) -> str:
+    """The family of a key: the word after its prefix."""
+    return key.partition("}:")[2].partition(":")[0]
