@@ -1,0 +1,415 @@
+"""The message graph: nodes in the order they were added, each naming its parent, and a leaf.
+
+What users see is the active path, from the leaf up to the root. Nodes off that path are orphans: kept, not shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import chain, count
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self, TypeAlias
+from uuid import uuid4
+
+from lash_redis.errors import Corrupt
+from lash_redis.models.wire import Fault, Id, Json, Record, Rule, decode_fields, encode_fields, refuse
+
+
+@dataclass(frozen=True, slots=True)
+class EventPayload(Record):
+    """What happened: `{"Conversation": ...}`, `{"Tool": ...}`, `{"Mode": ...}`, `{"StateSnapshot": ...}`."""
+
+    event: Json
+
+    kind: ClassVar[str] = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginPayload(Record):
+    """Something a plugin keeps in the graph; no part of the conversation."""
+
+    plugin_type: str
+    body: Json
+
+    kind: ClassVar[str] = "plugin"
+
+
+NodePayload: TypeAlias = EventPayload | PluginPayload
+
+_PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": EventPayload, "plugin": PluginPayload}
+
+
+class StoredNode(Protocol):
+    """The bytes of a node that nobody has looked at yet."""
+
+    def load(self, record: SessionNodeRecord, name: str) -> Any:
+        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others."""
+
+
+class _Unread:
+    """Fields that are fetched from `_stored` the first time they are looked at."""
+
+    __slots__ = ("_stored",)
+
+    if not TYPE_CHECKING:  # to a type checker there are no attributes but the fields
+
+        def __getattr__(self, name: str) -> Any:
+            # Python comes here only for a slot that is unset. `_stored` is no field, so it cannot come here twice.
+            if name in type(self).__match_args__:
+                return self._stored.load(self, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNodeRecord(Record, _Unread):
+    """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
+
+    node_id: Id
+    parent_node_id: str | None
+    timestamp: str
+    payload: Annotated[NodePayload, Rule.IN_MEMORY]
+
+    @classmethod
+    def from_stored(cls, stored: StoredNode) -> Self:
+        """A node whose fields `stored` loads when they are looked at; otherwise like any other.
+
+        Copies and pickles of it are plain records. What `load` raises, the look raises.
+        """
+        record = object.__new__(cls)
+        object.__setattr__(record, "_stored", stored)
+        return record
+
+    def event(self) -> Any | None:
+        return self.payload.event if isinstance(self.payload, EventPayload) else None
+
+    def message(self) -> dict[str, Any] | None:
+        """The message, if this node is one of the conversation."""
+        return _inside(self.event(), "Conversation")
+
+    def plugin(self) -> PluginPayload | None:
+        return self.payload if isinstance(self.payload, PluginPayload) else None
+
+    def plugin_body(self) -> Any | None:
+        return self.payload.body if isinstance(self.payload, PluginPayload) else None
+
+    def _encode(self, binary: bool) -> Any:
+        out = encode_fields(self, binary)
+        payload = self.payload
+        try:
+            if not isinstance(payload, EventPayload | PluginPayload):
+                refuse(payload, "an EventPayload or PluginPayload")
+            out["kind"] = payload.kind
+            out.update(encode_fields(payload, binary))
+        except Fault as fault:
+            raise fault.under(".payload") from None
+        return out
+
+    @classmethod
+    def _decode(cls, value: Any) -> Self:
+        own = decode_fields(cls, value)
+        kind = value.get("kind")
+        payload = _PAYLOADS.get(kind) if isinstance(kind, str) else None
+        if payload is None:
+            raise Fault("takes 'event' or 'plugin'", ".kind")
+        return cls(payload=payload(**decode_fields(payload, value)), **own)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReadModel(Record):
+    """What the active path says, root first: its events, its messages, and the records of its tool calls.
+
+    Messages are without transient ones, and without those whose id came before.
+    """
+
+    active_events: Sequence[Json]
+    messages: Sequence[Json]
+    tool_calls: Sequence[Json]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MessageTreeNode:
+    """A message and the messages that follow it, siblings in the order of their timestamps as text."""
+
+    node_id: str
+    timestamp: str
+    message: dict[str, Any]
+    active: bool
+    children: list[MessageTreeNode] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGraph(Record):
+    """Immutable: whatever changes a graph returns another one. Where an id occurs twice, the later node has it.
+
+    Raises:
+        Corrupt: from whatever follows parents, where they form a cycle.
+    """
+
+    nodes: Sequence[SessionNodeRecord] = ()
+    leaf_node_id: str | None = None
+    _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nodes, list):
+            object.__setattr__(self, "nodes", tuple(self.nodes))
+
+    @classmethod
+    def from_nodes(cls, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None = None) -> Self:
+        return cls(nodes, leaf_node_id)
+
+    # Looking
+
+    def node_index(self, node_id: str | None) -> int | None:
+        return None if node_id is None else self._index().get(node_id)
+
+    def find_node(self, node_id: str | None) -> SessionNodeRecord | None:
+        place = self.node_index(node_id)
+        return None if place is None else self.nodes[place]
+
+    def active_path(self) -> list[SessionNodeRecord]:
+        """The nodes from the root to the leaf; empty where the leaf is None or unknown.
+
+        A parent that is not in the graph ends the path.
+        """
+        path = [self.nodes[place] for place in self._upwards(self.leaf_node_id)]
+        path.reverse()
+        return path
+
+    def active_path_contains(self, node_id: str) -> bool:
+        return any(self.nodes[place].node_id == node_id for place in self._upwards(self.leaf_node_id))
+
+    def orphaned_node_ids(self) -> list[str]:
+        """The ids of the nodes off the active path, in list order."""
+        active = {node.node_id for node in self.active_path()}
+        return [node.node_id for node in self.nodes if node.node_id not in active]
+
+    def read_model(self) -> SessionReadModel:
+        events = [node.payload.event for node in self.active_path() if isinstance(node.payload, EventPayload)]
+        messages: dict[Any, dict[str, Any]] = {}
+        tool_calls = []
+        for event in events:
+            message, invocation = _inside(event, "Conversation"), _inside(event, "Tool", "Invocation")
+            if message is not None and not _is_transient(message):
+                messages.setdefault(message.get("id"), message)
+            if invocation is not None:
+                tool_calls.append(invocation.get("record"))
+        return SessionReadModel(tuple(events), tuple(messages.values()), tuple(tool_calls))
+
+    def user_message_count(self) -> int:
+        """How many messages of users the whole graph holds, orphans included."""
+        return sum(1 for _ in self._user_messages())
+
+    def first_user_message(self) -> str:
+        """The text of the first message of a user in list order, orphans included; "" where there is none."""
+        message = next(self._user_messages(), None)
+        return "" if message is None else _text_of(message)
+
+    def message_tree(self) -> list[MessageTreeNode]:
+        """Every message of the graph, as a forest: a message hangs from its nearest ancestor that is a message.
+
+        A tree node is active where its id is that of a message on the active path.
+        """
+        active = {message.get("id") for message in self.read_model().messages}
+        placed = {
+            place: MessageTreeNode(node.node_id, node.timestamp, message, node.node_id in active)
+            for place, node in enumerate(self.nodes)
+            if (message := node.message()) is not None
+        }
+        roots: list[MessageTreeNode] = []
+        for place, tree_node in placed.items():
+            ancestors = self._upwards(self.nodes[place].parent_node_id)
+            above = next((ancestor for ancestor in ancestors if ancestor in placed), None)
+            (roots if above is None else placed[above].children).append(tree_node)
+        for siblings in (roots, *(tree_node.children for tree_node in placed.values())):
+            siblings.sort(key=lambda tree_node: tree_node.timestamp)
+        rooted = list(roots)
+        for tree_node in rooted:
+            rooted.extend(tree_node.children)
+        if len(rooted) < len(placed):
+            unrooted = set(placed.values()).difference(rooted)
+            raise Corrupt("graph", min(tree_node.node_id for tree_node in unrooted), "parent cycle")
+        return roots
+
+    # Changing
+
+    def with_leaf(self, leaf_node_id: str | None) -> SessionGraph:
+        """The same nodes with another leaf, known or not."""
+        graph = SessionGraph(self.nodes, leaf_node_id)
+        object.__setattr__(graph, "_places", self._places)
+        return graph
+
+    set_leaf_node_id = branch_to = with_leaf
+
+    def fork_current_path(self) -> SessionGraph:
+        """Only the nodes of the active path; the leaf keeps its name even where no node has it."""
+        return SessionGraph(tuple(self.active_path()), self.leaf_node_id)
+
+    def heal_orphaned_leaf(self) -> SessionGraph:
+        """This graph where its leaf is None or known, else one whose leaf is the last message in list order, if any."""
+        if self.leaf_node_id is None or self.node_index(self.leaf_node_id) is not None:
+            return self
+        last = next((node for node in reversed(self.nodes) if node.message() is not None), None)
+        return self.with_leaf(None if last is None else last.node_id)
+
+    def append_event(self, event: Json) -> SessionGraph:
+        return self._grown(self.leaf_node_id, [EventPayload(event)])
+
+    def append_plugin(self, plugin_type: str, body: Json) -> SessionGraph:
+        return self._grown(self.leaf_node_id, [PluginPayload(plugin_type, body)])
+
+    def append_message(self, message: dict[str, Any]) -> SessionGraph:
+        """The node takes the message's id, or `message:<id>`, `message:<id>:2` and so on where that is taken.
+
+        A message without an id is given one.
+        """
+        return self._grown(self.leaf_node_id, [message])
+
+    def append_active_read_delta(
+        self, messages: Sequence[dict[str, Any]], tool_calls: Sequence[dict[str, Any]]
+    ) -> SessionGraph:
+        """What the active path does not say yet: messages by their id, tool calls by their content."""
+        said = self.read_model()
+        known = {message.get("id") for message in said.messages}
+        recorded = {_compact(record) for record in said.tool_calls}
+        fresh = [message for message in _distinct(messages) if message.get("id") not in known]
+        calls = {text: record for record in tool_calls if (text := _compact(record)) not in recorded}
+        return self._grown(self.leaf_node_id, [*fresh, *map(_invocation, calls.values())])
+
+    def replace_active_read_state(
+        self, messages: Sequence[dict[str, Any]], tool_calls: Sequence[dict[str, Any]]
+    ) -> SessionGraph:
+        """A graph whose active path says exactly this, branching off where the present one first says otherwise.
+
+        No node is dropped: what is no longer on the path stays as an orphan. Nodes that say neither message nor tool
+        call are kept as far as the path is.
+        """
+        wanted = deque(_distinct(messages))
+        calls = deque(tool_calls)
+        said: set[Any] = set()
+        kept = None
+        for node in self.active_path():
+            message, invocation = node.message(), _inside(node.event(), "Tool", "Invocation")
+            if message is not None and not _is_transient(message) and message.get("id") not in said:
+                if not wanted or _compact(wanted[0]) != _compact(message):
+                    break
+                said.add(wanted.popleft().get("id"))
+            elif invocation is not None:
+                if not calls or _compact(calls[0]) != _compact(invocation.get("record")):
+                    break
+                calls.popleft()
+            kept = node.node_id
+        return self._grown(kept, [*wanted, *map(_invocation, calls)])
+
+    def _index(self) -> dict[str, int]:
+        if self._places is None:
+            object.__setattr__(self, "_places", {node.node_id: place for place, node in enumerate(self.nodes)})
+        assert self._places is not None
+        return self._places
+
+    def _upwards(self, node_id: str | None) -> Iterator[int]:
+        """The places of a node and its ancestors, leaf first."""
+        index, seen = self._index(), set[int]()
+        while node_id is not None and (place := index.get(node_id)) is not None:
+            if place in seen:
+                raise Corrupt("graph", node_id, "parent cycle")
+            seen.add(place)
+            yield place
+            node_id = self.nodes[place].parent_node_id
+
+    def _user_messages(self) -> Iterator[dict[str, Any]]:
+        for node in self.nodes:
+            message = node.message()
+            if message is not None and message.get("role") == "User":
+                yield message
+
+    def _grown(self, leaf: str | None, additions: Sequence[NodePayload | dict[str, Any]]) -> SessionGraph:
+        """One node more for each payload or message, in a line below `leaf`."""
+        nodes: list[SessionNodeRecord] = []
+        fresh: dict[str, int] = {}
+        for addition in additions:
+            if isinstance(addition, dict):
+                message_id = addition.get("id") or f"m{uuid4().hex}"
+                node_id = _free_id(message_id, self._index(), fresh)
+                payload: NodePayload = EventPayload({"Conversation": {**addition, "id": message_id}})
+            else:
+                node_id = f"{'e' if isinstance(addition, EventPayload) else 'x'}{uuid4().hex}"
+                payload = addition
+            fresh[node_id] = len(self.nodes) + len(nodes)
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            nodes.append(SessionNodeRecord(node_id, leaf, now, payload))
+            leaf = node_id
+        if not nodes:
+            return self.with_leaf(leaf)
+        graph = SessionGraph((*self.nodes, *nodes), leaf)
+        if self._places is not None:
+            object.__setattr__(graph, "_places", {**self._places, **fresh})
+        return graph
+
+
+def stable_key(record: Mapping[str, Any]) -> str:
+    """What tells one tool call from another: its call id, or a hash of tool, arguments and output."""
+    if call_id := record.get("call_id"):
+        return str(call_id)
+    content = _compact([record.get("tool"), record.get("args"), record.get("output")])
+    return f"anon-{sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def _invocation(record: dict[str, Any]) -> EventPayload:
+    return EventPayload({"Tool": {"Invocation": {"stable_key": stable_key(record), "record": record}}})
+
+
+def _field(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _inside(value: Any, *keys: str) -> dict[str, Any] | None:
+    """The object that lies under `keys`, if there is one: events are free-form and need not hold it."""
+    for key in keys:
+        value = _field(value, key)
+    return value if isinstance(value, dict) else None
+
+
+def _is_transient(message: dict[str, Any]) -> bool:
+    origin = _inside(message, "origin")
+    return origin is not None and origin.get("transient") is True
+
+
+def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages that are not transient, the first of each id; a message without an id is like no other."""
+    seen: set[Any] = set()
+    distinct = []
+    for message in messages:
+        message_id = message.get("id")
+        if not _is_transient(message) and not (message_id and message_id in seen):
+            seen.add(message_id)
+            distinct.append(message)
+    return distinct
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    """The readable parts with a blank line between them. An image is named; tool calls and results are left out."""
+    texts = []
+    parts = message.get("parts")
+    for part in parts if isinstance(parts, list) else ():
+        kind, content = _field(part, "kind"), _field(part, "content")
+        if kind == "Image":
+            texts.append("[Image attached]")
+        elif kind not in ("ToolCall", "ToolResult") and isinstance(content, str) and content.strip():
+            texts.append(content)
+    return "\n\n".join(texts).strip()
+
+
+def _free_id(message_id: str, *taken: Mapping[str, int]) -> str:
+    numbered = (f"message:{message_id}:{number}" for number in count(2))
+    candidates = chain((message_id, f"message:{message_id}"), numbered)
+    return next(node_id for node_id in candidates if not any(node_id in ids for ids in taken))

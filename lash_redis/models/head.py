@@ -1,0 +1,68 @@
+"""Where a session stands, and what a read of it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, TypeAlias
+
+from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint
+from lash_redis.models.graph import SessionGraph
+from lash_redis.models.session import PersistedSessionConfig
+from lash_redis.models.usage import TokenLedgerEntry
+from lash_redis.models.wire import U64, Record, Rule, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHead(Record):
+    """A head with its whole graph."""
+
+    session_id: str = "root"
+    head_revision: U64 = 0
+    graph: Annotated[SessionGraph, Rule.REQUIRED] = field(default_factory=SessionGraph)
+    config: Annotated[PersistedSessionConfig, Rule.REQUIRED] = field(default_factory=PersistedSessionConfig)
+    checkpoint_ref: BlobRef | None = None
+    token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHeadMeta(Record):
+    """A head without its graph. `commit_id` is that of the last commit."""
+
+    session_id: str = "root"
+    head_revision: U64 = 0
+    config: Annotated[PersistedSessionConfig, Rule.REQUIRED] = field(default_factory=PersistedSessionConfig)
+    checkpoint_ref: BlobRef | None = None
+    leaf_node_id: str | None = None
+    graph_node_count: U64 = 0
+    token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    commit_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PersistedSessionRead(Record):
+    """One revision of a session. `commit_id` is that of the commit which made it."""
+
+    session_id: str
+    head_revision: U64
+    config: PersistedSessionConfig
+    graph: SessionGraph
+    checkpoint_ref: BlobRef | None = None
+    checkpoint: HydratedSessionCheckpoint | None = None
+    token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    commit_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FullGraph(Variant):
+    """Read every live node."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePath(Variant):
+    """Read the path from the root to `leaf_node_id`, or to the head's leaf where that is None."""
+
+    leaf_node_id: str | None = None
+
+
+SessionReadScope: TypeAlias = FullGraph | ActivePath

@@ -1,0 +1,133 @@
+"""The session as a runtime holds it in memory between commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Self
+
+from lash_redis.models.commit import RuntimeCommitResult
+from lash_redis.models.components import BlobRef, PluginSessionSnapshot, ToolState
+from lash_redis.models.graph import SessionGraph
+from lash_redis.models.head import PersistedSessionRead
+from lash_redis.models.session import ModeTurnOptions, PersistedTurnState, SessionPolicy
+from lash_redis.models.usage import PromptUsage, SessionUsageReport, TokenLedgerEntry, TokenUsage, merge_token_ledger
+from lash_redis.models.wire import U64, Record, Rule
+
+
+@dataclass(slots=True)
+class PersistedSessionState(Record):
+    """The one record that changes. Where a snapshot stands beside a ref, the snapshot is the newer."""
+
+    session_id: Annotated[str, Rule.REQUIRED] = "root"
+    policy: SessionPolicy = field(default_factory=SessionPolicy)
+    session_graph: SessionGraph = field(default_factory=SessionGraph)
+    turn_index: U64 = 0
+    token_usage: TokenUsage = field(default_factory=TokenUsage)
+    last_prompt_usage: PromptUsage | None = None
+    mode_turn_options: ModeTurnOptions = field(default_factory=ModeTurnOptions)
+    tool_state_ref: BlobRef | None = None
+    tool_state_generation: U64 | None = None
+    tool_state_snapshot: ToolState | None = None
+    plugin_snapshot_ref: BlobRef | None = None
+    plugin_snapshot_revision: U64 | None = None
+    plugin_snapshot: PluginSessionSnapshot | None = None
+    execution_state_ref: BlobRef | None = None
+    execution_state_snapshot: bytes | None = None
+    token_ledger: Annotated[list[TokenLedgerEntry], Rule.OMIT_EMPTY] = field(default_factory=list)
+    checkpoint_ref: BlobRef | None = None
+    head_revision: Annotated[int | None, Rule.IN_MEMORY] = None
+    """The revision the next commit builds on; None before the first."""
+    graph_replace_required: Annotated[bool, Rule.IN_MEMORY] = False
+    """The next commit sends the whole graph."""
+    commit_id: Annotated[str | None, Rule.IN_MEMORY] = None
+    """The commit that made `head_revision`."""
+
+    @classmethod
+    def from_read(cls, read: PersistedSessionRead) -> Self:
+        """The state a read describes; the provider is "unconfigured", since it is not stored.
+
+        Source: persisted_session_state_from_read.
+        """
+        config, checkpoint = read.config, read.checkpoint
+        state = cls(
+            session_id=read.session_id,
+            policy=SessionPolicy(
+                model=config.configured_model,
+                max_context_tokens=config.context_window or None,
+                model_variant=config.model_variant,
+                execution_mode=config.execution_mode,
+                standard_context_approach=config.standard_context_approach,
+            ),
+            session_graph=read.graph,
+            token_ledger=list(read.token_ledger),
+            checkpoint_ref=read.checkpoint_ref,
+            head_revision=read.head_revision,
+            commit_id=read.commit_id,
+        )
+        if checkpoint is not None:
+            turn: PersistedTurnState = checkpoint.turn_state
+            state.turn_index = turn.turn_index
+            state.token_usage = turn.token_usage
+            state.last_prompt_usage = turn.last_prompt_usage
+            state.mode_turn_options = turn.mode_turn_options
+            state.tool_state_ref = checkpoint.tool_state_ref
+            state.tool_state_generation = None if checkpoint.tool_state is None else checkpoint.tool_state.generation
+            state.tool_state_snapshot = checkpoint.tool_state
+            state.plugin_snapshot_ref = checkpoint.plugin_snapshot_ref
+            state.plugin_snapshot_revision = checkpoint.plugin_snapshot_revision
+            state.plugin_snapshot = checkpoint.plugin_snapshot
+            state.execution_state_ref = checkpoint.execution_state_ref
+            state.execution_state_snapshot = checkpoint.execution_state
+        return state
+
+    def adopt(self, read: PersistedSessionRead) -> None:
+        """Become what `read` says, except for what the store does not keep of the live policy."""
+        live = self.policy
+        fresh = type(self).from_read(read)
+        fresh.policy = replace(
+            fresh.policy,
+            provider=live.provider,
+            session_id=live.session_id,
+            autonomous=live.autonomous,
+            max_turns=live.max_turns,
+            prompt=live.prompt,
+        )
+        for each in fields(self):
+            setattr(self, each.name, getattr(fresh, each.name))
+
+    def apply_persisted_commit_result(self, result: RuntimeCommitResult) -> None:
+        """Build on `result` from here on. The snapshots it stored are let go, so the next commit carries only refs."""
+        manifest = result.manifest
+        if self.tool_state_snapshot is not None:
+            self.tool_state_generation = self.tool_state_snapshot.generation
+        elif manifest.tool_state_ref is None:
+            self.tool_state_generation = None
+        self.head_revision = result.head_revision
+        self.commit_id = result.commit_id or None
+        self.checkpoint_ref = result.checkpoint_ref
+        self.tool_state_ref = manifest.tool_state_ref
+        self.plugin_snapshot_ref = manifest.plugin_snapshot_ref
+        self.plugin_snapshot_revision = manifest.plugin_snapshot_revision
+        self.execution_state_ref = manifest.execution_state_ref
+        self.tool_state_snapshot = self.plugin_snapshot = self.execution_state_snapshot = None
+        self.graph_replace_required = False
+
+    def set_execution_state_snapshot(self, snapshot: bytes | None) -> None:
+        """None removes the execution state from the next checkpoint; empty bytes do not."""
+        self.execution_state_snapshot = snapshot
+        if snapshot is None:
+            self.execution_state_ref = None
+
+    def heal_orphaned_leaf(self) -> bool:
+        """Give a graph whose leaf is unknown another; True where it was. The next commit then sends the whole graph."""
+        healed = self.session_graph.heal_orphaned_leaf()
+        if healed is self.session_graph:
+            return False
+        self.session_graph = healed
+        self.graph_replace_required = True
+        return True
+
+    def usage_report(self, pending: Iterable[TokenLedgerEntry] = ()) -> SessionUsageReport:
+        """The ledger and the entries not committed yet, merged."""
+        return SessionUsageReport.from_ledger(merge_token_ledger([*self.token_ledger, *pending]))

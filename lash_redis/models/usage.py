@@ -1,0 +1,145 @@
+"""Tokens: what one turn used, and the ledger of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from lash_redis.errors import InvalidRecord
+from lash_redis.models.wire import I64, MAX_I64, MIN_I64, U64, Record, Rule
+
+_COUNTERS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage(Record):
+    """Tokens counted for a turn. Deltas may be negative."""
+
+    input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    output_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    cached_input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    reasoning_tokens: I64 = 0
+
+    def total(self) -> int:
+        """Input, output and reasoning; cached input is already part of neither."""
+        return self.input_tokens + self.output_tokens + self.reasoning_tokens
+
+    def is_zero(self) -> bool:
+        return not (self.input_tokens or self.output_tokens or self.cached_input_tokens or self.reasoning_tokens)
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptUsage(Record):
+    """How full the context window was at the last prompt."""
+
+    prompt_context_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    input_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    cached_input_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    context_budget_tokens: U64 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLedgerEntry(Record):
+    """What one source (a turn, a plugin) used of one model."""
+
+    source: str
+    model: str
+    usage: TokenUsage
+
+
+def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerEntry]:
+    """One entry per (source, model), counters added, in order of first appearance.
+
+    An entry whose four counters are all zero is left out; a sum that comes to zero stays.
+
+    Raises:
+        InvalidRecord: a sum leaves the 64-bit range; names source, model and counter.
+    """
+    merged: dict[tuple[str, str], TokenUsage] = {}
+    for entry in entries:
+        if entry.usage.is_zero():
+            continue
+        key = (entry.source, entry.model)
+        known = merged.get(key)
+        merged[key] = usage = entry.usage if known is None else known + entry.usage
+        for counter in _COUNTERS:
+            if not MIN_I64 <= getattr(usage, counter) <= MAX_I64:
+                raise InvalidRecord(
+                    f"token_ledger[source={entry.source!r}, model={entry.model!r}].{counter}",
+                    "adds up to more than 64 bits hold",
+                )
+    return [TokenLedgerEntry(source, model, usage) for (source, model), usage in merged.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals(Record):
+    """Counters with their sums: `total_tokens` without cached input, `context_total_tokens` with it."""
+
+    input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    output_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    cached_input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    reasoning_tokens: I64 = 0
+    total_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    context_total_tokens: Annotated[I64, Rule.REQUIRED] = 0
+
+    @classmethod
+    def of(cls, usage: TokenUsage) -> Self:
+        total = usage.total()
+        return cls(
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.reasoning_tokens,
+            total,
+            total + usage.cached_input_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow(Record):
+    """One ledger entry with its sums."""
+
+    source: str
+    model: str
+    usage: UsageTotals
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUsageReport(Record):
+    """A ledger added up: as a whole, by source, by model, and entry by entry in ledger order."""
+
+    entry_count: Annotated[U64, Rule.REQUIRED] = 0
+    usage: Annotated[UsageTotals, Rule.REQUIRED] = UsageTotals()
+    by_source: Annotated[Mapping[str, UsageTotals], Rule.REQUIRED] = field(default_factory=dict)
+    by_model: Annotated[Mapping[str, UsageTotals], Rule.REQUIRED] = field(default_factory=dict)
+    by_source_model: Annotated[Sequence[UsageRow], Rule.REQUIRED] = ()
+
+    @classmethod
+    def from_ledger(cls, entries: Iterable[TokenLedgerEntry]) -> Self:
+        """The entries as they are: one row each, nothing merged or dropped."""
+        whole = TokenUsage()
+        by_source: dict[str, TokenUsage] = {}
+        by_model: dict[str, TokenUsage] = {}
+        rows = []
+        for entry in entries:
+            usage = entry.usage
+            whole += usage
+            by_source[entry.source] = by_source.get(entry.source, TokenUsage()) + usage
+            by_model[entry.model] = by_model.get(entry.model, TokenUsage()) + usage
+            rows.append(UsageRow(entry.source, entry.model, UsageTotals.of(usage)))
+        return cls(
+            entry_count=len(rows),
+            usage=UsageTotals.of(whole),
+            by_source={source: UsageTotals.of(by_source[source]) for source in sorted(by_source)},
+            by_model={model: UsageTotals.of(by_model[model]) for model in sorted(by_model)},
+            by_source_model=tuple(rows),
+        )

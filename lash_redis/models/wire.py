@@ -1,0 +1,495 @@
+"""The shape a record has outside Python: declared once in its annotations, compiled once per class, both ways.
+
+A record is a dataclass that inherits `Record`. Each field's annotation names a shape (`str`, `U64`, `Json`, another
+record, `Sequence[...]`, `X | None`, ...), and a `Rule` beside it says where the field departs from the ordinary:
+written unless it is an option that is None, defaulted on read exactly where the constructor defaults it.
+
+Two forms come out of one walk. `to_json` gives JSON values; `to_msgpack` gives the same with byte strings as `bytes`
+and every free-form object sorted by key, so equal content packs to equal bytes. `from_json` reads both.
+
+Nothing is checked when a record is built, everything when it is written or read. A fault is raised where it is found
+with an empty path, and each level it passes on its way out adds its own step; a sound record pays nothing for paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from enum import Enum, auto
+from math import isfinite
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+
+from lash_redis.errors import InvalidRecord
+from lash_redis.keys import checked_id
+
+MAX_JSON_DEPTH = 256
+MAX_U64 = 2**64 - 1
+MIN_I64, MAX_I64 = -(2**63), 2**63 - 1
+
+_CONTAINERS = (dict, list)
+
+
+class Fault(Exception):
+    """A value that its field does not take. `path` grows leftwards while the fault unwinds."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        self.reason = reason
+        self.path = path
+
+    def under(self, step: str) -> Self:
+        self.path = step + self.path
+        return self
+
+    def at(self, path: str) -> InvalidRecord:
+        return InvalidRecord((path + self.path).removeprefix("."), self.reason)
+
+
+def refuse(value: object, wanted: str) -> NoReturn:
+    raise Fault(f"takes {wanted}, not {type(value).__name__}")
+
+
+class Shape(NamedTuple):
+    """How one kind of value is written (for JSON, or `binary` for MessagePack) and read. Both raise `Fault`."""
+
+    encode: Callable[[Any, bool], Any]
+    decode: Callable[[Any], Any]
+
+
+class Rule(Enum):
+    """Where a field departs from the ordinary. Put beside its type: `Annotated[str, Rule.REQUIRED]`."""
+
+    REQUIRED = auto()
+    """Must be present on read, although the constructor has a default."""
+    NULLABLE = auto()
+    """Written as null when None; other options are left out."""
+    OMIT_EMPTY = auto()
+    """Left out when empty."""
+    NONE_IF_MISSING = auto()
+    """Reads as None when missing, whatever the constructor's default is."""
+    IN_MEMORY = auto()
+    """Neither written nor read."""
+
+
+# Free-form JSON
+
+
+def check_json(value: object, path: str) -> None:
+    """Refuse whatever does not come back from JSON as it went in.
+
+    Taken are None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict with
+    such str keys, at most `MAX_JSON_DEPTH` containers deep.
+
+    Raises:
+        InvalidRecord: names the path to the first offending value.
+    """
+    try:
+        _check(value, 1)
+    except Fault as fault:
+        raise fault.at(path) from None
+
+
+def _check(value: object, depth: int) -> None:
+    if isinstance(value, _CONTAINERS):
+        if depth > MAX_JSON_DEPTH:
+            raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
+        items: Any
+        if isinstance(value, dict):
+            for key in value:
+                if type(key) is not str or not key.isascii():
+                    _check_key(key)
+            items = value.items()
+        else:
+            items = enumerate(value)
+        for key, item in items:
+            kind = type(item)
+            if kind is str:
+                if item.isascii():
+                    continue
+            elif item is None or kind is bool:
+                continue
+            try:
+                _check(item, depth + 1)
+            except Fault as fault:
+                raise fault.under(_step(key)) from None
+    elif isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, int):
+        if not MIN_I64 <= value <= MAX_U64:
+            raise Fault("is an integer outside -2**63..2**64-1")
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise Fault(f"is {value}, which JSON cannot say")
+    elif value is not None:
+        raise Fault(f"is not JSON: {type(value).__name__}")
+
+
+def _check_text(value: str) -> None:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Fault(f"is not valid Unicode: {error.reason} at {error.start}") from None
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise Fault(f"is not JSON: its key {key!r} is no string")
+    try:
+        _check_text(key)
+    except Fault as fault:
+        raise Fault(f"its key {key!a} {fault.reason}") from None
+
+
+def _step(key: str | int) -> str:
+    return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
+
+
+def _sorted(value: Any) -> Any:
+    # Code point order is UTF-8 byte order.
+    if isinstance(value, dict):
+        return {key: _sorted(item) if isinstance(item := value[key], _CONTAINERS) else item for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) if isinstance(item, _CONTAINERS) else item for item in value]
+    return value
+
+
+def _encode_json(value: Any, binary: bool) -> Any:
+    _check(value, 1)
+    return _sorted(value) if binary else value
+
+
+def _decode_json(value: Any) -> Any:
+    _check(value, 1)
+    return value
+
+
+def _encode_object(value: Any, binary: bool) -> Any:
+    return _encode_json(value, binary) if isinstance(value, dict) else refuse(value, "a JSON object")
+
+
+def _decode_object(value: Any) -> Any:
+    return _decode_json(value) if isinstance(value, dict) else refuse(value, "a JSON object")
+
+
+# Scalars
+
+
+def _integer(low: int, high: int) -> Shape:
+    def check(value: Any, binary: bool = False) -> int:
+        if type(value) is not int:
+            refuse(value, "an integer")
+        if not low <= value <= high:
+            raise Fault(f"is an integer outside {low}..{high}")
+        return value
+
+    return Shape(check, check)
+
+
+def _boolean(value: Any, binary: bool = False) -> bool:
+    return value if isinstance(value, bool) else refuse(value, "a boolean")
+
+
+def _text(value: Any, binary: bool = False) -> str:
+    if type(value) is str and value.isascii():
+        return value
+    if not isinstance(value, str):
+        refuse(value, "a string")
+    _check_text(value)
+    return str.__str__(value)
+
+
+def _identifier(value: Any, binary: bool = False) -> str:
+    try:
+        return checked_id("", value)
+    except InvalidRecord as error:
+        raise Fault(error.reason) from None
+
+
+def _encode_bytes(value: Any, binary: bool) -> Any:
+    if not isinstance(value, (bytes, bytearray)):
+        refuse(value, "bytes")
+    return bytes(value) if binary else list(value)
+
+
+def _decode_bytes(value: Any) -> bytes:
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if not isinstance(value, (list, tuple)):
+        refuse(value, "a list of bytes")
+    for index, item in enumerate(value):
+        if type(item) is not int or not 0 <= item <= 255:
+            raise Fault("takes an integer from 0 to 255", f"[{index}]")
+    return bytes(value)
+
+
+U64 = Annotated[int, _integer(0, MAX_U64)]
+I64 = Annotated[int, _integer(MIN_I64, MAX_I64)]
+Id = Annotated[str, Shape(_identifier, _identifier)]
+Json = Annotated[Any, Shape(_encode_json, _decode_json)]
+JsonObject = Annotated[dict[str, Any], Shape(_encode_object, _decode_object)]
+
+_SCALARS: dict[Any, Shape] = {
+    str: Shape(_text, _text),
+    bool: Shape(_boolean, _boolean),
+    bytes: Shape(_encode_bytes, _decode_bytes),
+}
+
+
+# Shapes made of shapes
+
+
+def _optional(inner: Shape) -> Shape:
+    encode, decode = inner
+    return Shape(
+        lambda value, binary: None if value is None else encode(value, binary),
+        lambda value: None if value is None else decode(value),
+    )
+
+
+def _text_of(cls: type[str]) -> Shape:
+    return Shape(_text, lambda value: cls(_text(value)))
+
+
+def _none_if_empty(inner: Shape) -> Shape:
+    encode, decode = inner
+    return Shape(lambda value, binary: encode(value, binary) or None, decode)
+
+
+def _sequence_of(inner: Shape, build: Callable[[list[Any]], Any]) -> Shape:
+    def each(value: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
+        out: list[Any] = []
+        try:
+            for item in value:
+                out.append(convert(item))
+        except Fault as fault:
+            raise fault.under(f"[{len(out)}]") from None
+        return out
+
+    def encode(value: Any, binary: bool) -> list[Any]:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+            refuse(value, "a list")
+        return each(value, lambda item: inner.encode(item, binary)) if value else []
+
+    def decode(value: Any) -> Any:
+        return build(each(value, inner.decode)) if isinstance(value, (list, tuple)) else refuse(value, "a list")
+
+    return Shape(encode, decode)
+
+
+def _map_of(inner: Shape) -> Shape:
+    def each(value: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            refuse(value, "an object")
+        for key in value:
+            _check_key(key)
+        out: dict[str, Any] = {}
+        for key in sorted(value):
+            try:
+                out[key] = convert(value[key])
+            except Fault as fault:
+                raise fault.under(f"[{key!r}]") from None
+        return out
+
+    return Shape(
+        lambda value, binary: each(value, lambda item: inner.encode(item, binary)),
+        lambda value: each(value, inner.decode),
+    )
+
+
+def _record_of(*classes: type[Record]) -> Shape:
+    """One record class, or the variants of a tagged union."""
+    wanted = "a " + " or ".join(cls.__name__ for cls in classes)
+
+    def encode(value: Any, binary: bool) -> Any:
+        return value._encode(binary) if isinstance(value, classes) else refuse(value, wanted)
+
+    def decode_variant(value: Any) -> Any:
+        for cls in classes:
+            if value == cls.__name__ or (isinstance(value, dict) and cls.__name__ in value):
+                return cls._decode(value)
+        raise Fault(f"takes {wanted}, tagged with its name")
+
+    return Shape(encode, decode_variant if len(classes) > 1 else classes[0]._decode)
+
+
+def shape_of(hint: Any) -> Shape:
+    """The shape an annotation names."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return next((mark for mark in arguments if isinstance(mark, Shape)), None) or shape_of(arguments[0])
+    if origin in (Union, UnionType):
+        present = [argument for argument in arguments if argument is not NoneType]
+        inner = shape_of(present[0]) if len(present) == 1 else _record_of(*present)
+        return inner if len(present) == len(arguments) else _optional(inner)
+    if origin in (Sequence, list):
+        return _sequence_of(shape_of(arguments[0]), list if origin is list else tuple)
+    if origin is Mapping:
+        return _map_of(shape_of(arguments[1]))
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if issubclass(hint, Record):
+        return _record_of(hint)
+    if issubclass(hint, str):
+        return _text_of(hint)
+    raise TypeError(f"{hint!r} has no wire shape")
+
+
+# Records
+
+_NEVER = object()
+"""What no field is encoded as."""
+
+
+class _Written(NamedTuple):
+    name: str
+    get: Callable[[Any], Any]
+    encode: Callable[[Any, bool], Any]
+    omitted: object
+    """The encoded value that leaves the field out: None or `_NEVER`."""
+
+
+class _Read(NamedTuple):
+    name: str
+    decode: Callable[[Any], Any]
+    required: bool
+    none_if_missing: bool
+
+
+class _Plan(NamedTuple):
+    written: tuple[_Written, ...]
+    read: tuple[_Read, ...]
+
+
+_PLANS: dict[Any, _Plan] = {}
+
+
+def _plan(cls: Any) -> _Plan:
+    return _PLANS.get(cls) or _PLANS.setdefault(cls, _compiled(cls))
+
+
+def _compiled(cls: Any) -> _Plan:
+    hints = get_type_hints(cls, include_extras=True)
+    written, read = [], []
+    for field in fields(cls):
+        hint = hints[field.name]
+        rules = {mark for mark in get_args(hint) if isinstance(mark, Rule)} if get_origin(hint) is Annotated else set()
+        if Rule.IN_MEMORY in rules:
+            continue
+        shape = _none_if_empty(shape_of(hint)) if Rule.OMIT_EMPTY in rules else shape_of(hint)
+        optional = NoneType in get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)
+        omitted = None if (optional and Rule.NULLABLE not in rules) or Rule.OMIT_EMPTY in rules else _NEVER
+        written.append(_Written(field.name, attrgetter(field.name), shape.encode, omitted))
+        defaulted = field.default is not MISSING or field.default_factory is not MISSING
+        required = Rule.REQUIRED in rules or not (defaulted or optional)
+        none_if_missing = Rule.NONE_IF_MISSING in rules or not defaulted
+        read.append(_Read(field.name, shape.decode, required, none_if_missing))
+    return _Plan(tuple(written), tuple(read))
+
+
+def encode_fields(record: Any, binary: bool) -> dict[str, Any]:
+    """The fields of a record in declaration order."""
+    out: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, get, encode, omitted in _plan(type(record)).written:
+            encoded = encode(get(record), binary)
+            if encoded is not omitted:
+                out[name] = encoded
+    except Fault as fault:
+        raise fault.under(f".{name}") from None
+    return out
+
+
+def decode_fields(cls: type[Any], value: Any) -> dict[str, Any]:
+    """The keyword arguments that build `cls`; unknown keys are ignored."""
+    if not isinstance(value, dict):
+        refuse(value, "an object")
+    out: dict[str, Any] = {}
+    for name, decode, required, none_if_missing in _plan(cls).read:
+        if name in value:
+            try:
+                out[name] = decode(value[name])
+            except Fault as fault:
+                raise fault.under(f".{name}") from None
+        elif required:
+            raise Fault("is missing", f".{name}")
+        elif none_if_missing:
+            out[name] = None
+    return out
+
+
+class Record:
+    """Base of every record. A record of a special shape overrides `_encode` and `_decode`, and nothing else.
+
+    `path` names the record in errors; without one it is called by its class.
+    """
+
+    __slots__ = ()
+
+    def to_json(self, path: str | None = None) -> Any:
+        """JSON values; free-form parts are the record's own, not copies.
+
+        Raises:
+            InvalidRecord: a field holds what its shape does not take.
+        """
+        return self._written(False, path)
+
+    def to_msgpack(self, path: str | None = None) -> Any:
+        """What `msgpack.packb` takes; equal content gives equal bytes.
+
+        Raises:
+            InvalidRecord: a field holds what its shape does not take.
+        """
+        return self._written(True, path)
+
+    @classmethod
+    def from_json(cls, value: Any, path: str | None = None) -> Self:
+        """The record that `to_json` or `to_msgpack` wrote. Unknown keys are ignored.
+
+        Raises:
+            InvalidRecord: a required key is missing, or a value has the wrong type.
+        """
+        try:
+            return cls._decode(value)
+        except Fault as fault:
+            raise fault.at(cls.__name__ if path is None else path) from None
+
+    def _written(self, binary: bool, path: str | None) -> Any:
+        try:
+            return self._encode(binary)
+        except Fault as fault:
+            raise fault.at(type(self).__name__ if path is None else path) from None
+
+    def _encode(self, binary: bool) -> Any:
+        return encode_fields(self, binary)
+
+    @classmethod
+    def _decode(cls, value: Any) -> Self:
+        return cls(**decode_fields(cls, value))
+
+
+class Variant(Record):
+    """One case of a union, tagged with its class name: `{"Name": {fields}}`, or `"Name"` where it has none."""
+
+    __slots__ = ()
+
+    def _encode(self, binary: bool) -> Any:
+        name = type(self).__name__
+        return {name: encode_fields(self, binary)} if _plan(type(self)).written else name
+
+    @classmethod
+    def _decode(cls, value: Any) -> Self:
+        if value == cls.__name__ and not _plan(cls).read:
+            return cls()
+        try:
+            return cls(**decode_fields(cls, cls._untagged(value)))
+        except Fault as fault:
+            raise fault.under(f".{cls.__name__}") from None
+
+    @classmethod
+    def _untagged(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or cls.__name__ not in value:
+            raise Fault(f"takes an object with the key {cls.__name__}")
+        return value[cls.__name__]

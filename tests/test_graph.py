@@ -1,0 +1,393 @@
+"""The graph: its active path, what it says, how it grows; and nodes that are decoded when looked at."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lash_redis.errors import Corrupt
+from lash_redis.models import EventPayload, NodePayload, PluginPayload, SessionGraph, SessionNodeRecord
+from lash_redis.models.graph import stable_key
+
+
+def message(message_id: str, role: str = "User", text: str = "hello", **more: Any) -> dict[str, Any]:
+    part = {"id": f"{message_id}.p0", "kind": "Text", "content": text, "prune_state": "Intact"}
+    return {"id": message_id, "role": role, "parts": [part]} | more
+
+
+def talk(node_id: str, parent: str | None = None, timestamp: str = "t", **more: Any) -> SessionNodeRecord:
+    return SessionNodeRecord(node_id, parent, timestamp, EventPayload({"Conversation": message(node_id, **more)}))
+
+
+def note(node_id: str, parent: str | None = None) -> SessionNodeRecord:
+    return SessionNodeRecord(node_id, parent, "t", PluginPayload("notes", None))
+
+
+def call(call_id: str, **args: Any) -> dict[str, Any]:
+    output = {"outcome": {"status": "success", "payload": None}}
+    return {"call_id": call_id, "tool": "lookup", "args": args, "output": output, "duration_ms": 3}
+
+
+def ids(nodes: Sequence[SessionNodeRecord]) -> list[str]:
+    return [node.node_id for node in nodes]
+
+
+TRANSIENT = {"kind": "plugin", "plugin_id": "p", "transient": True}
+
+BRANCHED = SessionGraph((talk("a"), talk("b", "a"), talk("c", "b"), note("x", "b"), talk("d", "x")), "d")
+
+
+# The active path
+
+
+def test_the_active_path_runs_from_the_root_to_the_leaf() -> None:
+    assert ids(BRANCHED.active_path()) == ["a", "b", "x", "d"]
+    assert ids(BRANCHED.with_leaf("c").active_path()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("leaf", [None, "unknown"])
+def test_a_graph_without_a_known_leaf_has_an_empty_path(leaf: str | None) -> None:
+    assert BRANCHED.with_leaf(leaf).active_path() == []
+
+
+def test_a_path_ends_where_the_parent_is_not_in_the_graph() -> None:
+    assert ids(SessionGraph((talk("b", "gone"), talk("c", "b")), "c").active_path()) == ["b", "c"]
+
+
+def test_the_later_of_two_nodes_has_the_id() -> None:
+    graph = SessionGraph((talk("a"), talk("b"), talk("a", "b")), "a")
+    assert graph.node_index("a") == 2
+    assert ids(graph.active_path()) == ["b", "a"]
+
+
+@pytest.mark.parametrize("nodes", [(talk("a", "a"),), (talk("b", "a"), talk("a", "b"))])
+def test_a_parent_cycle_is_reported_as_corruption(nodes: tuple[SessionNodeRecord, ...]) -> None:
+    graph = SessionGraph(nodes, "a")
+    for look in (graph.active_path, graph.message_tree, graph.read_model, graph.with_leaf(None).message_tree):
+        with pytest.raises(Corrupt) as corrupt:
+            look()
+        assert (corrupt.value.kind, corrupt.value.key, corrupt.value.reason) == ("graph", "a", "parent cycle")
+
+
+def test_orphans_are_the_nodes_off_the_path_in_list_order() -> None:
+    assert BRANCHED.orphaned_node_ids() == ["c"]
+    assert BRANCHED.with_leaf("unknown").orphaned_node_ids() == ["a", "b", "c", "x", "d"]
+
+
+def test_the_path_contains_its_nodes_and_no_others() -> None:
+    assert BRANCHED.active_path_contains("x")
+    assert not BRANCHED.active_path_contains("c")
+    assert not BRANCHED.active_path_contains("unknown")
+
+
+def test_a_fork_holds_the_path_and_keeps_even_an_unknown_leaf() -> None:
+    fork = BRANCHED.fork_current_path()
+    assert (ids(fork.nodes), fork.leaf_node_id) == (["a", "b", "x", "d"], "d")
+    assert BRANCHED.with_leaf("unknown").fork_current_path() == SessionGraph((), "unknown")
+
+
+def test_a_long_path_is_followed() -> None:
+    nodes = [talk("n0"), *(talk(f"n{at}", f"n{at - 1}") for at in range(1, 5_000))]
+    graph = SessionGraph(nodes, "n4999")
+    assert len(graph.active_path()) == 5_000
+    assert len(graph.message_tree()) == 1
+
+
+# Healing
+
+
+def test_an_unknown_leaf_heals_to_the_last_message_in_the_list() -> None:
+    graph = SessionGraph((talk("a"), talk("b", "a"), note("x", "b")), "unknown")
+    assert graph.heal_orphaned_leaf().leaf_node_id == "b"
+    assert graph.leaf_node_id == "unknown"
+
+
+def test_an_unknown_leaf_among_no_messages_heals_to_none() -> None:
+    assert SessionGraph((note("x"),), "unknown").heal_orphaned_leaf() == SessionGraph((note("x"),), None)
+
+
+@pytest.mark.parametrize("leaf", [None, "c"])
+def test_a_leaf_that_is_none_or_known_needs_no_healing(leaf: str | None) -> None:
+    graph = BRANCHED.with_leaf(leaf)
+    assert graph.heal_orphaned_leaf() is graph
+
+
+# What the graph says
+
+
+def test_the_read_model_drops_transient_messages_and_later_ones_of_the_same_id() -> None:
+    graph = (
+        SessionGraph()
+        .append_message(message("m1", text="first"))
+        .append_event({"Conversation": message("m1", text="again")})
+        .append_message(message("m2", origin=TRANSIENT))
+        .append_plugin("notes", {"v": 1})
+        .append_event({"Tool": {"Invocation": {"stable_key": "c", "record": call("c")}}})
+        .append_event({"Mode": {"mode_id": "rlm", "payload": None}})
+    )
+    said = graph.read_model()
+    assert [next(iter(event)) for event in said.active_events] == ["Conversation"] * 3 + ["Tool", "Mode"]
+    assert said.messages == (message("m1", text="first"),)
+    assert said.tool_calls == (call("c"),)
+
+
+def test_events_of_unknown_form_say_nothing() -> None:
+    odd: list[Any] = [None, 1, "Conversation", [], {"Conversation": None}, {"Tool": {"Invocation": []}}, {"Tool": 1}]
+    graph = SessionGraph()
+    for event in odd:
+        graph = graph.append_event(event)
+    assert graph.read_model().messages == graph.read_model().tool_calls == ()
+    assert (graph.user_message_count(), graph.first_user_message(), graph.message_tree()) == (0, "", [])
+
+
+def test_user_messages_are_counted_over_all_nodes() -> None:
+    graph = SessionGraph((talk("a"), talk("b", "a", role="Assistant"), talk("c"), talk("d", origin=TRANSIENT)), "b")
+    assert graph.user_message_count() == 3
+
+
+def test_the_first_user_message_is_its_readable_parts_with_blank_lines_between() -> None:
+    parts = [
+        {"kind": "Text", "content": "  one "},
+        {"kind": "ToolCall", "content": "dropped"},
+        {"kind": "Text", "content": " \n"},
+        {"kind": "Image", "content": "data"},
+        {"kind": "ToolResult", "content": "dropped"},
+        {"kind": "Code", "content": "two\n"},
+    ]
+    graph = SessionGraph((talk("a", role="System"), talk("b", parts=parts), talk("c")), "a")
+    assert graph.first_user_message() == "one \n\n[Image attached]\n\ntwo"
+
+
+def test_a_graph_without_user_messages_has_an_empty_first_one() -> None:
+    assert SessionGraph((talk("a", role="Assistant"),), "a").first_user_message() == ""
+
+
+def test_the_message_tree_skips_what_is_no_message_and_sorts_siblings_by_timestamp() -> None:
+    graph = SessionGraph((talk("a"), note("x", "a"), talk("late", "x", "t2"), talk("early", "a", "t1")), "late")
+    (root,) = graph.message_tree()
+    assert [child.node_id for child in root.children] == ["early", "late"]
+    assert (root.active, [child.active for child in root.children]) == (True, [False, True])
+
+
+# Growing
+
+
+def test_appending_leaves_the_old_graph_as_it_was() -> None:
+    old = SessionGraph((talk("a"),), "a")
+    new = old.append_message(message("b"))
+    assert (ids(old.nodes), old.leaf_node_id) == (["a"], "a")
+    assert (ids(new.nodes), new.leaf_node_id) == (["a", "b"], "b")
+    assert new.nodes[1].parent_node_id == "a"
+
+
+def test_two_graphs_grown_from_one_do_not_see_each_other() -> None:
+    old = SessionGraph((talk("a"),), "a").append_message(message("b"))
+    left, right = old.append_message(message("l")), old.append_message(message("r"))
+    assert (left.find_node("r"), right.find_node("l"), old.find_node("l")) == (None, None, None)
+    assert ids(right.active_path()) == ["a", "b", "r"]
+
+
+def test_the_first_node_has_no_parent() -> None:
+    assert SessionGraph().append_plugin("notes", 1).nodes[0].parent_node_id is None
+
+
+def test_new_nodes_are_named_by_what_they_are() -> None:
+    graph = SessionGraph().append_event({}).append_plugin("p", 1).append_message({"id": "", "role": "User"})
+    event, plugin, nameless = graph.nodes
+    assert re.fullmatch("e[0-9a-f]{32}", event.node_id)
+    assert re.fullmatch("x[0-9a-f]{32}", plugin.node_id)
+    assert re.fullmatch("m[0-9a-f]{32}", nameless.node_id)
+    assert nameless.message() == {"id": nameless.node_id, "role": "User"}
+
+
+def test_a_message_whose_id_is_taken_gets_the_next_free_name() -> None:
+    graph = SessionGraph()
+    for _ in range(4):
+        graph = graph.append_message(message("m"))
+    assert ids(graph.nodes) == ["m", "message:m", "message:m:2", "message:m:3"]
+
+
+def test_new_timestamps_are_utc_with_offset_and_fraction() -> None:
+    timestamp = SessionGraph().append_event({}).nodes[0].timestamp
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", timestamp)
+    assert datetime.fromisoformat(timestamp).utcoffset() == timedelta(0)
+
+
+def test_a_delta_adds_only_what_the_path_does_not_say() -> None:
+    graph = SessionGraph().append_active_read_delta([message("m1")], [call("c1", flag=True)])
+    same = graph.append_active_read_delta([message("m1"), message("t", origin=TRANSIENT)], [call("c1", flag=True)])
+    assert same == graph
+    more = graph.append_active_read_delta([message("m1"), message("m2"), message("m2")], [call("c1", flag=1)])
+    said = more.read_model()
+    assert said.messages == (message("m1"), message("m2"))
+    assert len(more.nodes) == len(graph.nodes) + 2
+    assert [record["args"]["flag"] for record in said.tool_calls] == [True, 1]
+
+
+def test_replacing_branches_off_after_the_longest_prefix_that_agrees() -> None:
+    graph = SessionGraph().append_active_read_delta([message("m1"), message("m2"), message("m3")], [])
+    changed = graph.replace_active_read_state([message("m1"), message("m2", text="edited"), message("m4")], [])
+    assert ids(changed.active_path()) == ["m1", "message:m2", "m4"]
+    assert changed.read_model().messages == (message("m1"), message("m2", text="edited"), message("m4"))
+    assert changed.orphaned_node_ids() == ["m2", "m3"]
+
+
+def test_replacing_with_a_prefix_only_moves_the_leaf() -> None:
+    graph = SessionGraph().append_message(message("m1")).append_plugin("notes", 1).append_message(message("m2"))
+    shorter = graph.replace_active_read_state([message("m1")], [])
+    assert shorter.nodes == graph.nodes
+    assert shorter.leaf_node_id == graph.nodes[1].node_id
+
+
+def test_replacing_with_what_is_said_already_changes_nothing() -> None:
+    graph = SessionGraph().append_active_read_delta([message("m1")], [call("c1")])
+    assert graph.replace_active_read_state([message("m1")], [call("c1")]) == graph
+
+
+def test_replacing_with_nothing_leaves_every_node_an_orphan() -> None:
+    graph = SessionGraph().append_message(message("m1")).replace_active_read_state([], [])
+    assert (graph.leaf_node_id, graph.orphaned_node_ids()) == (None, ["m1"])
+
+
+def test_a_tool_call_is_known_by_its_call_id_or_by_a_hash_of_its_content() -> None:
+    assert stable_key(call("c1")) == "c1"
+    nameless = {"tool": "lookup", "args": {"b": 1, "a": "é"}, "output": None}
+    assert stable_key(nameless) == stable_key({**nameless, "call_id": "", "duration_ms": 9})
+    assert re.fullmatch("anon-[0-9a-f]{12}", stable_key(nameless))
+
+
+# Sequences of nodes
+
+
+class Shelf(Sequence[SessionNodeRecord]):
+    """A sequence that is no tuple and equals any sequence of the same nodes."""
+
+    def __init__(self, *nodes: SessionNodeRecord) -> None:
+        self.nodes = nodes
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.nodes[at]
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self.nodes) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_list_of_nodes_is_copied() -> None:
+    nodes = [talk("a")]
+    graph = SessionGraph(nodes, "a")
+    nodes.append(talk("b"))
+    assert graph.nodes == (talk("a"),)
+
+
+def test_another_sequence_is_kept_and_compares_with_a_tuple_both_ways() -> None:
+    shelf = Shelf(talk("a"), talk("b", "a"))
+    lazy, plain = SessionGraph(shelf, "b"), SessionGraph((talk("a"), talk("b", "a")), "b")
+    assert lazy.nodes is shelf
+    assert lazy == plain
+    assert plain == lazy
+    assert plain != SessionGraph(Shelf(talk("a")), "b")
+    assert ids(lazy.append_message(message("c")).active_path()) == ["a", "b", "c"]
+    assert lazy.to_json() == plain.to_json()
+
+
+def test_what_a_graph_looked_up_is_no_part_of_its_value() -> None:
+    looked, fresh = SessionGraph((talk("a"),), "a"), SessionGraph((talk("a"),), "a")
+    looked.find_node("a")
+    assert looked == fresh
+    assert repr(looked) == repr(fresh)
+    assert dataclasses.replace(looked, nodes=()).find_node("a") is None
+
+
+# Nodes that are decoded when looked at
+
+
+class Stored:
+    """Fills one field at a time and remembers which."""
+
+    def __init__(self, node_id: str = "n", payload: NodePayload | None = None) -> None:
+        body = PluginPayload("notes", [1]) if payload is None else payload
+        self.values = {"node_id": node_id, "parent_node_id": "p", "timestamp": "t", "payload": body}
+        self.loaded: list[str] = []
+
+    def load(self, record: SessionNodeRecord, name: str) -> Any:
+        self.loaded.append(name)
+        object.__setattr__(record, name, self.values[name])
+        return self.values[name]
+
+
+PLAIN = SessionNodeRecord("n", "p", "t", PluginPayload("notes", [1]))
+
+
+def test_a_stored_node_loads_each_field_once_and_only_when_looked_at() -> None:
+    stored = Stored()
+    node = SessionNodeRecord.from_stored(stored)
+    assert stored.loaded == []
+    assert (node.node_id, node.node_id) == ("n", "n")
+    assert stored.loaded == ["node_id"]
+    assert node.plugin_body() == [1]
+    assert stored.loaded == ["node_id", "payload"]
+
+
+def test_a_stored_node_is_like_one_that_was_built() -> None:
+    built = PLAIN
+    assert SessionNodeRecord.from_stored(Stored()) == built
+    assert built == SessionNodeRecord.from_stored(Stored())
+    assert repr(SessionNodeRecord.from_stored(Stored())) == repr(PLAIN)
+    assert SessionNodeRecord.from_stored(Stored()).to_json() == PLAIN.to_json()
+    hashable = PluginPayload("notes", "text")
+    assert hash(SessionNodeRecord.from_stored(Stored("n", hashable))) == hash(
+        SessionNodeRecord("n", "p", "t", hashable)
+    )
+
+
+@pytest.mark.parametrize(
+    "remake",
+    [copy.copy, copy.deepcopy, lambda node: pickle.loads(pickle.dumps(node)), dataclasses.replace],
+)
+def test_copies_of_a_stored_node_are_plain_and_full(remake: Any) -> None:
+    node = remake(SessionNodeRecord.from_stored(Stored()))
+    assert node == PLAIN
+    assert not hasattr(node, "_stored")
+
+
+def test_a_stored_node_cannot_be_written_to() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SessionNodeRecord.from_stored(Stored()).node_id = "other"  # type: ignore[misc]
+
+
+def test_a_node_has_no_attributes_but_its_own() -> None:
+    for node in (PLAIN, SessionNodeRecord.from_stored(Stored())):
+        with pytest.raises(AttributeError, match="'SessionNodeRecord' object has no attribute 'colour'"):
+            node.colour  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_look_at_a_broken_stored_node_raises_what_loading_raised() -> None:
+    class Broken:
+        def load(self, record: SessionNodeRecord, name: str) -> Any:
+            raise Corrupt("node", "log:s", "truncated")
+
+    node = SessionNodeRecord.from_stored(Broken())
+    for look in (lambda: node.payload, lambda: node.message(), lambda: node == PLAIN, lambda: node.to_json()):
+        with pytest.raises(Corrupt, match="truncated"):
+            look()
+
+
+def test_a_node_tells_what_it_holds() -> None:
+    said = talk("m")
+    assert said.message() == message("m")
+    assert said.event() == {"Conversation": message("m")}
+    assert (said.plugin(), said.plugin_body()) == (None, None)
+    assert (PLAIN.event(), PLAIN.message()) == (None, None)
+    assert PLAIN.plugin() == PluginPayload("notes", [1])
