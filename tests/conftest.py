@@ -1,0 +1,82 @@
+"""Fixtures of every test: a server of each kind, an independent door to its bytes, and a report of what was missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis.asyncio
+from proxy import Proxy
+from servers import Kind, RunningServers, Server, Snapshot, require, snapshot, table
+
+
+@pytest.fixture(scope="session")
+def _running() -> Iterator[RunningServers]:
+    servers = RunningServers()
+    yield servers
+    servers.stop()
+
+
+@asynccontextmanager
+async def _served(request: pytest.FixtureRequest, running: RunningServers) -> AsyncIterator[Server]:
+    kind: Kind = request.param
+    request.node.user_properties.append(("server", kind.name))
+    require(kind)
+    server = running.emptied(kind)
+    try:
+        yield server
+    finally:
+        await server.close_clients()
+
+
+@pytest.fixture(params=table(), ids=lambda kind: kind.name)
+async def server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
+    """An empty server of each kind."""
+    async with _served(request, _running) as served:
+        yield served
+
+
+@pytest.fixture(params=[kind for kind in table() if kind.real], ids=lambda kind: kind.name)
+async def real_server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
+    """An empty server of each kind that is a process: for sockets, server time, memory, CPU."""
+    async with _served(request, _running) as served:
+        yield served
+
+
+@pytest.fixture
+async def client(server: Server) -> redis.asyncio.Redis:
+    """A raw client of `server`: a door to the stored bytes that uses none of our code."""
+    return server.client()
+
+
+@pytest.fixture
+async def keyspace(client: redis.asyncio.Redis) -> Callable[[], Awaitable[Snapshot]]:
+    """`await keyspace()` is every key of `server` with its type, value and whether it has a deadline."""
+
+    async def seen() -> Snapshot:
+        return await snapshot(client)
+
+    return seen
+
+
+@pytest.fixture
+async def proxy(real_server: Server) -> AsyncIterator[Proxy]:
+    """A proxy in front of `real_server`; connect with `real_server.client(url=proxy.url)`."""
+    async with Proxy(real_server.url) as running:
+        yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each server: what it is, how its tests went. A missing server is never passed over in silence."""
+    outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in table()}
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            name = dict(report.user_properties).get("server")
+            if name in outcomes:
+                outcomes[name][outcome] += 1
+    terminalreporter.section("servers")
+    for kind in table():
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[kind.name].items()) or "no tests"
+        terminalreporter.line(f"{kind}; {counts}" if kind.missing else f"{kind}: {counts}", red=bool(kind.missing))

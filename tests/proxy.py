@@ -1,0 +1,283 @@
+"""A loopback TCP proxy that counts what a client sends to a Redis server, and breaks the connection where it is told.
+
+What is counted:
+
+command     one RESP request, complete; the handshake of a new connection included.
+round trip  from the first command a client sends while nothing is unanswered to the reply that leaves nothing
+            unanswered again. A pipeline or a transaction is one, whatever its length; a reply that was not delivered
+            completes none.
+bytes       of complete requests passed to the server, and of replies (and pushes) delivered to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+Command = list[bytes]
+
+CHUNK = 256 * 1024
+MAX_VALUE = 64 * 1024 * 1024
+"""Bytes of one request or reply; a connection that exceeds it is closed, and the proxy reports it when it is left."""
+MAX_LOG = 10_000
+
+
+class Action(Enum):
+    """What becomes of one command."""
+
+    PASS = auto()
+    CUT_BEFORE = auto()
+    """The server never gets it: what came before it is answered, then the connection ends."""
+    DROP_REPLY = auto()
+    """The server executes it (and what the client sent with it); its reply and all later ones are lost with the
+    connection. In a transaction, choose EXEC."""
+    HOLD_REPLY = auto()
+    """Its reply, and with it every later one of its connection, waits for `Proxy.release`."""
+
+
+def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
+    """The `nth` (from 1) command called `name` gets `action`, all others pass. EVALSHA and EVAL are two names."""
+    seen = 0
+
+    def choose(command: Command) -> Action:
+        nonlocal seen
+        if command[0].upper() != name.upper().encode():
+            return Action.PASS
+        seen += 1
+        return action if seen == nth else Action.PASS
+
+    return choose
+
+
+@dataclass
+class Traffic:
+    """What passed, in the words of this module. `log` keeps the last 10,000 commands."""
+
+    commands: int = 0
+    round_trips: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    log: deque[Command] = field(default_factory=lambda: deque(maxlen=MAX_LOG), repr=False)
+
+    def names(self) -> list[str]:
+        """The commands' names in order, in capitals."""
+        return [command[0].decode().upper() for command in self.log]
+
+
+class Proxy:
+    """Listens on a free port of 127.0.0.1 inside `async with`; leaving ends every connection and the listener.
+
+    `on_command` is asked once for each command, in order. What it raises ends the connection, and is raised again when
+    the proxy is left.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = urlsplit(upstream)
+        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._links: set[asyncio.Task[None]] = set()
+        self._faults: list[Exception] = []
+        self._measuring: list[Traffic] = []
+        self._released = asyncio.Event()
+        self.on_command: Callable[[Command], Action] = lambda command: Action.PASS
+        self.connections: list[Traffic] = []
+        """The traffic of each connection so far, in order of arrival."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}"
+
+    @contextmanager
+    def measure(self) -> Iterator[Traffic]:
+        """The traffic of all connections while the block runs."""
+        traffic = Traffic()
+        self._measuring.append(traffic)
+        try:
+            yield traffic
+        finally:
+            self._measuring = [other for other in self._measuring if other is not traffic]
+
+    def release(self) -> None:
+        """Let every reply pass that is held now."""
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def accept(self) -> None:
+        """Take connections, on the same port as before."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self._port, limit=CHUNK)
+            self._port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Refuse new connections (ECONNREFUSED) until `accept`; those that stand go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def sever(self) -> None:
+        """End every connection that stands."""
+        links = list(self._links)
+        for link in links:
+            link.cancel()
+        if links:
+            await asyncio.wait(links)
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.refuse()
+        await self.sever()
+        if self._faults and error is None:
+            raise self._faults[0]
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(self, reader, writer)
+        self.connections.append(link.traffic)
+        task = asyncio.get_running_loop().create_task(link.run())
+        self._links.add(task)
+        task.add_done_callback(self._links.discard)
+
+
+class _Link:
+    """One client's connection and its own connection to the server."""
+
+    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.proxy = proxy
+        self.client = reader, writer
+        self.traffic = Traffic()
+        self.unanswered: deque[Action] = deque()
+        self.all_answered = asyncio.Event()
+        self.all_answered.set()
+        self.half_a_request = False
+
+    async def run(self) -> None:
+        _, to_client = self.client
+        try:
+            self.server = await self._connect()
+        except OSError:
+            to_client.close()
+            return
+        _, to_server = self.server
+        flows = [asyncio.create_task(flow) for flow in (self._requests(), self._replies())]
+        try:
+            await asyncio.wait(flows, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for flow in flows:
+                flow.cancel()
+            ends = await asyncio.gather(*flows, return_exceptions=True)
+            self.proxy._faults += [end for end in ends if isinstance(end, Exception) and not isinstance(end, OSError)]
+            for writer in (to_client, to_server):
+                writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        upstream = self.proxy._upstream
+        if upstream.scheme == "unix":
+            return await asyncio.open_unix_connection(unquote(upstream.path), limit=CHUNK)
+        return await asyncio.open_connection(upstream.hostname, upstream.port, limit=CHUNK)
+
+    def _counting(self) -> Iterator[Traffic]:
+        yield self.traffic
+        yield from self.proxy._measuring
+
+    async def _requests(self) -> None:
+        (reader, _), (_, to_server) = self.client, self.server
+        buffer = bytearray()
+        while chunk := await reader.read(CHUNK):
+            for request in _values(buffer, chunk):
+                command = _words(request)
+                action = self.proxy.on_command(command)
+                if action is Action.CUT_BEFORE:
+                    await self.all_answered.wait()
+                    return
+                for traffic in self._counting():
+                    traffic.commands += 1
+                    traffic.bytes_sent += len(request)
+                    traffic.log.append(command)
+                self.unanswered.append(action)
+                self.all_answered.clear()
+                to_server.write(request)
+            self.half_a_request = bool(buffer)
+            await to_server.drain()
+
+    async def _replies(self) -> None:
+        (_, to_client), (reader, _) = self.client, self.server
+        buffer = bytearray()
+        dropping = False
+        while chunk := await reader.read(CHUNK):
+            for reply in _values(buffer, chunk):
+                # A push, or a message to a subscriber, answers no command.
+                asked = bool(self.unanswered) and not reply.startswith(b">")
+                action = self.unanswered[0] if asked else Action.PASS
+                if action is Action.HOLD_REPLY:
+                    await self.proxy._released.wait()
+                dropping = dropping or action is Action.DROP_REPLY
+                if asked:
+                    self.unanswered.popleft()
+                if not dropping:
+                    for traffic in self._counting():
+                        traffic.bytes_received += len(reply)
+                        traffic.round_trips += asked and not self.unanswered and not self.half_a_request
+                    to_client.write(reply)
+                if not self.unanswered:
+                    if dropping:
+                        return
+                    self.all_answered.set()
+            await to_client.drain()
+
+
+def _values(buffer: bytearray, chunk: bytes) -> Iterator[bytes]:
+    """The complete RESP values of `buffer` and `chunk`; what is left over stays in `buffer`."""
+    buffer += chunk
+    while buffer and (end := _end_of_value(buffer)):
+        yield bytes(buffer[:end])
+        del buffer[:end]
+    if len(buffer) > MAX_VALUE:
+        raise ValueError(f"a request or reply of more than {MAX_VALUE} bytes")
+
+
+def _end_of_value(data: bytearray) -> int | None:
+    """Where the RESP2 or RESP3 value (or inline command) at the start of `data` ends; None if it is not all there."""
+    at, pending = 0, 1
+    while pending:
+        line_end = data.find(b"\r\n", at)
+        if line_end < 0:
+            return None
+        mark, size = bytes(data[at : at + 1]), data[at + 1 : line_end]
+        at = line_end + 2
+        pending -= 1
+        if mark in (b"$", b"!", b"="):
+            at += int(size) + 2 if int(size) >= 0 else 0
+        elif mark in (b"*", b"~", b">"):
+            pending += max(int(size), 0)
+        elif mark == b"%":
+            pending += 2 * int(size)
+        elif mark == b"|":  # attributes: pairs, then the value they belong to
+            pending += 2 * int(size) + 1
+    return at if at <= len(data) else None
+
+
+def _words(request: bytes) -> Command:
+    """The words of a request: an array of bulk strings, or a line."""
+    if not request.startswith(b"*"):
+        return request.split() or [b""]
+    words: Command = []
+    at = request.index(b"\r\n") + 2
+    while at < len(request):
+        line_end = request.index(b"\r\n", at)
+        start, size = line_end + 2, int(request[at + 1 : line_end])
+        words.append(request[start : start + size])
+        at = start + size + 2
+    return words
