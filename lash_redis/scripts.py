@@ -1,0 +1,42 @@
+"""The Lua scripts, loaded once: from `lash_redis/lua` when installed, from `lua/` beside the package in a checkout."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+
+_INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+
+
+def lua_directory() -> Path:
+    """Where the scripts lie: inside the installed package, else beside it."""
+    package = Path(__file__).parent
+    packed = package / "lua"
+    return packed if packed.is_dir() else package.parent / "lua"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script's text with its includes in place, and the SHA-1 that EVALSHA knows it by."""
+
+    name: str
+    text: str
+    sha: str
+
+
+def load(name: str) -> Script:
+    directory = lua_directory()
+    text = (directory / f"{name}.lua").read_text(encoding="utf-8")
+    text = _INCLUDE.sub(lambda match: (directory / "include" / f"{match[1]}.lua").read_text(encoding="utf-8"), text)
+    return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+COMMIT = load("commit")
+GC = load("gc")
+META = load("meta")
+NODE = load("node")
+PUT_BLOB = load("put_blob")
+TOMBSTONE = load("tombstone")
+VACUUM = load("vacuum")

@@ -1,0 +1,63 @@
+-- The head's `facts`: twelve numbers in one field, because a field of its own costs 50 bytes a session and a session
+-- has more facts than bytes to spare. In this order, separated by blanks:
+--   revision   counter, to 2^63-1; kept as a string
+--   epoch      how often ReplaceFull began a new log
+--   length     elements of the log, vacuumed ones included
+--   live       nodes that reads show
+--   jumps      elements of the jump list
+--   dead       fields of the dead hash
+--   ids        fields of the nodes hash
+--   bytes      sum of the log's elements
+--   leaf       position of the leaf; -1: none
+--   usage      rows of the ledger
+--   loose      1: links are by id alone (lenient checks let a parent in that no position can express)
+--   deadline   ms since 1970 at which every key of the session expires; 0: never
+
+local function read_facts(text)
+  local revision, epoch, length, live, jumps, dead, ids, bytes, leaf, usage, loose, deadline =
+    string.match(text, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+)$')
+  if not revision or #revision > 19 or (#revision == 19 and revision > '9223372036854775807') then return nil end
+  return {
+    revision = revision, epoch = tonumber(epoch), length = tonumber(length), live = tonumber(live),
+    jumps = tonumber(jumps), dead = tonumber(dead), ids = tonumber(ids), bytes = tonumber(bytes),
+    leaf = tonumber(leaf), usage = tonumber(usage), loose = tonumber(loose), deadline = tonumber(deadline),
+  }
+end
+
+local function write_facts(f)
+  return table.concat({
+    f.revision, f.epoch, f.length, f.live, f.jumps, f.dead, f.ids, f.bytes, f.leaf, f.usage, f.loose, f.deadline,
+  }, ' ')
+end
+
+-- The session's facts, refs and receipts, or nil where it has no head. Where something is wrong, the second value is
+-- the rest of a reply. The further arguments are keys that cannot be there without a head.
+local function open_head(head, ...)
+  local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts')
+  if stored.err then return nil, {'corrupt', 'head', 'holds another type'} end
+  if not stored[1] then
+    if stored[2] or stored[3] then return nil, {'corrupt', 'head', 'its facts are gone'} end
+    if redis.call('EXISTS', ...) > 0 then
+      return nil, {'evicted', 'head', 'is gone, other keys of the session remain'}
+    end
+    return nil, nil, '', ''
+  end
+  local facts = read_facts(stored[1])
+  if not facts then return nil, {'corrupt', 'head', 'its facts are unreadable'} end
+  if not (stored[2] and stored[3]) then return nil, {'corrupt', 'head', 'its refs or receipts are gone'} end
+  return facts, nil, stored[2], stored[3]
+end
+
+-- Nil when `key` holds what the head says, else the rest of a reply: evicted (gone) or corrupt (another type or size).
+local function mismatch(family, command, key, expected)
+  local size = redis.pcall(command, key)
+  if type(size) == 'table' then return {'corrupt', family, 'holds another type'} end
+  if size == expected then return nil end
+  if size == 0 then return {'evicted', family, 'is gone, the head counts ' .. expected .. ' entries'} end
+  return {'corrupt', family, 'has ' .. size .. ' entries, the head counts ' .. expected}
+end
+
+local function refuse(session, rest)
+  table.insert(rest, 2, session)
+  return rest
+end

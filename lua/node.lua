@@ -1,0 +1,40 @@
+-- node: find one live node by its id; reads only.
+--
+-- KEYS   1 head     hash  facts are read
+--        2 log      list  node records
+--        3 nodes    hash  node id -> position
+--        4 dead     hash  position -> node id
+--
+-- ARGV   1 session  str   session id, echoed
+--        2 id       str   node id
+--
+-- Reply  node <session> <record> <position>    the node's record
+--        none <session>                        unknown or tombstoned
+--        corrupt <session> <family> <reason>   stored bytes break a law
+--        evicted <session> <family> <reason>   a key of the session is gone
+--
+-- Order  what the head counts is compared first: an evicted index must not read as an unknown id.
+-- Cost   one round trip, O(length of the log) steps over list chunks.
+
+--@include head
+
+local head, log, nodes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local session, id = ARGV[1], ARGV[2]
+
+-- CHECK
+
+local facts, wrong = open_head(head, log, nodes, dead)
+if facts then
+  wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
+    or mismatch('dead', 'HLEN', dead, facts.dead)
+end
+if wrong then return refuse(session, wrong) end
+if not facts then return {'none', session} end
+
+local position = redis.call('HGET', nodes, id)
+if not position or position == '?' then return {'none', session} end
+if facts.dead > 0 and redis.call('HEXISTS', dead, position) == 1 then return {'none', session} end
+local record = tonumber(position) and redis.call('LINDEX', log, position)
+if not record or record == '' then return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'}) end
+
+return {'node', session, record, position}

@@ -1,0 +1,55 @@
+-- tombstone: hide nodes from every read; a refusal hides none of them.
+--
+-- KEYS   1 head     hash  facts are rewritten
+--        2 nodes    hash  node id -> position
+--        3 dead     hash  position -> node id
+--
+-- ARGV   1 session  str   session id, echoed
+--        2 ids      str   node ids, up to the end
+--
+-- Reply  tombstoned <session> <count>          so many nodes are hidden that were not before
+--        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--
+-- Order  unknown, hidden and merely named ids are passed over, so calling twice is calling once.
+-- Cost   one round trip, O(ids).
+
+--@include head
+
+local head, nodes, dead = KEYS[1], KEYS[2], KEYS[3]
+local session, ids = ARGV[1], 2
+
+-- CHECK
+
+local facts, wrong = open_head(head, nodes, dead)
+if facts then
+  wrong = mismatch('nodes', 'HLEN', nodes, facts.ids) or mismatch('dead', 'HLEN', dead, facts.dead)
+end
+if wrong then return refuse(session, wrong) end
+if not facts then return {'tombstoned', session, 0} end
+
+local fields, seen = {}, {}
+for index = ids, #ARGV do
+  local position = redis.call('HGET', nodes, ARGV[index])
+  if position and position ~= '?' and not seen[position] then
+    seen[position] = true
+    local place = tonumber(position)
+    if not place or place >= facts.length then
+      return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'})
+    end
+    if redis.call('HEXISTS', dead, position) == 0 then
+      fields[#fields + 1] = position
+      fields[#fields + 1] = ARGV[index]
+    end
+  end
+end
+local count = #fields / 2
+if count == 0 then return {'tombstoned', session, 0} end
+facts.live, facts.dead = facts.live - count, facts.dead + count
+
+-- WRITE
+
+redis.call('HSET', head, 'facts', write_facts(facts))
+for from = 1, #fields, 1000 do redis.call('HSET', dead, unpack(fields, from, math.min(from + 999, #fields))) end
+if facts.deadline > 0 then redis.call('PEXPIREAT', dead, facts.deadline) end
+return {'tombstoned', session, count}

@@ -1,0 +1,85 @@
+-- vacuum: free the records of tombstoned nodes, some at a time; a refusal frees none.
+--
+-- KEYS   1 head     hash  facts are rewritten
+--        2 log      list  freed records become empty strings, so that positions never move
+--        3 nodes    hash  node id -> position
+--        4 jumps    list  position:parent position
+--        5 dead     hash  position -> node id
+--
+-- ARGV   1 session  str   session id, echoed
+--        2 limit    int   nodes to free at the most
+--
+-- Reply  vacuumed <session> <count> <left>     so many are freed, so many are still to free
+--        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--
+-- Order  an id may be used again once it is freed, unless a live node still names it as its parent: then it stays,
+--        marked `?`, because a new node of that name would pass for the old one.
+-- Cost   one round trip, O(limit * length of the log) steps over list chunks plus O(jumps).
+
+--@include head
+
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local session, limit = ARGV[1], ARGV[2]
+
+-- CHECK
+
+local facts, wrong = open_head(head, log, nodes, jumps, dead)
+if facts then
+  wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
+    or mismatch('jumps', 'LLEN', jumps, facts.jumps) or mismatch('dead', 'HLEN', dead, facts.dead)
+end
+if wrong then return refuse(session, wrong) end
+if not facts then return {'vacuumed', session, 0, 0} end
+if facts.dead == 0 then return {'vacuumed', session, 0, 0} end
+
+local parent_of, children_of = {}, {}
+for _, jump in ipairs(redis.call('LRANGE', jumps, 0, -1)) do
+  local position, parent = string.match(jump, '^(%d+):(%-?%d+)$')
+  if not position then return refuse(session, {'corrupt', 'jumps', 'an element is unreadable'}) end
+  parent_of[tonumber(position)] = true
+  parent = tonumber(parent)
+  children_of[parent] = children_of[parent] or {}
+  table.insert(children_of[parent], tonumber(position))
+end
+
+local function is_live(position)
+  return position < facts.length and redis.call('HEXISTS', dead, position) == 0
+    and redis.call('LINDEX', log, position) ~= ''
+end
+
+local function has_live_child(position)
+  if not parent_of[position + 1] and is_live(position + 1) then return true end
+  for _, child in ipairs(children_of[position] or {}) do
+    if is_live(child) then return true end
+  end
+  return false
+end
+
+local picked = redis.call('HRANDFIELD', dead, limit, 'WITHVALUES')
+local positions, free_ids, kept_ids = {}, {}, {}
+for index = 1, #picked, 2 do
+  local position, id = tonumber(picked[index]), picked[index + 1]
+  local record = position and redis.call('LINDEX', log, position)
+  if not record or redis.call('HGET', nodes, id) ~= picked[index] then
+    return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})
+  end
+  positions[#positions + 1] = position
+  facts.bytes = facts.bytes - #record
+  if facts.loose == 0 and has_live_child(position) then
+    kept_ids[#kept_ids + 1] = id
+    kept_ids[#kept_ids + 1] = '?'
+  else
+    free_ids[#free_ids + 1] = id
+  end
+end
+facts.dead, facts.ids = facts.dead - #positions, facts.ids - #free_ids
+
+-- WRITE
+
+redis.call('HSET', head, 'facts', write_facts(facts))
+for _, position in ipairs(positions) do redis.call('LSET', log, position, '') end
+if #free_ids > 0 then redis.call('HDEL', nodes, unpack(free_ids)) end
+if #kept_ids > 0 then redis.call('HSET', nodes, unpack(kept_ids)) end
+redis.call('HDEL', dead, unpack(positions))
+return {'vacuumed', session, #positions, facts.dead}
