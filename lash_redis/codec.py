@@ -1,0 +1,343 @@
+"""Stored bytes: what a node, a blob, a head and a ledger row look like in Redis, and what makes them corrupt.
+
+Everything is plain MessagePack under a check: a CRC-32 before a node's record and before the head's body, the SHA-256
+that names a blob. Nothing is ever revived into objects but the records of this package, and bytes that fail their
+check are `Corrupt`, never a guess.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final, TypeVar, overload
+
+import msgpack
+
+from lash_redis.errors import Corrupt, InvalidRecord
+from lash_redis.models import (
+    BlobRef,
+    EventPayload,
+    PersistedSessionConfig,
+    PluginPayload,
+    PluginSessionSnapshot,
+    SessionCheckpoint,
+    SessionMeta,
+    SessionNodeRecord,
+    TokenLedgerEntry,
+    TokenUsage,
+    ToolState,
+)
+from lash_redis.options import BlobProfile
+
+TAG_BYTES: Final = 16
+COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
+"""The components of a checkpoint, in the order in which the head's `refs` lists them."""
+
+Component = TypeVar("Component", ToolState, PluginSessionSnapshot)
+
+_NO_REF: Final = bytes(32)
+
+
+def pack(value: Any, path: str) -> bytes:
+    """MessagePack of `value`; what it cannot hold (an integer beyond 64 bits, a lone surrogate) is refused by name."""
+    try:
+        return msgpack.packb(value, strict_types=True)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRecord(path, str(error)) from error
+
+
+def tag_of(text: str) -> bytes:
+    """The 16 bytes by which a receipt knows a commit id."""
+    return sha256(text.encode()).digest()[:TAG_BYTES]
+
+
+# Blobs
+
+
+def ref_of(data: bytes) -> BlobRef:
+    return BlobRef(sha256(data).hexdigest())
+
+
+def encode_blob(data: bytes, profile: BlobProfile) -> bytes:
+    """One byte that says how, then the bytes: `0` as they are, `1` a zlib stream (kept only where it is shorter)."""
+    if profile.value is not None and len(data) >= profile.value:
+        packed = zlib.compress(data, 1)
+        if len(packed) < len(data):
+            return b"\1" + packed
+    return b"\0" + data
+
+
+def decode_blob(ref: str, content: bytes, key: str) -> bytes:
+    """The bytes `ref` stands for."""
+    if content[:1] == b"\1":
+        try:
+            data = zlib.decompress(content[1:])
+        except zlib.error as error:
+            raise Corrupt("blob", key, f"its zlib stream is damaged: {error}") from error
+    elif content[:1] == b"\0":
+        data = content[1:]
+    else:
+        raise Corrupt("blob", key, f"its encoding {content[:1]!r} is unknown")
+    if sha256(data).hexdigest() != ref:
+        raise Corrupt("blob", key, "its bytes do not hash to its ref")
+    return data
+
+
+def decode_component(kind: type[Component], ref: str, data: bytes) -> Component:
+    """The record a checkpoint's blob holds; bytes of another kind of record are `Corrupt`."""
+    try:
+        return kind.from_json(msgpack.unpackb(data), kind.__name__)
+    except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
+        raise Corrupt("blob", ref, f"holds no {kind.__name__}: {error}") from error
+
+
+def decode_bytes(ref: str, data: bytes) -> bytes:
+    """The byte string an execution state's blob holds."""
+    try:
+        value = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Corrupt("blob", ref, f"holds no byte string: {error}") from error
+    if not isinstance(value, bytes):
+        raise Corrupt("blob", ref, f"holds no byte string but {type(value).__name__}")
+    return value
+
+
+def encode_refs(refs: Sequence[str | None]) -> bytes:
+    """The head's `refs`: 32 bytes for each of `COMPONENTS`, zeros for an absent one; empty if all are absent."""
+    if not any(refs):
+        return b""
+    return b"".join(bytes.fromhex(ref) if ref else _NO_REF for ref in refs)
+
+
+def decode_refs(data: bytes) -> tuple[BlobRef | None, ...]:
+    parts = (data[at : at + 32] for at in range(0, 96, 32))
+    return tuple(BlobRef(part.hex()) if part and part != _NO_REF else None for part in parts)
+
+
+# Nodes
+
+
+def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
+    """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
+    record = pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
+    return zlib.crc32(record).to_bytes(4, "big") + record
+
+
+class _StoredNode:
+    """The bytes behind one record of a read, decoded when one of its fields is first asked for."""
+
+    __slots__ = ("key", "payload", "place", "raw", "tag")
+
+    payload: bytes
+    tag: str | None
+
+    def __init__(self, raw: bytes, key: str, place: int) -> None:
+        self.raw = raw
+        self.key = key
+        self.place = place
+
+    def load(self, record: SessionNodeRecord, name: str) -> Any:
+        """Set the fields of `record`: the payload when it is the one asked for, else those before it."""
+        fill = object.__setattr__
+        if self.raw:
+            node_id, parent, timestamp = self._header()
+            fill(record, "node_id", node_id)
+            fill(record, "parent_node_id", parent)
+            fill(record, "timestamp", timestamp)
+            self.raw = b""
+        if name == "payload":
+            fill(record, "payload", self._payload())
+        return getattr(record, name)
+
+    def _header(self) -> tuple[str, str | None, str]:
+        body = self.raw[4:]
+        if zlib.crc32(body) != int.from_bytes(self.raw[:4], "big"):
+            raise Corrupt("node", self.key, f"record {self.place} does not match its checksum")
+        try:
+            node_id, parent, timestamp, self.tag, self.payload = msgpack.unpackb(body)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise Corrupt("node", self.key, f"record {self.place} is not a node: {error}") from error
+        return node_id, parent, timestamp
+
+    def _payload(self) -> EventPayload | PluginPayload:
+        try:
+            value = msgpack.unpackb(self.payload)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise Corrupt("node", self.key, f"record {self.place} has an unreadable payload: {error}") from error
+        return EventPayload(value) if self.tag is None else PluginPayload(self.tag, value)
+
+
+def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:
+    """The node of a record, checked and decoded at once."""
+    stored = _StoredNode(raw, key, place)
+    node = SessionNodeRecord.from_stored(stored)
+    stored.load(node, "payload")
+    return node
+
+
+class StoredNodes(Sequence[SessionNodeRecord]):
+    """The nodes of a read: an immutable sequence that decodes a record when it is looked at.
+
+    Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` when looked at.
+    """
+
+    __slots__ = ("_key", "_nodes", "_places", "_records")
+
+    def __init__(self, records: Sequence[bytes], key: str, places: Sequence[int] | None = None) -> None:
+        self._records = records
+        self._key = key
+        self._places = range(len(records)) if places is None else places
+        self._nodes: list[SessionNodeRecord | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> SessionNodeRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SessionNodeRecord]: ...
+    def __getitem__(self, index: int | slice) -> SessionNodeRecord | Sequence[SessionNodeRecord]:
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        if self._nodes is None:
+            self._nodes = [None] * len(self._records)
+        node = self._nodes[index]
+        if node is None:
+            stored = _StoredNode(self._records[index], self._key, self._places[index])
+            node = self._nodes[index] = SessionNodeRecord.from_stored(stored)
+        return node
+
+    def __iter__(self) -> Iterator[SessionNodeRecord]:
+        return (self[at] for at in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StoredNodes) and self._records == other._records:
+            return True
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredNodes, (list(self._records), self._key, list(self._places))
+
+
+# Heads
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBody:
+    """What the client keeps in the head for itself; no script looks at it."""
+
+    session_id: str
+    commit_id: str
+    leaf_node_id: str | None
+    config: PersistedSessionConfig
+    checkpoint_ref: BlobRef
+    checkpoint: SessionCheckpoint
+
+
+def encode_body(
+    session_id: str, commit_id: str, leaf: str | None, config: Any, checkpoint_ref: str, manifest: bytes
+) -> bytes:
+    """CRC-32, then `[session id, commit id, leaf id, config, checkpoint ref, manifest]`."""
+    body = pack([session_id, commit_id, leaf, config, str(checkpoint_ref), manifest], "RuntimeCommit")
+    return zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def decode_body(data: bytes, key: str) -> HeadBody:
+    body = data[4:]
+    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
+        raise Corrupt("head", key, "its body does not match its checksum")
+    try:
+        session_id, commit_id, leaf, config, ref, manifest = msgpack.unpackb(body)
+        checkpoint = SessionCheckpoint.from_json(msgpack.unpackb(manifest), "checkpoint")
+        decoded = PersistedSessionConfig.from_json(config, "config")
+    except (ValueError, TypeError, msgpack.UnpackException, InvalidRecord) as error:
+        raise Corrupt("head", key, f"its body is unreadable: {error}") from error
+    if sha256(manifest).hexdigest() != ref:
+        raise Corrupt("checkpoint", key, "the manifest does not hash to its ref")
+    return HeadBody(session_id, commit_id, leaf, decoded, BlobRef(ref), checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The numbers of a head that scripts decide on. Their order and meaning stand in `lua/include/head.lua`."""
+
+    revision: int
+    epoch: int
+    length: int
+    live: int
+    jumps: int
+    dead: int
+    ids: int
+    bytes: int
+    leaf: int
+    usage: int
+    loose: int
+    deadline: int
+
+
+def decode_facts(data: bytes, key: str) -> Facts:
+    try:
+        facts = Facts(*map(int, data.split(b" ")))
+    except (ValueError, TypeError) as error:
+        raise Corrupt("head", key, f"its facts are unreadable: {data[:200]!r}") from error
+    if min(facts.revision, facts.length, facts.live, facts.jumps, facts.dead) < 0 or facts.revision >= 2**63:
+        raise Corrupt("head", key, f"its facts are out of range: {data[:200]!r}")
+    return facts
+
+
+# Meta
+
+
+def encode_meta(meta: SessionMeta) -> bytes:
+    body = pack(meta.to_msgpack("SessionMeta"), "SessionMeta")
+    return zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def decode_meta(data: bytes, key: str) -> SessionMeta:
+    body = data[4:]
+    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
+        raise Corrupt("meta", key, "the record does not match its checksum")
+    try:
+        return SessionMeta.from_json(msgpack.unpackb(body), "meta")
+    except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
+        raise Corrupt("meta", key, f"the record is unreadable: {error}") from error
+
+
+# Ledger rows
+
+
+def ledger_field(entry: TokenLedgerEntry) -> bytes:
+    """The head's field of a ledger row: `u` and the MessagePack of `[source, model]`."""
+    return b"u" + pack([entry.source, entry.model], "usage_deltas")
+
+
+def ledger_key(field: bytes) -> tuple[str, str]:
+    """The `(source, model)` of a ledger field."""
+    source, model = msgpack.unpackb(field[1:])
+    return source, model
+
+
+def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenLedgerEntry, ...]:
+    """The ledger in order of first appearance, from the fields of a head."""
+    rows: list[tuple[int, TokenLedgerEntry]] = []
+    for field, value in head:
+        if field[:1] != b"u":
+            continue
+        try:
+            source, model = ledger_key(field)
+            order, *counters = map(int, value.split(b" "))
+            rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error
+    rows.sort(key=lambda row: row[0])
+    return tuple(entry for _, entry in rows)

@@ -1,0 +1,150 @@
+"""Where a client comes from: given by the caller, or opened by us from a URL and closed again."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from lash_redis.errors import BackendError, InvalidRecord
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a connection: a wrong address must not hang a worker. `?socket_connect_timeout=` overrides it."""
+REPLY_TIMEOUT = 10.0
+"""Seconds to wait for a reply. `?socket_timeout=` overrides it."""
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """`open` is awaited once, before the first command; `close` once, at the end."""
+
+    @property
+    def resends(self) -> bool:
+        """Whether the client itself sends a command again, so that a failure does not tell how often it was sent."""
+        ...
+
+    async def open(self) -> redis.Redis: ...
+
+    async def close(self) -> None: ...
+
+
+class Given:
+    """The caller's own client: used, never configured, never closed."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        retry = client.connection_pool.connection_kwargs.get("retry")
+        self.resends = retry is not None and getattr(retry, "_retries", 1) != 0
+        self._client = client
+
+    async def open(self) -> redis.Redis:
+        return self._client
+
+    async def close(self) -> None:
+        """The caller closes it."""
+
+
+class _Opened:
+    """A client of our own. It never sends again by itself: `backend.py` is the one place that does."""
+
+    resends = False
+
+    def __init__(self) -> None:
+        self._client: redis.Redis | None = None
+
+    def _connect(self, url: str) -> redis.Redis:
+        self._client = redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=REPLY_TIMEOUT,
+        )
+        return checked_client(self._client)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+
+class ByUrl(_Opened):
+    """`redis://`, `rediss://` and `unix://`, with the options that `redis.asyncio.from_url` takes."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        try:
+            self._connect(url)
+        except (ValueError, TypeError) as error:
+            raise InvalidRecord("url", str(error)) from error
+
+    async def open(self) -> redis.Redis:
+        assert self._client is not None
+        return self._client
+
+
+class Embedded(_Opened):
+    """A server process of ours, started when it is first needed."""
+
+    def __init__(self, directory: Path | None) -> None:
+        from lash_redis.embedded import EmbeddedServer, wheel_binary
+
+        super().__init__()
+        wheel_binary()
+        self._server = EmbeddedServer(directory)
+
+    async def open(self) -> redis.Redis:
+        await asyncio.to_thread(self._server.start)
+        return self._connect(self._server.url)
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            await asyncio.to_thread(self._server.stop)
+
+
+class InMemory(_Opened):
+    """fakeredis in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if find_spec("fakeredis") is None:
+            raise BackendError("memory:// needs fakeredis: pip install 'lash-redis[memory]'")
+
+    async def open(self) -> redis.Redis:
+        from fakeredis import FakeAsyncRedis, FakeServer
+
+        self._client = FakeAsyncRedis(server=FakeServer())
+        return self._client
+
+
+def connector(url: str) -> Connector:
+    """What opens `url`. Connects to nothing and starts nothing yet."""
+    if not isinstance(url, str):
+        raise InvalidRecord("url", f"takes a string, not {type(url).__name__}")
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "redis" | "rediss" | "unix":
+            return ByUrl(url)
+        case "embedded":
+            return Embedded(Path(rest) if rest else None)
+        case "memory" if not rest:
+            return InMemory()
+    known = "redis://, rediss://, unix://, embedded://[directory] or memory://"
+    raise InvalidRecord("url", f"takes {known}, not {urlsplit(url)._replace(netloc='', query='').geturl()!r}")
+
+
+def checked_client(client: object) -> redis.Redis:
+    """`client`, if this package can work with it."""
+    if not isinstance(client, redis.Redis):
+        kind = type(client)
+        raise InvalidRecord("client", f"takes a redis.asyncio.Redis, not {kind.__module__}.{kind.__qualname__}")
+    if client.connection_pool.connection_kwargs.get("decode_responses"):
+        raise InvalidRecord(
+            "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"
+        )
+    return client

@@ -1,0 +1,97 @@
+"""Everything a host may set, with its unit and its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from lash_redis.errors import InvalidRecord
+from lash_redis.keys import MAX_SHARDS
+
+
+class BlobProfile(Enum):
+    """When a blob is compressed (zlib level 1), by its size. The ref is of the bytes before, so profiles mix."""
+
+    LOW_LATENCY = None
+    """Never."""
+    BALANCED = 4096
+    """From 4,096 bytes on."""
+    COMPACT = 1024
+    """From 1,024 bytes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreGcPolicy:
+    """When a handle collects garbage by itself."""
+
+    auto_run_every_commits: int = 0
+    """Run `gc_unreachable` after every so many successful commits of a handle; 0 for never."""
+
+    def __post_init__(self) -> None:
+        _whole("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a `SessionCache` behaves. Two caches of one namespace may differ in all but `shards`."""
+
+    graph_checks: Literal["strict", "lenient"] = "strict"
+    """`lenient` takes any parent and any leaf, as the first lash store did; a taken id is refused either way."""
+
+    blob_profile: BlobProfile = BlobProfile.LOW_LATENCY
+
+    gc_policy: StoreGcPolicy = field(default_factory=StoreGcPolicy)
+
+    shards: int = 64
+    """Hash tags the namespace is spread over, 1 to 1,024. Sessions share blobs within one. Fixed at the first write."""
+
+    blob_grace: float = 60.0
+    """Seconds a blob outlives its last holder, so that a read that has just learned its ref still finds it."""
+
+    upload_grace: float = 3600.0
+    """Seconds a blob stored by `put_blob` waits for a commit that names it."""
+
+    blob_cache_bytes: int = 64 * 1024 * 1024
+    """Bytes of blobs kept in this process, so that a tool state many sessions share is fetched once."""
+
+    max_commit_bytes: int | None = 64 * 1024 * 1024
+    """Limit on nodes, component bodies and head of one commit; None for no limit. The server does it in one go."""
+
+    max_commit_nodes: int | None = 50_000
+    """Limit on nodes of one commit; None for no limit."""
+
+    retry_attempts: int = 6
+    """How often a command is sent at the most when the connection is lost or the server is not ready."""
+
+    retry_max_delay: float = 1.0
+    """Longest pause between two attempts, in seconds; pauses grow exponentially from 10 ms, with full jitter."""
+
+    def __post_init__(self) -> None:
+        if self.graph_checks not in ("strict", "lenient"):
+            raise InvalidRecord("options.graph_checks", f"takes 'strict' or 'lenient', not {self.graph_checks!r}")
+        if not isinstance(self.blob_profile, BlobProfile):
+            raise InvalidRecord("options.blob_profile", f"takes a BlobProfile, not {self.blob_profile!r}")
+        if not isinstance(self.gc_policy, StoreGcPolicy):
+            raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
+        _whole("options.shards", self.shards, 1, MAX_SHARDS)
+        for name in ("blob_grace", "upload_grace", "retry_max_delay"):
+            seconds_to_ms(f"options.{name}", getattr(self, name))
+        _whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
+        for name in ("max_commit_bytes", "max_commit_nodes"):
+            if getattr(self, name) is not None:
+                _whole(f"options.{name}", getattr(self, name), 1)
+        _whole("options.retry_attempts", self.retry_attempts, 1)
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise InvalidRecord(name, f"takes a whole number, {bounds}, not {value!r}")
+
+
+def seconds_to_ms(name: str, value: Any) -> int:
+    """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100 * 365 * 86_400:
+        raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {value!r}")
+    return max(1, round(value * 1000))

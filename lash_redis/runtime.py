@@ -1,0 +1,68 @@
+"""What the lash runtime asks of a store, and how it gets its state out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from lash_redis.models import (
+    ActivePath,
+    FullGraph,
+    GcReport,
+    PersistedSessionRead,
+    PersistedSessionState,
+    RuntimeCommit,
+    RuntimeCommitResult,
+    SessionMeta,
+    SessionNodeRecord,
+    SessionReadScope,
+    VacuumReport,
+)
+
+
+@runtime_checkable
+class RuntimePersistence(Protocol):
+    """The contract; `RedisSessionStore` documents each method. Source: lash-core, `store.rs`, 0.1.0-alpha.1."""
+
+    async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None: ...
+
+    async def load_node(self, node_id: str) -> SessionNodeRecord | None: ...
+
+    async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult: ...
+
+    async def save_session_meta(self, meta: SessionMeta) -> None: ...
+
+    async def load_session_meta(self) -> SessionMeta | None: ...
+
+    async def tombstone_nodes(self, ids: Sequence[str]) -> None: ...
+
+    async def vacuum(self) -> VacuumReport: ...
+
+    async def gc_unreachable(self) -> GcReport: ...
+
+
+async def load_persisted_session_state(store: RuntimePersistence) -> PersistedSessionState | None:
+    """The state of a session with its full graph, or None if it has no head."""
+    read = await store.load_session(FullGraph())
+    return None if read is None else PersistedSessionState.from_read(read)
+
+
+async def load_persisted_session_state_active_path(
+    store: RuntimePersistence, leaf_node_id: str | None = None
+) -> PersistedSessionState | None:
+    """The state of a session with the path to `leaf_node_id` (default: the head's leaf), or None if it has no head.
+
+    A full replacement committed from such a state deletes every other branch.
+    """
+    read = await store.load_session(ActivePath(leaf_node_id))
+    return None if read is None else PersistedSessionState.from_read(read)
+
+
+async def refresh_persisted_session_state(store: RuntimePersistence, state: PersistedSessionState) -> None:
+    """Bring `state` up to what is stored; without a head it stays as it is.
+
+    What the store does not own stays too: the live provider, session id, turn limit, autonomy and prompt of the policy.
+    """
+    read = await store.load_session(FullGraph())
+    if read is not None:
+        state.adopt(read)

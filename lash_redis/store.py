@@ -1,0 +1,371 @@
+"""One session's store: sends what `commands.py` makes and brings the replies back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from lash_redis import codec, commands
+from lash_redis.errors import (
+    BackendError,
+    Corrupt,
+    HeadRevisionConflict,
+    InvalidRecord,
+    SessionBindingMismatch,
+    StoreError,
+    UnsupportedReadScope,
+)
+from lash_redis.keys import checked_id
+from lash_redis.models import (
+    ActivePath,
+    BlobRef,
+    FullGraph,
+    GcReport,
+    PersistedSessionRead,
+    RuntimeCommit,
+    RuntimeCommitResult,
+    SessionGraph,
+    SessionHeadMeta,
+    SessionMeta,
+    SessionNodeRecord,
+    SessionReadScope,
+    VacuumReport,
+)
+
+if TYPE_CHECKING:
+    from lash_redis.cache import SessionCache
+
+log = logging.getLogger("lash_redis")
+
+MAX_TURNS = 8
+"""How often a read or commit starts again because the session moved under it, before it gives up."""
+
+
+class RedisSessionStore:
+    """`RuntimePersistence` for one session. Made by `SessionCache.session`; making one does no I/O.
+
+    A handle is cheap and may be made for every request. It remembers the refs of the revision it last saw, so that a
+    commit after a load (or after a commit) is one round trip; any number of handles may serve one session.
+    """
+
+    def __init__(self, cache: SessionCache, session_id: str) -> None:
+        self._cache = cache
+        self._keys = cache.layout.session(checked_id("session_id", session_id))
+        self._refs: commands.Refs | None = None
+        self._commits = 0
+
+    @property
+    def session_id(self) -> str:
+        return self._keys.session_id
+
+    def __repr__(self) -> str:
+        return f"RedisSessionStore({self.session_id!r}, namespace={self._cache.namespace!r})"
+
+    # Reads
+
+    async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None:
+        """The session at one revision, or None if it has no head.
+
+        `FullGraph()` has every live node in insertion order and the head's leaf verbatim. `ActivePath()` has the nodes
+        from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or tombstoned). Nodes are
+        decoded when they are looked at. At most two round trips; the second only for blobs this process has not seen,
+        or for the path. O(nodes returned).
+
+        Raises:
+            UnsupportedReadScope: `scope` is neither.
+            InvalidLeaf: `ActivePath()`, and the head's leaf is tombstoned (with strict checks).
+            Corrupt, SessionEvicted: stored bytes break a law, or part of the session is gone. A node's own record is
+                checked when it is looked at.
+
+        Source: RuntimePersistence::load_session.
+        """
+        if isinstance(scope, FullGraph):
+            return await self._load_full()
+        if isinstance(scope, ActivePath):
+            if scope.leaf_node_id is not None:
+                checked_id("ActivePath.leaf_node_id", scope.leaf_node_id)
+            return await self._load_path(scope.leaf_node_id)
+        raise UnsupportedReadScope(scope)
+
+    async def _load_full(self) -> PersistedSessionRead | None:
+        lost: Corrupt | None = None
+        for _ in range(MAX_TURNS):
+            replies = await self._read(commands.full_read(self._keys))
+            found = commands.full_reply(self._keys, replies)
+            if found is None:
+                return None
+            head, graph = found
+            blobs, missing = await self._cache.blobs(self._keys, head.refs)
+            if missing is None:
+                return self._seen(head.read(graph, blobs), head)
+            lost = self._same_or_raise(lost, missing)
+        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
+
+    async def _load_path(self, leaf: str | None) -> PersistedSessionRead | None:
+        strict = self._cache.options.graph_checks == "strict"
+        lost: Corrupt | None = None
+        for _ in range(MAX_TURNS):
+            plan = commands.path_plan(
+                self._keys, leaf, await self._read(commands.path_read(self._keys, leaf)), strict=strict
+            )
+            if plan is None:
+                return None
+            if plan.by_id:
+                return await self._load_path_by_id(leaf)
+            known, unknown = self._cache.known_blobs(plan.head.refs)
+            trip = commands.span_read(self._keys, plan, unknown)
+            replies = await self._read(trip) if plan.spans or unknown else [None]
+            if plan.spans or unknown:
+                contents = replies[len(replies) - len(unknown) :]
+                graph = commands.span_reply(self._keys, plan, replies[: len(replies) - len(unknown)], strict=strict)
+                if graph is None:
+                    continue
+                missing = self._cache.take_blobs(self._keys, unknown, contents, known)
+                if missing is not None:
+                    lost = self._same_or_raise(lost, missing)
+                    continue
+            else:
+                graph = SessionGraph((), plan.leaf)
+            return self._seen(plan.head.read(graph, known), plan.head)
+        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
+
+    async def _load_path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
+        """The path of a session whose links only ids express: the whole graph, walked here."""
+        read = await self._load_full()
+        if read is None:
+            return None
+        graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
+        return replace(read, graph=graph.fork_current_path())
+
+    def _same_or_raise(self, before: Corrupt | None, missing: Corrupt) -> Corrupt:
+        """A blob that is missing once may just have been let go; missing twice, it is gone."""
+        if before is not None and before.key == missing.key:
+            raise missing
+        return missing
+
+    def _seen(self, read: PersistedSessionRead, head: commands.StoredHead) -> PersistedSessionRead:
+        self._refs = head.refs
+        return read
+
+    async def load_head(self) -> SessionHeadMeta | None:
+        """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
+        fields, others = await self._read(commands.head_read(self._keys))
+        head = commands.head_reply(self._keys, fields, others)
+        if head is None:
+            return None
+        self._refs = head.refs
+        return head.meta()
+
+    async def load_node(self, node_id: str) -> SessionNodeRecord | None:
+        """A live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
+
+        Source: RuntimePersistence::load_node.
+        """
+        call = commands.node_call(self._keys, checked_id("node_id", node_id))
+        await self._cache.ready(writes=False)
+        return commands.node_reply(call, self._keys, node_id, await self._cache.backend.run(call))
+
+    async def load_session_meta(self) -> SessionMeta | None:
+        """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
+        return commands.meta_reply(self._keys, await self._read(commands.meta_read(self._keys)))
+
+    async def _read(self, trip: Sequence[commands.Command]) -> list[Any]:
+        await self._cache.ready(writes=False)
+        return await self._cache.backend.send(trip, atomic=True)
+
+    # Writes
+
+    async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult:
+        """Publish the next revision, all of it or nothing.
+
+        The same commit sent again, by whoever, returns the first attempt's result with `replayed=True` while it is
+        among the session's last 32; `expected_head_revision=None` overwrites whatever head there is. One round trip
+        when this handle knows the refs the head holds (after a load or a commit, or when the commit carries them);
+        a second where it does not or where a blob turns out not to be stored. Cost grows with the commit, not with
+        the session.
+
+        Raises:
+            SessionBindingMismatch: the commit is for another session.
+            InvalidRecord, CommitTooLarge: it cannot be stored as it is.
+            HeadRevisionConflict, SessionGone: the head is not the one it was built on; load, decide, commit anew.
+            CommitIdReused: its id was used for another meaning.
+            NodeIdCollision, InvalidParent, InvalidLeaf: its nodes do not fit the graph.
+            MissingBlob: it names a component by ref that is not stored.
+            Corrupt, SessionEvicted: the session cannot be built upon.
+            OutcomeUnknown: the reply was lost; send the same commit again.
+
+        Source: RuntimePersistence::commit_runtime_state.
+        """
+        if not isinstance(commit, RuntimeCommit):
+            raise InvalidRecord("commit", f"takes a RuntimeCommit, not {type(commit).__name__}")
+        if commit.session_id != self.session_id:
+            raise SessionBindingMismatch(self.session_id, commit.session_id)
+        cache = self._cache
+        prepared = commands.prepare_commit(commit, cache.options)
+        before = self._refs if self._refs is not None else commands.carried_refs(commit)
+        contents = {
+            ref: codec.encode_blob(data, cache.options.blob_profile)
+            for ref, data in prepared.bodies.items()
+            if self._keys.blob(ref) not in cache.known
+        }
+        await cache.ready(writes=True)
+        for _ in range(MAX_TURNS):
+            call = commands.commit_call(self._keys, prepared, before, contents, cache.ttl_ms, cache.options)
+            outcome = commands.commit_reply(call, prepared, self._keys, await cache.backend.run(call))
+            if isinstance(outcome, commands.RefsMoved):
+                before = outcome.refs
+            elif isinstance(outcome, commands.BlobsMissing):
+                for ref in outcome.refs:
+                    contents[ref] = await self._content(prepared, ref)
+            else:
+                if not outcome.replayed:
+                    self._refs = prepared.refs
+                for held in filter(None, prepared.refs):
+                    cache.known.add(self._keys.blob(held))
+                for ref, data in prepared.bodies.items():
+                    cache.blob_cache.put(ref, data)
+                await self._collect_if_due()
+                return outcome
+        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
+
+    async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes:
+        """The stored form of a blob that the session's shard turned out not to have."""
+        self._cache.known.discard(self._keys.blob(ref))
+        data = prepared.bodies.get(ref)
+        if data is None:
+            data = self._cache.blob_cache.get(ref) or await self._cache.uploaded_blob(ref)
+        if data is None:
+            raise commands.missing_blob(prepared, ref)
+        return codec.encode_blob(data, self._cache.options.blob_profile)
+
+    async def _collect_if_due(self) -> None:
+        every = self._cache.options.gc_policy.auto_run_every_commits
+        self._commits += 1
+        if every and self._commits % every == 0:
+            try:
+                await self.gc_unreachable()
+            except StoreError:
+                # The commit stands; what could not be collected now is collected the next time or expires.
+                log.warning("garbage collection after a commit of session %r failed", self.session_id, exc_info=True)
+
+    async def update(
+        self,
+        fn: Callable[[PersistedSessionRead | None], RuntimeCommit | Awaitable[RuntimeCommit]],
+        *,
+        attempts: int = 8,
+    ) -> RuntimeCommitResult:
+        """Load, let `fn` make a commit of what it sees, commit; on a conflict load again and ask again.
+
+        `fn` is called once per attempt with the session as it then is (None before the first commit), and must make a
+        new commit each time: a stale one is never sent twice. Attempts are `attempts` at the most, with random
+        exponential pauses from 10 ms.
+
+        Raises:
+            HeadRevisionConflict: the last attempt's, when all lost.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_random_exponential(multiplier=0.01, max=self._cache.options.retry_max_delay),
+            retry=retry_if_exception_type(HeadRevisionConflict),
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                made = fn(await self.load_session(FullGraph()))
+                commit = await made if isawaitable(made) else made
+                return await self.commit_runtime_state(commit)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def save_session_meta(self, meta: SessionMeta) -> None:
+        """Replace the meta record; the head and its revision stay. One round trip.
+
+        Raises:
+            SessionBindingMismatch: the record is for another session.
+            InvalidRecord: names the field that cannot be stored.
+
+        Source: RuntimePersistence::save_session_meta.
+        """
+        if not isinstance(meta, SessionMeta):
+            raise InvalidRecord("meta", f"takes a SessionMeta, not {type(meta).__name__}")
+        if meta.session_id != self.session_id:
+            raise SessionBindingMismatch(self.session_id, meta.session_id)
+        await self._run(commands.meta_call(self._keys, meta, "save", self._cache.ttl_ms))
+
+    async def create_meta(self, meta: SessionMeta) -> None:
+        """Write the meta record unless there is one."""
+        await self._run(commands.meta_call(self._keys, meta, "create", self._cache.ttl_ms))
+
+    async def _run(self, call: commands.ScriptCall) -> list[Any]:
+        await self._cache.ready(writes=True)
+        reply: list[Any] = await self._cache.backend.run(call)
+        commands.status(call, reply, self._keys)
+        return reply
+
+    async def tombstone_nodes(self, ids: Sequence[str]) -> None:
+        """Hide `ids` from every read; their bytes stay until `vacuum`.
+
+        Unknown and already hidden ids are skipped. The head, its revision and the leaf do not change: hiding a node of
+        the active path cuts the path there. One round trip per 1,000 ids.
+
+        Raises:
+            Corrupt: an entry points outside the log; nothing of that chunk was hidden.
+            OutcomeUnknown: the reply was lost; call again, hiding twice is hiding once.
+
+        Source: RuntimePersistence::tombstone_nodes.
+        """
+        if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+            raise InvalidRecord("ids", f"takes a sequence of node ids, not {type(ids).__name__}")
+        for at, node_id in enumerate(ids):
+            checked_id(f"ids[{at}]", node_id)
+        for at in range(0, len(ids), commands.TOMBSTONE_CHUNK):
+            await self._run(commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK]))
+
+    async def vacuum(self) -> VacuumReport:
+        """Free the records of tombstoned nodes; returns how many. One round trip per 500.
+
+        An id may be used again afterwards, unless a live node still names it as its parent.
+
+        Raises:
+            OutcomeUnknown: the reply was lost; call again for the rest (what was freed is not counted twice).
+
+        Source: RuntimePersistence::vacuum.
+        """
+        removed, left = 0, 1
+        while left:
+            reply = await self._run(commands.vacuum_call(self._keys))
+            removed, left = removed + reply[2], reply[3]
+        return VacuumReport(removed_node_count=removed)
+
+    async def gc_unreachable(self) -> GcReport:
+        """Delete the blobs of this session's shard that no session holds.
+
+        `root_count` is 1 if the session has a head; `retained_blob_count` counts its manifest and the distinct blobs
+        it holds. Works from holder counts, never by scanning; safe beside commits in flight. Two round trips and two
+        more for every 500 blobs.
+
+        Raises:
+            Corrupt: the head cannot be read; nothing was deleted.
+
+        Source: RuntimePersistence::gc_unreachable.
+        """
+        fields, others = await self._read(commands.head_read(self._keys))
+        head = commands.head_reply(self._keys, fields, others)
+        deleted = 0
+        while True:
+            (refs,) = await self._read(commands.orphan_read(self._keys))
+            if not refs:
+                break
+            reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]))
+            deleted += reply[2]
+            if reply[3] < len(refs):
+                break
+        return GcReport(
+            root_count=0 if head is None else 1,
+            retained_blob_count=0 if head is None else 1 + len({ref for ref in head.refs if ref}),
+            deleted_blob_count=deleted,
+        )
