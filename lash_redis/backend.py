@@ -87,65 +87,54 @@ class Backend:
         """
         if not commands:
             return []
-
-        client: Any = self._client or await self._opened()  # redis-py leaves execute_command untyped
+        client: Any = self._client or await self._opened()
 
         async def send() -> list[Any]:
             if len(commands) == 1:
-                return [await client.execute_command(*commands[0])]
-            pipeline = client.pipeline(transaction=atomic)
-            for command in commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+                try:
+                    replies = [await client.execute_command(*commands[0])]
+                except exceptions.ResponseError as error:
+                    replies = [error]
+            else:
+                pipeline = client.pipeline(transaction=atomic)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                replies = await pipeline.execute(raise_on_error=False)
+            for command, reply in zip(commands, replies, strict=True):
+                if isinstance(reply, exceptions.ResponseError):
+                    if _is_wrong_type(reply):
+                        raise Corrupt(family_of(command[1]), command[1], "holds another type") from reply
+                    raise reply
             return replies
 
-        try:
-            replies = await self._attempts(send, writes=False, name=str(commands[0][0]))
-        except _WrongTypeError as error:
-            replies = [error.cause]
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, exceptions.ResponseError):
-                raise self._refusal(command, reply) from reply
-        return replies
-
-    def _refusal(self, command: Command, error: Exception) -> StoreError:
-        if str(error).startswith("WRONGTYPE"):
-            return Corrupt(family_of(command[1]), command[1], "holds another type")
-        return BackendError(f"{command[0]}: {error}")
+        return await self._attempts(send, writes=False, name=str(commands[0][0]))
 
     async def _attempts(self, send: Callable[[], Awaitable[Reply]], *, writes: bool, name: str) -> Reply:
         fate = _Fate(ambiguous=self._connector.resends)
+
+        async def once() -> Reply:
+            try:
+                return await send()
+            except exceptions.RedisError as error:
+                fate.note(error)
+                raise
+
+        attempts = self._options.retry_attempts
         try:
-            return await send()
-        except exceptions.RedisError as error:
-            fate.note(error)
-            if self._options.retry_attempts == 1 or not _worth_retrying(error):
-                raise fate.error(error, writes=writes, name=name) from error
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._options.retry_attempts - 1),
-            wait=wait_random_exponential(multiplier=0.01, max=self._options.retry_max_delay),
-            retry=retry_if_exception(_worth_retrying),
-            reraise=True,
-        )
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    try:
-                        return await send()
-                    except exceptions.RedisError as error:
-                        fate.note(error)
-                        raise
+            try:
+                return await once()
+            except exceptions.RedisError as error:
+                if attempts == 1 or not _worth_retrying(error):
+                    raise
+            retrying = AsyncRetrying(
+                stop=stop_after_attempt(attempts - 1),
+                wait=wait_random_exponential(multiplier=0.01, max=self._options.retry_max_delay),
+                retry=retry_if_exception(_worth_retrying),
+                reraise=True,
+            )
+            return await retrying(once)
         except exceptions.RedisError as error:
             raise fate.error(error, writes=writes, name=name) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-class _WrongTypeError(Exception):
-    """A single read met a key of another type."""
-
-    def __init__(self, cause: exceptions.ResponseError) -> None:
-        super().__init__(cause)
-        self.cause = cause
 
 
 class _Fate:
@@ -159,11 +148,13 @@ class _Fate:
         if isinstance(error, LOST) and not isinstance(error, NOT_READY + DENIED):
             self._lost = self._lost or self._ambiguous or not _never_sent(error)
 
-    def error(self, error: exceptions.RedisError, *, writes: bool, name: str) -> Exception:
-        if isinstance(error, exceptions.ResponseError) and str(error).startswith("WRONGTYPE") and not writes:
-            return _WrongTypeError(error)
+    def error(self, error: exceptions.RedisError, *, writes: bool, name: str) -> StoreError:
         text = f"{name}: {str(error) or type(error).__name__}"
         return OutcomeUnknown(text) if writes and self._lost else BackendError(text)
+
+
+def _is_wrong_type(error: exceptions.ResponseError) -> bool:
+    return str(error).startswith("WRONGTYPE")
 
 
 def _worth_retrying(error: BaseException) -> bool:
@@ -181,4 +172,4 @@ def _never_sent(error: BaseException) -> bool:
         if isinstance(cause, ConnectionRefusedError | FileNotFoundError | PermissionError | socket.gaierror):
             return True
         cause = cause.__cause__ or cause.__context__
-    return str(error).startswith("Timeout connecting")
+    return str(error).startswith(("Timeout connecting", "Too many connections"))

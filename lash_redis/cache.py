@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import redis.asyncio as redis
 
-from lash_redis import codec, commands
-from lash_redis.backend import Backend
-from lash_redis.blobs import BlobCache, KnownBlobs
+from lash_redis import commands
 from lash_redis.connections import Connector, Given, checked_client, connector
-from lash_redis.errors import Corrupt, InvalidRecord, LayoutMismatch, SessionEvicted
-from lash_redis.keys import Layout, SessionKeys, checked_id, checked_namespace
-from lash_redis.models import BlobRef, SessionMeta, SessionStoreCreateRequest
+from lash_redis.errors import InvalidRecord
+from lash_redis.keys import Layout, checked_id, checked_namespace
+from lash_redis.models import BlobRef, SessionMeta, SessionPolicy, SessionStoreCreateRequest
+from lash_redis.namespace import Namespace
 from lash_redis.options import StoreOptions, seconds_to_ms
 from lash_redis.store import RedisSessionStore
 
@@ -37,18 +35,28 @@ class SessionCache:
         ttl: float | None = None,
         options: StoreOptions | None = None,
     ) -> None:
-        self.options = StoreOptions() if options is None else options
-        if not isinstance(self.options, StoreOptions):
-            raise InvalidRecord("options", f"takes a StoreOptions, not {type(options).__name__}")
-        self.namespace = checked_namespace(namespace)
+        options = StoreOptions() if options is None else options
+        commands.check_kind("options", options, StoreOptions)
         self.ttl = ttl
-        self.ttl_ms = 0 if ttl is None else seconds_to_ms("ttl", ttl)
-        self.layout = Layout(self.namespace, self.options.shards)
-        source = client if isinstance(client, Connector) else Given(checked_client(client))
-        self.backend = Backend(source, self.options)
-        self.blob_cache = BlobCache(self.options.blob_cache_bytes)
-        self.known = KnownBlobs()
-        self._laid_out = False
+        self.shared = Namespace(
+            client if isinstance(client, Connector) else Given(checked_client(client)),
+            Layout(checked_namespace(namespace), options.shards),
+            options,
+            0 if ttl is None else seconds_to_ms("ttl", ttl),
+        )
+
+    @property
+    def namespace(self) -> str:
+        return self.shared.layout.namespace
+
+    @property
+    def layout(self) -> Layout:
+        """Which keys the namespace's sessions have."""
+        return self.shared.layout
+
+    @property
+    def options(self) -> StoreOptions:
+        return self.shared.options
 
     def __repr__(self) -> str:
         return f"SessionCache(namespace={self.namespace!r}, ttl={self.ttl!r})"
@@ -63,19 +71,19 @@ class SessionCache:
 
     async def aclose(self) -> None:
         """Close what `connect` opened: the client, and an embedded server. A client that was given stays open."""
-        await self.backend.close()
+        await self.shared.close()
 
     def session(self, session_id: str) -> RedisSessionStore:
         """The store of one session. No I/O; the session need not exist."""
-        return RedisSessionStore(self, session_id)
+        return RedisSessionStore(self.shared, session_id)
 
     async def create(self, request: SessionStoreCreateRequest) -> RedisSessionStore:
         """The store of a session that has meta: written now from `request`, or kept as it is if there is some.
 
         Idempotent. One round trip. Source: SessionStoreFactory::create_store.
         """
-        if not isinstance(request, SessionStoreCreateRequest):
-            raise InvalidRecord("request", f"takes a SessionStoreCreateRequest, not {type(request).__name__}")
+        commands.check_kind("request", request, SessionStoreCreateRequest)
+        commands.check_kind("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
         checked_id("SessionStoreCreateRequest.session_id", request.session_id)
         store = self.session(request.session_id)
         await store.create_meta(
@@ -84,7 +92,7 @@ class SessionCache:
                 session_name=request.session_id,
                 created_at=f"unix:{int(time.time())}",
                 model=request.policy.model,
-                cwd=os.getcwd(),
+                cwd=_working_directory(),
                 parent_session_id=request.parent_session_id,
             )
         )
@@ -99,14 +107,8 @@ class SessionCache:
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidRecord("data", f"takes bytes, not {type(data).__name__}")
-        data = bytes(data)
         commands.check_value_size("the bytes of a blob", len(data), self.options)
-        ref = codec.ref_of(data)
-        call = commands.put_blob_call(self.layout.prefix(self.layout.shard_of(ref)), ref, data, self.options)
-        await self.ready(writes=True)
-        commands.status(call, await self.backend.run(call))
-        self.blob_cache.put(ref, data)
-        return ref
+        return await self.shared.put_blob(bytes(data))
 
     async def get_blob(self, ref: str) -> bytes | None:
         """The bytes of a blob, or None if no shard of the namespace has it.
@@ -117,76 +119,7 @@ class SessionCache:
         Raises:
             Corrupt: the stored bytes do not hash to `ref`.
         """
-        ref = commands.checked_ref("ref", ref)
-        data = self.blob_cache.get(ref) or await self.uploaded_blob(ref)
-        if data is None:
-            await self.ready(writes=False)
-            keys = [f"{self.layout.prefix(shard)}blob:{ref}" for shard in range(self.layout.shards)]
-            found = await self.backend.send([("HGET", key, "c") for key in keys], atomic=False)
-            for key, content in zip(keys, found, strict=True):
-                if content is not None:
-                    return codec.decode_blob(ref, content, key)
-        return data
-
-    async def uploaded_blob(self, ref: str) -> bytes | None:
-        """The bytes of a blob in the shard that `put_blob` puts it in."""
-        await self.ready(writes=False)
-        key = f"{self.layout.prefix(self.layout.shard_of(ref))}blob:{ref}"
-        (content,) = await self.backend.send([("HGET", key, "c")], atomic=False)
-        return None if content is None else codec.decode_blob(ref, content, key)
-
-    def known_blobs(self, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], list[BlobRef]]:
-        """Of `refs`: the bytes this process has, and the refs it lacks."""
-        known: dict[str, bytes] = {}
-        unknown: list[BlobRef] = []
-        for ref in dict.fromkeys(ref for ref in refs if ref):
-            data = self.blob_cache.get(ref)
-            if data is None:
-                unknown.append(ref)
-            else:
-                known[ref] = data
-        return known, unknown
-
-    def take_blobs(
-        self, keys: SessionKeys, refs: Sequence[BlobRef], contents: Sequence[bytes | None], into: dict[str, bytes]
-    ) -> SessionEvicted | None:
-        """Check and keep blobs just read; the error to raise if one of them stays missing."""
-        for ref, content in zip(refs, contents, strict=True):
-            key = keys.blob(ref)
-            if content is None:
-                return SessionEvicted("blob", key, "is gone, the head names it")
-            into[ref] = codec.decode_blob(ref, content, key)
-            self.blob_cache.put(ref, into[ref])
-            self.known.add(key)
-        return None
-
-    async def blobs(
-        self, keys: SessionKeys, refs: Sequence[BlobRef | None]
-    ) -> tuple[Mapping[str, bytes], Corrupt | None]:
-        """The bytes of a head's components, from this process or in one round trip; and the error if one is missing."""
-        known, unknown = self.known_blobs(refs)
-        contents = await self.backend.send(commands.blob_read(keys, unknown), atomic=False)
-        return known, self.take_blobs(keys, unknown, contents, known)
-
-    # Layout
-
-    async def ready(self, *, writes: bool) -> None:
-        """Make sure, once, that the namespace is laid out as this cache would write it; the first write fixes it.
-
-        Raises:
-            LayoutMismatch: it is laid out otherwise; nothing was written.
-        """
-        if self._laid_out:
-            return
-        key, value = self.layout.key, self.layout.value
-        fix: list[commands.Command] = [("SET", key, value, "NX")] if writes else []
-        stored = (await self.backend.send([*fix, ("GET", key)], atomic=False))[-1]
-        if stored is None:
-            return
-        if stored != value.encode():
-            found = stored.decode(errors="replace")
-            raise LayoutMismatch(self.namespace, f"is stored with {found!r}, this client uses {value!r}")
-        self._laid_out = True
+        return await self.shared.blob(commands.checked_ref("ref", ref))
 
 
 def connect(
@@ -203,3 +136,10 @@ def connect(
         BackendError: the package behind `embedded://` or `memory://` is not installed.
     """
     return SessionCache(connector(url), namespace, ttl=ttl, options=options)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed under the process
+        return None

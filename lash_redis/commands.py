@@ -35,6 +35,7 @@ from lash_redis.models import (
     BlobRef,
     EventPayload,
     HydratedSessionCheckpoint,
+    PersistedSessionConfig,
     PersistedSessionRead,
     PluginPayload,
     PluginSessionSnapshot,
@@ -46,6 +47,7 @@ from lash_redis.models import (
     SessionHeadMeta,
     SessionMeta,
     SessionNodeRecord,
+    TokenLedgerEntry,
     ToolState,
     Unchanged,
     merge_token_ledger,
@@ -139,10 +141,10 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
         raise InvalidRecord(
             "RuntimeCommit.graph", f"takes Unchanged, Append or ReplaceFull, not {type(delta).__name__}"
         )
-    if not isinstance(commit.checkpoint, HydratedSessionCheckpoint):
-        raise InvalidRecord(
-            "RuntimeCommit.checkpoint", f"takes a HydratedSessionCheckpoint, not {type(commit.checkpoint).__name__}"
-        )
+    if isinstance(delta, ReplaceFull):
+        check_kind("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
+    check_kind("RuntimeCommit.config", commit.config, PersistedSessionConfig)
+    check_kind("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
     leaf = delta.leaf_node_id
     if leaf is not None:
         checked_id("RuntimeCommit.graph.leaf_node_id", leaf)
@@ -175,6 +177,11 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
     return prepared
 
 
+def check_kind(field: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRecord(field, f"takes {kind.__name__}, not {type(value).__name__}")
+
+
 def check_value_size(what: str, size: int, options: StoreOptions) -> None:
     limit = MAX_VALUE_BYTES if options.max_commit_bytes is None else min(options.max_commit_bytes, MAX_VALUE_BYTES)
     if size > limit:
@@ -200,8 +207,7 @@ def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobR
             ref = getattr(checkpoint, f"{name}_ref")
             refs.append(None if ref is None else checked_ref(f"{path}_ref", ref))
             continue
-        if not isinstance(value, kind):
-            raise InvalidRecord(path, f"takes {kind.__name__}, not {type(value).__name__}")
+        check_kind(path, value, kind)
         data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
         refs.append(codec.ref_of(data))
         bodies[codec.ref_of(data)] = data
@@ -218,6 +224,7 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
         raise InvalidRecord("RuntimeCommit.usage_deltas", "takes a sequence of TokenLedgerEntry")
     for at, entry in enumerate(commit.usage_deltas):
+        check_kind(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
         entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
     merged = merge_token_ledger(commit.usage_deltas)
     return [
@@ -277,8 +284,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meanin
 
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
-    if not isinstance(node, SessionNodeRecord):
-        raise InvalidRecord(path, f"takes a SessionNodeRecord, not {type(node).__name__}")
+    check_kind(path, node, SessionNodeRecord)
     node_id, parent, payload = node.node_id, node.parent_node_id, node.payload
     checked_id(f"{path}.node_id", node_id)
     if parent is not None:

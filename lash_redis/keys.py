@@ -144,4 +144,4 @@ class SessionKeys:
 
 def family_of(key: str) -> str:
     """The family of a key: the word after its prefix."""
-    return key.partition("}:")[2].partition(":")[0]
+    return (key.partition("}:")[2] or key.partition(":")[2]).partition(":")[0]

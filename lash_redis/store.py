@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -36,9 +36,7 @@ from lash_redis.models import (
     SessionReadScope,
     VacuumReport,
 )
-
-if TYPE_CHECKING:
-    from lash_redis.cache import SessionCache
+from lash_redis.namespace import Namespace
 
 log = logging.getLogger("lash_redis")
 
@@ -53,9 +51,9 @@ class RedisSessionStore:
     commit after a load (or after a commit) is one round trip; any number of handles may serve one session.
     """
 
-    def __init__(self, cache: SessionCache, session_id: str) -> None:
-        self._cache = cache
-        self._keys = cache.layout.session(checked_id("session_id", session_id))
+    def __init__(self, namespace: Namespace, session_id: str) -> None:
+        self._namespace = namespace
+        self._keys = namespace.layout.session(checked_id("session_id", session_id))
         self._refs: commands.Refs | None = None
         self._commits = 0
 
@@ -64,7 +62,7 @@ class RedisSessionStore:
         return self._keys.session_id
 
     def __repr__(self) -> str:
-        return f"RedisSessionStore({self.session_id!r}, namespace={self._cache.namespace!r})"
+        return f"RedisSessionStore({self.session_id!r}, namespace={self._namespace.layout.namespace!r})"
 
     # Reads
 
@@ -100,14 +98,14 @@ class RedisSessionStore:
             if found is None:
                 return None
             head, graph = found
-            blobs, missing = await self._cache.blobs(self._keys, head.refs)
+            blobs, missing = await self._namespace.blobs(self._keys, head.refs)
             if missing is None:
                 return self._seen(head.read(graph, blobs), head)
             lost = self._same_or_raise(lost, missing)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
 
     async def _load_path(self, leaf: str | None) -> PersistedSessionRead | None:
-        strict = self._cache.options.graph_checks == "strict"
+        strict = self._namespace.options.graph_checks == "strict"
         lost: Corrupt | None = None
         for _ in range(MAX_TURNS):
             plan = commands.path_plan(
@@ -117,21 +115,20 @@ class RedisSessionStore:
                 return None
             if plan.by_id:
                 return await self._load_path_by_id(leaf)
-            known, unknown = self._cache.known_blobs(plan.head.refs)
-            trip = commands.span_read(self._keys, plan, unknown)
-            replies = await self._read(trip) if plan.spans or unknown else [None]
+            known, unknown = self._namespace.cached_blobs(plan.head.refs)
+            graph = SessionGraph((), plan.leaf)
+            contents: list[bytes | None] = []
             if plan.spans or unknown:
-                contents = replies[len(replies) - len(unknown) :]
-                graph = commands.span_reply(self._keys, plan, replies[: len(replies) - len(unknown)], strict=strict)
-                if graph is None:
+                replies = await self._read(commands.span_read(self._keys, plan, unknown))
+                parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
+                found = commands.span_reply(self._keys, plan, parts, strict=strict)
+                if found is None:
                     continue
-                missing = self._cache.take_blobs(self._keys, unknown, contents, known)
-                if missing is not None:
-                    lost = self._same_or_raise(lost, missing)
-                    continue
-            else:
-                graph = SessionGraph((), plan.leaf)
-            return self._seen(plan.head.read(graph, known), plan.head)
+                graph = found
+            missing = self._namespace.take_blobs(self._keys, unknown, contents, known)
+            if missing is None:
+                return self._seen(plan.head.read(graph, known), plan.head)
+            lost = self._same_or_raise(lost, missing)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
 
     async def _load_path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
@@ -167,16 +164,14 @@ class RedisSessionStore:
         Source: RuntimePersistence::load_node.
         """
         call = commands.node_call(self._keys, checked_id("node_id", node_id))
-        await self._cache.ready(writes=False)
-        return commands.node_reply(call, self._keys, node_id, await self._cache.backend.run(call))
+        return commands.node_reply(call, self._keys, node_id, await self._namespace.run(call, writes=False))
 
     async def load_session_meta(self) -> SessionMeta | None:
         """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
         return commands.meta_reply(self._keys, await self._read(commands.meta_read(self._keys)))
 
     async def _read(self, trip: Sequence[commands.Command]) -> list[Any]:
-        await self._cache.ready(writes=False)
-        return await self._cache.backend.send(trip, atomic=True)
+        return await self._namespace.read(trip, atomic=True)
 
     # Writes
 
@@ -201,22 +196,20 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::commit_runtime_state.
         """
-        if not isinstance(commit, RuntimeCommit):
-            raise InvalidRecord("commit", f"takes a RuntimeCommit, not {type(commit).__name__}")
+        commands.check_kind("commit", commit, RuntimeCommit)
         if commit.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, commit.session_id)
-        cache = self._cache
-        prepared = commands.prepare_commit(commit, cache.options)
+        namespace = self._namespace
+        prepared = commands.prepare_commit(commit, namespace.options)
         before = self._refs if self._refs is not None else commands.carried_refs(commit)
         contents = {
-            ref: codec.encode_blob(data, cache.options.blob_profile)
+            ref: codec.encode_blob(data, namespace.options.blob_profile)
             for ref, data in prepared.bodies.items()
-            if self._keys.blob(ref) not in cache.known
+            if self._keys.blob(ref) not in namespace.known
         }
-        await cache.ready(writes=True)
         for _ in range(MAX_TURNS):
-            call = commands.commit_call(self._keys, prepared, before, contents, cache.ttl_ms, cache.options)
-            outcome = commands.commit_reply(call, prepared, self._keys, await cache.backend.run(call))
+            call = commands.commit_call(self._keys, prepared, before, contents, namespace.ttl_ms, namespace.options)
+            outcome = commands.commit_reply(call, prepared, self._keys, await namespace.run(call))
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -226,25 +219,25 @@ class RedisSessionStore:
                 if not outcome.replayed:
                     self._refs = prepared.refs
                 for held in filter(None, prepared.refs):
-                    cache.known.add(self._keys.blob(held))
+                    namespace.known.add(self._keys.blob(held))
                 for ref, data in prepared.bodies.items():
-                    cache.blob_cache.put(ref, data)
+                    namespace.cached.put(ref, data)
                 await self._collect_if_due()
                 return outcome
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
     async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes:
         """The stored form of a blob that the session's shard turned out not to have."""
-        self._cache.known.discard(self._keys.blob(ref))
+        self._namespace.known.discard(self._keys.blob(ref))
         data = prepared.bodies.get(ref)
         if data is None:
-            data = self._cache.blob_cache.get(ref) or await self._cache.uploaded_blob(ref)
+            data = await self._namespace.uploaded_blob(ref)
         if data is None:
             raise commands.missing_blob(prepared, ref)
-        return codec.encode_blob(data, self._cache.options.blob_profile)
+        return codec.encode_blob(data, self._namespace.options.blob_profile)
 
     async def _collect_if_due(self) -> None:
-        every = self._cache.options.gc_policy.auto_run_every_commits
+        every = self._namespace.options.gc_policy.auto_run_every_commits
         self._commits += 1
         if every and self._commits % every == 0:
             try:
@@ -270,7 +263,7 @@ class RedisSessionStore:
         """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(attempts),
-            wait=wait_random_exponential(multiplier=0.01, max=self._cache.options.retry_max_delay),
+            wait=wait_random_exponential(multiplier=0.01, max=self._namespace.options.retry_max_delay),
             retry=retry_if_exception_type(HeadRevisionConflict),
             reraise=True,
         )
@@ -290,19 +283,17 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::save_session_meta.
         """
-        if not isinstance(meta, SessionMeta):
-            raise InvalidRecord("meta", f"takes a SessionMeta, not {type(meta).__name__}")
+        commands.check_kind("meta", meta, SessionMeta)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
-        await self._run(commands.meta_call(self._keys, meta, "save", self._cache.ttl_ms))
+        await self._run(commands.meta_call(self._keys, meta, "save", self._namespace.ttl_ms))
 
     async def create_meta(self, meta: SessionMeta) -> None:
         """Write the meta record unless there is one."""
-        await self._run(commands.meta_call(self._keys, meta, "create", self._cache.ttl_ms))
+        await self._run(commands.meta_call(self._keys, meta, "create", self._namespace.ttl_ms))
 
     async def _run(self, call: commands.ScriptCall) -> list[Any]:
-        await self._cache.ready(writes=True)
-        reply: list[Any] = await self._cache.backend.run(call)
+        reply: list[Any] = await self._namespace.run(call)
         commands.status(call, reply, self._keys)
         return reply
 

@@ -300,7 +300,7 @@ end
 if orphaned > 0 then
   -- Entries whose blob is past its grace point at nothing any more.
   call('ZREMRANGEBYSCORE', orphans, '-inf', now - grace - 1)
-  if call('PTTL', orphans) < 2 * grace then call('PEXPIRE', orphans, 2 * grace) end
+  if call('PTTL', orphans) < 1.5 * grace then call('PEXPIRE', orphans, 2 * grace) end
 end
 
 if deadline > 0 then

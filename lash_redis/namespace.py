@@ -1,0 +1,119 @@
+"""What the stores of one namespace share: the connection, the layout, and what this process knows of the blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lash_redis import codec, commands
+from lash_redis.backend import Backend
+from lash_redis.blobs import BlobCache, KnownBlobs
+from lash_redis.connections import Connector
+from lash_redis.errors import Corrupt, LayoutMismatch, SessionEvicted
+from lash_redis.keys import Layout, SessionKeys
+from lash_redis.models import BlobRef
+from lash_redis.options import StoreOptions
+
+
+class Namespace:
+    """One per `SessionCache`. The first call makes sure that the namespace is laid out as this client writes it.
+
+    `ttl_ms` is what a session outlives its last commit by; 0 for ever.
+    """
+
+    def __init__(self, connector: Connector, layout: Layout, options: StoreOptions, ttl_ms: int) -> None:
+        self.layout = layout
+        self.options = options
+        self.ttl_ms = ttl_ms
+        self.cached = BlobCache(options.blob_cache_bytes)
+        self.known = KnownBlobs()
+        self._backend = Backend(connector, options)
+        self._laid_out = False
+
+    async def close(self) -> None:
+        await self._backend.close()
+
+    async def run(self, call: commands.ScriptCall, *, writes: bool = True) -> Any:
+        """`Backend.run`, in a namespace that is laid out as expected."""
+        if not self._laid_out:
+            await self._check_layout(writes=writes)
+        return await self._backend.run(call)
+
+    async def read(self, trip: Sequence[commands.Command], *, atomic: bool) -> list[Any]:
+        """`Backend.send` for reads, in a namespace that is laid out as expected."""
+        if not self._laid_out:
+            await self._check_layout(writes=False)
+        return await self._backend.send(trip, atomic=atomic)
+
+    async def _check_layout(self, *, writes: bool) -> None:
+        """Compare the stored layout with ours; the first write stores it.
+
+        Raises:
+            LayoutMismatch: they differ; nothing was written.
+        """
+        key, value = self.layout.key, self.layout.value
+        fix: list[commands.Command] = [("SET", key, value, "NX")] if writes else []
+        stored = (await self._backend.send([*fix, ("GET", key)], atomic=False))[-1]
+        if stored is None:
+            return
+        if stored != value.encode():
+            found = stored.decode(errors="replace")
+            raise LayoutMismatch(self.layout.namespace, f"is stored with {found!r}, this client uses {value!r}")
+        self._laid_out = True
+
+    # Blobs
+
+    def cached_blobs(self, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], list[BlobRef]]:
+        """Of `refs`: the bytes this process has, and the refs it lacks."""
+        have: dict[str, bytes] = {}
+        lack: list[BlobRef] = []
+        for ref in dict.fromkeys(ref for ref in refs if ref):
+            data = self.cached.get(ref)
+            if data is None:
+                lack.append(ref)
+            else:
+                have[ref] = data
+        return have, lack
+
+    def take_blobs(
+        self, keys: SessionKeys, refs: Sequence[BlobRef], contents: Sequence[bytes | None], into: dict[str, bytes]
+    ) -> Corrupt | None:
+        """Check and keep blobs just read; the error to raise if one of them stays missing."""
+        for ref, content in zip(refs, contents, strict=True):
+            key = keys.blob(ref)
+            if content is None:
+                return SessionEvicted("blob", key, "is gone, the head names it")
+            into[ref] = codec.decode_blob(ref, content, key)
+            self.cached.put(ref, into[ref])
+            self.known.add(key)
+        return None
+
+    async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], Corrupt | None]:
+        """The bytes of a head's components, from this process or in one round trip; and the error if one is missing."""
+        have, lack = self.cached_blobs(refs)
+        contents = await self.read(commands.blob_read(keys, lack), atomic=False) if lack else []
+        return have, self.take_blobs(keys, lack, contents, have)
+
+    async def put_blob(self, data: bytes) -> BlobRef:
+        ref = codec.ref_of(data)
+        call = commands.put_blob_call(self.layout.prefix(self.layout.shard_of(ref)), ref, data, self.options)
+        commands.status(call, await self.run(call))
+        self.cached.put(ref, data)
+        return ref
+
+    async def uploaded_blob(self, ref: str) -> bytes | None:
+        """The bytes of a blob from this process or from the shard that `put_blob` puts it in."""
+        return self.cached.get(ref) or await self._blob_in([self.layout.shard_of(ref)], ref)
+
+    async def blob(self, ref: str) -> bytes | None:
+        """The bytes of a blob, wherever it is: in this process, where `put_blob` puts it, in any shard."""
+        data = await self.uploaded_blob(ref)
+        return await self._blob_in(range(self.layout.shards), ref) if data is None else data
+
+    async def _blob_in(self, shards: Sequence[int], ref: str) -> bytes | None:
+        keys = [f"{self.layout.prefix(shard)}blob:{ref}" for shard in shards]
+        contents = await self.read([("HGET", key, "c") for key in keys], atomic=False)
+        for key, content in zip(keys, contents, strict=True):
+            if content is not None:
+                return codec.decode_blob(ref, content, key)
+        return None
