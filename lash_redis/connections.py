@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
+import hiredis
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -64,11 +65,22 @@ class _Opened:
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=REPLY_TIMEOUT,
         )
-        return checked_client(self._client)
+        pool = checked_client(self._client).connection_pool
+        kind = pool.connection_class
+        pool.connection_class = type(f"Packing{kind.__name__}", (_Packing, kind), {})
+        return self._client
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+
+class _Packing:
+    """Packs a command in C, as redis-py's blocking connections do. In Python, as its asyncio ones do, the 45 arguments
+    of a commit take 38 µs instead of 7."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [hiredis.pack_command(args)]
 
 
 class ByUrl(_Opened):

