@@ -1,0 +1,30 @@
+"""The command line `lash-redis`: replay conversations, look at a session, ask whether a server is fit."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_PACKAGES = ("typer", "rich")
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names, and exit with its code."""
+    try:
+        from lash_redis.cli.commands import app
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        sys.stderr.write(f"lash-redis needs {package}: pip install 'lash-redis[cli]'\n")
+        sys.exit(2)
+    app(prog_name="lash-redis")
+
+
+def __getattr__(name: str) -> Any:
+    # Replay's worker processes import this package too, and have no use for typer and rich.
+    if name == "app":
+        from lash_redis.cli.commands import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

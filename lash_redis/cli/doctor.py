@@ -1,0 +1,335 @@
+"""`lash-redis doctor`: is this server fit to keep sessions?
+
+Asks for no right that a store does not need: what the server will not tell is `unknown`. Leaves one key behind, the
+layout of the namespace `lash-doctor`; its scratch session is gone after a minute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lash_redis.cache import SessionCache
+from lash_redis.cli.connection import Connection, refused
+from lash_redis.cli.output import percentile, plain, shown_bytes, shown_url
+from lash_redis.errors import BackendError, StoreError
+from lash_redis.keys import Layout, checked_namespace
+from lash_redis.models import (
+    Append,
+    EventPayload,
+    FullGraph,
+    HydratedSessionCheckpoint,
+    PersistedTurnState,
+    RuntimeCommit,
+    SessionMeta,
+    SessionNodeRecord,
+    TokenLedgerEntry,
+    TokenUsage,
+    ToolState,
+)
+from lash_redis.options import StoreOptions
+from lash_redis.store import RedisSessionStore
+
+State = Literal["ok", "warn", "fail", "unknown"]
+Answer = TypeVar("Answer")
+
+NAMESPACE = "lash-doctor"
+SCRATCH_TTL = 60.0
+ROUNDS = 20
+CLOCK_TOLERANCE = 1.0
+"""Seconds a clock may be off before it is worth a word."""
+
+MINIMUM = {"redis": (6, 2), "valkey": (7, 2)}
+
+_MARKS: Mapping[State, tuple[str, str]] = {
+    "ok": ("✔ ok", "green"),
+    "warn": ("! warn", "yellow"),
+    "fail": ("✘ fail", "bold red"),
+    "unknown": ("? unknown", "blue"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `advice` says what to do, "" where there is nothing to do."""
+
+    check: str
+    state: State
+    found: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"check": self.check, "state": self.state, "found": self.found, "advice": self.advice}
+
+
+async def examine(url: str, namespace: str) -> list[Finding]:
+    """Look at a server.
+
+    Raises:
+        BackendError: it cannot be reached, or does not let us in.
+    """
+    source = Connection(url)
+    try:
+        ping = await _timed(lambda: _ask(source, "PING"))
+        if isinstance(ping, BackendError) and not refused(ping):
+            raise ping
+        info = await _ask(source, "INFO")
+        facts = info if isinstance(info, dict) else None
+        denied = "" if facts is not None else f"INFO: {info}"
+        return [
+            _version(facts, denied),
+            _topology(facts, denied),
+            _role(facts, denied),
+            _eviction(facts, denied),
+            await _persistence(source, facts, denied),
+            await _clock(source),
+            await _layout(source, namespace),
+            *await _works(source, ping),
+        ]
+    finally:
+        await source.close()
+
+
+async def _ask(source: Connection, *command: Any) -> Any:
+    """The reply to a command that may be denied: then the error.
+
+    Raises:
+        BackendError: the server did not answer.
+    """
+    try:
+        (reply,) = await source.ask(command)
+    except BackendError as error:
+        if not refused(error):
+            raise
+        return error
+    return reply
+
+
+async def _timed(action: Callable[[], Awaitable[Any]]) -> list[float] | BackendError:
+    """Milliseconds of each of `ROUNDS` times, or why it cannot be done."""
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        try:
+            reply = await action()
+        except BackendError as error:
+            return error
+        if isinstance(reply, BackendError):
+            return reply
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+# What the server says of itself
+
+
+def _version(info: Mapping[str, Any] | None, denied: str) -> Finding:
+    if info is None:
+        return Finding("version", "unknown", denied, "allow INFO to have the version checked")
+    product = "valkey" if "valkey_version" in info else "redis"
+    text = str(info.get(f"{product}_version", ""))
+    numbers = tuple(int(part) for part in text.split(".") if part.isdigit())
+    wanted = ".".join(map(str, MINIMUM[product]))
+    if not numbers:
+        return Finding("version", "unknown", f"{product} names no version")
+    if numbers < MINIMUM[product]:
+        return Finding("version", "warn", f"{product} {text}", f"upgrade: tried with {product} {wanted} and later")
+    return Finding("version", "ok", f"{product} {text}")
+
+
+def _topology(info: Mapping[str, Any] | None, denied: str) -> Finding:
+    if info is None or "cluster_enabled" not in info:
+        return Finding("cluster", "unknown", denied or "INFO does not say", "make sure that it is not a cluster node")
+    if info["cluster_enabled"]:
+        advice = "this version speaks to one server or a primary with replicas; use a server with cluster-enabled no"
+        return Finding("cluster", "fail", "cluster mode is on", advice)
+    return Finding("cluster", "ok", "one server, no cluster mode")
+
+
+def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
+    if info is None or "role" not in info:
+        return Finding("replication", "unknown", denied or "INFO does not say", "make sure that it is the primary")
+    if info["role"] != "master":
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        advice = f"connect to its primary, {primary}: a replica takes no commits"
+        return Finding("replication", "fail", "a replica", advice)
+    count = int(info.get("connected_slaves", 0))
+    return Finding("replication", "ok", f"primary, {count} replica{'s' * (count != 1)}")
+
+
+def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
+    if info is None or "maxmemory_policy" not in info:
+        advice = "make sure that maxmemory-policy is noeviction"
+        return Finding("eviction", "unknown", denied or "INFO does not say", advice)
+    policy, limit = str(info["maxmemory_policy"]), int(info.get("maxmemory", 0))
+    room = f"at most {shown_bytes(limit)}" if limit else "no memory limit"
+    if policy == "noeviction":
+        return Finding("eviction", "ok", f"noeviction, {room}")
+    when = "when memory is full" if limit else "once a memory limit is set"
+    advice = f"set maxmemory-policy noeviction: {when}, {policy} drops keys of live sessions (SessionEvicted)"
+    return Finding("eviction", "warn", f"{policy}, {room}", advice)
+
+
+async def _persistence(source: Connection, info: Mapping[str, Any] | None, denied: str) -> Finding:
+    if info is None or "aof_enabled" not in info:
+        advice = "make sure that appendonly is yes if sessions are to survive a restart"
+        return Finding("persistence", "unknown", denied or "INFO does not say", advice)
+    for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
+        if info.get(field, "ok") != "ok":
+            return Finding("persistence", "fail", f"the last {what} could not be written", "look at its disk and log")
+    if info["aof_enabled"]:
+        return Finding("persistence", "ok", "append-only file")
+    saves = await _ask(source, "CONFIG", "GET", "save")
+    advice = "set appendonly yes if sessions are to survive a restart of the server"
+    if not isinstance(saves, dict):
+        return Finding("persistence", "warn", "no append-only file (whether snapshots are made is not told)", advice)
+    if saves.get("save"):
+        return Finding("persistence", "warn", f"snapshots alone ({saves['save']})", f"{advice} to the last second")
+    return Finding("persistence", "warn", "none: in memory only", advice)
+
+
+async def _clock(source: Connection) -> Finding:
+    before = time.time()
+    reply = await _ask(source, "TIME")
+    after = time.time()
+    if not isinstance(reply, tuple | list):
+        return Finding("clock", "unknown", str(reply), "allow TIME: the scripts take every deadline from it")
+    ahead = int(reply[0]) + int(reply[1]) / 1e6 - (before + after) / 2
+    found = f"{abs(ahead) * 1000:.1f} ms {'ahead' if ahead > 0 else 'behind'}"
+    if abs(ahead) - (after - before) / 2 <= CLOCK_TOLERANCE:
+        return Finding("clock", "ok", found)
+    return Finding("clock", "warn", found, "run NTP on both: deadlines are the server's, timestamps of nodes are ours")
+
+
+async def _layout(source: Connection, namespace: str) -> Finding:
+    layout = Layout(checked_namespace(namespace), StoreOptions().shards)
+    stored = await _ask(source, "GET", layout.key)
+    if stored is None:
+        return Finding("layout", "ok", f"namespace {namespace} is not in use yet")
+    if not isinstance(stored, bytes):
+        return Finding("layout", "unknown", str(stored), f"allow this user the key {layout.key}")
+    options = await source.options_of(namespace)
+    if Layout(namespace, options.shards).value.encode() != stored:
+        found = f"{layout.key} holds {stored.decode(errors='replace')!r}"
+        return Finding("layout", "fail", found, "use the lash_redis that wrote it, or another namespace")
+    if options.shards == StoreOptions().shards:
+        return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards")
+    advice = f"open it with StoreOptions(shards={options.shards}): the default is refused (LayoutMismatch)"
+    return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards", advice)
+
+
+# Whether a store works on it
+
+
+async def _works(source: Connection, ping: list[float] | BackendError) -> list[Finding]:
+    """A scratch session, committed, read and maintained; with the time that commits and reads take."""
+    options = StoreOptions(shards=1, upload_grace=SCRATCH_TTL)
+    cache = SessionCache(source, NAMESPACE, ttl=SCRATCH_TTL, options=options)
+    store = cache.session(f"doctor-{uuid4().hex}")
+    committing: list[float] | BackendError
+    reading: list[float] | BackendError = []
+    problems: list[Finding] = []
+
+    async def step(name: str, needs: str, action: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        try:
+            return await action()
+        except StoreError as error:
+            problems.append(_problem(name, needs, error))
+            return None
+
+    committed = 0
+
+    async def commit() -> None:
+        nonlocal committed
+        await store.commit_runtime_state(_turn(store, committed))
+        committed += 1
+
+    committing = await step("commit", "EVALSHA, EVAL and what commit.lua calls", lambda: _strictly(commit)) or []
+    if committing:
+
+        async def read() -> None:
+            stranger = SessionCache(source, NAMESPACE, options=options)
+            await stranger.session(store.session_id).load_session(FullGraph())
+
+        reading = await step("read", "MULTI, HGETALL, LRANGE", lambda: _strictly(read)) or []
+        meta = SessionMeta(store.session_id, "doctor", "", "")
+        for name, needs, action in (
+            ("node", "what node.lua calls", lambda: store.load_node("n0")),
+            ("meta", "what meta.lua calls", lambda: store.save_session_meta(meta)),
+            ("tombstone", "what tombstone.lua calls", lambda: store.tombstone_nodes(["n0"])),
+            ("vacuum", "what vacuum.lua calls", lambda: store.vacuum()),
+            ("blob", "what put_blob.lua calls", lambda: cache.put_blob(store.session_id.encode())),
+            ("gc", "what gc.lua calls", lambda: store.gc_unreachable()),
+        ):
+            await step(name, needs, action)
+    if not problems:
+        done = "commit, read, node, meta, tombstone, vacuum, blob, gc"
+        problems.append(Finding("permissions", "ok", f"all of it works: {done}"))
+    timed = [("ping", ping), ("commit", committing), ("resume", reading)]
+    parts = [f"{name} {percentile(times, 50):.2f} ms" for name, times in timed if isinstance(times, list) and times]
+    if parts:
+        return [*problems, Finding("latency", "ok", f"{', '.join(parts)} (p50 of {ROUNDS})")]
+    return [*problems, Finding("latency", "unknown", "nothing could be timed")]
+
+
+async def _strictly(action: Callable[[], Awaitable[Any]]) -> list[float]:
+    times = await _timed(action)
+    if isinstance(times, BackendError):
+        raise times
+    return times
+
+
+def _problem(name: str, needs: str, error: StoreError) -> Finding:
+    if isinstance(error, BackendError) and not refused(error):
+        raise error
+    text = str(error)
+    if "NOPERM" in text.upper() or "permission" in text:
+        if "key" in text:
+            advice = f"to have it tried, allow this user the keys lash1:{{{NAMESPACE}:* and lash1:layout:{NAMESPACE}"
+            return Finding("permissions", "unknown", f"{name}: {text}", advice)
+        return Finding("permissions", "fail", f"{name}: {text}", f"allow this user {needs}")
+    return Finding("permissions", "fail", f"{name}: {text}", "the server cannot do what a session store needs")
+
+
+def _turn(store: RedisSessionStore, number: int) -> RuntimeCommit:
+    record = {"id": f"n{number}", "role": "User", "parts": []}
+    node = SessionNodeRecord(
+        f"n{number}", f"n{number - 1}" if number else None, "", EventPayload({"Conversation": record})
+    )
+    checkpoint = HydratedSessionCheckpoint(
+        turn_state=PersistedTurnState(turn_index=number), tool_state=ToolState(), execution_state=b"%d" % number
+    )
+    usage = TokenLedgerEntry("doctor", "none", TokenUsage(1, 1))
+    return RuntimeCommit(
+        store.session_id, number, graph=Append([node], node.node_id), checkpoint=checkpoint, usage_deltas=[usage]
+    )
+
+
+def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
+    table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.state]
+        found = plain(finding.found)
+        if finding.advice:
+            found.append_text(plain(f"\n→ {finding.advice}", style if finding.state != "ok" else "dim"))
+        table.add_row(Text(mark, style), finding.check, found)
+    screen.print(plain(shown_url(url), "dim"))
+    screen.print(table)
+    screen.print()
+    counts = {state: sum(finding.state == state for finding in findings) for state in _MARKS}
+    if counts["fail"]:
+        screen.print(Text("unfit: sessions cannot be kept here as it is", "bold red"))
+    elif counts["warn"] or counts["unknown"]:
+        screen.print(Text(f"fit, with {counts['warn']} warnings and {counts['unknown']} unknown", "green"))
+    else:
+        screen.print(Text("fit", "bold green"))

@@ -1,0 +1,83 @@
+"""What the commands share: how they end, where they print, and how text and numbers look."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from rich.console import Console
+from rich.text import Text
+
+OK, UNFIT, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 verification failed, server unfit, session not found or unreadable; "
+    "2 usage or bad input file; 3 the server could not be reached, or refused the command; 130 interrupted."
+)
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SECRET = re.compile(r"((?:^|&)password=)[^&]*")
+
+
+class CommandError(Exception):
+    """The command ends here: what to say, and the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+def screen() -> Console:
+    """Standard output, for people. Made anew: tests and pipes replace `sys.stdout`."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def progress_screen() -> Console:
+    """Standard error; draws nothing that moves unless it is a terminal."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one document of `--json`."""
+    json.dump(document, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Stored text as text: no markup of ours, no escape sequences of others."""
+    return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n")), style=style)
+
+
+def one_line(text: str, width: int) -> str:
+    """The beginning of `text` on one line of at most `width` characters."""
+    line = " ".join(text[: 4 * width].split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def shown_url(url: str) -> str:
+    """`url` without its password."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if ":" in user:
+        user = user.partition(":")[0] + ":***"
+    query = _SECRET.sub(r"\1***", parts.query)
+    return urlunsplit(parts._replace(netloc=user + at + host, query=query)) if parts.netloc or query else url
+
+
+def shown_bytes(count: int | float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest value that at least `percent` of a hundred do not exceed (nearest rank); 0 of no values."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
