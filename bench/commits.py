@@ -11,7 +11,7 @@ import redis.asyncio as redis
 from bench import bare, workload
 from bench.measure import Contender, interleaved, server_costs, wire_to
 from bench.report import Row, served, timed
-from lash_redis import RuntimeCommit, SessionCache, ToolState
+from lash_redis import RuntimeCommit, SessionCache, ToolState, connect
 
 
 def ours(sessions: list[workload.Session]) -> Contender:
@@ -49,20 +49,30 @@ async def begun(cache: SessionCache, session_id: str, tools: ToolState, nodes: i
 
 
 async def measured(client: redis.Redis, url: str, *, quick: bool) -> list[Row]:
+    async with connect(url, namespace="bench") as cache, connect(url, namespace="expiring", ttl=86_400) as expiring:
+        return await _measured(client, url, cache, expiring, quick=quick)
+
+
+async def _measured(
+    client: redis.Redis, url: str, cache: SessionCache, expiring: SessionCache, *, quick: bool
+) -> list[Row]:
     rounds = 300 if quick else 1500
     large = 10_000 if quick else 50_000
     tools = workload.tool_state()
-    cache = SessionCache(client, "bench-commits")
-    expiring = SessionCache(client, "bench-expiring", ttl=86_400)
     plain = bare.Session(client, "1000", msgpack.packb(tools.to_msgpack()))
     await plain.begin(workload.line(0, 1000, None))
     thousand = await begun(cache, "1000", tools, 1000)
     contenders = {"ours": ours([thousand]), "bare": bared(plain)}
-    extra = {"expiring": ours([await begun(expiring, "1000", tools, 1000)])}
+    given = SessionCache(client, "given")
+    extra = {
+        "expiring": ours([await begun(expiring, "1000", tools, 1000)]),
+        "given": ours([await begun(given, "1000", tools, 1000)]),
+    }
     times = await interleaved(contenders | extra, rounds)
     rows = [
         timed("commit of 2 nodes, N from 1,000 / bare", times, "ours", "bare", 1.0),
         timed("the same with a ttl / bare without", times, "expiring", "bare"),
+        timed("the same on a client that is given / bare", times, "given", "bare"),
     ]
     costs = await server_costs(client, contenders, repeats=50, blocks=8 if quick else 40)
     rows += served("commit of 2 nodes / bare", costs, "ours", "bare", 1.2)

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 from bench import bare, workload
 from bench.measure import Contender, interleaved, server_costs, wire_to
 from bench.report import Row, served, timed
-from lash_redis import ActivePath, FullGraph, PersistedSessionRead, SessionCache, StoreOptions, ToolState
+from lash_redis import ActivePath, FullGraph, PersistedSessionRead, SessionCache, StoreOptions, ToolState, connect
 
 NAMESPACE = "bench-reads"
 
@@ -36,10 +36,14 @@ def decoded(cache: SessionCache, session_id: str) -> Contender:
 
 
 async def measured(client: redis.Redis, url: str, *, quick: bool) -> list[Row]:
+    uncached = StoreOptions(blob_cache_bytes=0)
+    async with connect(url, namespace=NAMESPACE) as warm, connect(url, namespace=NAMESPACE, options=uncached) as cold:
+        return await _measured(client, url, warm, cold, quick=quick)
+
+
+async def _measured(client: redis.Redis, url: str, warm: SessionCache, cold: SessionCache, *, quick: bool) -> list[Row]:
     rounds = 60 if quick else 400
     tools = workload.tool_state()
-    warm = SessionCache(client, NAMESPACE)
-    cold = SessionCache(client, NAMESPACE, options=StoreOptions(blob_cache_bytes=0))
     plain = {}
     for nodes in (10, 1000):
         plain[nodes] = bare.Session(client, f"read-{nodes}", msgpack.packb(tools.to_msgpack()))

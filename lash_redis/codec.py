@@ -8,10 +8,10 @@ check are `Corrupt`, never a guess.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, overload
 
 import msgpack
 
@@ -19,6 +19,7 @@ from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import (
     BlobRef,
     EventPayload,
+    HydratedSessionCheckpoint,
     PersistedSessionConfig,
     PluginPayload,
     PluginSessionSnapshot,
@@ -34,8 +35,6 @@ from lash_redis.options import BlobProfile
 TAG_BYTES: Final = 16
 COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
 """The components of a checkpoint, in the order in which the head's `refs` lists them."""
-
-Component = TypeVar("Component", ToolState, PluginSessionSnapshot)
 
 _NO_REF: Final = bytes(32)
 
@@ -85,25 +84,6 @@ def decode_blob(ref: str, content: bytes, key: str) -> bytes:
     return data
 
 
-def decode_component(kind: type[Component], ref: str, data: bytes) -> Component:
-    """The record a checkpoint's blob holds; bytes of another kind of record are `Corrupt`."""
-    try:
-        return kind.from_json(msgpack.unpackb(data), kind.__name__)
-    except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
-        raise Corrupt("blob", ref, f"holds no {kind.__name__}: {error}") from error
-
-
-def decode_bytes(ref: str, data: bytes) -> bytes:
-    """The byte string an execution state's blob holds."""
-    try:
-        value = msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise Corrupt("blob", ref, f"holds no byte string: {error}") from error
-    if not isinstance(value, bytes):
-        raise Corrupt("blob", ref, f"holds no byte string but {type(value).__name__}")
-    return value
-
-
 def encode_refs(refs: Sequence[str | None]) -> bytes:
     """The head's `refs`: 32 bytes for each of `COMPONENTS`, zeros for an absent one; empty if all are absent."""
     if not any(refs):
@@ -116,6 +96,40 @@ def decode_refs(data: bytes) -> tuple[BlobRef | None, ...]:
     return tuple(BlobRef(part.hex()) if part and part != _NO_REF else None for part in parts)
 
 
+# Components
+
+
+class StoredCheckpoint:
+    """A manifest and the checked bytes of its components, each decoded when it is looked at."""
+
+    __slots__ = ("blobs", "manifest")
+
+    def __init__(self, manifest: SessionCheckpoint, blobs: Mapping[str, bytes]) -> None:
+        self.manifest = manifest
+        self.blobs = blobs
+
+    def load(self, record: HydratedSessionCheckpoint, name: str) -> Any:
+        value = self._component(name) if name in COMPONENTS else getattr(self.manifest, name)
+        object.__setattr__(record, name, value)
+        return value
+
+    def _component(self, name: str) -> Any:
+        ref = getattr(self.manifest, f"{name}_ref")
+        if ref is None:
+            return None
+        try:
+            value = msgpack.unpackb(self.blobs[ref])
+            if name == "tool_state":
+                return ToolState.from_json(value)
+            if name == "plugin_snapshot":
+                return PluginSessionSnapshot.from_json(value)
+        except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
+            raise Corrupt("blob", ref, f"holds no {name}: {error}") from error
+        if not isinstance(value, bytes):
+            raise Corrupt("blob", ref, f"holds no {name} but {type(value).__name__}")
+        return value
+
+
 # Nodes
 
 
@@ -123,6 +137,12 @@ def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> byt
     """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
     record = pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
     return zlib.crc32(record).to_bytes(4, "big") + record
+
+
+_set_node_id = SessionNodeRecord.__dict__["node_id"].__set__
+_set_parent_node_id = SessionNodeRecord.__dict__["parent_node_id"].__set__
+_set_timestamp = SessionNodeRecord.__dict__["timestamp"].__set__
+_set_payload = SessionNodeRecord.__dict__["payload"].__set__
 
 
 class _StoredNode:
@@ -133,40 +153,38 @@ class _StoredNode:
     payload: bytes
     tag: str | None
 
-    def __init__(self, raw: bytes, key: str, place: int) -> None:
+    def __init__(self, raw: bytes | None, key: str, place: int) -> None:
         self.raw = raw
         self.key = key
         self.place = place
 
     def load(self, record: SessionNodeRecord, name: str) -> Any:
         """Set the fields of `record`: the payload when it is the one asked for, else those before it."""
-        fill = object.__setattr__
-        if self.raw:
-            node_id, parent, timestamp = self._header()
-            fill(record, "node_id", node_id)
-            fill(record, "parent_node_id", parent)
-            fill(record, "timestamp", timestamp)
-            self.raw = b""
+        if self.raw is not None:
+            self._load_header(record, self.raw)
         if name == "payload":
-            fill(record, "payload", self._payload())
+            self._load_payload(record)
         return getattr(record, name)
 
-    def _header(self) -> tuple[str, str | None, str]:
-        body = self.raw[4:]
-        if zlib.crc32(body) != int.from_bytes(self.raw[:4], "big"):
+    def _load_header(self, record: SessionNodeRecord, raw: bytes) -> None:
+        body = raw[4:]
+        if zlib.crc32(body) != int.from_bytes(raw[:4], "big"):
             raise Corrupt("node", self.key, f"record {self.place} does not match its checksum")
         try:
             node_id, parent, timestamp, self.tag, self.payload = msgpack.unpackb(body)
         except (ValueError, msgpack.UnpackException) as error:
             raise Corrupt("node", self.key, f"record {self.place} is not a node: {error}") from error
-        return node_id, parent, timestamp
+        _set_node_id(record, node_id)
+        _set_parent_node_id(record, parent)
+        _set_timestamp(record, timestamp)
+        self.raw = None
 
-    def _payload(self) -> EventPayload | PluginPayload:
+    def _load_payload(self, record: SessionNodeRecord) -> None:
         try:
             value = msgpack.unpackb(self.payload)
         except (ValueError, msgpack.UnpackException) as error:
             raise Corrupt("node", self.key, f"record {self.place} has an unreadable payload: {error}") from error
-        return EventPayload(value) if self.tag is None else PluginPayload(self.tag, value)
+        _set_payload(record, EventPayload(value) if self.tag is None else PluginPayload(self.tag, value))
 
 
 def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:

@@ -209,8 +209,9 @@ def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobR
             continue
         check_kind(path, value, kind)
         data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
-        refs.append(codec.ref_of(data))
-        bodies[codec.ref_of(data)] = data
+        ref = codec.ref_of(data)
+        refs.append(ref)
+        bodies[ref] = data
     return tuple(refs), bodies
 
 
@@ -294,16 +295,13 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     tag: str | None
     if isinstance(payload, EventPayload):
         tag, value, inner = None, payload.event, f"{path}.payload.event"
-        if not isinstance(value, dict):
-            raise InvalidRecord(inner, f"takes a JSON object, not {type(value).__name__}")
     elif isinstance(payload, PluginPayload):
         tag, value, inner = payload.plugin_type, payload.body, f"{path}.payload.body"
         if not isinstance(tag, str):
             raise InvalidRecord(f"{path}.payload.plugin_type", f"takes a string, not {type(tag).__name__}")
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
-    check_json(value, inner)
-    packed = codec.pack(value, inner)
+    packed = codec.pack(check_json(value, inner), inner)
     return codec.encode_node(node, packed, tag), codec.pack([node_id, parent, tag, packed], path)
 
 
@@ -509,23 +507,13 @@ class StoredHead:
     def read(self, graph: SessionGraph, blobs: Mapping[str, bytes]) -> PersistedSessionRead:
         """The session with `graph` and with the components that `blobs` holds the bytes of."""
         body, checkpoint = self.body, self.body.checkpoint
-        tools, plugins, execution = (None if ref is None else (ref, blobs[ref]) for ref in self.refs)
         return PersistedSessionRead(
             session_id=body.session_id,
             head_revision=self.facts.revision,
             config=body.config,
             graph=graph,
             checkpoint_ref=body.checkpoint_ref,
-            checkpoint=HydratedSessionCheckpoint(
-                turn_state=checkpoint.turn_state,
-                tool_state_ref=checkpoint.tool_state_ref,
-                tool_state=tools and codec.decode_component(ToolState, *tools),
-                plugin_snapshot_ref=checkpoint.plugin_snapshot_ref,
-                plugin_snapshot=plugins and codec.decode_component(PluginSessionSnapshot, *plugins),
-                plugin_snapshot_revision=checkpoint.plugin_snapshot_revision,
-                execution_state_ref=checkpoint.execution_state_ref,
-                execution_state=execution and codec.decode_bytes(*execution),
-            ),
+            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(checkpoint, blobs)),
             token_ledger=tuple(self.ledger),
             commit_id=body.commit_id,
         )
@@ -652,6 +640,17 @@ class PathPlan:
     spans: Sequence[tuple[int, int]]
     by_id: bool = False
 
+    @property
+    def fetched(self) -> Sequence[tuple[int, int]]:
+        """The spans, or the one range that covers them all where that is less work."""
+        if len(self.spans) < 2:
+            return self.spans
+        first, last = self.spans[0][0], self.spans[-1][1]
+        needed = sum(stop + 1 - start for start, stop in self.spans)
+        if last + 1 - first <= needed + SPAN_COST * (len(self.spans) - 1):
+            return [(first, last)]
+        return self.spans
+
 
 def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, strict: bool) -> PathPlan | None:
     """The ranges of the log to fetch.
@@ -715,16 +714,13 @@ def _spans(keys: SessionKeys, jumps: Sequence[bytes], hidden: Sequence[int], at:
     return spans
 
 
-MAX_SPANS: Final = 32
-"""More ranges than this are fetched as the one range that covers them all."""
+SPAN_COST: Final = 15
+"""A further LRANGE takes as long as so many further records: 11.4 µs against 0.76 µs for one of 650 bytes."""
 
 
 def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> list[Command]:
     commands: list[Command] = [("HGET", keys.head, "facts")]
-    if len(plan.spans) > MAX_SPANS:
-        commands.append(("LRANGE", keys.log, plan.spans[0][0], plan.spans[-1][1]))
-    else:
-        commands += [("LRANGE", keys.log, start, stop) for start, stop in plan.spans]
+    commands += [("LRANGE", keys.log, start, stop) for start, stop in plan.fetched]
     return commands + blob_read(keys, blobs)
 
 
@@ -736,7 +732,7 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any], *, str
     if not spans:
         return SessionGraph((), plan.leaf)
     parts: list[list[bytes]] = list(replies[1:])
-    if len(spans) > MAX_SPANS:
+    if len(plan.fetched) < len(spans):
         base, whole = spans[0][0], parts[0]
         parts = [whole[start - base : stop + 1 - base] for start, stop in spans]
     records: list[bytes] = []

@@ -94,7 +94,8 @@ local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
 if facts then
   local wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
-    or mismatch('jumps', 'LLEN', jumps, facts.jumps) or mismatch('dead', 'HLEN', dead, facts.dead)
+    or (facts.jumps > 0 or count > 0) and mismatch('jumps', 'LLEN', jumps, facts.jumps)
+    or facts.dead > 0 and mismatch('dead', 'HLEN', dead, facts.dead)
   if wrong then return refuse(session, wrong) end
 else
   facts = {epoch = 0, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = 0, deadline = 0}
@@ -205,28 +206,46 @@ for row = 0, rows - 1 do
   fields[#fields + 1] = order .. ' ' .. table.concat(sums, ' ')
 end
 
+-- Of a kept blob only its presence matters: this session is one of its holders already.
 local missing, holders, lifetimes = {'missing', session}, {}, {}
+local expires = ttl > 0 or facts.deadline > 0
+local adopts = false
 for index = 0, held + released - 1 do
   local key = KEYS[blobs + index]
-  local holding = redis.pcall('HGET', key, 'n')
-  if type(holding) == 'table' then return refuse(session, {'corrupt', string.sub(key, -69), 'holds another type'}) end
-  if holding and not string.match(holding, '^%d+$') then
-    return refuse(session, {'corrupt', string.sub(key, -69), 'its number of holders is unreadable'})
+  local is_kept = index >= acquired and index < held
+  local size = is_kept and redis.pcall('HSTRLEN', key, 'c') or nil
+  local holding = not is_kept and redis.pcall('HGET', key, 'n') or nil
+  if type(size) == 'table' or type(holding) == 'table' then
+    return refuse(session, {'corrupt', string.sub(key, -69), 'holds another type'})
+  end
+  if is_kept then
+    holders[index] = size > 0
+  elseif holding then
+    if not string.match(holding, '^%d+$') then
+      return refuse(session, {'corrupt', string.sub(key, -69), 'its number of holders is unreadable'})
+    end
+    holders[index] = tonumber(holding)
+    if index < held and call('HEXISTS', key, 'c') == 0 then holders[index] = false end
+    adopts = adopts or (index < held and holders[index] == 0)
   end
   if index < held then
-    local named_only = ARGV[values + index] == ''
-    if named_only and (not holding or call('HEXISTS', key, 'c') == 0) then missing[#missing + 1] = index end
-    if holding then lifetimes[index] = call('PTTL', key) end
+    if not holders[index] and ARGV[values + index] == '' then missing[#missing + 1] = index end
+    if holders[index] and (expires or holders[index] == 0) then lifetimes[index] = call('PTTL', key) end
   end
-  holders[index] = holding and tonumber(holding)
 end
 if #missing > 2 then return missing end
 
-local pending = redis.pcall('ZCARD', orphans)
-if type(pending) == 'table' then return refuse(session, {'corrupt', 'orphans', 'holds another type'}) end
+local pending = 0
+if released > 0 or adopts then
+  pending = redis.pcall('ZCARD', orphans)
+  if type(pending) == 'table' then return refuse(session, {'corrupt', 'orphans', 'holds another type'}) end
+end
 
-local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = 0
+if released > 0 or ttl > 0 then
+  local clock = call('TIME')
+  now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+end
 local deadline = ttl > 0 and now + ttl or 0
 
 local replaced = delta == 'replace' and facts.length > 0
@@ -265,42 +284,44 @@ for from = 1, #new_jumps, CHUNK do
 end
 
 for index = 0, held - 1 do
-  local key, content, holding = KEYS[blobs + index], ARGV[values + index], holders[index]
+  local key, holding, lifetime = KEYS[blobs + index], holders[index], lifetimes[index]
   if not holding then
-    call('HSET', key, 'c', content, 'n', 1)
+    call('HSET', key, 'c', ARGV[values + index], 'n', 1)
     if deadline > 0 then call('PEXPIREAT', key, deadline) end
   else
     if index < acquired then
       call('HSET', key, 'n', holding + 1)
       if holding == 0 then call('ZREM', orphans, string.sub(key, -64)) end
     end
-    local lifetime = lifetimes[index]
-    if deadline == 0 then
+    if lifetime and deadline == 0 then
       if lifetime ~= -1 then call('PERSIST', key) end
-    elseif lifetime ~= -1 and lifetime < ttl then
-      call('PEXPIREAT', key, deadline)
-    elseif lifetime == -1 and holding == 0 then
+    elseif lifetime and (lifetime == -1 and holding == 0 or lifetime ~= -1 and lifetime < ttl) then
       call('PEXPIREAT', key, deadline)
     end
   end
 end
 
-local orphaned = 0
+local orphaned = {}
 for index = held, held + released - 1 do
   local key, holding = KEYS[blobs + index], holders[index]
   if holding then
     call('HSET', key, 'n', math.max(holding - 1, 0))
     if holding <= 1 then
       call('PEXPIRE', key, grace)
-      call('ZADD', orphans, now, string.sub(key, -64))
-      orphaned = orphaned + 1
+      orphaned[#orphaned + 1] = now
+      orphaned[#orphaned + 1] = string.sub(key, -64)
     end
   end
 end
-if orphaned > 0 then
-  -- Entries whose blob is past its grace point at nothing any more.
-  call('ZREMRANGEBYSCORE', orphans, '-inf', now - grace - 1)
-  if call('PTTL', orphans) < 1.5 * grace then call('PEXPIRE', orphans, 2 * grace) end
+if #orphaned > 0 then
+  call('ZADD', orphans, unpack(orphaned))
+  -- Now and then: entries whose blob is past its grace point at nothing, and the list itself must not stay for ever.
+  -- Should it expire early, its blobs still do so by themselves.
+  local step = 32
+  if pending == 0 or math.floor(pending / step) ~= math.floor((pending + #orphaned / 2) / step) then
+    call('ZREMRANGEBYSCORE', orphans, '-inf', now - grace - 1)
+    if call('PTTL', orphans) < 2 * grace then call('PEXPIRE', orphans, 2 * grace) end
+  end
 end
 
 if deadline > 0 then

@@ -27,7 +27,6 @@ from lash_redis.models.graph import (
     SessionGraph,
     SessionNodeRecord,
     SessionReadModel,
-    StoredNode,
 )
 from lash_redis.models.head import (
     ActivePath,
@@ -98,7 +97,6 @@ __all__ = [
     "SessionReadScope",
     "SessionStoreCreateRequest",
     "SessionUsageReport",
-    "StoredNode",
     "TokenLedgerEntry",
     "TokenUsage",
     "ToolState",

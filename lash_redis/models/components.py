@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from lash_redis.models.session import PersistedTurnState
-from lash_redis.models.wire import U64, Json, JsonObject, Record, Rule
+from lash_redis.models.wire import U64, Json, JsonObject, Record, Rule, Unread
 
 
 class BlobRef(str):
@@ -73,7 +73,7 @@ class SessionCheckpoint(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class HydratedSessionCheckpoint(Record):
+class HydratedSessionCheckpoint(Record, Unread):
     """A checkpoint with the bodies of its components.
 
     In a commit a body stores that body and its ref is ignored, a ref alone keeps what is stored, and neither drops the

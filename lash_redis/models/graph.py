@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, count
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
 
 from lash_redis.errors import Corrupt
-from lash_redis.models.wire import Fault, Id, Json, Record, Rule, decode_fields, encode_fields, refuse
+from lash_redis.models.wire import Fault, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +43,14 @@ NodePayload: TypeAlias = EventPayload | PluginPayload
 _PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": EventPayload, "plugin": PluginPayload}
 
 
-class StoredNode(Protocol):
-    """The bytes of a node that nobody has looked at yet."""
-
-    def load(self, record: SessionNodeRecord, name: str) -> Any:
-        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others."""
-
-
-class _Unread:
-    """Fields that are fetched from `_stored` the first time they are looked at."""
-
-    __slots__ = ("_stored",)
-
-    if not TYPE_CHECKING:  # to a type checker there are no attributes but the fields
-
-        def __getattr__(self, name: str) -> Any:
-            # Python comes here only for a slot that is unset. `_stored` is no field, so it cannot come here twice.
-            if name in type(self).__match_args__:
-                return self._stored.load(self, name)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-
-
 @dataclass(frozen=True, slots=True)
-class SessionNodeRecord(Record, _Unread):
+class SessionNodeRecord(Record, Unread):
     """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
 
     node_id: Id
     parent_node_id: str | None
     timestamp: str
     payload: Annotated[NodePayload, Rule.IN_MEMORY]
-
-    @classmethod
-    def from_stored(cls, stored: StoredNode) -> Self:
-        """A node whose fields `stored` loads when they are looked at; otherwise like any other.
-
-        Copies and pickles of it are plain records. What `load` raises, the look raises.
-        """
-        record = object.__new__(cls)
-        object.__setattr__(record, "_stored", stored)
-        return record
 
     def event(self) -> Any | None:
         return self.payload.event if isinstance(self.payload, EventPayload) else None

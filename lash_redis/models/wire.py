@@ -13,13 +13,25 @@ with an empty path, and each level it passes on its way out adds its own step; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum, auto
 from math import isfinite
 from operator import attrgetter
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import checked_id
@@ -75,8 +87,8 @@ class Rule(Enum):
 # Free-form JSON
 
 
-def check_json(value: object, path: str) -> None:
-    """Refuse whatever does not come back from JSON as it went in.
+def check_json(value: object, path: str) -> Any:
+    """The value that comes back when `value` has gone through JSON with its keys sorted: equal, if it is JSON at all.
 
     Taken are None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict with
     such str keys, at most `MAX_JSON_DEPTH` containers deep.
@@ -85,44 +97,54 @@ def check_json(value: object, path: str) -> None:
         InvalidRecord: names the path to the first offending value.
     """
     try:
-        _check(value, 1)
+        return _canonical(value, 1)
     except Fault as fault:
         raise fault.at(path) from None
 
 
-def _check(value: object, depth: int) -> None:
-    if isinstance(value, _CONTAINERS):
+def _canonical(value: Any, depth: int) -> Any:
+    if isinstance(value, dict | list):
         if depth > MAX_JSON_DEPTH:
             raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
-        items: Any
+        keys: Any
+        items: Iterable[Any]
         if isinstance(value, dict):
             for key in value:
                 if type(key) is not str or not key.isascii():
                     _check_key(key)
-            items = value.items()
+            keys = sorted(value)  # code point order is UTF-8 byte order
+            items = map(value.__getitem__, keys)
         else:
-            items = enumerate(value)
-        for key, item in items:
+            keys, items = range(len(value)), value
+        out = []
+        for key, item in zip(keys, items, strict=True):
             kind = type(item)
-            if kind is str:
-                if item.isascii():
-                    continue
-            elif item is None or kind is bool:
-                continue
-            try:
-                _check(item, depth + 1)
-            except Fault as fault:
-                raise fault.under(_step(key)) from None
-    elif isinstance(value, str):
+            if not (
+                item is None
+                or kind is bool
+                or (kind is str and item.isascii())
+                or (kind is int and MIN_I64 <= item <= MAX_U64)
+            ):
+                try:
+                    item = _canonical(item, depth + 1)
+                except Fault as fault:
+                    raise fault.under(_step(key)) from None
+            out.append(item)
+        return dict(zip(keys, out, strict=True)) if isinstance(value, dict) else out
+    if isinstance(value, str):
         _check_text(value)
-    elif isinstance(value, int):
+        return str(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
         if not MIN_I64 <= value <= MAX_U64:
             raise Fault("is an integer outside -2**63..2**64-1")
-    elif isinstance(value, float):
+        return int(value)
+    if isinstance(value, float):
         if not isfinite(value):
             raise Fault(f"is {value}, which JSON cannot say")
-    elif value is not None:
-        raise Fault(f"is not JSON: {type(value).__name__}")
+        return float(value)
+    raise Fault(f"is not JSON: {type(value).__name__}")
 
 
 def _check_text(value: str) -> None:
@@ -146,22 +168,13 @@ def _step(key: str | int) -> str:
     return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
 
 
-def _sorted(value: Any) -> Any:
-    # Code point order is UTF-8 byte order.
-    if isinstance(value, dict):
-        return {key: _sorted(item) if isinstance(item := value[key], _CONTAINERS) else item for key in sorted(value)}
-    if isinstance(value, list):
-        return [_sorted(item) if isinstance(item, _CONTAINERS) else item for item in value]
-    return value
-
-
 def _encode_json(value: Any, binary: bool) -> Any:
-    _check(value, 1)
-    return _sorted(value) if binary else value
+    canonical = _canonical(value, 1)
+    return canonical if binary else value
 
 
 def _decode_json(value: Any) -> Any:
-    _check(value, 1)
+    _canonical(value, 1)
     return value
 
 
@@ -418,6 +431,36 @@ def decode_fields(cls: type[Any], value: Any) -> dict[str, Any]:
         elif none_if_missing:
             out[name] = None
     return out
+
+
+class Stored(Protocol):
+    """The bytes of a record that nobody has looked at yet."""
+
+    def load(self, record: Any, name: str) -> Any:
+        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others."""
+
+
+class Unread:
+    """A record whose unset fields are fetched from `_stored` the first time they are looked at.
+
+    Otherwise it is like any other; copies and pickles of it are plain records. What `load` raises, the look raises.
+    """
+
+    __slots__ = ("_stored",)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> Self:
+        record = object.__new__(cls)
+        object.__setattr__(record, "_stored", stored)
+        return record
+
+    if not TYPE_CHECKING:  # to a type checker there are no attributes but the fields
+
+        def __getattr__(self, name: str) -> Any:
+            # Python comes here only for a slot that is unset. `_stored` is no field, so it cannot come here twice.
+            if name in type(self).__match_args__:
+                return self._stored.load(self, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
 
 class Record:
