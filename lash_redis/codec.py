@@ -121,11 +121,11 @@ class StoredCheckpoint:
             value = msgpack.unpackb(self.blobs[ref])
             if name == "tool_state":
                 return ToolState.from_json(value)
-            if name == "plugin_snapshot":
+            if name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
-        except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
+        except (ValueError, TypeError, msgpack.UnpackException, InvalidRecord) as error:
             raise Corrupt("blob", ref, f"holds no {name}: {error}") from error
-        if not isinstance(value, bytes):
+        if name != "execution_state" or not isinstance(value, bytes):
             raise Corrupt("blob", ref, f"holds no {name} but {type(value).__name__}")
         return value
 
@@ -354,6 +354,8 @@ def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenL
         try:
             source, model = ledger_key(field)
             order, *counters = map(int, value.split(b" "))
+            if len(counters) != 4 or not all(-(2**63) <= counter < 2**63 for counter in counters):
+                raise ValueError("takes four 64-bit counters")
             rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error

@@ -111,8 +111,8 @@ local function locate(id)
   local position = call('HGET', nodes, id)
   if not position then return nil end
   if position == '?' then return 'named' end
-  local place = tonumber(position)
-  if not place or place >= facts.length then return 'broken' end
+  local place = place_of(position, facts)
+  if not place then return 'broken' end
   if facts.dead > 0 and call('HEXISTS', dead, position) == 1 then return 'dead', place end
   return place
 end
@@ -133,7 +133,7 @@ end
 
 local new_jumps, new_names, named = {}, {}, {}
 for index = 0, count - 1 do
-  local link, parent = ARGV[links + index], nil
+  local link, parent = ARGV[links + index]
   local mark = string.sub(link, 1, 1)
   if link == '' then
     parent = base + index - 1
@@ -230,7 +230,7 @@ for index = 0, held + released - 1 do
   end
   if index < held then
     if not holders[index] and ARGV[values + index] == '' then missing[#missing + 1] = index end
-    if holders[index] and (expires or holders[index] == 0) then lifetimes[index] = call('PTTL', key) end
+    if holders[index] and (expires or not is_kept) then lifetimes[index] = call('PTTL', key) end
   end
 end
 if #missing > 2 then return missing end

@@ -34,7 +34,7 @@ if not facts then return {'none', session} end
 local position = redis.call('HGET', nodes, id)
 if not position or position == '?' then return {'none', session} end
 if facts.dead > 0 and redis.call('HEXISTS', dead, position) == 1 then return {'none', session} end
-local record = tonumber(position) and redis.call('LINDEX', log, position)
+local record = place_of(position, facts) and redis.call('LINDEX', log, position)
 if not record or record == '' then return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'}) end
 
 return {'node', session, record, position}

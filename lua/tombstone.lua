@@ -33,8 +33,7 @@ for index = ids, #ARGV do
   local position = redis.call('HGET', nodes, ARGV[index])
   if position and position ~= '?' and not seen[position] then
     seen[position] = true
-    local place = tonumber(position)
-    if not place or place >= facts.length then
+    if not place_of(position, facts) then
       return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'})
     end
     if redis.call('HEXISTS', dead, position) == 0 then

@@ -59,7 +59,7 @@ end
 local picked = redis.call('HRANDFIELD', dead, limit, 'WITHVALUES')
 local positions, free_ids, kept_ids = {}, {}, {}
 for index = 1, #picked, 2 do
-  local position, id = tonumber(picked[index]), picked[index + 1]
+  local position, id = place_of(picked[index], facts), picked[index + 1]
   local record = position and redis.call('LINDEX', log, position)
   if not record or redis.call('HGET', nodes, id) ~= picked[index] then
     return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})

@@ -48,6 +48,12 @@ local function open_head(head, ...)
   return facts, nil, stored[2], stored[3]
 end
 
+-- The position that an entry of the nodes hash gives, or nil for one that points outside the log.
+local function place_of(entry, facts)
+  local place = string.match(entry, '^%d+$') and tonumber(entry)
+  return place and place < facts.length and place or nil
+end
+
 -- Nil when `key` holds what the head says, else the rest of a reply: evicted (gone) or corrupt (another type or size).
 local function mismatch(family, command, key, expected)
   local size = redis.pcall(command, key)
