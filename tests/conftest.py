@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis.asyncio
 from proxy import Proxy
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from servers import Kind, RunningServers, Server, Snapshot, require, snapshot, table
+
+from lash_redis import RedisSessionStore, SessionCache, StoreOptions
+
+NAMESPACE = "laws"
 
 
 @pytest.fixture(scope="session")
@@ -68,12 +75,55 @@ async def proxy(real_server: Server) -> AsyncIterator[Proxy]:
         yield running
 
 
+@pytest.fixture
+def open_cache(server: Server) -> Callable[..., SessionCache]:
+    """`open_cache()` is another process, as far as `server` can tell: a new client, a new cache, one namespace.
+
+    Takes `ttl` and the fields of `StoreOptions`.
+    """
+
+    def opened(*, ttl: float | None = None, namespace: str = NAMESPACE, **options: Any) -> SessionCache:
+        return SessionCache(server.client(), namespace, ttl=ttl, options=StoreOptions(**options))
+
+    return opened
+
+
+@pytest.fixture
+async def cache(open_cache: Callable[..., SessionCache]) -> SessionCache:
+    return open_cache()
+
+
+@pytest.fixture
+async def store(cache: SessionCache) -> RedisSessionStore:
+    return cache.session("chat")
+
+
+@pytest.fixture
+async def lenient(open_cache: Callable[..., SessionCache]) -> RedisSessionStore:
+    """The same session, with the graph checks of the first lash store."""
+    return open_cache(graph_checks="lenient").session("chat")
+
+
+@pytest.fixture
+def through_proxy(real_server: Server, proxy: Proxy) -> Callable[..., SessionCache]:
+    """`through_proxy()` is a cache whose connections all lead through `proxy`, and whose client sends nothing twice.
+
+    Takes the fields of `StoreOptions`.
+    """
+
+    def opened(**options: Any) -> SessionCache:
+        client = real_server.client(url=proxy.url, retry=Retry(NoBackoff(), 0))
+        return SessionCache(client, NAMESPACE, options=StoreOptions(**options))
+
+    return opened
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A line for each server: what it is, how its tests went. A missing server is never passed over in silence."""
     outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in table()}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, ()):
-            name = dict(report.user_properties).get("server")
+            name = dict(getattr(report, "user_properties", ())).get("server")  # a file that does not import has none
             if name in outcomes:
                 outcomes[name][outcome] += 1
     terminalreporter.section("servers")

@@ -1,0 +1,372 @@
+"""The commands without a server: what is sent for a model, and what a reply becomes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import msgpack
+import pytest
+from builders import append, chain, commit, node, replace_full, tools, used
+
+from lash_redis import (
+    Append,
+    BackendError,
+    CommitIdReused,
+    Corrupt,
+    HeadRevisionConflict,
+    HydratedSessionCheckpoint,
+    InvalidLeaf,
+    InvalidParent,
+    InvalidRecord,
+    MissingBlob,
+    NodeIdCollision,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionEvicted,
+    SessionGone,
+    SessionGraph,
+    SessionMeta,
+    StoreOptions,
+    TokenLedgerEntry,
+    TokenUsage,
+    Unchanged,
+    commands,
+)
+from lash_redis.keys import Layout
+
+LAYOUT = Layout("acme", 1)
+KEYS = LAYOUT.session("chat")
+PREFIX = "lash1:{acme:0}:"
+NO_REFS: commands.Refs = (None, None, None)
+OPTIONS = StoreOptions()
+
+
+def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
+    return commands.prepare_commit(made, OPTIONS)
+
+
+def called(made: RuntimeCommit, before: commands.Refs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:
+    return commands.commit_call(KEYS, prepared(made), before, {}, ttl_ms, OPTIONS)
+
+
+def replied(made: RuntimeCommit, reply: Any) -> Any:
+    return commands.commit_reply(called(made), prepared(made), KEYS, reply)
+
+
+# commit
+
+
+def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
+    made = commit(None, checkpoint=HydratedSessionCheckpoint(execution_state=b"1"))
+    ref = sha256(msgpack.packb(b"1")).hexdigest()
+    assert list(called(made).keys) == [
+        f"{PREFIX}head:chat",
+        f"{PREFIX}log:chat",
+        f"{PREFIX}nodes:chat",
+        f"{PREFIX}jumps:chat",
+        f"{PREFIX}dead:chat",
+        f"{PREFIX}orphans",
+        f"{PREFIX}blob:{ref}",
+    ]
+
+
+def test_all_keys_of_a_commit_lie_in_one_slot():
+    made = commit(None, append("a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
+    assert {key[: key.index("}") + 1] for key in called(made).keys} == {"lash1:{acme:0}"}
+
+
+def test_the_numbers_of_a_commit_say_what_follows_them():
+    made = commit(
+        7,
+        append("a", "b"),
+        checkpoint=HydratedSessionCheckpoint(execution_state=b"1"),
+        usage_deltas=[used(input=1, output=2, cached=3, reasoning=4)],
+    )
+    args = called(made, ttl_ms=5_000).args
+    assert args[:3] == ["chat", 7, ""]
+    assert [len(args[3]), len(args[4])] == [16, 16]
+    assert args[8:17] == ["append", "strict", "@1", 5_000, 60_000, 1, 0, 1, 2]
+    assert args[17] == b""
+    assert args[19:23] == [1, 2, 3, 4]
+    assert args[23:27] == ["a", "b", "-", ""]
+    assert [len(args), type(args[27]), type(args[28])] == [29, bytes, bytes]
+
+
+def test_blobs_are_acquired_kept_and_released_in_this_order():
+    body = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
+    tool_ref, _, state_ref = prepared(commit(None, checkpoint=body)).refs
+    gone = "f" * 64
+    call = called(commit(None, checkpoint=body), before=(tool_ref, gone, None))
+    assert [key[-64:] for key in call.keys[6:]] == [state_ref, tool_ref, gone]
+    assert call.args[13:15] == [1, 1]
+
+
+def links(*nodes, replaces: bool = False) -> list[str]:
+    delta = ReplaceFull(SessionGraph(nodes, nodes[-1].node_id)) if replaces else Append(nodes, nodes[-1].node_id)
+    return prepared(commit(None, delta)).links
+
+
+def test_a_link_says_how_a_node_hangs():
+    assert links(node("a"), node("b", "a"), node("c", "a"), node("d", "x"), node("e", "d")) == ["-", "", "@0", "=x", ""]
+
+
+@pytest.mark.parametrize(
+    ("graph", "leaf"),
+    [
+        (Unchanged(), ""),
+        (Unchanged("x"), "=x"),
+        (append("a", "b"), "@1"),
+        (Append(chain("a", "b"), "a"), "@0"),
+        (Append(chain("a"), "x"), "=x"),
+        (Append(()), ""),
+        (replace_full("a", "b"), "@1"),
+        (replace_full(), ""),
+    ],
+)
+def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
+    assert called(commit(None, graph)).args[10] == leaf
+
+
+@pytest.mark.parametrize(
+    "graph", [append("a", "a"), Append([node("a", "a")], "a"), ReplaceFull(SessionGraph(chain("a"), "x"))]
+)
+def test_a_faulty_commit_sends_no_nodes(graph):
+    args = called(commit(None, graph)).args
+    assert (args[8], args[16], len(args)) == ("faulty", 0, 17)
+
+
+def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():
+    one = commit(None, Append(chain("a", timestamp="1"), "a"), usage_deltas=[used(input=1), used(input=2)])
+    two = commit(5, Append(chain("a", timestamp="2"), "a"), usage_deltas=[used(input=3)], builds_on="x")
+    assert one.commit_id != two.commit_id
+    assert prepared(one).meaning == prepared(two).meaning
+
+
+def test_where_one_node_ends_belongs_to_the_meaning():
+    one = commit(None, Append([node("a", text="b"), node("c", "a")], "c"))
+    two = commit(None, Append([node("a", text="bc"), node("c", "a")], "c"))
+    assert prepared(one).meaning != prepared(two).meaning
+
+
+MADE = commit(3, Append([node("a"), node("b", "x")], "b"), usage_deltas=[used("turn", "opus", input=1)])
+
+
+@pytest.mark.parametrize(("word", "replayed"), [(b"committed", False), (b"replayed", True)])
+def test_a_commit_reply_is_its_result(word, replayed):
+    result = replied(MADE, [word, b"chat", b"9007199254740993"])
+    assert (result.head_revision, result.replayed, result.commit_id) == (2**53 + 1, replayed, MADE.commit_id)
+    assert result.checkpoint_ref == prepared(MADE).checkpoint_ref
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "says"),
+    [
+        ([b"conflict", b"chat", b"9007199254740993"], HeadRevisionConflict, {"expected": 3, "actual": 2**53 + 1}),
+        ([b"conflict", b"chat", b"0"], SessionGone, {"expected": 3, "actual": 0}),
+        ([b"reused", b"chat"], CommitIdReused, {"session_id": "chat", "commit_id": MADE.commit_id}),
+        ([b"collision", b"chat", 1], NodeIdCollision, {"node_id": "b"}),
+        ([b"parent", b"chat", 1], InvalidParent, {"node_id": "b", "parent_node_id": "x"}),
+        ([b"leaf", b"chat"], InvalidLeaf, {"leaf_node_id": "b"}),
+        (
+            [b"corrupt", b"chat", b"log", b"short"],
+            Corrupt,
+            {"kind": "log", "key": f"{PREFIX}log:chat", "reason": "short"},
+        ),
+        ([b"corrupt", b"chat", b"blob:ab", b"x"], Corrupt, {"kind": "blob", "key": f"{PREFIX}blob:ab"}),
+        ([b"evicted", b"chat", b"head", b"gone"], SessionEvicted, {"kind": "head", "key": f"{PREFIX}head:chat"}),
+    ],
+)
+def test_a_refusal_becomes_its_error_with_all_it_knows(reply, error, says):
+    with pytest.raises(error) as raised:
+        replied(MADE, reply)
+    assert type(raised.value) is error
+    assert {name: getattr(raised.value, name) for name in says} == says
+
+
+def test_a_first_commit_is_never_told_that_its_session_is_gone():
+    with pytest.raises(HeadRevisionConflict) as raised:
+        replied(replace(MADE, expected_head_revision=0), [b"conflict", b"chat", b"0"])
+    assert type(raised.value) is HeadRevisionConflict
+
+
+@pytest.mark.parametrize(
+    ("counter", "name"), list(enumerate(["input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens"]))
+)
+def test_an_overflow_names_source_model_and_counter(counter, name):
+    with pytest.raises(InvalidRecord) as raised:
+        replied(MADE, [b"overflow", b"chat", 0, counter])
+    assert [part in str(raised.value) for part in (name, "turn", "opus")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("graph", "error"),
+    [
+        (append("a", "a"), NodeIdCollision),
+        (Append([node("a", "b"), node("b")], "b"), InvalidParent),
+        (ReplaceFull(SessionGraph(chain("a"), "x")), InvalidLeaf),
+        (Append([node("a", "a"), node("b"), node("b")], "x"), NodeIdCollision),
+    ],
+)
+def test_what_was_found_wrong_before_sending_is_told_when_nothing_else_is_wrong(graph, error):
+    with pytest.raises(error):
+        replied(commit(3, graph), [b"faulty", b"chat"])
+
+
+def test_moved_refs_are_the_refs_to_send_instead():
+    one, three = "1" * 64, "3" * 64
+    moved = replied(MADE, [b"refs", b"chat", bytes.fromhex(one) + bytes(32) + bytes.fromhex(three)])
+    assert moved == commands.RefsMoved((one, None, three))
+    assert replied(MADE, [b"refs", b"chat", b""]) == commands.RefsMoved(NO_REFS)
+
+
+def test_missing_blobs_are_named_by_their_refs():
+    made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state_ref="1" * 64, execution_state_ref="2" * 64))
+    assert replied(made, [b"missing", b"chat", 0, 1]) == commands.BlobsMissing(("1" * 64, "2" * 64))
+    assert replied(made, [b"missing", b"chat", 1]) == commands.BlobsMissing(("2" * 64,))
+    error = commands.missing_blob(prepared(made), "2" * 64)
+    assert isinstance(error, MissingBlob)
+    assert error.component == "execution_state"
+
+
+# Replies that are none
+
+MALFORMED = [
+    None,
+    b"committed",
+    1,
+    [],
+    [b"committed"],
+    [b"committed", b"other", b"1"],
+    [b"committed", None, b"1"],
+    [b"committed", "chat", b"1"],
+]
+
+
+@pytest.mark.parametrize("reply", MALFORMED)
+def test_a_reply_to_another_call_is_a_backend_error(reply):
+    with pytest.raises(BackendError):
+        replied(MADE, reply)
+    for call in (commands.tombstone_call(KEYS, ["a"]), commands.vacuum_call(KEYS), commands.gc_call(KEYS, [])):
+        with pytest.raises(BackendError):
+            commands.status(call, reply, KEYS)
+
+
+@pytest.mark.parametrize("word", [b"done", b"", b"COMMITTED", b"faulty"])
+def test_a_word_that_commit_never_says_is_a_backend_error(word):
+    with pytest.raises(BackendError):
+        replied(MADE, [word, b"chat", b"1"])
+
+
+def test_a_call_for_one_session_does_not_take_the_reply_for_another():
+    call = commands.node_call(KEYS, "a")
+    with pytest.raises(BackendError):
+        commands.node_reply(call, KEYS, "a", [b"none", b"chat2"])
+    assert commands.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
+
+
+def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
+    keys = LAYOUT.session("grüße")
+    assert commands.status(commands.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys) == "vacuumed"
+
+
+# The others
+
+
+def test_tombstone_names_three_keys_and_the_ids():
+    call = commands.tombstone_call(KEYS, ["a", "b"])
+    assert (list(call.keys), list(call.args)) == (
+        [f"{PREFIX}head:chat", f"{PREFIX}nodes:chat", f"{PREFIX}dead:chat"],
+        ["chat", "a", "b"],
+    )
+
+
+def test_vacuum_names_every_key_of_the_graph():
+    call = commands.vacuum_call(KEYS)
+    assert [key[len(PREFIX) :] for key in call.keys] == [
+        "head:chat",
+        "log:chat",
+        "nodes:chat",
+        "jumps:chat",
+        "dead:chat",
+    ]
+
+
+def test_meta_is_one_key_whatever_the_mode():
+    meta = SessionMeta("chat", "name", "now", "m")
+    for mode in ("save", "create"):
+        call = commands.meta_call(KEYS, meta, mode, 9)
+        assert (list(call.keys), call.args[:2], call.args[3]) == ([f"{PREFIX}head:chat"], ["chat", mode], 9)
+
+
+def test_gc_names_a_key_for_every_ref():
+    call = commands.gc_call(KEYS, ["1" * 64, "2" * 64])
+    assert list(call.keys) == [f"{PREFIX}orphans", f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
+    assert list(call.args) == ["chat", "1" * 64, "2" * 64]
+
+
+def test_a_node_reply_that_holds_another_node_is_corrupt():
+    record = prepared(commit(None, append("a"))).records[0]
+    call = commands.node_call(KEYS, "a")
+    assert commands.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
+    with pytest.raises(Corrupt):
+        commands.node_reply(commands.node_call(KEYS, "b"), KEYS, "b", [b"node", b"chat", record, b"0"])
+    with pytest.raises(Corrupt):
+        commands.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
+
+
+def test_nothing_stored_is_no_session():
+    assert commands.full_reply(KEYS, [{}, [], [], 0, 0]) is None
+    assert commands.path_plan(KEYS, None, [{}, [], [], 0, 0], strict=True) is None
+    assert commands.head_reply(KEYS, {}, 0) is None
+    assert commands.meta_reply(KEYS, [[None, None], 0]) is None
+
+
+def test_entries_without_a_head_are_an_eviction():
+    for replies in ([{}, [b"x"], [], 0, 0], [{}, [], [b"0"], 0, 0], [{}, [], [], 1, 0], [{}, [], [], 0, 1]):
+        with pytest.raises(SessionEvicted):
+            commands.full_reply(KEYS, replies)
+        with pytest.raises(SessionEvicted):
+            commands.path_plan(KEYS, None, replies, strict=True)
+    with pytest.raises(SessionEvicted):
+        commands.meta_reply(KEYS, [[None, None], 1])
+
+
+# What cannot be sent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"session_id": ""},
+        {"session_id": None},
+        {"commit_id": ""},
+        {"commit_id": 5},
+        {"builds_on": ""},
+        {"expected_head_revision": True},
+        {"expected_head_revision": 1.0},
+        {"expected_head_revision": "1"},
+        {"graph": None},
+        {"graph": SessionGraph()},
+        {"graph": Append(None)},
+        {"graph": Append("ab")},
+        {"graph": Append([None])},
+        {"graph": Unchanged("")},
+        {"checkpoint": None},
+        {"checkpoint": HydratedSessionCheckpoint(execution_state="text")},
+        {"checkpoint": HydratedSessionCheckpoint(tool_state={})},
+        {"checkpoint": HydratedSessionCheckpoint(tool_state_ref="A" * 64)},
+        {"config": None},
+        {"usage_deltas": None},
+        {"usage_deltas": "abc"},
+        {"usage_deltas": [None]},
+        {"usage_deltas": [TokenLedgerEntry("s", "m", TokenUsage(1.5))]},
+        {"usage_deltas": [TokenLedgerEntry("s", "m", TokenUsage(True))]},
+        {"usage_deltas": [TokenLedgerEntry("", None, TokenUsage(1))]},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_stored_is_an_invalid_record(change):
+    with pytest.raises(InvalidRecord):
+        prepared(replace(MADE, **change))

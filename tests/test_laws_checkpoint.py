@@ -1,0 +1,404 @@
+"""Components: carried by ref, shared by their content, alive as long as something holds them."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+
+import pytest
+from breaking import Lua, Python, broken_by
+from builders import append, blob_keys, commit, holders, key_of, plugins, tools
+
+from lash_redis import (
+    ActivePath,
+    BlobProfile,
+    Corrupt,
+    FullGraph,
+    GcReport,
+    HydratedSessionCheckpoint,
+    InvalidRecord,
+    MissingBlob,
+    PersistedTurnState,
+    SessionEvicted,
+    StoreGcPolicy,
+)
+
+Checkpoint = HydratedSessionCheckpoint
+NOWHERE = "0" * 64
+
+
+async def publish(store, expected: int | None = None, /, **components):
+    made = commit(expected, session_id=store.session_id, checkpoint=Checkpoint(**components))
+    return await store.commit_runtime_state(made)
+
+
+async def components(store):
+    return (await store.load_session(FullGraph())).checkpoint
+
+
+# Carrying
+
+
+@broken_by(Lua("commit", "'n', 1)", "'n', 1) call('HSET', key, 'c', '')"))
+async def test_a_ref_alone_keeps_the_component(open_cache):
+    first = (await publish(open_cache().session("chat"), tool_state=tools(), execution_state=b"1")).manifest
+    refs = {"tool_state_ref": first.tool_state_ref, "execution_state_ref": first.execution_state_ref}
+    second = (await publish(open_cache().session("chat"), 1, plugin_snapshot=plugins(), **refs)).manifest
+    assert (second.tool_state_ref, second.execution_state_ref) == (first.tool_state_ref, first.execution_state_ref)
+    seen = await components(open_cache().session("chat"))
+    assert (seen.tool_state, seen.plugin_snapshot, seen.execution_state) == (tools(), plugins(), b"1")
+
+
+async def test_a_component_with_neither_body_nor_ref_is_dropped(open_cache):
+    store = open_cache().session("chat")
+    first = (await publish(store, tool_state=tools(), execution_state=b"1")).manifest
+    second = (await publish(store, 1, tool_state_ref=first.tool_state_ref)).manifest
+    assert (second.tool_state_ref, second.execution_state_ref) == (first.tool_state_ref, None)
+    seen = await components(open_cache().session("chat"))
+    assert (seen.tool_state, seen.execution_state) == (tools(), None)
+
+
+async def test_a_body_beats_the_ref_beside_it(store):
+    await publish(store, execution_state=b"1", execution_state_ref=NOWHERE)
+    assert (await components(store)).execution_state == b"1"
+
+
+@pytest.mark.parametrize("body", [b"", bytes(range(256)), b"x" * 300_000])
+async def test_an_execution_state_of_any_bytes_is_a_body(body, open_cache):
+    result = await publish(open_cache().session("chat"), execution_state=body)
+    assert result.manifest.execution_state_ref is not None
+    assert (await components(open_cache().session("chat"))).execution_state == body
+
+
+async def test_equal_components_have_equal_refs_and_equal_manifests_an_equal_checkpoint(cache):
+    one = await publish(cache.session("one"), tool_state=tools(), execution_state=b"1")
+    two = await publish(cache.session("two"), tool_state=tools(), execution_state=b"1")
+    other = await publish(cache.session("two"), 1, tool_state=tools(), execution_state=b"2")
+    assert one.checkpoint_ref == two.checkpoint_ref != other.checkpoint_ref
+    assert one.manifest == two.manifest
+    assert one.manifest.tool_state_ref == other.manifest.tool_state_ref
+
+
+async def test_the_turn_state_and_the_snapshot_revision_are_never_inherited(store):
+    await publish(store, turn_state=PersistedTurnState(turn_index=4), plugin_snapshot_revision=7)
+    await publish(store, 1)
+    assert await components(store) == Checkpoint()
+
+
+@broken_by(Lua("commit", "if #missing > 2 then return missing end", ""))
+async def test_a_ref_that_is_stored_nowhere_is_refused_and_named(store, keyspace):
+    await publish(store, tool_state=tools())
+    before = await keyspace()
+    for component in ("tool_state", "plugin_snapshot", "execution_state"):
+        with pytest.raises(MissingBlob) as refused:
+            await publish(store, 1, **{f"{component}_ref": NOWHERE})
+        assert (refused.value.ref, refused.value.component) == (NOWHERE, component)
+        assert await keyspace() == before
+
+
+async def test_a_ref_of_another_namespace_is_refused(open_cache):
+    ref = (await publish(open_cache(namespace="one").session("chat"), execution_state=b"1")).manifest
+    with pytest.raises(MissingBlob):
+        await publish(open_cache(namespace="two").session("chat"), execution_state_ref=ref.execution_state_ref)
+
+
+async def test_one_blob_may_be_two_components(store, client):
+    manifest = (await publish(store, execution_state=b"1")).manifest
+    ref = manifest.execution_state_ref
+    await publish(store, 1, execution_state_ref=ref)
+    assert await holders(client) == [1]
+    report = await store.gc_unreachable()
+    assert report == GcReport(root_count=1, retained_blob_count=2, deleted_blob_count=0)
+
+
+# Sharing and letting go
+
+
+@broken_by(
+    Lua("commit", "call('HSET', key, 'n', holding + 1)", "call('HSET', key, 'n', holding)"),
+    Lua("commit", "call('HSET', key, 'n', holding + 1)", "call('HSET', key, 'n', holding + 2)"),
+)
+async def test_a_blob_that_sessions_of_one_shard_share_is_stored_once_and_counted(open_cache, client):
+    for chat in ("one", "two", "three"):
+        await publish(open_cache(shards=1).session(chat), tool_state=tools("x" * 1_000))
+    assert await holders(client) == [3]
+
+
+async def test_keeping_a_blob_counts_it_once(open_cache, client):
+    for expected in range(4):
+        await publish(open_cache().session("chat"), expected, tool_state=tools())
+    assert await holders(client) == [1]
+
+
+@broken_by(Lua("commit", "call('HSET', key, 'n', math.max(holding - 1, 0))", "call('HSET', key, 'n', holding)"))
+async def test_a_blob_let_go_by_one_session_stays_for_the_other(open_cache, client):
+    one, two = (open_cache(shards=1).session(chat) for chat in ("one", "two"))
+    for store in (one, two):
+        await publish(store, tool_state=tools())
+    await publish(one, 1)
+    assert await holders(client) == [1]
+    assert (await one.gc_unreachable()).deleted_blob_count == 0
+    assert (await components(open_cache(shards=1).session("two"))).tool_state == tools()
+    await publish(two, 1)
+    assert await holders(client) == [0]
+
+
+@broken_by(
+    Lua("gc", "if #doomed > 0 then redis.call('UNLINK', unpack(doomed)) end", ""),
+    Lua("gc", "tonumber(due) <= now", "tonumber(due) > now"),
+    Lua("commit", "if holding <= 1 then", "if holding <= 0 then"),
+)
+async def test_gc_deletes_what_nobody_holds_and_counts_it(store, client):
+    await publish(store, tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
+    await publish(store, 1, tool_state=tools(), execution_state=b"2")
+    assert len(await blob_keys(client)) == 4
+    report = await store.gc_unreachable()
+    assert report == GcReport(root_count=1, retained_blob_count=3, deleted_blob_count=2)
+    assert await holders(client) == [1, 1]
+    assert (await store.gc_unreachable()).deleted_blob_count == 0
+    assert (await components(store)).execution_state == b"2"
+
+
+async def test_gc_of_an_idle_shard_finds_nothing(store):
+    assert await store.gc_unreachable() == GcReport(0, 0, 0)
+    await publish(store, execution_state=b"1")
+    assert await store.gc_unreachable() == GcReport(1, 2, 0)
+
+
+@broken_by(Lua("gc", "if due and holders ~= '0' then", "if false then"))
+async def test_gc_leaves_what_a_session_took_up_again(open_cache, client):
+    cache = open_cache(shards=1)
+    await publish(cache.session("one"), execution_state=b"1")
+    await publish(cache.session("one"), 1)
+    (blob,) = await blob_keys(client)
+    orphans = (await client.keys("*:orphans"))[0]
+    await publish(cache.session("two"), execution_state=b"1")
+    await client.zadd(orphans, {blob[-64:]: 1})
+    assert (await cache.session("two").gc_unreachable()).deleted_blob_count == 0
+    assert (await components(open_cache(shards=1).session("two"))).execution_state == b"1"
+
+
+async def test_a_blob_taken_up_again_waits_for_nothing_any_more(open_cache, client):
+    store = open_cache().session("chat")
+    await publish(store, execution_state=b"1")
+    await publish(store, 1)
+    (blob,) = await blob_keys(client)
+    assert await client.pttl(blob) > 0
+    await publish(store, 2, execution_state=b"1")
+    assert await holders(client) == [1]
+    assert await client.pttl(blob) == -1
+    assert not await client.zrange(key_of_orphans(blob), 0, -1)
+
+
+def key_of_orphans(blob: bytes) -> bytes:
+    return blob[: blob.index(b"}:") + 2] + b"orphans"
+
+
+async def test_a_blob_nobody_holds_dies_by_itself_after_its_grace(open_cache, client):
+    store = open_cache(blob_grace=0.05).session("chat")
+    await publish(store, execution_state=b"1")
+    await publish(store, 1)
+    for _ in range(100):
+        if not await blob_keys(client):
+            break
+        await asyncio.sleep(0.01)
+    assert await blob_keys(client) == []
+
+
+async def test_an_unreadable_head_stops_gc(store, client, keyspace):
+    await publish(store, execution_state=b"1")
+    await publish(store, 1, execution_state=b"2")
+    await client.hset(await key_of(client, "head"), "body", b"{")
+    before = await keyspace()
+    with pytest.raises(Corrupt):
+        await store.gc_unreachable()
+    assert await keyspace() == before
+
+
+async def test_gc_beside_commits_never_leaves_a_head_without_its_blobs(open_cache):
+    caches = [open_cache(shards=1) for _ in range(3)]
+    bodies = [b"a", b"b", None]
+
+    async def turn(cache, chat):
+        for at in range(15):
+            await publish(cache.session(chat), execution_state=bodies[at % 3], tool_state=tools(str(at % 2)))
+
+    async def collect():
+        for _ in range(30):
+            await caches[2].session("one").gc_unreachable()
+
+    await asyncio.gather(turn(caches[0], "one"), turn(caches[1], "two"), collect())
+    await caches[2].session("one").gc_unreachable()
+    for chat in ("one", "two"):
+        seen = await components(open_cache(shards=1).session(chat))
+        assert (seen.execution_state, seen.tool_state) == (None, tools("0"))
+
+
+async def test_a_handle_collects_by_itself_as_often_as_it_is_told(open_cache, client):
+    store = open_cache(gc_policy=StoreGcPolicy(auto_run_every_commits=3)).session("chat")
+    stored = []
+    for expected in range(6):
+        await publish(store, expected, execution_state=str(expected).encode())
+        stored.append(len(await blob_keys(client)))
+    assert stored == [1, 2, 1, 2, 3, 1]
+
+
+# Uploads
+
+
+@pytest.mark.parametrize("shards", [1, 64])
+async def test_an_uploaded_blob_can_be_committed_by_its_ref(shards, open_cache):
+    donor = open_cache(shards=shards)
+    body = (await publish(donor.session("donor"), execution_state=b"uploaded")).manifest.execution_state_ref
+    data = await donor.get_blob(body)
+    ref = await open_cache(shards=shards).put_blob(data)
+    assert ref == body
+    for chat in ("one", "two", "three"):
+        store = open_cache(shards=shards).session(chat)
+        await publish(store, execution_state_ref=ref)
+        assert (await components(open_cache(shards=shards).session(chat))).execution_state == b"uploaded"
+
+
+@broken_by(Python("codec:ref_of", lambda ref_of: lambda data: ref_of(data + b" "), "hashes something else"))
+async def test_a_ref_is_the_sha256_of_the_bytes_whatever_the_profile(open_cache):
+    data = b"compressible " * 1_000
+    refs = [await open_cache(blob_profile=profile).put_blob(data) for profile in BlobProfile]
+    assert refs == [sha256(data).hexdigest()] * 3
+    assert [await open_cache().get_blob(ref) for ref in refs] == [data] * 3
+
+
+async def test_every_profile_reads_what_every_other_wrote(open_cache, client):
+    large = tools("z" * 9_000)
+    refs = set()
+    for chat, profile in zip("abc", BlobProfile, strict=True):
+        result = await publish(open_cache(blob_profile=profile).session(chat), tool_state=large, execution_state=b"1")
+        refs.add(result.manifest.tool_state_ref)
+    assert len(refs) == 1
+    for chat in "abc":
+        for profile in BlobProfile:
+            seen = await components(open_cache(blob_profile=profile).session(chat))
+            assert (seen.tool_state, seen.execution_state) == (large, b"1")
+
+
+async def test_a_compact_profile_stores_fewer_bytes(open_cache, client):
+    sizes = {}
+    for profile in BlobProfile:
+        namespace = profile.name.lower()
+        await open_cache(namespace=namespace, blob_profile=profile).put_blob(b"x" * 2_000)
+        (blob,) = [key for key in await blob_keys(client) if namespace.encode() in key]
+        sizes[profile] = await client.hstrlen(blob, "c")
+    assert sizes[BlobProfile.COMPACT] < 100
+    assert sizes[BlobProfile.BALANCED] == sizes[BlobProfile.LOW_LATENCY] == 2_001
+
+
+async def test_uploading_twice_stores_once_and_waits_for_a_holder(cache, client):
+    refs = {await cache.put_blob(b"bytes") for _ in range(3)}
+    assert len(refs) == 1
+    assert await holders(client) == [0]
+    (blob,) = await blob_keys(client)
+    assert await client.pttl(blob) > 0
+
+
+async def test_uploading_what_a_session_holds_leaves_it_held(open_cache, client):
+    cache = open_cache(shards=1)
+    ref = (await publish(cache.session("chat"), execution_state=b"1")).manifest.execution_state_ref
+    data = await cache.get_blob(ref)
+    await open_cache(shards=1).put_blob(data)
+    assert await holders(client) == [1]
+    (blob,) = await blob_keys(client)
+    assert await client.pttl(blob) == -1
+
+
+async def test_gc_leaves_an_upload_that_waits_for_its_commit(open_cache):
+    cache = open_cache(shards=1)
+    ref = await cache.put_blob(b"bytes")
+    assert (await cache.session("chat").gc_unreachable()).deleted_blob_count == 0
+    assert await open_cache(shards=1).get_blob(ref) == b"bytes"
+
+
+async def test_a_component_can_be_fetched_by_its_ref(open_cache):
+    result = await publish(open_cache().session("chat"), execution_state=b"1")
+    data = await open_cache().get_blob(result.manifest.execution_state_ref)
+    assert sha256(data).hexdigest() == result.manifest.execution_state_ref
+
+
+async def test_a_blob_that_is_stored_nowhere_is_none(cache):
+    assert await cache.get_blob(NOWHERE) is None
+
+
+@pytest.mark.parametrize("ref", ["", "abc", "G" * 64, "A" * 64, "0" * 63, "0" * 65, "0" * 63 + "\n", None, b"0" * 64])
+async def test_what_is_no_ref_is_refused(ref, cache):
+    with pytest.raises(InvalidRecord):
+        await cache.get_blob(ref)
+
+
+async def test_an_empty_upload_is_an_upload(open_cache):
+    ref = await open_cache().put_blob(b"")
+    assert await open_cache().get_blob(ref) == b""
+
+
+# Damage
+
+
+def trusting(_):
+    return lambda ref, content, key: content[1:]
+
+
+@broken_by(Python("codec:decode_blob", trusting, "trusts the bytes"))
+async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, client):
+    ref = (await publish(open_cache().session("chat"), execution_state=b"state")).manifest.execution_state_ref
+    (blob,) = await blob_keys(client)
+    content = await client.hget(blob, "c")
+    await client.hset(blob, "c", content[:-1] + bytes([content[-1] ^ 1]))
+    for scope in (FullGraph(), ActivePath()):
+        with pytest.raises(Corrupt) as damaged:
+            await open_cache().session("chat").load_session(scope)
+        assert (damaged.value.kind, damaged.value.key) == ("blob", blob.decode())
+    with pytest.raises(Corrupt):
+        await open_cache().get_blob(ref)
+
+
+@pytest.mark.parametrize("content", [b"", b"\2bytes", b"\1not zlib", b"\0"])
+async def test_content_of_an_unknown_encoding_is_corrupt(content, open_cache, client):
+    await publish(open_cache().session("chat"), execution_state=b"state")
+    (blob,) = await blob_keys(client)
+    await client.hset(blob, "c", content)
+    with pytest.raises(Corrupt):
+        await open_cache().session("chat").load_session(FullGraph())
+
+
+@pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
+async def test_a_component_of_another_kind_is_corrupt_when_it_is_looked_at(component, open_cache):
+    manifest = (await publish(open_cache().session("chat"), tool_state=tools())).manifest
+    await publish(open_cache().session("chat"), 1, **{f"{component}_ref": manifest.tool_state_ref})
+    with pytest.raises(Corrupt):
+        getattr(await components(open_cache().session("chat")), component)
+
+
+async def test_a_blob_that_the_head_names_and_that_is_gone_is_an_eviction(open_cache, client):
+    await publish(open_cache().session("chat"), tool_state=tools())
+    (blob,) = await blob_keys(client)
+    await client.delete(blob)
+    for scope in (FullGraph(), ActivePath()):
+        with pytest.raises(SessionEvicted) as gone:
+            await open_cache().session("chat").load_session(scope)
+        assert gone.value.key == blob.decode()
+
+
+@pytest.mark.parametrize("planted", ["x", "-1", "1.5", ""])
+async def test_an_unreadable_number_of_holders_is_corrupt(planted, open_cache, client, keyspace):
+    await publish(open_cache().session("chat"), execution_state=b"1")
+    (blob,) = await blob_keys(client)
+    await client.hset(blob, "n", planted)
+    before = await keyspace()
+    with pytest.raises(Corrupt) as broken:
+        await publish(open_cache().session("chat"), 1, execution_state=b"2")
+    assert broken.value.key == blob.decode()
+    assert await keyspace() == before
+
+
+async def test_a_commit_without_a_graph_still_has_its_components(open_cache):
+    store = open_cache().session("chat")
+    await store.commit_runtime_state(commit(None, append("a"), checkpoint=Checkpoint(execution_state=b"1")))
+    read = await open_cache().session("chat").load_session(ActivePath("unknown"))
+    assert (list(read.graph.nodes), read.checkpoint.execution_state) == ([], b"1")
