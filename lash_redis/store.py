@@ -13,8 +13,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from lash_redis import codec, commands
 from lash_redis.errors import (
     BackendError,
-    Corrupt,
     HeadRevisionConflict,
+    InvalidLeaf,
     InvalidRecord,
     SessionBindingMismatch,
     StoreError,
@@ -91,7 +91,7 @@ class RedisSessionStore:
         raise UnsupportedReadScope(scope)
 
     async def _load_full(self) -> PersistedSessionRead | None:
-        lost: Corrupt | None = None
+        lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
             replies = await self._read(commands.full_read(self._keys))
             found = commands.full_reply(self._keys, replies)
@@ -101,12 +101,15 @@ class RedisSessionStore:
             blobs, missing = await self._namespace.blobs(self._keys, head.refs)
             if missing is None:
                 return self._seen(head.read(graph, blobs), head)
-            lost = self._same_or_raise(lost, missing)
+            # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
+            if lost == (head.facts.revision, missing.key):
+                raise missing
+            lost = head.facts.revision, missing.key
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
 
     async def _load_path(self, leaf: str | None) -> PersistedSessionRead | None:
-        strict = self._namespace.options.graph_checks == "strict"
-        lost: Corrupt | None = None
+        strict = self._strict
+        lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
             plan = commands.path_plan(
                 self._keys, leaf, await self._read(commands.path_read(self._keys, leaf)), strict=strict
@@ -128,22 +131,25 @@ class RedisSessionStore:
             missing = self._namespace.take_blobs(self._keys, unknown, contents, known)
             if missing is None:
                 return self._seen(plan.head.read(graph, known), plan.head)
-            lost = self._same_or_raise(lost, missing)
-        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
+            if lost == (plan.head.facts.revision, missing.key):
+                raise missing
+            lost = plan.head.facts.revision, missing.key
+        return await self._load_path_by_id(leaf)
 
     async def _load_path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
-        """The path of a session whose links only ids express: the whole graph, walked here."""
+        """The path cut out of the whole graph: where only ids express the links, or the log will not hold still."""
         read = await self._load_full()
         if read is None:
             return None
         graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
-        return replace(read, graph=graph.fork_current_path())
+        path = graph.fork_current_path()
+        if leaf is None and graph.leaf_node_id is not None and not path.nodes and self._strict:
+            raise InvalidLeaf(graph.leaf_node_id)
+        return replace(read, graph=path)
 
-    def _same_or_raise(self, before: Corrupt | None, missing: Corrupt) -> Corrupt:
-        """A blob that is missing once may just have been let go; missing twice, it is gone."""
-        if before is not None and before.key == missing.key:
-            raise missing
-        return missing
+    @property
+    def _strict(self) -> bool:
+        return self._namespace.options.graph_checks == "strict"
 
     def _seen(self, read: PersistedSessionRead, head: commands.StoredHead) -> PersistedSessionRead:
         self._refs = head.refs

@@ -177,8 +177,9 @@ class _Link:
                 flow.cancel()
             ends = await asyncio.gather(*flows, return_exceptions=True)
             self.proxy._faults += [end for end in ends if isinstance(end, Exception) and not isinstance(end, OSError)]
+            to_client.close()
+            to_server.close()
             for writer in (to_client, to_server):
-                writer.close()
                 with suppress(OSError):
                     await writer.wait_closed()
 

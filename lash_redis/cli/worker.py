@@ -285,9 +285,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:120]}… ({len(text)} characters)"
 
 
-async def _measured(
-    source: Connection, cache: SessionCache, session_id: str, faults: Sequence[str]
-) -> Checked:
+async def _measured(source: Connection, cache: SessionCache, session_id: str, faults: Sequence[str]) -> Checked:
     """With the bytes of the session's keys and of its blobs; a store need not be allowed MEMORY USAGE."""
     keys = cache.layout.session(session_id)
     own = [keys.head, keys.log, keys.nodes, keys.jumps, keys.dead]
