@@ -14,6 +14,7 @@ from lash_redis.connections import Connector, Given, checked_client, connector
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import Layout, checked_id, checked_namespace
 from lash_redis.models import BlobRef, SessionMeta, SessionPolicy, SessionStoreCreateRequest
+from lash_redis.models.wire import check_json
 from lash_redis.namespace import Namespace
 from lash_redis.options import StoreOptions, seconds_to_ms
 from lash_redis.store import RedisSessionStore
@@ -84,6 +85,10 @@ class SessionCache:
         """
         commands.check_kind("request", request, SessionStoreCreateRequest)
         commands.check_kind("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
+        commands.check_kind("SessionStoreCreateRequest.policy.model", request.policy.model, str)
+        check_json(request.policy.model, "SessionStoreCreateRequest.policy.model")
+        if request.parent_session_id is not None:
+            checked_id("SessionStoreCreateRequest.parent_session_id", request.parent_session_id)
         checked_id("SessionStoreCreateRequest.session_id", request.session_id)
         store = self.session(request.session_id)
         await store.create_meta(
@@ -103,7 +108,8 @@ class SessionCache:
     async def put_blob(self, data: bytes) -> BlobRef:
         """Store bytes under the SHA-256 of them; a commit may then name the ref as one of its components.
 
-        Held by no session, they stay for `StoreOptions.upload_grace` seconds. One round trip.
+        A component's bytes are MessagePack of its record, an execution state's those of a byte string. Held by no
+        session, they stay for `StoreOptions.upload_grace` seconds. One round trip.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidRecord("data", f"takes bytes, not {type(data).__name__}")

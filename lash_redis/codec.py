@@ -16,6 +16,7 @@ from typing import Any, Final, overload
 import msgpack
 
 from lash_redis.errors import Corrupt, InvalidRecord
+from lash_redis.keys import SessionKeys
 from lash_redis.models import (
     BlobRef,
     EventPayload,
@@ -102,11 +103,12 @@ def decode_refs(data: bytes) -> tuple[BlobRef | None, ...]:
 class StoredCheckpoint:
     """A manifest and the checked bytes of its components, each decoded when it is looked at."""
 
-    __slots__ = ("blobs", "manifest")
+    __slots__ = ("blobs", "keys", "manifest")
 
-    def __init__(self, manifest: SessionCheckpoint, blobs: Mapping[str, bytes]) -> None:
+    def __init__(self, manifest: SessionCheckpoint, blobs: Mapping[str, bytes], keys: SessionKeys) -> None:
         self.manifest = manifest
         self.blobs = blobs
+        self.keys = keys
 
     def load(self, record: HydratedSessionCheckpoint, name: str) -> Any:
         value = self._component(name) if name in COMPONENTS else getattr(self.manifest, name)
@@ -124,9 +126,9 @@ class StoredCheckpoint:
             if name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
         except (ValueError, TypeError, msgpack.UnpackException, InvalidRecord) as error:
-            raise Corrupt("blob", ref, f"holds no {name}: {error}") from error
+            raise Corrupt("blob", self.keys.blob(ref), f"holds no {name}: {error}") from error
         if name != "execution_state" or not isinstance(value, bytes):
-            raise Corrupt("blob", ref, f"holds no {name} but {type(value).__name__}")
+            raise Corrupt("blob", self.keys.blob(ref), f"holds no {name} but {type(value).__name__}")
         return value
 
 
@@ -360,4 +362,6 @@ def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenL
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error
     rows.sort(key=lambda row: row[0])
+    if [order for order, _ in rows] != list(range(len(rows))):
+        raise Corrupt("ledger", key, "the order of its rows is unreadable")
     return tuple(entry for _, entry in rows)

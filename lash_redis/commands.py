@@ -7,7 +7,7 @@ faster natively than through Lua. `store.py` sends them and brings the replies b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, Literal, TypeAlias
@@ -290,15 +290,15 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     checked_id(f"{path}.node_id", node_id)
     if parent is not None:
         checked_id(f"{path}.parent_node_id", parent)
-    if not isinstance(node.timestamp, str):
-        raise InvalidRecord(f"{path}.timestamp", f"takes a string, not {type(node.timestamp).__name__}")
+    check_kind(f"{path}.timestamp", node.timestamp, str)
+    check_json(node.timestamp, f"{path}.timestamp")
     tag: str | None
     if isinstance(payload, EventPayload):
         tag, value, inner = None, payload.event, f"{path}.payload.event"
     elif isinstance(payload, PluginPayload):
         tag, value, inner = payload.plugin_type, payload.body, f"{path}.payload.body"
-        if not isinstance(tag, str):
-            raise InvalidRecord(f"{path}.payload.plugin_type", f"takes a string, not {type(tag).__name__}")
+        check_kind(f"{path}.payload.plugin_type", tag, str)
+        check_json(tag, f"{path}.payload.plugin_type")
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
     packed = codec.pack(check_json(value, inner), inner)
@@ -482,6 +482,7 @@ def gc_call(keys: SessionKeys, refs: Sequence[str]) -> ScriptCall:
 class StoredHead:
     """A head as read: what scripts decide on, what the client keeps, the ledger."""
 
+    keys: SessionKeys
     facts: codec.Facts
     body: codec.HeadBody
     ledger: Sequence[Any]
@@ -513,7 +514,7 @@ class StoredHead:
             config=body.config,
             graph=graph,
             checkpoint_ref=body.checkpoint_ref,
-            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(checkpoint, blobs)),
+            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(checkpoint, blobs, self.keys)),
             token_ledger=tuple(self.ledger),
             commit_id=body.commit_id,
         )
@@ -540,6 +541,7 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], others: int) ->
     if body is None:
         raise Corrupt("head", keys.head, "its body is gone")
     head = StoredHead(
+        keys,
         codec.decode_facts(facts, keys.head),
         codec.decode_body(body, keys.head),
         codec.decode_ledger(fields.items(), keys.head),
@@ -557,7 +559,7 @@ def full_read(keys: SessionKeys) -> list[Command]:
     return [
         ("HGETALL", keys.head),
         ("LRANGE", keys.log, 0, -1),
-        ("HKEYS", keys.dead),
+        ("HGETALL", keys.dead),
         ("HLEN", keys.nodes),
         ("LLEN", keys.jumps),
     ]
@@ -580,6 +582,10 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> tuple[StoredHead, S
     if facts.live == facts.length:
         return head, SessionGraph(codec.StoredNodes(records, keys.log), head.body.leaf_node_id)
     hidden = _positions(keys, dead)
+    for position, node_id in dead.items():
+        if int(position) >= len(records):
+            raise Corrupt("dead", keys.dead, f"{position!r} is outside the log")
+        _check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
     places = [at for at, record in enumerate(records) if record and at not in hidden]
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
@@ -595,7 +601,7 @@ def _counted(keys: SessionKeys, family: str, size: int, expected: int) -> None:
     raise Corrupt(family, getattr(keys, family), f"has {size} entries, the head counts {expected}")
 
 
-def _positions(keys: SessionKeys, dead: Sequence[bytes]) -> set[int]:
+def _positions(keys: SessionKeys, dead: Iterable[bytes]) -> set[int]:
     try:
         return set(map(int, dead))
     except ValueError as error:
@@ -724,8 +730,8 @@ def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> li
     return commands + blob_read(keys, blobs)
 
 
-def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any], *, strict: bool) -> SessionGraph | None:
-    """The graph of the path, or None where the log was replaced since the plan was made."""
+def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> SessionGraph | None:
+    """The graph of the path, or None where the log has changed since the plan was made, or is not as planned."""
     if replies[0] is None or codec.decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
         return None
     spans = plan.spans
@@ -746,9 +752,7 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any], *, str
         cut = len(records) - records[::-1].index(b"")
         records, places = records[cut:], places[cut:]
     if not records:
-        if strict and plan.leaf == plan.head.body.leaf_node_id:
-            raise InvalidLeaf(plan.leaf)
-        return SessionGraph((), plan.leaf)
+        return None
     nodes = codec.StoredNodes(records, keys.log, places)
     if plan.leaf is not None:
         _check_id(keys, records[-1], places[-1], plan.leaf)
@@ -771,7 +775,12 @@ def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
     (meta, facts), others = replies
     if facts is None and others:
         raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
-    return None if meta is None else codec.decode_meta(meta, keys.head)
+    if meta is None:
+        return None
+    record = codec.decode_meta(meta, keys.head)
+    if record.session_id != keys.session_id:
+        raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
+    return record
 
 
 def orphan_read(keys: SessionKeys) -> list[Command]:

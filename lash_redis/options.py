@@ -29,7 +29,7 @@ class StoreGcPolicy:
     """Run `gc_unreachable` after every so many successful commits of a handle; 0 for never."""
 
     def __post_init__(self) -> None:
-        _whole("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
+        whole("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,22 @@ class StoreOptions:
             raise InvalidRecord("options.blob_profile", f"takes a BlobProfile, not {self.blob_profile!r}")
         if not isinstance(self.gc_policy, StoreGcPolicy):
             raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
-        _whole("options.shards", self.shards, 1, MAX_SHARDS)
+        whole("options.shards", self.shards, 1, MAX_SHARDS)
         for name in ("blob_grace", "upload_grace", "retry_max_delay"):
             seconds_to_ms(f"options.{name}", getattr(self, name))
-        _whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
+        whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
         for name in ("max_commit_bytes", "max_commit_nodes"):
             if getattr(self, name) is not None:
-                _whole(f"options.{name}", getattr(self, name), 1)
-        _whole("options.retry_attempts", self.retry_attempts, 1)
+                whole(f"options.{name}", getattr(self, name), 1)
+        whole("options.retry_attempts", self.retry_attempts, 1)
 
 
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value`, if it is an int within bounds."""
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
         raise InvalidRecord(name, f"takes a whole number, {bounds}, not {value!r}")
+    return value
 
 
 def seconds_to_ms(name: str, value: Any) -> int:

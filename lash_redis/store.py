@@ -37,6 +37,7 @@ from lash_redis.models import (
     VacuumReport,
 )
 from lash_redis.namespace import Namespace
+from lash_redis.options import whole
 
 log = logging.getLogger("lash_redis")
 
@@ -124,9 +125,9 @@ class RedisSessionStore:
             if plan.spans or unknown:
                 replies = await self._read(commands.span_read(self._keys, plan, unknown))
                 parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                found = commands.span_reply(self._keys, plan, parts, strict=strict)
+                found = commands.span_reply(self._keys, plan, parts)
                 if found is None:
-                    continue
+                    break
                 graph = found
             missing = self._namespace.take_blobs(self._keys, unknown, contents, known)
             if missing is None:
@@ -267,8 +268,10 @@ class RedisSessionStore:
         Raises:
             HeadRevisionConflict: the last attempt's, when all lost.
         """
+        if not callable(fn):
+            raise InvalidRecord("fn", f"takes a function, not {type(fn).__name__}")
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(attempts),
+            stop=stop_after_attempt(whole("attempts", attempts, 1)),
             wait=wait_random_exponential(multiplier=0.01, max=self._namespace.options.retry_max_delay),
             retry=retry_if_exception_type(HeadRevisionConflict),
             reraise=True,
@@ -325,7 +328,7 @@ class RedisSessionStore:
     async def vacuum(self) -> VacuumReport:
         """Free the records of tombstoned nodes; returns how many. One round trip per 500.
 
-        An id may be used again afterwards, unless a live node still names it as its parent.
+        An id may be used again afterwards, unless a live node names it as its parent now: then it stays reserved.
 
         Raises:
             OutcomeUnknown: the reply was lost; call again for the rest (what was freed is not counted twice).

@@ -206,7 +206,8 @@ for row = 0, rows - 1 do
   fields[#fields + 1] = order .. ' ' .. table.concat(sums, ' ')
 end
 
--- Of a kept blob only its presence matters: this session is one of its holders already.
+-- Of a kept blob only its presence matters: this session is one of its holders already. Where it is the only one, the
+-- blob takes the session's deadline, as one that nobody holds would.
 local missing, holders, lifetimes = {'missing', session}, {}, {}
 local expires = ttl > 0 or facts.deadline > 0
 local adopts = false
@@ -230,7 +231,10 @@ for index = 0, held + released - 1 do
   end
   if index < held then
     if not holders[index] and ARGV[values + index] == '' then missing[#missing + 1] = index end
-    if holders[index] and (expires or not is_kept) then lifetimes[index] = call('PTTL', key) end
+    if holders[index] and (expires or not is_kept) then
+      lifetimes[index] = call('PTTL', key)
+      if is_kept and lifetimes[index] == -1 and call('HGET', key, 'n') == '1' then holders[index] = 0 end
+    end
   end
 end
 if #missing > 2 then return missing end

@@ -33,7 +33,9 @@ if not facts then return {'none', session} end
 
 local position = redis.call('HGET', nodes, id)
 if not position or position == '?' then return {'none', session} end
-if facts.dead > 0 and redis.call('HEXISTS', dead, position) == 1 then return {'none', session} end
+local buried = facts.dead > 0 and redis.call('HGET', dead, position)
+if buried == id then return {'none', session} end
+if buried then return refuse(session, {'corrupt', 'dead', 'a tombstone names another node'}) end
 local record = place_of(position, facts) and redis.call('LINDEX', log, position)
 if not record or record == '' then return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'}) end
 
