@@ -1,11 +1,14 @@
 """The border to redis-py: sends what `commands.py` made, sends it again when that is safe, maps every foreign error.
 
-Sending again is always safe here: a commit is known by its receipt, every other write does nothing the second time.
+Sending again is safe here: a commit is known by its receipt, and every other write done twice in a row is done once.
+(Only where another client's write came between the two, a meta record or a tombstone sent again is the later one.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -14,6 +17,7 @@ import redis.asyncio as redis
 from redis import exceptions
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from lash_redis import scripts
 from lash_redis.commands import Command, ScriptCall
 from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
@@ -38,16 +42,31 @@ DENIED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 """Connection errors by descent, but an answer: another attempt gets the same one."""
 
 
+FAILURES = (exceptions.RedisError, RuntimeError)
+"""What sending raises; a RuntimeError is asyncio's, for a client whose event loop is gone."""
+
+REFUSED_WHOLE = ("-OOM", "-READONLY", "MISCONF", "NOREPLICAS")
+"""Errors that a script's first write gets or none of its writes, where redis-py has no class for them."""
+
+
 class Backend:
-    """A client, opened before the first command, and how commands are sent on it."""
+    """A client, opened before the first command, and how commands are sent on it.
+
+    A forked child and another event loop get a client of their own: replies on a connection that two of them use would
+    go to whoever reads first.
+    """
 
     def __init__(self, connector: Connector, options: StoreOptions) -> None:
         self._options = options
         self._connector = connector
-        self._opening = asyncio.Lock()
         self._client: redis.Redis | None = None
+        self._place: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._opening = asyncio.Lock()
 
-    async def _opened(self) -> redis.Redis:
+    async def _opened(self) -> Any:  # Any, because redis-py leaves execute_command untyped
+        place = os.getpid(), asyncio.get_running_loop()
+        if self._place != place:
+            self._place, self._client, self._opening = place, None, asyncio.Lock()
         if self._client is None:
             async with self._opening:
                 if self._client is None:
@@ -57,24 +76,23 @@ class Backend:
     async def close(self) -> None:
         await self._connector.close()
 
-    async def run(self, call: ScriptCall) -> Any:
+    async def run(self, call: ScriptCall, *, writes: bool = True) -> Any:
         """Send a script.
 
         Raises:
-            OutcomeUnknown: every attempt failed and one of them may have been applied.
+            OutcomeUnknown: it may have been applied: a reply was lost, or it failed below its `-- WRITE`.
             BackendError: Redis refused, or no attempt reached it.
         """
-
-        client: Any = self._client or await self._opened()  # redis-py leaves execute_command untyped
+        client = await self._opened()
+        arguments = (len(call.keys), *call.keys, *call.args)
 
         async def send() -> Any:
-            arguments = (len(call.keys), *call.keys, *call.args)
             try:
                 return await client.execute_command("EVALSHA", call.script.sha, *arguments)
             except exceptions.NoScriptError:
                 return await client.execute_command("EVAL", call.script.text, *arguments)
 
-        return await self._attempts(send, writes=True, name=call.script.name)
+        return await self._attempts(send, call.script, writes=writes)
 
     async def send(self, commands: Sequence[Command], *, atomic: bool) -> list[Any]:
         """Send native commands in one round trip; `atomic`: as one transaction, so that they see one moment.
@@ -87,35 +105,28 @@ class Backend:
         """
         if not commands:
             return []
-        client: Any = self._client or await self._opened()
+        client = await self._opened()
 
         async def send() -> list[Any]:
-            if len(commands) == 1:
-                try:
-                    replies = [await client.execute_command(*commands[0])]
-                except exceptions.ResponseError as error:
-                    replies = [error]
-            else:
-                pipeline = client.pipeline(transaction=atomic)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                replies = await pipeline.execute(raise_on_error=False)
+            replies = await _replies(client, commands, atomic=atomic)
             for command, reply in zip(commands, replies, strict=True):
                 if isinstance(reply, exceptions.ResponseError):
-                    if _is_wrong_type(reply):
+                    if str(reply).startswith("WRONGTYPE"):
                         raise Corrupt(family_of(command[1]), command[1], "holds another type") from reply
                     raise reply
             return replies
 
-        return await self._attempts(send, writes=False, name=str(commands[0][0]))
+        return await self._attempts(send, str(commands[0][0]), writes=False)
 
-    async def _attempts(self, send: Callable[[], Awaitable[Reply]], *, writes: bool, name: str) -> Reply:
-        fate = _Fate(ambiguous=self._connector.resends)
+    async def _attempts(
+        self, send: Callable[[], Awaitable[Reply]], what: scripts.Script | str, *, writes: bool
+    ) -> Reply:
+        fate = _Fate(what, writes=writes, ambiguous=self._connector.resends)
 
         async def once() -> Reply:
             try:
                 return await send()
-            except exceptions.RedisError as error:
+            except FAILURES as error:
                 fate.note(error)
                 raise
 
@@ -123,45 +134,96 @@ class Backend:
         try:
             try:
                 return await once()
-            except exceptions.RedisError as error:
+            except FAILURES as error:
                 if attempts == 1 or not _worth_retrying(error):
                     raise
             retrying = AsyncRetrying(
                 stop=stop_after_attempt(attempts - 1),
-                wait=wait_random_exponential(multiplier=0.01, max=self._options.retry_max_delay),
+                wait=wait_random_exponential(multiplier=0.05, max=self._options.retry_max_delay),
                 retry=retry_if_exception(_worth_retrying),
                 reraise=True,
             )
             return await retrying(once)
-        except exceptions.RedisError as error:
-            raise fate.error(error, writes=writes, name=name) from error
+        except FAILURES as error:
+            raise fate.error(error) from error
+
+
+async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool) -> list[Any]:
+    """The replies, errors of single commands among them."""
+    if len(commands) == 1:
+        try:
+            return [await client.execute_command(*commands[0])]
+        except exceptions.ResponseError as error:
+            return [error]
+    pipeline = client.pipeline(transaction=atomic)
+    for command in commands:
+        pipeline.execute_command(*command)
+    try:
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    except exceptions.ResponseError as error:
+        if atomic and _is_out_of_memory(error):
+            return await _read_in_script(client, commands)
+        raise
+    return replies
+
+
+async def _read_in_script(client: Any, commands: Sequence[Command]) -> list[Any]:
+    """What a transaction would have answered: a full server refuses even reads in one, but not in a script."""
+    keys: list[Any] = []
+    words: list[Any] = []
+    for name, *rest in commands:
+        named = len(rest) if name == "EXISTS" else 1
+        keys += rest[:named]
+        words += [name, named, len(rest) - named, *rest[named:]]
+    try:
+        _, _, *replies = await client.execute_command("EVAL", scripts.READ.text, len(keys), *keys, "", *words)
+    except exceptions.ResponseError as error:
+        return [error] * len(commands)
+    return [
+        dict(zip(reply[::2], reply[1::2], strict=True)) if command[0] == "HGETALL" else reply
+        for command, reply in zip(commands, replies, strict=True)
+    ]
 
 
 class _Fate:
     """What the failed attempts at one command say about whether it was applied."""
 
-    def __init__(self, *, ambiguous: bool) -> None:
+    def __init__(self, what: scripts.Script | str, *, writes: bool, ambiguous: bool) -> None:
+        self._what = what
+        self._writes = writes
         self._ambiguous = ambiguous
-        self._lost = False
+        self._maybe_applied = False
 
-    def note(self, error: exceptions.RedisError) -> None:
+    def note(self, error: BaseException) -> None:
         if isinstance(error, LOST) and not isinstance(error, NOT_READY + DENIED):
-            self._lost = self._lost or self._ambiguous or not _never_sent(error)
+            self._maybe_applied = self._maybe_applied or self._ambiguous or not _never_sent(error)
+        elif isinstance(error, RuntimeError) or self._failed_while_writing(error):
+            self._maybe_applied = True
 
-    def error(self, error: exceptions.RedisError, *, writes: bool, name: str) -> StoreError:
-        text = f"{name}: {str(error) or type(error).__name__}"
-        return OutcomeUnknown(text) if writes and self._lost else BackendError(text)
+    def _failed_while_writing(self, error: BaseException) -> bool:
+        """Redis does not undo what a script wrote before it failed."""
+        line = re.search(r"user_script:(\d+)", str(error))
+        if isinstance(self._what, str) or line is None or int(line[1]) < self._what.write_line:
+            return False
+        if _is_out_of_memory(error) or isinstance(error, exceptions.ReadOnlyError):
+            return False
+        return not any(word in str(error) for word in REFUSED_WHOLE)
+
+    def error(self, error: BaseException) -> StoreError:
+        name = self._what if isinstance(self._what, str) else self._what.name
+        text = f"{name}: {'OOM ' if _is_out_of_memory(error) else ''}{str(error) or type(error).__name__}"
+        return OutcomeUnknown(text) if self._writes and self._maybe_applied else BackendError(text)
 
 
-def _is_wrong_type(error: exceptions.ResponseError) -> bool:
-    return str(error).startswith("WRONGTYPE")
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, exceptions.OutOfMemoryError) or "-OOM" in str(error)
 
 
 def _worth_retrying(error: BaseException) -> bool:
     if isinstance(error, NOT_READY):
         return True
     if isinstance(error, exceptions.ResponseError):
-        return str(error).startswith(("BUSY ", "UNBLOCKED"))
+        return str(error).startswith(("BUSY ", "UNBLOCKED")) or "READONLY" in str(error)
     return isinstance(error, LOST) and not isinstance(error, DENIED)
 
 
@@ -172,4 +234,4 @@ def _never_sent(error: BaseException) -> bool:
         if isinstance(cause, ConnectionRefusedError | FileNotFoundError | PermissionError | socket.gaierror):
             return True
         cause = cause.__cause__ or cause.__context__
-    return str(error).startswith(("Timeout connecting", "Too many connections"))
+    return str(error).startswith(("Timeout connecting", "Too many connections", "No connection available"))

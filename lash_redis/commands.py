@@ -24,6 +24,7 @@ from lash_redis.errors import (
     InvalidRecord,
     MissingBlob,
     NodeIdCollision,
+    OutcomeUnknown,
     Refused,
     SessionEvicted,
     SessionGone,
@@ -61,6 +62,9 @@ Refs: TypeAlias = tuple[BlobRef | None, ...]
 MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
 """What one value may hold in Redis (`proto-max-bulk-len`), less our framing; no option raises it."""
 
+MAX_USAGE_ROWS: Final = 10_000
+"""Distinct (source, model) pairs of one commit; the script looks each of them up."""
+
 TOMBSTONE_CHUNK: Final = 1000
 VACUUM_CHUNK: Final = 500
 GC_CHUNK: Final = 500
@@ -83,11 +87,11 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | None = None) -> str
     """The first word of a script's reply.
 
     Raises:
-        BackendError: the reply belongs to another call.
+        OutcomeUnknown: the reply belongs to another call.
         Corrupt, SessionEvicted: the script found stored bytes that break a law.
     """
     if not isinstance(reply, list) or len(reply) < 2 or reply[1] != call.echo:
-        raise BackendError(f"the reply to {call.script.name} belongs to another call")
+        raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call")
     word: str = reply[0].decode()
     if word in ("corrupt", "evicted"):
         family, reason = reply[2].decode(), reply[3].decode()
@@ -172,7 +176,9 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
     meaning.update(codec.pack([prepared.delta, commit.session_id, leaf, config, manifest, rows], "RuntimeCommit"))
     prepared.meaning = meaning.digest()[: codec.TAG_BYTES]
 
-    size = len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values()))
+    size = (
+        len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
+    )
     check_value_size("the bytes of a commit", size, options)
     return prepared
 
@@ -228,6 +234,8 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
         check_kind(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
         entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
     merged = merge_token_ledger(commit.usage_deltas)
+    if len(merged) > MAX_USAGE_ROWS:
+        raise CommitTooLarge("the number of usage rows of a commit", len(merged), MAX_USAGE_ROWS)
     return [
         [
             codec.ledger_field(entry),
@@ -446,8 +454,12 @@ def vacuum_call(keys: SessionKeys) -> ScriptCall:
     )
 
 
-def meta_call(keys: SessionKeys, meta: SessionMeta, mode: Literal["save", "create"], ttl_ms: int) -> ScriptCall:
-    return ScriptCall(scripts.META, [keys.head], [keys.session_id, mode, codec.encode_meta(meta), ttl_ms])
+def meta_call(
+    keys: SessionKeys, meta: SessionMeta, mode: Literal["save", "create"], ttl_ms: int, options: StoreOptions
+) -> ScriptCall:
+    record = codec.encode_meta(meta)
+    check_value_size("the bytes of a meta record", len(record), options)
+    return ScriptCall(scripts.META, [keys.head], [keys.session_id, mode, record, ttl_ms])
 
 
 def node_call(keys: SessionKeys, node_id: str) -> ScriptCall:

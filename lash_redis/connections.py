@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import hiredis
@@ -15,6 +16,9 @@ from redis.backoff import NoBackoff
 
 from lash_redis.errors import BackendError, InvalidRecord
 
+if TYPE_CHECKING:
+    from fakeredis import FakeServer
+
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection: a wrong address must not hang a worker. `?socket_connect_timeout=` overrides it."""
 REPLY_TIMEOUT = 10.0
@@ -23,7 +27,7 @@ REPLY_TIMEOUT = 10.0
 
 @runtime_checkable
 class Connector(Protocol):
-    """`open` is awaited once, before the first command; `close` once, at the end."""
+    """`open` is awaited before the first command of a process and event loop; `close` once, at the end."""
 
     @property
     def resends(self) -> bool:
@@ -39,11 +43,17 @@ class Given:
     """The caller's own client: used, never configured, never closed."""
 
     def __init__(self, client: redis.Redis) -> None:
-        retry = client.connection_pool.connection_kwargs.get("retry")
-        self.resends = retry is not None and getattr(retry, "_retries", 1) != 0
+        settings = client.connection_pool.connection_kwargs
+        retry = settings.get("retry")
+        # Without a policy of its own a connection still tries once more where it was asked to retry on some errors.
+        implied = bool(settings.get("retry_on_error") or settings.get("retry_on_timeout"))
+        self.resends = implied if retry is None else getattr(retry, "_retries", 1) != 0
         self._client = client
+        self._process = os.getpid()
 
     async def open(self) -> redis.Redis:
+        if self._process != os.getpid():
+            raise BackendError("this client was made before the process forked; a child needs a client of its own")
         return self._client
 
     async def close(self) -> None:
@@ -59,16 +69,17 @@ class _Opened:
         self._client: redis.Redis | None = None
 
     def _connect(self, url: str) -> redis.Redis:
-        self._client = redis.from_url(
+        client = redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=REPLY_TIMEOUT,
         )
-        pool = checked_client(self._client).connection_pool
+        pool = checked_client(client).connection_pool
         kind = pool.connection_class
         pool.connection_class = type(f"Packing{kind.__name__}", (_Packing, kind), {})
-        return self._client
+        self._client = client
+        return client
 
     async def close(self) -> None:
         if self._client is not None:
@@ -88,14 +99,14 @@ class ByUrl(_Opened):
 
     def __init__(self, url: str) -> None:
         super().__init__()
+        self._url = url
         try:
-            self._connect(url)
+            self._connect(url)  # connects to nothing yet, but knows a wrong URL
         except (ValueError, TypeError) as error:
             raise InvalidRecord("url", str(error)) from error
 
     async def open(self) -> redis.Redis:
-        assert self._client is not None
-        return self._client
+        return self._connect(self._url)
 
 
 class Embedded(_Opened):
@@ -124,13 +135,15 @@ class InMemory(_Opened):
 
     def __init__(self) -> None:
         super().__init__()
+        self._server: FakeServer | None = None
         if find_spec("fakeredis") is None:
             raise BackendError("memory:// needs fakeredis: pip install 'lash-redis[memory]'")
 
     async def open(self) -> redis.Redis:
         from fakeredis import FakeAsyncRedis, FakeServer
 
-        self._client = FakeAsyncRedis(server=FakeServer())
+        self._server = self._server or FakeServer()
+        self._client = FakeAsyncRedis(server=self._server)
         return self._client
 
 
@@ -159,4 +172,7 @@ def checked_client(client: object) -> redis.Redis:
         raise InvalidRecord(
             "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"
         )
+    encoding = client.connection_pool.connection_kwargs.get("encoding", "utf-8")
+    if str(encoding).lower().replace("_", "-") not in ("utf-8", "utf8"):
+        raise InvalidRecord("client", f"was made with encoding={encoding!r}, but ids are UTF-8; leave it out")
     return client

@@ -161,10 +161,11 @@ class CommitTooLarge(Refused):
 class UnsupportedReadScope(Refused):
     """`load_session` was given something that is no read scope."""
 
-    template = "store does not support read scope {0}"
+    template = "store does not support read scope {0!r}"
 
     def __init__(self, scope: Any) -> None:
-        super().__init__(repr(scope))
+        super().__init__(scope)
+        self.scope = scope
 
 
 class InvalidRecord(Refused):

@@ -37,7 +37,7 @@ class Namespace:
         """`Backend.run`, in a namespace that is laid out as expected."""
         if not self._laid_out:
             await self._check_layout(writes=writes)
-        return await self._backend.run(call)
+        return await self._backend.run(call, writes=writes)
 
     async def read(self, trip: Sequence[commands.Command], *, atomic: bool) -> list[Any]:
         """`Backend.send` for reads, in a namespace that is laid out as expected."""

@@ -61,11 +61,11 @@ class StoreOptions:
     max_commit_nodes: int | None = 50_000
     """Limit on nodes of one commit; None for no limit."""
 
-    retry_attempts: int = 6
+    retry_attempts: int = 8
     """How often a command is sent at the most when the connection is lost or the server is not ready."""
 
     retry_max_delay: float = 1.0
-    """Longest pause between two attempts, in seconds; pauses grow exponentially from 10 ms, with full jitter."""
+    """Longest pause between two attempts, in seconds; pauses grow exponentially from 50 ms, with full jitter."""
 
     def __post_init__(self) -> None:
         if self.graph_checks not in ("strict", "lenient"):

@@ -25,6 +25,12 @@ class Script:
     text: str
     sha: str
 
+    @property
+    def write_line(self) -> int:
+        """The line of `-- WRITE`: a failure above it wrote nothing. Past the end for a script that only reads."""
+        above, found, _ = self.text.partition("\n-- WRITE\n")
+        return above.count("\n") + (2 if found else 3)
+
 
 def load(name: str) -> Script:
     directory = lua_directory()
@@ -38,5 +44,6 @@ GC = load("gc")
 META = load("meta")
 NODE = load("node")
 PUT_BLOB = load("put_blob")
+READ = load("read")
 TOMBSTONE = load("tombstone")
 VACUUM = load("vacuum")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from inspect import isawaitable
-from typing import Any
+from typing import Any, Literal
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -16,6 +16,7 @@ from lash_redis.errors import (
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidRecord,
+    OutcomeUnknown,
     SessionBindingMismatch,
     StoreError,
     UnsupportedReadScope,
@@ -186,7 +187,8 @@ class RedisSessionStore:
         """Publish the next revision, all of it or nothing.
 
         The same commit sent again, by whoever, returns the first attempt's result with `replayed=True` while it is
-        among the session's last 32; `expected_head_revision=None` overwrites whatever head there is. One round trip
+        among the session's last 32 (later it is refused by its revision, or, with `expected_head_revision=None`, which
+        compares nothing and overwrites whatever head there is, applied again). One round trip
         when this handle knows the refs the head holds (after a load or a commit, or when the commit carries them);
         a second where it does not or where a blob turns out not to be stored. Cost grows with the commit, not with
         the session.
@@ -214,6 +216,7 @@ class RedisSessionStore:
             for ref, data in prepared.bodies.items()
             if self._keys.blob(ref) not in namespace.known
         }
+        looked_for: set[BlobRef] = set()
         for _ in range(MAX_TURNS):
             call = commands.commit_call(self._keys, prepared, before, contents, namespace.ttl_ms, namespace.options)
             outcome = commands.commit_reply(call, prepared, self._keys, await namespace.run(call))
@@ -221,7 +224,12 @@ class RedisSessionStore:
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
                 for ref in outcome.refs:
-                    contents[ref] = await self._content(prepared, ref)
+                    content = await self._content(prepared, ref)
+                    if content is not None:
+                        contents[ref] = content
+                    elif ref in looked_for:
+                        raise commands.missing_blob(prepared, ref)
+                looked_for.update(outcome.refs)
             else:
                 if not outcome.replayed:
                     self._refs = prepared.refs
@@ -233,15 +241,13 @@ class RedisSessionStore:
                 return outcome
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
-    async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes:
-        """The stored form of a blob that the session's shard turned out not to have."""
+    async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes | None:
+        """The stored form of a blob that the session's shard turned out not to have, if it can be had elsewhere."""
         self._namespace.known.discard(self._keys.blob(ref))
         data = prepared.bodies.get(ref)
         if data is None:
             data = await self._namespace.uploaded_blob(ref)
-        if data is None:
-            raise commands.missing_blob(prepared, ref)
-        return codec.encode_blob(data, self._namespace.options.blob_profile)
+        return None if data is None else codec.encode_blob(data, self._namespace.options.blob_profile)
 
     async def _collect_if_due(self) -> None:
         every = self._namespace.options.gc_policy.auto_run_every_commits
@@ -295,14 +301,24 @@ class RedisSessionStore:
         commands.check_kind("meta", meta, SessionMeta)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
-        await self._run(commands.meta_call(self._keys, meta, "save", self._namespace.ttl_ms))
+        await self._write_meta(meta, "save")
 
     async def create_meta(self, meta: SessionMeta) -> None:
         """Write the meta record unless there is one."""
-        await self._run(commands.meta_call(self._keys, meta, "create", self._namespace.ttl_ms))
+        await self._write_meta(meta, "create")
 
-    async def _run(self, call: commands.ScriptCall) -> list[Any]:
-        reply: list[Any] = await self._namespace.run(call)
+    async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"]) -> None:
+        namespace = self._namespace
+        await self._run(commands.meta_call(self._keys, meta, mode, namespace.ttl_ms, namespace.options))
+
+    async def _run(self, call: commands.ScriptCall, *, done: str = "") -> list[Any]:
+        """One step of a write; `done` says what earlier steps of it did, which a failure must not deny."""
+        try:
+            reply: list[Any] = await self._namespace.run(call)
+        except BackendError as error:
+            if done:
+                raise OutcomeUnknown(f"{error.message}; {done}, call again for the rest") from error
+            raise
         commands.status(call, reply, self._keys)
         return reply
 
@@ -323,7 +339,8 @@ class RedisSessionStore:
         for at, node_id in enumerate(ids):
             checked_id(f"ids[{at}]", node_id)
         for at in range(0, len(ids), commands.TOMBSTONE_CHUNK):
-            await self._run(commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK]))
+            call = commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK])
+            await self._run(call, done=f"{at} of {len(ids)} ids were hidden before" if at else "")
 
     async def vacuum(self) -> VacuumReport:
         """Free the records of tombstoned nodes; returns how many. One round trip per 500.
@@ -337,7 +354,8 @@ class RedisSessionStore:
         """
         removed, left = 0, 1
         while left:
-            reply = await self._run(commands.vacuum_call(self._keys))
+            done = f"{removed} nodes were freed before" if removed else ""
+            reply = await self._run(commands.vacuum_call(self._keys), done=done)
             removed, left = removed + reply[2], reply[3]
         return VacuumReport(removed_node_count=removed)
 
@@ -360,7 +378,8 @@ class RedisSessionStore:
             (refs,) = await self._read(commands.orphan_read(self._keys))
             if not refs:
                 break
-            reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]))
+            done = f"{deleted} blobs were deleted before" if deleted else ""
+            reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]), done=done)
             deleted += reply[2]
             if reply[3] < len(refs):
                 break

@@ -6,7 +6,8 @@
 --        4 jumps    list  position:parent position
 --        5 dead     hash  position -> node id
 --        6 orphans  zset  blobs nobody holds -> ms
---        7 blobs    hash  c content, n holders: those the new head holds (acquired, then kept), then those it lets go
+--        7 blobs    hash  c content, n holders, u promised until (ms): those the new head holds (acquired, then kept),
+--                         then those it lets go
 --
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision this commit is built on; '' for any
@@ -43,11 +44,13 @@
 --        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  a retry is answered before revisions are compared: its own success moved the head. Every type, count and
---        overflow is checked above WRITE, because Redis does not undo what a script wrote before it failed.
+-- Order  a retry is answered before revisions are compared: its own success moved the head; but after the keys are
+--        counted, so that a torn session is never acknowledged. Every type, count and overflow is checked above WRITE,
+--        because Redis does not undo what a script wrote before it failed.
 -- Cost   one round trip; O(nodes + blobs + rows of this commit), whatever the session holds.
 
 --@include int64
+--@include refuse
 --@include head
 
 local head, log, nodes, jumps, dead, orphans = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -75,6 +78,11 @@ if #receipts ~= RECEIPT * math.min(RECEIPTS, tonumber(actual)) then
   return refuse(session, {'corrupt', 'head', 'its receipts are unreadable'})
 end
 
+local wrong = facts and (mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
+  or (facts.jumps > 0 or count > 0) and mismatch('jumps', 'LLEN', jumps, facts.jumps)
+  or facts.dead > 0 and mismatch('dead', 'HLEN', dead, facts.dead))
+if wrong then return refuse(session, wrong) end
+
 local found = string.find(receipts, tag, 1, true)
 while found and (found - 1) % RECEIPT ~= 0 do found = string.find(receipts, tag, found + 1, true) end
 if found then
@@ -90,14 +98,10 @@ end
 if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
 
+local is_new = not facts -- though there may be meta, with a deadline of its own
 local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
-if facts then
-  local wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
-    or (facts.jumps > 0 or count > 0) and mismatch('jumps', 'LLEN', jumps, facts.jumps)
-    or facts.dead > 0 and mismatch('dead', 'HLEN', dead, facts.dead)
-  if wrong then return refuse(session, wrong) end
-else
+if is_new then
   facts = {epoch = 0, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = 0, deadline = 0}
 end
 
@@ -208,16 +212,17 @@ end
 
 -- Of a kept blob only its presence matters: this session is one of its holders already. Where it is the only one, the
 -- blob takes the session's deadline, as one that nobody holds would.
-local missing, holders, lifetimes = {'missing', session}, {}, {}
+local missing, holders, lifetimes, uploads = {'missing', session}, {}, {}, {}
 local expires = ttl > 0 or facts.deadline > 0
 local adopts = false
 for index = 0, held + released - 1 do
   local key = KEYS[blobs + index]
   local is_kept = index >= acquired and index < held
   local size = is_kept and redis.pcall('HSTRLEN', key, 'c') or nil
-  local holding = not is_kept and redis.pcall('HGET', key, 'n') or nil
-  if type(size) == 'table' or type(holding) == 'table' then
-    return refuse(session, {'corrupt', string.sub(key, -69), 'holds another type'})
+  local counted = not is_kept and redis.pcall('HMGET', key, 'n', 'u') or {}
+  local holding = counted[1]
+  if type(size) == 'table' or counted.err then
+    return refuse(session, unusable(string.sub(key, -69), type(size) == 'table' and size or counted))
   end
   if is_kept then
     holders[index] = size > 0
@@ -226,6 +231,7 @@ for index = 0, held + released - 1 do
       return refuse(session, {'corrupt', string.sub(key, -69), 'its number of holders is unreadable'})
     end
     holders[index] = tonumber(holding)
+    uploads[index] = tonumber(counted[2] or '') or 0
     if index < held and call('HEXISTS', key, 'c') == 0 then holders[index] = false end
     adopts = adopts or (index < held and holders[index] == 0)
   end
@@ -242,18 +248,20 @@ if #missing > 2 then return missing end
 local pending = 0
 if released > 0 or adopts then
   pending = redis.pcall('ZCARD', orphans)
-  if type(pending) == 'table' then return refuse(session, {'corrupt', 'orphans', 'holds another type'}) end
+  if type(pending) == 'table' then return refuse(session, unusable('orphans', pending)) end
 end
 
 local now = 0
-if released > 0 or ttl > 0 then
+if released > 0 or ttl > 0 or is_new then
   local clock = call('TIME')
   now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 end
 local deadline = ttl > 0 and now + ttl or 0
 
+-- Epochs never come round again, not even when the session expires and starts anew: a path is read in two trips.
+if is_new then facts.epoch = now end
 local replaced = delta == 'replace' and facts.length > 0
-local had_deadline = facts.deadline
+local had_deadline = facts.deadline > 0 or is_new
 if delta == 'replace' then
   facts.epoch, facts.length, facts.live, facts.jumps = facts.epoch + 1, 0, 0, 0
   facts.dead, facts.ids, facts.bytes = 0, 0, 0
@@ -311,8 +319,9 @@ for index = held, held + released - 1 do
   if holding then
     call('HSET', key, 'n', math.max(holding - 1, 0))
     if holding <= 1 then
-      call('PEXPIRE', key, grace)
-      orphaned[#orphaned + 1] = now
+      local promised = uploads[index] > now
+      call('PEXPIREAT', key, math.max(now + grace, uploads[index]))
+      orphaned[#orphaned + 1] = promised and uploads[index] or now
       orphaned[#orphaned + 1] = string.sub(key, -64)
     end
   end
@@ -330,7 +339,7 @@ end
 
 if deadline > 0 then
   for index = 1, 5 do call('PEXPIREAT', KEYS[index], deadline) end
-elseif had_deadline > 0 then
+elseif had_deadline then
   for index = 1, 5 do call('PERSIST', KEYS[index]) end
 end
 return {'committed', session, revision}

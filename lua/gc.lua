@@ -12,19 +12,22 @@
 -- Order  holders are counted here and now, so a blob that a commit took up in between stays.
 -- Cost   one round trip, O(refs).
 
+--@include refuse
+
 local orphans, blobs = KEYS[1], 2
 local scope, refs = ARGV[1], 2
 
 -- CHECK
 
-if type(redis.pcall('ZCARD', orphans)) == 'table' then return {'corrupt', scope, 'orphans', 'holds another type'} end
+local waiting = redis.pcall('ZCARD', orphans)
+if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local doomed, settled = {}, {}
 for index = 0, #KEYS - blobs do
   local key, ref = KEYS[blobs + index], ARGV[refs + index]
   local holders = redis.pcall('HGET', key, 'n')
-  if type(holders) == 'table' then return {'corrupt', scope, string.sub(key, -69), 'holds another type'} end
+  if type(holders) == 'table' then return refuse(scope, unusable(string.sub(key, -69), holders)) end
   local due = redis.call('ZSCORE', orphans, ref)
   if due and holders ~= '0' then
     settled[#settled + 1] = ref

@@ -14,13 +14,15 @@
 -- Order  a session that has a head keeps its deadline: only commits slide it.
 -- Cost   one round trip, two or three commands.
 
+--@include refuse
+
 local head = KEYS[1]
 local session, mode, meta, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 -- CHECK
 
 local stored = redis.pcall('HMGET', head, 'facts', 'meta')
-if stored.err then return {'corrupt', session, 'head', 'holds another type'} end
+if stored.err then return refuse(session, unusable('head', stored)) end
 if mode == 'create' and stored[2] then return {'exists', session} end
 
 -- WRITE

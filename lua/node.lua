@@ -16,6 +16,7 @@
 -- Order  what the head counts is compared first: an evicted index must not read as an unknown id.
 -- Cost   one round trip, O(length of the log) steps over list chunks.
 
+--@include refuse
 --@include head
 
 local head, log, nodes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -14,6 +14,7 @@
 -- Order  unknown, hidden and merely named ids are passed over, so calling twice is calling once.
 -- Cost   one round trip, O(ids).
 
+--@include refuse
 --@include head
 
 local head, nodes, dead = KEYS[1], KEYS[2], KEYS[3]

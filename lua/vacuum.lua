@@ -17,6 +17,7 @@
 --        marked `?`, because a new node of that name would pass for the old one.
 -- Cost   one round trip, O(limit * length of the log) steps over list chunks plus O(jumps).
 
+--@include refuse
 --@include head
 
 local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -77,9 +78,10 @@ facts.dead, facts.ids = facts.dead - #positions, facts.ids - #free_ids
 
 -- WRITE
 
+-- HDEL comes first: a full server takes it, and after a script's first write it takes the rest.
+redis.call('HDEL', dead, unpack(positions))
 redis.call('HSET', head, 'facts', write_facts(facts))
 for _, position in ipairs(positions) do redis.call('LSET', log, position, '') end
 if #free_ids > 0 then redis.call('HDEL', nodes, unpack(free_ids)) end
 if #kept_ids > 0 then redis.call('HSET', nodes, unpack(kept_ids)) end
-redis.call('HDEL', dead, unpack(positions))
 return {'vacuumed', session, #positions, facts.dead}

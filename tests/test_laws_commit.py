@@ -491,9 +491,9 @@ async def round_trips(proxy, store: RedisSessionStore, *commits: RuntimeCommit) 
 
 
 def pinging(run):
-    async def twice(self, call):
+    async def twice(self, call, *, writes=True):
         await self.send([("PING",)], atomic=False)
-        return await run(self, call)
+        return await run(self, call, writes=writes)
 
     return twice
 

@@ -24,7 +24,7 @@ READS = {
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
-READ_ONLY = {"node"}
+READ_ONLY = {"node", "read"}
 
 EVERY_SCRIPT = pytest.mark.parametrize("name", SOURCES)
 
@@ -162,7 +162,8 @@ def test_nothing_is_written_above_write(name):
     above, _, below = SCRIPTS[name].text.partition("-- WRITE")
     assert set(re.findall(r"call\('([A-Z]+)'", above)) <= READS
     assert name in READ_ONLY or set(re.findall(r"call\('([A-Z]+)'", below)) - READS
-    assert not re.search(r"call\((?!'|command, key\))", SCRIPTS[name].text), "a command that no test can see"
+    hidden = re.search(r"call\((?!'|command, key\))", SCRIPTS[name].text)
+    assert name == "read" or not hidden, "a command that no test can see"  # read runs what it is given
 
 
 @EVERY_SCRIPT
@@ -199,6 +200,7 @@ async def test_every_script_runs(open_cache, client):
     await store.vacuum()
     await store.gc_unreachable()
     await store.save_session_meta(SessionMeta("chat", "name", "now", "m"))
+    await client.eval(SCRIPTS["read"].text, 1, "key", "", "HGETALL", 1, 0)
     known = await client.script_exists(*(script.sha for script in SCRIPTS.values()))
     assert dict(zip(SCRIPTS, map(bool, known), strict=True)) == dict.fromkeys(SCRIPTS, True)
 

@@ -34,7 +34,7 @@ end
 -- the rest of a reply. The further arguments are keys that cannot be there without a head.
 local function open_head(head, ...)
   local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts')
-  if stored.err then return nil, {'corrupt', 'head', 'holds another type'} end
+  if stored.err then return nil, unusable('head', stored) end
   if not stored[1] then
     if stored[2] or stored[3] then return nil, {'corrupt', 'head', 'its facts are gone'} end
     if redis.call('EXISTS', ...) > 0 then
@@ -57,13 +57,8 @@ end
 -- Nil when `key` holds what the head says, else the rest of a reply: evicted (gone) or corrupt (another type or size).
 local function mismatch(family, command, key, expected)
   local size = redis.pcall(command, key)
-  if type(size) == 'table' then return {'corrupt', family, 'holds another type'} end
+  if type(size) == 'table' then return unusable(family, size) end
   if size == expected then return nil end
   if size == 0 then return {'evicted', family, 'is gone, the head counts ' .. expected .. ' entries'} end
   return {'corrupt', family, 'has ' .. size .. ' entries, the head counts ' .. expected}
-end
-
-local function refuse(session, rest)
-  table.insert(rest, 2, session)
-  return rest
 end
