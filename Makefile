@@ -11,7 +11,7 @@ demo: $(READY)  ## play a conversation through worker processes on an embedded s
 	$(BIN)/lash-redis replay
 
 test: $(READY)  ## the whole suite, over every server found on this machine
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .
