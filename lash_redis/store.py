@@ -188,10 +188,9 @@ class RedisSessionStore:
 
         The same commit sent again, by whoever, returns the first attempt's result with `replayed=True` while it is
         among the session's last 32 (later it is refused by its revision, or, with `expected_head_revision=None`, which
-        compares nothing and overwrites whatever head there is, applied again). One round trip
-        when this handle knows the refs the head holds (after a load or a commit, or when the commit carries them);
-        a second where it does not or where a blob turns out not to be stored. Cost grows with the commit, not with
-        the session.
+        compares nothing and overwrites whatever head there is, applied again). One round trip when this handle knows
+        the refs the head holds (after a load or a commit, or when the commit carries them); a second where it does not
+        or where a blob turns out not to be stored. Cost grows with the commit, not with the session.
 
         Raises:
             SessionBindingMismatch: the commit is for another session.
