@@ -128,10 +128,12 @@ async def test_a_pool_without_a_free_connection_sent_nothing(real_server):
     client = redis.Redis(connection_pool=pool)
     store = SessionCache(client, options=ONCE).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
-    taken = await pool.get_connection()
+    busy = asyncio.create_task(client.blpop("nothing", timeout=1))
+    while not (await real_server.client().info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - no event of ours
+        await asyncio.sleep(0.001)
     with pytest.raises(BackendError):
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
-    await pool.release(taken)
+    await busy
     await pool.aclose()
 
 
