@@ -43,7 +43,7 @@ _WORDS = re.findall(
 )
 _DICE = random.Random(20260)
 
-CONFIG = PersistedSessionConfig("anthropic", "some-model-large", 200_000, "standard", {"kind": "rolling_history"})
+CONFIG = PersistedSessionConfig("some-provider", "some-model-large", 200_000, "standard", {"kind": "rolling_history"})
 
 
 def text(size: int) -> str:

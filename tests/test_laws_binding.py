@@ -55,7 +55,7 @@ LOOK_ALIKES = [
     "x" * 9_999 + "y",
 ]
 
-META = SessionMeta("chat", "My chat", "unix:1", "claude", cwd="/tmp", parent_session_id="parent")
+META = SessionMeta("chat", "My chat", "unix:1", "some-model", cwd="/tmp", parent_session_id="parent")
 
 
 # Ids
@@ -203,10 +203,10 @@ async def test_meta_and_head_leave_each_other_alone(store):
 
 @broken_by(Lua("meta", "if mode == 'create' and stored[2] then return {'exists', session} end", ""))
 async def test_creating_a_session_again_keeps_the_meta_it_has(open_cache):
-    request = SessionStoreCreateRequest("chat", SessionPolicy(model="claude"), parent_session_id="parent")
+    request = SessionStoreCreateRequest("chat", SessionPolicy(model="some-model"), parent_session_id="parent")
     store = await open_cache().create(request)
     made = await store.load_session_meta()
-    assert (made.session_id, made.model, made.parent_session_id) == ("chat", "claude", "parent")
+    assert (made.session_id, made.model, made.parent_session_id) == ("chat", "some-model", "parent")
     renamed = SessionMeta("chat", "renamed", made.created_at, "opus")
     await store.save_session_meta(renamed)
     again = await open_cache().create(SessionStoreCreateRequest("chat", SessionPolicy(model="other")))

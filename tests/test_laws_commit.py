@@ -413,7 +413,7 @@ async def test_a_replayed_commit_answers_before_any_fault_it_would_have_now(stor
 
 
 async def test_a_first_commit_with_everything_is_read_back_as_it_was(open_cache):
-    config = PersistedSessionConfig("anthropic", "claude", 200_000, "rlm", {"kind": "rolling_history"}, "high")
+    config = PersistedSessionConfig("some-provider", "some-model", 200_000, "rlm", {"kind": "rolling_history"}, "high")
     checkpoint = HydratedSessionCheckpoint(
         turn_state=PersistedTurnState(turn_index=3),
         tool_state=tools(),
