@@ -94,13 +94,17 @@ class InvalidParent(Refused):
 
 
 class InvalidLeaf(Refused):
-    """The leaf does not resolve to a live node."""
+    """The leaf does not resolve to a live node, or is None in a session that has nodes."""
 
     template = "leaf {0!r} does not resolve to a live node"
 
     def __init__(self, leaf_node_id: str | None) -> None:
         super().__init__(leaf_node_id)
         self.leaf_node_id = leaf_node_id
+
+    def __str__(self) -> str:
+        hint = "; to keep the graph as it is, commit Unchanged(read.graph.leaf_node_id)"
+        return super().__str__() + (hint if self.leaf_node_id is None else "")
 
 
 class MissingBlob(Refused):
@@ -191,7 +195,12 @@ class LayoutMismatch(Refused):
 
 
 class OutcomeUnknown(StoreError):
-    """The reply to a write was lost: it was applied once or not at all. Make the same call again to know."""
+    """The reply to a write was lost: it was applied once or not at all. Make the same call again to know.
+
+    `commit` is the commit in question where `update` made it.
+    """
+
+    commit: Any = None
 
 
 class Corrupt(StoreError):

@@ -267,11 +267,13 @@ class RedisSessionStore:
         """Load, let `fn` make a commit of what it sees, commit; on a conflict load again and ask again.
 
         `fn` is called once per attempt with the session as it then is (None before the first commit), and must make a
-        new commit each time: a stale one is never sent twice. Attempts are `attempts` at the most, with random
-        exponential pauses from 10 ms.
+        new commit each time: a stale one is never sent twice. A commit without `expected_head_revision` is made to
+        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms;
+        each is a full load and a commit.
 
         Raises:
             HeadRevisionConflict: the last attempt's, when all lost.
+            OutcomeUnknown: its `commit` is the one to send again; calling `update` again could make the turn twice.
         """
         if not callable(fn):
             raise InvalidRecord("fn", f"takes a function, not {type(fn).__name__}")
@@ -283,9 +285,18 @@ class RedisSessionStore:
         )
         async for attempt in retrying:
             with attempt:
-                made = fn(await self.load_session(FullGraph()))
+                read = await self.load_session(FullGraph())
+                made = fn(read)
                 commit = await made if isawaitable(made) else made
-                return await self.commit_runtime_state(commit)
+                commands.check_kind("the commit that fn made", commit, RuntimeCommit)
+                if commit.expected_head_revision is None:
+                    revision, builds_on = (0, None) if read is None else (read.head_revision, read.commit_id)
+                    commit = replace(commit, expected_head_revision=revision, builds_on=commit.builds_on or builds_on)
+                try:
+                    return await self.commit_runtime_state(commit)
+                except OutcomeUnknown as error:
+                    error.commit = commit
+                    raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def save_session_meta(self, meta: SessionMeta) -> None:

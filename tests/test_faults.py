@@ -228,3 +228,32 @@ async def test_maintenance_that_stops_half_way_says_so(real_server):
     store._namespace.run = second_fails
     with pytest.raises(OutcomeUnknown, match="1000 of 1500"):
         await store.tombstone_nodes(ids)
+
+
+async def test_update_builds_on_what_it_showed_unless_told_otherwise(open_cache):
+    """Two writers that never name a revision still make one chain."""
+
+    async def work(name):
+        store = open_cache().session("chat")
+
+        def turn(read):
+            leaf = None if read is None else read.graph.leaf_node_id
+            return commit(None, append(f"{name}{0 if read is None else read.head_revision}", parent=leaf))
+
+        for _ in range(10):
+            await store.update(turn, attempts=50)
+
+    await asyncio.gather(work("a"), work("b"))
+    read = await open_cache().session("chat").load_session(ActivePath())
+    assert read.head_revision == 20
+    assert len(read.graph.nodes) == 20
+
+
+async def test_update_hands_over_the_commit_whose_outcome_is_unknown(proxy, through_proxy):
+    store = through_proxy(retry_attempts=1).session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
+    with pytest.raises(OutcomeUnknown) as caught:
+        await store.update(lambda read: commit(None, append("b", parent=read.graph.leaf_node_id)))
+    assert (await store.commit_runtime_state(caught.value.commit)).replayed
+    assert ids_of(await store.load_session(FullGraph())) == ["a", "b"]

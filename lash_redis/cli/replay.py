@@ -357,7 +357,7 @@ def _print_sample(report: Report, screen: Console) -> None:
     if report.outlives:
         where = f" --namespace {report.namespace}" if report.namespace != "default" else ""
         command = f"lash-redis show --url '{shown_url(report.url)}'{where} --messages '{report.sample_id}'"
-        until = "until they are deleted" if report.kept else f"for {TTL / 60:.0f} minutes"
+        until = "for good" if report.kept else f"for {TTL / 60:.0f} minutes"
         screen.print(plain(f"The sessions stay {until}: {command}", "dim"), soft_wrap=True)
     else:
         ended = "The embedded server has ended with this command."

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged(Variant):
-    """Keep the nodes and put the leaf where `leaf_node_id` says; None leaves the session without a leaf."""
+    """Keep the nodes and put the leaf where `leaf_node_id` says.
+
+    None takes the leaf away, which strict checks refuse in a session that has nodes.
+    """
 
     leaf_node_id: str | None = None
 
@@ -60,6 +63,9 @@ GraphCommitDelta: TypeAlias = Unchanged | Append | ReplaceFull
 @dataclass(frozen=True, slots=True)
 class RuntimeCommit(Record):
     """One turn to be saved, all or nothing.
+
+    `graph` and `usage_deltas` say what changes. `config` and `checkpoint` are whole: what is left out of them is reset
+    or dropped, so start from `read.config` and `read.checkpoint` (a component's ref alone keeps what is stored).
 
     The same object sent again is a retry: its `commit_id` finds the first attempt's receipt.
     """
