@@ -56,7 +56,7 @@ class StoreOptions:
     """Bytes of blobs kept in this process, so that a tool state many sessions share is fetched once."""
 
     max_commit_bytes: int | None = 64 * 1024 * 1024
-    """Limit on nodes, component bodies and head of one commit; None for no limit. The server does it in one go."""
+    """Limit on nodes, bodies, usage and head of one commit, on an upload and on meta; None for Redis's own limit."""
 
     max_commit_nodes: int | None = 50_000
     """Limit on nodes of one commit; None for no limit."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Literal
@@ -44,6 +45,17 @@ log = logging.getLogger("lash_redis")
 
 MAX_TURNS = 8
 """How often a read or commit starts again because the session moved under it, before it gives up."""
+
+
+@contextmanager
+def _after(count: int, done: str) -> Iterator[None]:
+    """A further step of a write: its failure must not deny that earlier ones were applied."""
+    try:
+        yield
+    except BackendError as error:
+        if not count:
+            raise
+        raise OutcomeUnknown(f"{error.message}; {count} {done} before, call again for the rest") from error
 
 
 class RedisSessionStore:
@@ -321,14 +333,8 @@ class RedisSessionStore:
         namespace = self._namespace
         await self._run(commands.meta_call(self._keys, meta, mode, namespace.ttl_ms, namespace.options))
 
-    async def _run(self, call: commands.ScriptCall, *, done: str = "") -> list[Any]:
-        """One step of a write; `done` says what earlier steps of it did, which a failure must not deny."""
-        try:
-            reply: list[Any] = await self._namespace.run(call)
-        except BackendError as error:
-            if done:
-                raise OutcomeUnknown(f"{error.message}; {done}, call again for the rest") from error
-            raise
+    async def _run(self, call: commands.ScriptCall) -> list[Any]:
+        reply: list[Any] = await self._namespace.run(call)
         commands.status(call, reply, self._keys)
         return reply
 
@@ -350,7 +356,8 @@ class RedisSessionStore:
             checked_id(f"ids[{at}]", node_id)
         for at in range(0, len(ids), commands.TOMBSTONE_CHUNK):
             call = commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK])
-            await self._run(call, done=f"{at} of {len(ids)} ids were hidden before" if at else "")
+            with _after(at, f"of {len(ids)} ids were hidden"):
+                await self._run(call)
 
     async def vacuum(self) -> VacuumReport:
         """Free the records of tombstoned nodes; returns how many. One round trip per 500.
@@ -364,8 +371,8 @@ class RedisSessionStore:
         """
         removed, left = 0, 1
         while left:
-            done = f"{removed} nodes were freed before" if removed else ""
-            reply = await self._run(commands.vacuum_call(self._keys), done=done)
+            with _after(removed, "nodes were freed"):
+                reply = await self._run(commands.vacuum_call(self._keys))
             removed, left = removed + reply[2], reply[3]
         return VacuumReport(removed_node_count=removed)
 
@@ -378,6 +385,7 @@ class RedisSessionStore:
 
         Raises:
             Corrupt: the head cannot be read; nothing was deleted.
+            OutcomeUnknown: the reply was lost, or a later step failed; call again for the rest.
 
         Source: RuntimePersistence::gc_unreachable.
         """
@@ -385,11 +393,11 @@ class RedisSessionStore:
         head = commands.head_reply(self._keys, fields, others)
         deleted = 0
         while True:
-            (refs,) = await self._read(commands.orphan_read(self._keys))
-            if not refs:
-                break
-            done = f"{deleted} blobs were deleted before" if deleted else ""
-            reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]), done=done)
+            with _after(deleted, "blobs were deleted"):
+                (refs,) = await self._read(commands.orphan_read(self._keys))
+                if not refs:
+                    break
+                reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]))
             deleted += reply[2]
             if reply[3] < len(refs):
                 break
