@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 from lash_redis import codec, scripts
 from lash_redis.errors import (
@@ -195,10 +195,9 @@ def check_value_size(what: str, size: int, options: StoreOptions) -> None:
 
 
 def carried_refs(commit: RuntimeCommit) -> Refs:
-    """The refs a commit carries: where nothing better is known, those of the head it was built on."""
-    checkpoint = commit.checkpoint
-    refs = (getattr(checkpoint, f"{name}_ref") for name in codec.COMPONENTS)
-    return tuple(None if ref is None else checked_ref("RuntimeCommit.checkpoint", ref) for ref in refs)
+    """The refs a commit carries: where nothing better is known, a guess at those of the head it was built on."""
+    refs = (getattr(commit.checkpoint, f"{name}_ref") for name in codec.COMPONENTS)
+    return tuple(BlobRef(ref) if _is_ref(ref) else None for ref in refs)
 
 
 def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobRef, bytes]]:
@@ -221,8 +220,12 @@ def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobR
     return tuple(refs), bodies
 
 
+def _is_ref(ref: object) -> TypeGuard[str]:
+    return isinstance(ref, str) and len(ref) == 64 and not ref.strip("0123456789abcdef")
+
+
 def checked_ref(path: str, ref: object) -> BlobRef:
-    if not isinstance(ref, str) or len(ref) != 64 or ref.strip("0123456789abcdef"):
+    if not _is_ref(ref):
         raise InvalidRecord(path, f"takes the 64 lowercase hex digits of a SHA-256, not {ref!r}")
     return BlobRef(ref)
 

@@ -402,3 +402,11 @@ async def test_a_commit_without_a_graph_still_has_its_components(open_cache):
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=Checkpoint(execution_state=b"1")))
     read = await open_cache().session("chat").load_session(ActivePath("unknown"))
     assert (list(read.graph.nodes), read.checkpoint.execution_state) == ([], b"1")
+
+
+@pytest.mark.parametrize("beside", ["no ref at all", "0" * 64])
+async def test_a_ref_beside_a_body_is_ignored_whatever_it_is(beside, store):
+    checkpoint = HydratedSessionCheckpoint(execution_state=b"body", execution_state_ref=beside)
+    result = await store.commit_runtime_state(commit(None, append("a"), checkpoint=checkpoint))
+    assert result.manifest.execution_state_ref != beside
+    assert (await store.load_session(FullGraph())).checkpoint.execution_state == b"body"
