@@ -80,7 +80,7 @@ def timestamped(encode):
     return whole
 
 
-@broken_by(Python("commands:_encode_node", timestamped, "counts the timestamp to the meaning"))
+@broken_by(Python("commands.commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
 async def test_a_retry_may_carry_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))
     first = await store.commit_runtime_state(once)

@@ -1,0 +1,70 @@
+"""What every command is made of: a call, its reply's first word, and the checks that more than one of them makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeGuard
+
+from lash_redis import scripts
+from lash_redis.errors import CommitTooLarge, Corrupt, InvalidRecord, OutcomeUnknown, SessionEvicted
+from lash_redis.keys import SessionKeys
+from lash_redis.models import BlobRef
+from lash_redis.options import StoreOptions
+
+Command: TypeAlias = tuple[Any, ...]
+Refs: TypeAlias = tuple[BlobRef | None, ...]
+
+MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
+"""What one value may hold in Redis (`proto-max-bulk-len`), less our framing; no option raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """One EVALSHA: a script, its keys, its arguments. The first argument comes back as the reply's second element."""
+
+    script: scripts.Script
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+    @property
+    def echo(self) -> bytes:
+        return str(self.args[0]).encode()
+
+
+def status(call: ScriptCall, reply: Any, keys: SessionKeys | None = None) -> str:
+    """The first word of a script's reply.
+
+    Raises:
+        OutcomeUnknown: the reply belongs to another call.
+        Corrupt, SessionEvicted: the script found stored bytes that break a law.
+    """
+    if not isinstance(reply, list) or len(reply) < 2 or reply[1] != call.echo:
+        raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call")
+    word: str = reply[0].decode()
+    if word in ("corrupt", "evicted"):
+        family, reason = reply[2].decode(), reply[3].decode()
+        place = getattr(keys, family, None) or f"{keys.prefix if keys else ''}{family}"
+        raise (Corrupt if word == "corrupt" else SessionEvicted)(family.partition(":")[0], place, reason)
+    return word
+
+
+def check_kind(field: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRecord(field, f"takes {kind.__name__}, not {type(value).__name__}")
+
+
+def check_value_size(what: str, size: int, options: StoreOptions) -> None:
+    limit = MAX_VALUE_BYTES if options.max_commit_bytes is None else min(options.max_commit_bytes, MAX_VALUE_BYTES)
+    if size > limit:
+        raise CommitTooLarge(what, size, limit)
+
+
+def is_ref(ref: object) -> TypeGuard[str]:
+    return isinstance(ref, str) and len(ref) == 64 and not ref.strip("0123456789abcdef")
+
+
+def checked_ref(path: str, ref: object) -> BlobRef:
+    if not is_ref(ref):
+        raise InvalidRecord(path, f"takes the 64 lowercase hex digits of a SHA-256, not {ref!r}")
+    return BlobRef(ref)

@@ -1,0 +1,370 @@
+"""Commit: a turn encoded once, sent with what the head is believed to hold, and what the script answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from lash_redis import codec, scripts
+from lash_redis.commands.calls import Refs, ScriptCall, check_kind, check_value_size, checked_ref, is_ref, status
+from lash_redis.errors import (
+    BackendError,
+    CommitIdReused,
+    CommitTooLarge,
+    HeadRevisionConflict,
+    InvalidLeaf,
+    InvalidParent,
+    InvalidRecord,
+    MissingBlob,
+    NodeIdCollision,
+    Refused,
+    SessionGone,
+    StoreError,
+)
+from lash_redis.keys import SessionKeys, checked_id
+from lash_redis.models import (
+    Append,
+    BlobRef,
+    EventPayload,
+    HydratedSessionCheckpoint,
+    PersistedSessionConfig,
+    PluginPayload,
+    PluginSessionSnapshot,
+    ReplaceFull,
+    RuntimeCommit,
+    RuntimeCommitResult,
+    SessionCheckpoint,
+    SessionGraph,
+    SessionNodeRecord,
+    TokenLedgerEntry,
+    ToolState,
+    Unchanged,
+    merge_token_ledger,
+)
+from lash_redis.models.wire import check_json
+from lash_redis.options import StoreOptions
+
+MAX_USAGE_ROWS: Final = 10_000
+"""Distinct (source, model) pairs of one commit; the script looks each of them up."""
+
+
+@dataclass(slots=True)
+class PreparedCommit:
+    """A commit encoded once, however often it has to be sent."""
+
+    commit: RuntimeCommit
+    checkpoint: SessionCheckpoint
+    checkpoint_ref: BlobRef
+    refs: Refs
+    bodies: Mapping[BlobRef, bytes]
+    """Logical bytes of the components that came as bodies."""
+    body: bytes
+    meaning: bytes
+    rows: Sequence[Sequence[Any]]
+    delta: Literal["unchanged", "append", "replace"]
+    leaf: str
+    ids: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    nodes: Sequence[SessionNodeRecord] = ()
+    fault: Refused | None = None
+    """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
+
+
+def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedCommit:
+    """Check, encode and hash a commit.
+
+    Raises:
+        InvalidRecord: names the field that cannot be stored.
+        CommitTooLarge: over a limit of `options`.
+    """
+    checked_id("RuntimeCommit.session_id", commit.session_id)
+    checked_id("RuntimeCommit.commit_id", commit.commit_id)
+    if commit.builds_on is not None:
+        checked_id("RuntimeCommit.builds_on", commit.builds_on)
+    expected = commit.expected_head_revision
+    if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
+        raise InvalidRecord("RuntimeCommit.expected_head_revision", f"takes None or 0..2**63-1, not {expected!r}")
+    delta = commit.graph
+    if not isinstance(delta, Unchanged | Append | ReplaceFull):
+        raise InvalidRecord(
+            "RuntimeCommit.graph", f"takes Unchanged, Append or ReplaceFull, not {type(delta).__name__}"
+        )
+    if isinstance(delta, ReplaceFull):
+        check_kind("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
+    check_kind("RuntimeCommit.config", commit.config, PersistedSessionConfig)
+    check_kind("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
+    leaf = delta.leaf_node_id
+    if leaf is not None:
+        checked_id("RuntimeCommit.graph.leaf_node_id", leaf)
+
+    config = commit.config.to_msgpack("RuntimeCommit.config")
+    refs, bodies = _components(commit.checkpoint)
+    checkpoint = SessionCheckpoint(
+        turn_state=commit.checkpoint.turn_state,
+        tool_state_ref=refs[0],
+        plugin_snapshot_ref=refs[1],
+        plugin_snapshot_revision=commit.checkpoint.plugin_snapshot_revision,
+        execution_state_ref=refs[2],
+    )
+    manifest = codec.pack(checkpoint.to_msgpack("RuntimeCommit.checkpoint"), "RuntimeCommit.checkpoint")
+    checkpoint_ref = codec.ref_of(manifest)
+    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, manifest)
+    rows = _usage_rows(commit)
+
+    meaning = sha256()
+    prepared = PreparedCommit(
+        commit, checkpoint, checkpoint_ref, refs, bodies, body, b"", rows, "unchanged", f"={leaf}" if leaf else ""
+    )
+    if not isinstance(delta, Unchanged):
+        _prepare_nodes(prepared, delta, meaning, options)
+    meaning.update(codec.pack([prepared.delta, commit.session_id, leaf, config, manifest, rows], "RuntimeCommit"))
+    prepared.meaning = meaning.digest()[: codec.TAG_BYTES]
+
+    size = (
+        len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
+    )
+    check_value_size("the bytes of a commit", size, options)
+    return prepared
+
+
+def carried_refs(commit: RuntimeCommit) -> Refs:
+    """The refs a commit carries: where nothing better is known, a guess at those of the head it was built on."""
+    refs = (getattr(commit.checkpoint, f"{name}_ref") for name in codec.COMPONENTS)
+    return tuple(BlobRef(ref) if is_ref(ref) else None for ref in refs)
+
+
+def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobRef, bytes]]:
+    """The refs of the checkpoint's components, and the bytes of those that come as bodies (a body beats a ref)."""
+    refs: list[BlobRef | None] = []
+    bodies: dict[BlobRef, bytes] = {}
+    kinds: tuple[type[Any], ...] = (ToolState, PluginSessionSnapshot, bytes)
+    for name, kind in zip(codec.COMPONENTS, kinds, strict=True):
+        path = f"RuntimeCommit.checkpoint.{name}"
+        value = getattr(checkpoint, name)
+        if value is None:
+            ref = getattr(checkpoint, f"{name}_ref")
+            refs.append(None if ref is None else checked_ref(f"{path}_ref", ref))
+            continue
+        check_kind(path, value, kind)
+        data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
+        ref = codec.ref_of(data)
+        refs.append(ref)
+        bodies[ref] = data
+    return tuple(refs), bodies
+
+
+def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
+    if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
+        raise InvalidRecord("RuntimeCommit.usage_deltas", "takes a sequence of TokenLedgerEntry")
+    for at, entry in enumerate(commit.usage_deltas):
+        check_kind(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
+        entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
+    merged = merge_token_ledger(commit.usage_deltas)
+    if len(merged) > MAX_USAGE_ROWS:
+        raise CommitTooLarge("the number of usage rows of a commit", len(merged), MAX_USAGE_ROWS)
+    return [
+        [
+            codec.ledger_field(entry),
+            entry.usage.input_tokens,
+            entry.usage.output_tokens,
+            entry.usage.cached_input_tokens,
+            entry.usage.reasoning_tokens,
+        ]
+        for entry in merged
+    ]
+
+
+def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meaning: Any, options: StoreOptions) -> None:
+    replaces = isinstance(delta, ReplaceFull)
+    where = "RuntimeCommit.graph.graph.nodes" if replaces else "RuntimeCommit.graph.nodes"
+    nodes = delta.graph.nodes if isinstance(delta, ReplaceFull) else delta.nodes
+    if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence):
+        raise InvalidRecord(where, f"takes a sequence of SessionNodeRecord, not {type(nodes).__name__}")
+    if options.max_commit_nodes is not None and len(nodes) > options.max_commit_nodes:
+        raise CommitTooLarge("the number of nodes of a commit", len(nodes), options.max_commit_nodes)
+    prepared.delta = "replace" if replaces else "append"
+    prepared.nodes = nodes
+    places: dict[str, int] = {}
+    collision: Refused | None = None
+    for at, node in enumerate(nodes):
+        record, timeless = _encode_node(node, f"{where}[{at}]")
+        meaning.update(timeless)
+        prepared.records.append(record)
+        prepared.ids.append(node.node_id)
+        if places.setdefault(node.node_id, at) != at:
+            collision = collision or NodeIdCollision(node.node_id)
+    strict = options.graph_checks == "strict"
+    orphan: Refused | None = None
+    for at, node in enumerate(nodes):
+        parent = node.parent_node_id
+        place = -1 if parent is None else places.get(parent)
+        if parent is not None and place is None:
+            link = f"={parent}"
+        elif parent is None:
+            link = "-"
+        elif place == at - 1:
+            link = ""
+        else:
+            link = f"@{place}"
+            if strict and place is not None and place >= at:
+                orphan = orphan or InvalidParent(node.node_id, parent)
+        prepared.links.append(link)
+    leaf, lost = delta.leaf_node_id, None
+    if leaf is not None and leaf in places:
+        prepared.leaf = f"@{places[leaf]}"
+    elif replaces and strict and leaf is not None:
+        lost = InvalidLeaf(leaf)
+    prepared.fault = collision or orphan or lost
+
+
+def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
+    """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
+    check_kind(path, node, SessionNodeRecord)
+    node_id, parent, payload = node.node_id, node.parent_node_id, node.payload
+    checked_id(f"{path}.node_id", node_id)
+    if parent is not None:
+        checked_id(f"{path}.parent_node_id", parent)
+    check_kind(f"{path}.timestamp", node.timestamp, str)
+    check_json(node.timestamp, f"{path}.timestamp")
+    tag: str | None
+    if isinstance(payload, EventPayload):
+        tag, value, inner = None, payload.event, f"{path}.payload.event"
+    elif isinstance(payload, PluginPayload):
+        tag, value, inner = payload.plugin_type, payload.body, f"{path}.payload.body"
+        check_kind(f"{path}.payload.plugin_type", tag, str)
+        check_json(tag, f"{path}.payload.plugin_type")
+    else:
+        raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
+    packed = codec.pack(check_json(value, inner), inner)
+    return codec.encode_node(node, packed, tag), codec.pack([node_id, parent, tag, packed], path)
+
+
+@dataclass(frozen=True, slots=True)
+class RefsMoved:
+    """The head holds other refs than the call said: send again with these."""
+
+    refs: Refs
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsMissing:
+    """These refs are not stored: send again with their bytes."""
+
+    refs: tuple[BlobRef, ...]
+
+
+def commit_call(
+    keys: SessionKeys,
+    prepared: PreparedCommit,
+    before: Refs,
+    contents: Mapping[BlobRef, bytes],
+    ttl_ms: int,
+    options: StoreOptions,
+) -> ScriptCall:
+    """`before`: the refs the head is believed to hold. `contents`: stored form of the blobs to send along."""
+    commit = prepared.commit
+    wanted = dict.fromkeys(ref for ref in prepared.refs if ref)
+    present = dict.fromkeys(ref for ref in before if ref)
+    acquired = [ref for ref in wanted if ref not in present]
+    kept = [ref for ref in wanted if ref in present]
+    released = [ref for ref in present if ref not in wanted]
+    expected = commit.expected_head_revision
+    faulty = prepared.fault is not None
+    args: list[Any] = [
+        commit.session_id,
+        "" if expected is None else expected,
+        "" if commit.builds_on is None else codec.tag_of(commit.builds_on),
+        codec.tag_of(commit.commit_id),
+        prepared.meaning,
+        codec.encode_refs(before),
+        codec.encode_refs(prepared.refs),
+        prepared.body,
+        "faulty" if faulty else prepared.delta,
+        options.graph_checks,
+        prepared.leaf,
+        ttl_ms,
+        max(1, round(options.blob_grace * 1000)),
+        len(acquired),
+        len(kept),
+        len(prepared.rows),
+        0 if faulty else len(prepared.ids),
+        *(contents.get(ref, b"") for ref in (*acquired, *kept)),
+    ]
+    for row in prepared.rows:
+        args += row
+    if not faulty:
+        args += prepared.ids
+        args += prepared.links
+        args += prepared.records
+    return ScriptCall(
+        scripts.COMMIT,
+        [
+            keys.head,
+            keys.log,
+            keys.nodes,
+            keys.jumps,
+            keys.dead,
+            keys.orphans,
+            *(keys.blob(ref) for ref in (*acquired, *kept, *released)),
+        ],
+        args,
+    )
+
+
+def commit_reply(
+    call: ScriptCall, prepared: PreparedCommit, keys: SessionKeys, reply: Any
+) -> RuntimeCommitResult | RefsMoved | BlobsMissing:
+    """The result, or what to change before the same commit is sent again; raises whatever the script refused it for."""
+    commit = prepared.commit
+    match status(call, reply, keys):
+        case "committed" | "replayed" as word:
+            return RuntimeCommitResult(
+                head_revision=int(reply[2]),
+                checkpoint_ref=prepared.checkpoint_ref,
+                manifest=prepared.checkpoint,
+                replayed=word == "replayed",
+                commit_id=commit.commit_id,
+            )
+        case "refs":
+            return RefsMoved(codec.decode_refs(reply[2]))
+        case "missing":
+            return BlobsMissing(tuple(BlobRef(call.keys[6 + index][-64:]) for index in reply[2:]))
+        case word:
+            raise _refusal(word, prepared, reply)
+
+
+def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
+    commit = prepared.commit
+    match word:
+        case "conflict":
+            actual = int(reply[2])
+            gone = actual == 0 and (commit.expected_head_revision or commit.builds_on)
+            return (SessionGone if gone else HeadRevisionConflict)(commit.expected_head_revision, actual)
+        case "reused":
+            return CommitIdReused(commit.session_id, commit.commit_id)
+        case "faulty" if prepared.fault is not None:
+            return prepared.fault
+        case "collision":
+            return NodeIdCollision(prepared.ids[reply[2]])
+        case "parent":
+            node = prepared.nodes[reply[2]]
+            return InvalidParent(node.node_id, node.parent_node_id)
+        case "leaf":
+            return InvalidLeaf(commit.graph.leaf_node_id)
+        case "overflow":
+            row, counter = prepared.rows[reply[2]], _COUNTERS[reply[3]]
+            source, model = codec.ledger_key(row[0])
+            return InvalidRecord(
+                "RuntimeCommit.usage_deltas", f"{counter} of source {source!r}, model {model!r} would leave 64 bits"
+            )
+    return BackendError(f"commit answered {word!r}")
+
+
+_COUNTERS: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+
+
+def missing_blob(prepared: PreparedCommit, ref: BlobRef) -> MissingBlob:
+    return MissingBlob(ref, codec.COMPONENTS[prepared.refs.index(ref)])
