@@ -49,6 +49,12 @@ REFUSED_WHOLE = ("-OOM", "-READONLY", "MISCONF", "NOREPLICAS")
 """Errors that a script's first write gets or none of its writes, where redis-py has no class for them."""
 
 
+NOT_LOADED = (
+    "the server does not know the script {!r}, and allow_eval is False: run SessionCache.preload() or "
+    "lash-redis preload from an account that may SCRIPT LOAD"
+)
+
+
 class Backend:
     """A client, opened before the first command, and how commands are sent on it.
 
@@ -87,17 +93,19 @@ class Backend:
         arguments = (len(call.keys), *call.keys, *call.args)
 
         async def send() -> Any:
-            try:
-                return await client.execute_command("EVALSHA", call.script.sha, *arguments)
-            except exceptions.NoScriptError:
-                return await client.execute_command("EVAL", call.script.text, *arguments)
+            return await _run_script(client, call.script, arguments, allow_eval=self._options.allow_eval)
 
         return await self._attempts(send, call.script, writes=writes)
 
-    async def send(self, commands: Sequence[Command], *, atomic: bool) -> list[Any]:
+    async def preload(self) -> None:
+        """Make every script known to the server."""
+        await self.send([("SCRIPT", "LOAD", script.text) for script in scripts.every()], atomic=False)
+
+    async def send(self, commands: Sequence[Command], *, atomic: bool, faults: bool = False) -> list[Any]:
         """Send native commands in one round trip; `atomic`: as one transaction, so that they see one moment.
 
-        For reads, and for writes that do nothing the second time.
+        For reads, and for writes that do nothing the second time. `faults`: a `Corrupt` that one of them meets stands
+        in the place of its reply.
 
         Raises:
             Corrupt: a key holds another type.
@@ -108,12 +116,16 @@ class Backend:
         client = await self._opened()
 
         async def send() -> list[Any]:
-            replies = await _replies(client, commands, atomic=atomic)
-            for command, reply in zip(commands, replies, strict=True):
-                if isinstance(reply, exceptions.ResponseError):
-                    if str(reply).startswith("WRONGTYPE"):
-                        raise Corrupt(family_of(command[1]), command[1], "holds another type") from reply
+            replies = await _replies(client, commands, atomic=atomic, allow_eval=self._options.allow_eval)
+            for at, (command, reply) in enumerate(zip(commands, replies, strict=True)):
+                if not isinstance(reply, exceptions.ResponseError):
+                    continue
+                if not str(reply).startswith("WRONGTYPE"):
                     raise reply
+                fault = Corrupt(family_of(command[1]), command[1], "holds another type")
+                if not faults:
+                    raise fault from reply
+                replies[at] = fault
             return replies
 
         return await self._attempts(send, str(commands[0][0]), writes=False)
@@ -148,7 +160,16 @@ class Backend:
             raise fate.error(error) from error
 
 
-async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool) -> list[Any]:
+async def _run_script(client: Any, script: scripts.Script, arguments: Sequence[Any], *, allow_eval: bool) -> Any:
+    try:
+        return await client.execute_command("EVALSHA", script.sha, *arguments)
+    except exceptions.NoScriptError as error:
+        if not allow_eval:
+            raise BackendError(NOT_LOADED.format(script.name)) from error
+        return await client.execute_command("EVAL", script.text, *arguments)
+
+
+async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool, allow_eval: bool) -> list[Any]:
     """The replies, errors of single commands among them."""
     if len(commands) == 1:
         try:
@@ -162,21 +183,22 @@ async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool) ->
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
     except exceptions.ResponseError as error:
         if atomic and _is_out_of_memory(error):
-            return await _read_in_script(client, commands)
+            return await _read_in_script(client, commands, allow_eval=allow_eval)
         raise
     return replies
 
 
-async def _read_in_script(client: Any, commands: Sequence[Command]) -> list[Any]:
+async def _read_in_script(client: Any, commands: Sequence[Command], *, allow_eval: bool) -> list[Any]:
     """What a transaction would have answered: a full server refuses even reads in one, but not in a script."""
     keys: list[Any] = []
     words: list[Any] = []
     for name, *rest in commands:
-        named = len(rest) if name == "EXISTS" else 1
+        named = len(rest) if name == "EXISTS" else min(1, len(rest))
         keys += rest[:named]
         words += [name, named, len(rest) - named, *rest[named:]]
     try:
-        _, _, *replies = await client.execute_command("EVAL", scripts.READ.text, len(keys), *keys, "", *words)
+        arguments = (len(keys), *keys, "", *words)
+        _, _, *replies = await _run_script(client, scripts.READ, arguments, allow_eval=allow_eval)
     except exceptions.ResponseError as error:
         return [error] * len(commands)
     return [

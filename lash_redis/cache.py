@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import redis.asyncio as redis
 
 from lash_redis import commands
+from lash_redis.audit import Audit
 from lash_redis.connections import Connector, Given, checked_client, connector
-from lash_redis.errors import InvalidRecord
+from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.keys import Layout, checked_id, checked_namespace
-from lash_redis.models import BlobRef, SessionMeta, SessionPolicy, SessionStoreCreateRequest
+from lash_redis.listing import PAGE, Listing, first_chunk, place_of
+from lash_redis.models import (
+    Append,
+    AuditReport,
+    BlobRef,
+    Cursor,
+    DeleteReport,
+    GcReport,
+    RuntimeCommit,
+    SessionMeta,
+    SessionPickerInfo,
+    SessionPolicy,
+    SessionStoreCreateRequest,
+    Unchanged,
+)
 from lash_redis.models.wire import check_json
-from lash_redis.namespace import Namespace
-from lash_redis.options import StoreOptions, seconds_to_ms
+from lash_redis.namespace import Namespace, continuing
+from lash_redis.options import KEEP, Keep, StoreOptions, seconds_to_ms, whole
 from lash_redis.store import RedisSessionStore
 
 
@@ -78,10 +95,14 @@ class SessionCache:
         """The store of one session. No I/O; the session need not exist."""
         return RedisSessionStore(self.shared, session_id)
 
-    async def create(self, request: SessionStoreCreateRequest) -> RedisSessionStore:
+    async def create(self, request: SessionStoreCreateRequest, *, ttl: float | Keep | None = KEEP) -> RedisSessionStore:
         """The store of a session that has meta: written now from `request`, or kept as it is if there is some.
 
-        Idempotent. One round trip. Source: SessionStoreFactory::create_store.
+        `ttl` becomes the new session's own: seconds it outlives its last commit or touch, None for ever; without it the
+        cache's holds. Idempotent. One round trip. Source: SessionStoreFactory::create_store.
+
+        Raises:
+            SessionDeleted: the session was deleted; its id takes no writes for a while.
         """
         commands.check_kind("request", request, SessionStoreCreateRequest)
         commands.check_kind("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
@@ -91,17 +112,144 @@ class SessionCache:
             checked_id("SessionStoreCreateRequest.parent_session_id", request.parent_session_id)
         checked_id("SessionStoreCreateRequest.session_id", request.session_id)
         store = self.session(request.session_id)
-        await store.create_meta(
-            SessionMeta(
-                session_id=request.session_id,
-                session_name=request.session_id,
-                created_at=f"unix:{int(time.time())}",
-                model=request.policy.model,
-                cwd=_working_directory(),
-                parent_session_id=request.parent_session_id,
-            )
-        )
+        meta = _new_meta(request.session_id, request.policy.model, _working_directory(), request.parent_session_id)
+        await store.create_meta(meta, ttl)
         return store
+
+    async def fork(
+        self, source: str, new_id: str, leaf_node_id: str | None = None, *, ttl: float | Keep | None = KEEP
+    ) -> RedisSessionStore:
+        """A new session that begins where `source` stands, or stood at `leaf_node_id`; `source` stays untouched.
+
+        The new one has the visible active path to that leaf, the config and all components at revision 1, an empty
+        ledger, and `source` as its parent. From then on both go their own ways. Components are shared, not copied,
+        where both ids fall into one shard. O(length of the path): it is read and committed by this process.
+
+        Raises:
+            SessionExists: there is a session `new_id`, if only its meta.
+            SessionDeleted: there was one, and it was deleted.
+            SessionGone: there is no head to fork from.
+            InvalidLeaf: `leaf_node_id` is unknown or tombstoned.
+            OutcomeUnknown: the reply was lost: there may be a session `new_id` now.
+        """
+        if leaf_node_id is not None:
+            checked_id("leaf_node_id", leaf_node_id)
+        origin, target = self.session(checked_id("source", source)), self.session(checked_id("new_id", new_id))
+        if source == new_id:
+            raise InvalidRecord("new_id", "is the id of the source")
+        point = await origin.fork_point(leaf_node_id)
+        if point is None:
+            raise SessionGone(None, 0, source)
+        read, blobs = point
+        nodes, leaf = read.graph.nodes, read.graph.leaf_node_id
+        commit = RuntimeCommit(
+            new_id,
+            0,
+            config=read.config,
+            graph=Append(nodes, leaf) if nodes else Unchanged(None),
+            checkpoint=commands.carried(read.checkpoint),
+        )
+        meta = await origin.load_session_meta()
+        model, cwd = (read.config.configured_model, _working_directory()) if meta is None else (meta.model, meta.cwd)
+        born = _new_meta(new_id, model, cwd, source)
+        options = replace(self.options, max_commit_nodes=None)
+        await target.begin(commit, commands.Origin(born), blobs, options=options, ttl=ttl)
+        return target
+
+    async def delete(self, session_id: str) -> DeleteReport:
+        """Remove all of a session at once: its graph, its ledger, its meta, its holds on blobs, its line in the list.
+
+        Its id then takes no writes for `StoreOptions.deletion_marker_ttl`: late writers get `SessionDeleted`. Not so
+        where a part of the session was missing or unreadable: there, deleting is how to start it anew. An unknown id,
+        or one deleted before, is reported as not existing. Two round trips, O(1): large values are freed in the
+        background. Works on a full server.
+
+        Raises:
+            OutcomeUnknown: the reply was lost; delete again.
+        """
+        return await self.session(session_id).delete()
+
+    async def sessions(
+        self, *, limit: int | None = None, after: SessionPickerInfo | str | None = None, parent: str | None = None
+    ) -> AsyncIterator[SessionPickerInfo]:
+        """The namespace's sessions, the most recently committed first; those only created stand at their creation.
+
+        `limit` ends the list after so many lines. `after` begins it behind a line seen before: that line, its `cursor`,
+        or the id of its session while that is listed. A session that is committed to while you page moves to the top:
+        none is listed twice by one iteration, and what has not moved is never left out. `parent` keeps only sessions
+        with that parent; it is looked up in the list itself, at some 100,000 entries a second.
+
+        A hundred lines cost three round trips, whatever the sessions hold; a fourth where expired ones turn up, which
+        are dropped. Only a session whose first user message was tombstoned has its graph read. A session that cannot be
+        read is listed with its `fault`. Bounded in memory; any number of sessions.
+        """
+        if limit is not None:
+            whole("limit", limit, 0)
+        if parent is not None:
+            checked_id("parent", parent)
+        listing = Listing(self.shared, await self._place(after), parent, first_chunk(limit, self.options.shards))
+        left = limit
+        while left is None or left > 0:
+            lines = await listing.lines(PAGE if left is None else min(left, PAGE))
+            if lines is None:
+                return
+            for line in lines:
+                yield line
+            left = None if left is None else left - len(lines)
+
+    async def _place(self, after: SessionPickerInfo | str | None) -> Cursor | None:
+        if after is None:
+            return None
+        if not isinstance(after, SessionPickerInfo | str):
+            raise InvalidRecord("after", f"takes a SessionPickerInfo, its cursor or a session id, not {after!r}")
+        place = Cursor.parse(after if isinstance(after, str) else after.cursor)
+        if place is None:
+            place = await place_of(self.shared, checked_id("after", after))
+            if place is None:
+                raise InvalidRecord("after", f"{after!r} is no cursor, nor a session that is listed")
+        return place
+
+    async def gc(self, progress: Callable[[int, int], None] | None = None) -> GcReport:
+        """`RedisSessionStore.gc_unreachable` for every shard: delete the blobs that no session holds.
+
+        Entries of sessions that expired leave the list, too. `progress(done, shards)` is called after each shard.
+        `root_count` is the number of sessions listed, `retained_blob_count` that of blobs no session holds and that
+        were promised to stay.
+        """
+        deleted = waiting = listed = 0
+        for shard in range(self.options.shards):
+            keys = self.layout.shard_keys(shard)
+            with continuing(deleted, "blobs were deleted"):
+                deleted += await self.shared.collect(keys)
+                orphans, sessions = await self.shared.read(commands.shard_sizes_read(keys), atomic=False)
+            waiting, listed = waiting + orphans, listed + sessions
+            if progress is not None:
+                progress(shard + 1, self.options.shards)
+        return GcReport(root_count=listed, retained_blob_count=waiting, deleted_blob_count=deleted)
+
+    async def audit(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> AuditReport:
+        """Hold everything the namespace stores against the laws of storage.
+
+        Every session: its keys against its head, every record and link, marks, counts, receipts, deadlines, its place
+        in the catalogue. Every blob: its bytes against its ref, its holders against the heads. `repair` mends counts of
+        holders, lets go of blobs that leaked, and lists sessions that the catalogue lost; it never changes what a
+        session says, and what it cannot mend it tells. `progress(done, sessions)` is called after each step.
+
+        Right beside live traffic. Bounded steps: 50 sessions or 4 MiB, 50 blobs; only where holders differ, one script
+        looks at all heads of a shard (about 1.5 µs each). The keyspace is SCANned once for every 100,000 sessions, so
+        the account needs that right; memory is bounded by them and by the largest session.
+
+        Raises:
+            BackendError: SCAN is denied, or the server failed; steps done before stand.
+        """
+        return await Audit(self.shared, repair=repair, progress=progress).run()
+
+    async def preload(self) -> None:
+        """Make every script known to the server, for accounts that may not send scripts (`allow_eval=False`).
+
+        To be done again after a restart, a failover or SCRIPT FLUSH. Needs the right to SCRIPT LOAD.
+        """
+        await self.shared.preload()
 
     # Blobs
 
@@ -149,3 +297,7 @@ def _working_directory() -> str | None:
         return os.getcwd()
     except FileNotFoundError:  # it was removed under the process
         return None
+
+
+def _new_meta(session_id: str, model: str, cwd: str | None, parent: str | None) -> SessionMeta:
+    return SessionMeta(session_id, session_id, f"unix:{int(time.time())}", model, cwd, parent)

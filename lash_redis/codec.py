@@ -34,6 +34,10 @@ from lash_redis.models import (
 from lash_redis.options import BlobProfile
 
 TAG_BYTES: Final = 16
+RECEIPT_BYTES: Final = 2 * TAG_BYTES
+"""A receipt: which commit it was, and what it meant."""
+RECEIPTS: Final = 32
+"""How many receipts a head keeps."""
 COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
 """The components of a checkpoint, in the order in which the head's `refs` lists them."""
 
@@ -303,6 +307,10 @@ class Facts:
     usage: int
     loose: int
     deadline: int
+    hold: int
+    committed: int
+    users: int
+    first: int
 
 
 def decode_facts(data: bytes, key: str) -> Facts:

@@ -55,10 +55,25 @@ class HeadRevisionConflict(Refused):
 
 
 class SessionGone(HeadRevisionConflict):
-    """The commit builds on a head that no longer exists: it expired, was evicted or deleted, or a failover lost it."""
+    """The commit builds on a head that no longer exists: it expired, was evicted or deleted, or a failover lost it.
 
-    def __init__(self, expected: int | None, actual: int = 0) -> None:
+    Or there is none to fork or export: then `session_id` says of which session.
+    """
+
+    def __init__(self, expected: int | None, actual: int = 0, session_id: str | None = None) -> None:
         super().__init__(expected, actual)
+        self.args = (expected, actual, session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return super().__str__() if self.session_id is None else f"there is no session {self.session_id!r}"
+
+
+class SessionExists(HeadRevisionConflict):
+    """A session was to begin under this id (a fork, an import), and there is one already."""
+
+    def __str__(self) -> str:
+        return f"the session exists already, at revision {self.actual}"
 
 
 class CommitIdReused(Refused):

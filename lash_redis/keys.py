@@ -99,6 +99,9 @@ class Layout:
     def session(self, session_id: str) -> SessionKeys:
         return SessionKeys(self.prefix(self.shard_of(session_id)), session_id)
 
+    def shard_keys(self, shard: int) -> ShardKeys:
+        return ShardKeys(self.prefix(shard))
+
 
 @dataclass(frozen=True)
 class SessionKeys:
@@ -109,7 +112,7 @@ class SessionKeys:
 
     @cached_property
     def head(self) -> str:
-        """hash: where the session stands (facts, refs, body), its receipts, its ledger, its meta."""
+        """hash: where the session stands (facts, refs, body), its receipts, its ledger, its meta; or its deletion."""
         return f"{self.prefix}head:{self.session_id}"
 
     @cached_property
@@ -119,7 +122,7 @@ class SessionKeys:
 
     @cached_property
     def nodes(self) -> str:
-        """hash: node id → position in the log, or `?` for an id that is only named as a parent."""
+        """hash: node id → position in the log, `u` behind that of a user's message; or `?`: only named as a parent."""
         return f"{self.prefix}nodes:{self.session_id}"
 
     @cached_property
@@ -129,17 +132,58 @@ class SessionKeys:
 
     @cached_property
     def dead(self) -> str:
-        """set: positions that are tombstoned (their record is an empty string once vacuumed)."""
+        """hash: position → node id of tombstones not yet vacuumed."""
         return f"{self.prefix}dead:{self.session_id}"
 
     @cached_property
+    def own(self) -> tuple[str, str, str, str, str]:
+        """Every key of the session, and of nobody else."""
+        return self.head, self.log, self.nodes, self.jumps, self.dead
+
+    @cached_property
+    def shard(self) -> ShardKeys:
+        return ShardKeys(self.prefix)
+
+    def blob(self, ref: str) -> str:
+        return self.shard.blob(ref)
+
+
+@dataclass(frozen=True)
+class ShardKeys:
+    """The keys that the sessions of one shard share."""
+
+    prefix: str
+
+    @cached_property
+    def sessions(self) -> str:
+        """zset: the catalogue: an entry for each session → the time (ms) of its last commit."""
+        return f"{self.prefix}sessions"
+
+    @cached_property
+    def expiries(self) -> str:
+        """zset: the entries of sessions that expire → the time (ms) until which they stay in the catalogue."""
+        return f"{self.prefix}expiries"
+
+    @cached_property
     def orphans(self) -> str:
-        """zset: blobs of the shard that nothing holds → the time (ms) from which gc may take them."""
+        """zset: blobs that nothing holds → the time (ms) from which gc may take them."""
         return f"{self.prefix}orphans"
 
     def blob(self, ref: str) -> str:
-        """hash: `c` the content, `n` how many sessions of the shard hold it."""
+        """hash: `c` the content, `u` until when (ms) an upload is promised to stay, holders until each time (ms)."""
         return f"{self.prefix}blob:{ref}"
+
+
+def catalogue_entry(session_id: str, parent_session_id: str | None) -> bytes:
+    """How the catalogue names a session: its id; where it has a parent, a byte no UTF-8 has and that id follow."""
+    entry = session_id.encode()
+    return entry if parent_session_id is None else entry + b"\xff" + parent_session_id.encode()
+
+
+def entry_ids(entry: bytes) -> tuple[str, str | None]:
+    """The session and the parent that a catalogue entry names."""
+    session_id, has_parent, parent = entry.partition(b"\xff")
+    return session_id.decode(), parent.decode() if has_parent else None
 
 
 def family_of(key: str) -> str:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lash_redis import codec, commands
 from lash_redis.backend import Backend
 from lash_redis.blobs import BlobCache, KnownBlobs
 from lash_redis.connections import Connector
-from lash_redis.errors import Corrupt, LayoutMismatch, SessionEvicted
-from lash_redis.keys import Layout, SessionKeys
+from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
+from lash_redis.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import StoreOptions
+
+
+@contextmanager
+def continuing(count: int, done: str) -> Iterator[None]:
+    """A further step of a write: its failure must not deny that earlier ones were applied."""
+    try:
+        yield
+    except BackendError as error:
+        if not count:
+            raise
+        raise OutcomeUnknown(f"{error.message}; {count} {done} before, call again for the rest") from error
 
 
 class Namespace:
@@ -33,17 +45,30 @@ class Namespace:
     async def close(self) -> None:
         await self._backend.close()
 
+    async def preload(self) -> None:
+        await self._backend.preload()
+
     async def run(self, call: commands.ScriptCall, *, writes: bool = True) -> Any:
         """`Backend.run`, in a namespace that is laid out as expected."""
         if not self._laid_out:
             await self._check_layout(writes=writes)
         return await self._backend.run(call, writes=writes)
 
-    async def read(self, trip: Sequence[commands.Command], *, atomic: bool) -> list[Any]:
+    async def read(self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False) -> list[Any]:
         """`Backend.send` for reads, in a namespace that is laid out as expected."""
         if not self._laid_out:
             await self._check_layout(writes=False)
-        return await self._backend.send(trip, atomic=atomic)
+        return await self._backend.send(trip, atomic=atomic, faults=faults)
+
+    async def scan(self, count: int) -> AsyncIterator[list[bytes]]:
+        """Every key of the namespace's shards, some at a time; a key may come twice. For maintenance only."""
+        cursor = b"0"
+        pattern = f"lash1:{{{self.layout.namespace}:*"
+        while True:
+            ((cursor, keys),) = await self.read([("SCAN", cursor, "MATCH", pattern, "COUNT", count)], atomic=False)
+            yield keys
+            if int(cursor) == 0:
+                return
 
     async def _check_layout(self, *, writes: bool) -> None:
         """Compare the stored layout with ours; the first write stores it.
@@ -62,6 +87,24 @@ class Namespace:
         self._laid_out = True
 
     # Blobs
+
+    async def collect(self, shard: ShardKeys) -> int:
+        """Delete the blobs of a shard that nobody holds and whose time has come; returns how many.
+
+        A round trip to look and one to delete for every 500.
+        """
+        deleted = 0
+        while True:
+            with continuing(deleted, "blobs were deleted"):
+                (refs,) = await self.read(commands.orphan_read(shard), atomic=False)
+                if not refs:
+                    return deleted
+                call = commands.gc_call(shard, shard.prefix, [ref.decode() for ref in refs])
+                reply = await self.run(call)
+                commands.status(call, reply, shard)
+            deleted += int(reply[2])
+            if reply[3] < len(refs):
+                return deleted
 
     def cached_blobs(self, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], list[BlobRef]]:
         """Of `refs`: the bytes this process has, and the refs it lacks."""
@@ -96,7 +139,7 @@ class Namespace:
 
     async def put_blob(self, data: bytes) -> BlobRef:
         ref = codec.ref_of(data)
-        call = commands.put_blob_call(self.layout.prefix(self.layout.shard_of(ref)), ref, data, self.options)
+        call = commands.put_blob_call(self.layout.shard_keys(self.layout.shard_of(ref)), ref, data, self.options)
         commands.status(call, await self.run(call))
         self.cached.put(ref, data)
         return ref

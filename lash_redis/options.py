@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import MAX_SHARDS
@@ -46,8 +46,21 @@ class StoreOptions:
     shards: int = 64
     """Hash tags the namespace is spread over, 1 to 1,024. Sessions share blobs within one. Fixed at the first write."""
 
+    slide_on_load: bool = False
+    """Whether `load_session` lets a session live its ttl anew, as a commit does; then it takes a round trip more."""
+
+    deletion_marker_ttl: float = 86_400.0
+    """Seconds for which the id of a deleted session takes no writes; 0 for none."""
+
+    allow_eval: bool = True
+    """Whether a script that the server does not know is sent as text. Without, `SessionCache.preload` must have run."""
+
     blob_grace: float = 60.0
-    """Seconds a blob outlives its last holder, so that a read that has just learned its ref still finds it."""
+    """Seconds a blob outlives its last holder at the most, so that a read that has just learned its ref still finds it.
+
+    Deadlines are rounded up to a multiple of it where blobs and the catalogue note them: with a longer grace, sessions
+    that slide write less.
+    """
 
     upload_grace: float = 3600.0
     """Seconds a blob stored by `put_blob` waits for a commit that names it."""
@@ -67,6 +80,10 @@ class StoreOptions:
     retry_max_delay: float = 1.0
     """Longest pause between two attempts, in seconds; pauses grow exponentially from 50 ms, with full jitter."""
 
+    @property
+    def blob_grace_ms(self) -> int:
+        return seconds_to_ms("options.blob_grace", self.blob_grace)
+
     def __post_init__(self) -> None:
         if self.graph_checks not in ("strict", "lenient"):
             raise InvalidRecord("options.graph_checks", f"takes 'strict' or 'lenient', not {self.graph_checks!r}")
@@ -75,6 +92,11 @@ class StoreOptions:
         if not isinstance(self.gc_policy, StoreGcPolicy):
             raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
         whole("options.shards", self.shards, 1, MAX_SHARDS)
+        for name in ("slide_on_load", "allow_eval"):
+            if type(getattr(self, name)) is not bool:
+                raise InvalidRecord(f"options.{name}", f"takes True or False, not {getattr(self, name)!r}")
+        if self.deletion_marker_ttl != 0:
+            seconds_to_ms("options.deletion_marker_ttl", self.deletion_marker_ttl)
         for name in ("blob_grace", "upload_grace", "retry_max_delay"):
             seconds_to_ms(f"options.{name}", getattr(self, name))
         whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
@@ -97,3 +119,23 @@ def seconds_to_ms(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100 * 365 * 86_400:
         raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {value!r}")
     return max(1, round(value * 1000))
+
+
+class Keep(Enum):
+    """What a `ttl` argument says by default."""
+
+    TTL = "keep"
+    """The session's own ttl stays, or the cache's where it has none of its own."""
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = Keep.TTL
+
+
+def own_ttl_ms(ttl: float | Keep | None) -> int | None:
+    """A session's own ttl in ms, 0 for never; None where it keeps what it has."""
+    if ttl is KEEP:
+        return None
+    return 0 if ttl is None else seconds_to_ms("ttl", ttl)

@@ -40,10 +40,20 @@ def load(name: str) -> Script:
 
 
 COMMIT = load("commit")
+DELETE = load("delete")
 GC = load("gc")
 META = load("meta")
 NODE = load("node")
+PRUNE = load("prune")
 PUT_BLOB = load("put_blob")
 READ = load("read")
+RECOUNT = load("recount")
+RELIST = load("relist")
 TOMBSTONE = load("tombstone")
+TOUCH = load("touch")
 VACUUM = load("vacuum")
+
+
+def every() -> list[Script]:
+    """All the scripts above."""
+    return [each for each in globals().values() if isinstance(each, Script)]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from inspect import isawaitable
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from lash_redis import codec, commands
 from lash_redis.errors import (
     BackendError,
+    Corrupt,
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidRecord,
@@ -26,6 +26,7 @@ from lash_redis.keys import checked_id
 from lash_redis.models import (
     ActivePath,
     BlobRef,
+    DeleteReport,
     FullGraph,
     GcReport,
     PersistedSessionRead,
@@ -38,24 +39,25 @@ from lash_redis.models import (
     SessionReadScope,
     VacuumReport,
 )
-from lash_redis.namespace import Namespace
-from lash_redis.options import whole
+from lash_redis.namespace import Namespace, continuing
+from lash_redis.options import KEEP, Keep, StoreOptions, own_ttl_ms, whole
 
 log = logging.getLogger("lash_redis")
+
+NO_REFS: commands.Refs = (None,) * len(codec.COMPONENTS)
 
 MAX_TURNS = 8
 """How often a read or commit starts again because the session moved under it, before it gives up."""
 
 
-@contextmanager
-def _after(count: int, done: str) -> Iterator[None]:
-    """A further step of a write: its failure must not deny that earlier ones were applied."""
-    try:
-        yield
-    except BackendError as error:
-        if not count:
-            raise
-        raise OutcomeUnknown(f"{error.message}; {count} {done} before, call again for the rest") from error
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One revision of a session as it is stored: the head, all of its fields, the graph, the components' bytes."""
+
+    head: commands.StoredHead
+    fields: Mapping[bytes, bytes]
+    graph: SessionGraph
+    blobs: Mapping[str, bytes]
 
 
 class RedisSessionStore:
@@ -86,7 +88,7 @@ class RedisSessionStore:
         `FullGraph()` has every live node in insertion order and the head's leaf verbatim. `ActivePath()` has the nodes
         from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or tombstoned). Nodes are
         decoded when they are looked at. At most two round trips; the second only for blobs this process has not seen,
-        or for the path. O(nodes returned).
+        or for the path. O(nodes returned). With `StoreOptions.slide_on_load` a `touch` follows: one round trip more.
 
         Raises:
             UnsupportedReadScope: `scope` is neither.
@@ -97,14 +99,23 @@ class RedisSessionStore:
         Source: RuntimePersistence::load_session.
         """
         if isinstance(scope, FullGraph):
-            return await self._load_full()
-        if isinstance(scope, ActivePath):
+            read = await self._load_full()
+        elif isinstance(scope, ActivePath):
             if scope.leaf_node_id is not None:
                 checked_id("ActivePath.leaf_node_id", scope.leaf_node_id)
-            return await self._load_path(scope.leaf_node_id)
-        raise UnsupportedReadScope(scope)
+            read = await self._load_path(scope.leaf_node_id)
+        else:
+            raise UnsupportedReadScope(scope)
+        if read is not None and self._namespace.options.slide_on_load and not await self.touch():
+            return None  # it expired in between
+        return read
 
     async def _load_full(self) -> PersistedSessionRead | None:
+        found = await self.snapshot()
+        return None if found is None else self._seen(found.head.read(found.graph, found.blobs), found.head)
+
+    async def snapshot(self) -> Snapshot | None:
+        """All that is stored of the session at one revision, None if it has no head."""
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
             replies = await self._read(commands.full_read(self._keys))
@@ -114,7 +125,7 @@ class RedisSessionStore:
             head, graph = found
             blobs, missing = await self._namespace.blobs(self._keys, head.refs)
             if missing is None:
-                return self._seen(head.read(graph, blobs), head)
+                return Snapshot(head, replies[0], graph, blobs)
             # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
             if lost == (head.facts.revision, missing.key):
                 raise missing
@@ -171,8 +182,7 @@ class RedisSessionStore:
 
     async def load_head(self) -> SessionHeadMeta | None:
         """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
-        fields, others = await self._read(commands.head_read(self._keys))
-        head = commands.head_reply(self._keys, fields, others)
+        head = commands.head_reply(self._keys, *await self._read(commands.head_read(self._keys)))
         if head is None:
             return None
         self._refs = head.refs
@@ -195,8 +205,10 @@ class RedisSessionStore:
 
     # Writes
 
-    async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult:
-        """Publish the next revision, all of it or nothing.
+    async def commit_runtime_state(
+        self, commit: RuntimeCommit, *, ttl: float | Keep | None = KEEP
+    ) -> RuntimeCommitResult:
+        """Publish the next revision, all of it or nothing; the session lives its ttl anew.
 
         The same commit sent again, by whoever, returns the first attempt's result with `replayed=True` while it is
         among the session's last 32 (later it is refused by its revision, or, with `expected_head_revision=None`, which
@@ -204,8 +216,12 @@ class RedisSessionStore:
         the refs the head holds (after a load or a commit, or when the commit carries them); a second where it does not
         or where a blob turns out not to be stored. Cost grows with the commit, not with the session.
 
+        `ttl` becomes the session's own: seconds it outlives its last commit or touch, None for ever. Without it the
+        session keeps its own, or goes by the cache's. It is no part of a commit's meaning: a retry does not change it.
+
         Raises:
             SessionBindingMismatch: the commit is for another session.
+            SessionDeleted: the session was deleted.
             InvalidRecord, CommitTooLarge: it cannot be stored as it is.
             HeadRevisionConflict, SessionGone: the head is not the one it was built on; load, decide, commit anew.
             CommitIdReused: its id was used for another meaning.
@@ -219,9 +235,64 @@ class RedisSessionStore:
         commands.check_kind("commit", commit, RuntimeCommit)
         if commit.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, commit.session_id)
+        own_ttl = own_ttl_ms(ttl)
+        prepared = commands.prepare_commit(commit, self._namespace.options)
+        result = await self._publish(prepared, own_ttl)
+        await self._collect_if_due()
+        return result
+
+    async def begin(
+        self,
+        commit: RuntimeCommit,
+        origin: commands.Origin,
+        blobs: Mapping[str, bytes],
+        *,
+        options: StoreOptions,
+        ttl: float | Keep | None = KEEP,
+    ) -> RuntimeCommitResult:
+        """Publish the commit that a fork or an import begins a session with, if there is no such session.
+
+        `blobs` are the bytes of the components that the commit names by ref.
+
+        Raises:
+            SessionExists: there is one.
+        """
+        prepared = commands.prepare_commit(commit, options)
+        prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
+        prepared.meaning = origin.meaning or prepared.meaning
+        return await self._publish(prepared, own_ttl_ms(ttl), origin, options)
+
+    async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
+        """The path to `leaf` and the bytes of the components, of one revision; None if there is no head.
+
+        Raises:
+            InvalidLeaf: `leaf` is unknown or tombstoned.
+        """
+        missing: Corrupt | None = None
+        for _ in range(MAX_TURNS):
+            read = await self.load_session(ActivePath(leaf))
+            if read is None:
+                return None
+            if leaf is not None and not read.graph.nodes:
+                raise InvalidLeaf(leaf)
+            blobs, missing = await self._namespace.blobs(self._keys, self._refs or NO_REFS)
+            if missing is None:
+                return read, blobs
+        assert missing is not None
+        raise missing
+
+    async def _publish(
+        self,
+        prepared: commands.PreparedCommit,
+        own_ttl: int | None,
+        origin: commands.Origin | None = None,
+        options: StoreOptions | None = None,
+    ) -> RuntimeCommitResult:
         namespace = self._namespace
-        prepared = commands.prepare_commit(commit, namespace.options)
-        before = self._refs if self._refs is not None else commands.carried_refs(commit)
+        options = options or namespace.options
+        before = self._refs if self._refs is not None else commands.carried_refs(prepared.commit)
+        if origin is not None:
+            before = NO_REFS
         contents = {
             ref: codec.encode_blob(data, namespace.options.blob_profile)
             for ref, data in prepared.bodies.items()
@@ -229,7 +300,9 @@ class RedisSessionStore:
         }
         looked_for: set[BlobRef] = set()
         for _ in range(MAX_TURNS):
-            call = commands.commit_call(self._keys, prepared, before, contents, namespace.ttl_ms, namespace.options)
+            call = commands.commit_call(
+                self._keys, prepared, before, contents, namespace.ttl_ms, options, own_ttl_ms=own_ttl, origin=origin
+            )
             outcome = commands.commit_reply(call, prepared, self._keys, await namespace.run(call))
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
@@ -248,7 +321,6 @@ class RedisSessionStore:
                     namespace.known.add(self._keys.blob(held))
                 for ref, data in prepared.bodies.items():
                     namespace.cached.put(ref, data)
-                await self._collect_if_due()
                 return outcome
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
@@ -275,6 +347,7 @@ class RedisSessionStore:
         fn: Callable[[PersistedSessionRead | None], RuntimeCommit | Awaitable[RuntimeCommit]],
         *,
         attempts: int = 8,
+        ttl: float | Keep | None = KEEP,
     ) -> RuntimeCommitResult:
         """Load, let `fn` make a commit of what it sees, commit; on a conflict load again and ask again.
 
@@ -305,7 +378,7 @@ class RedisSessionStore:
                     revision, builds_on = (0, None) if read is None else (read.head_revision, read.commit_id)
                     commit = replace(commit, expected_head_revision=revision, builds_on=commit.builds_on or builds_on)
                 try:
-                    return await self.commit_runtime_state(commit)
+                    return await self.commit_runtime_state(commit, ttl=ttl)
                 except OutcomeUnknown as error:
                     error.commit = commit
                     raise
@@ -325,13 +398,49 @@ class RedisSessionStore:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
         await self._write_meta(meta, "save")
 
-    async def create_meta(self, meta: SessionMeta) -> None:
+    async def create_meta(self, meta: SessionMeta, ttl: float | Keep | None) -> None:
         """Write the meta record unless there is one."""
-        await self._write_meta(meta, "create")
+        await self._write_meta(meta, "create", own_ttl_ms(ttl))
 
-    async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"]) -> None:
+    async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"], own_ttl: int | None = None) -> None:
         namespace = self._namespace
-        await self._run(commands.meta_call(self._keys, meta, mode, namespace.ttl_ms, namespace.options))
+        call = commands.meta_call(self._keys, meta, mode, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl)
+        await self._run(call)
+
+    async def touch(self, *, ttl: float | Keep | None = KEEP) -> bool:
+        """Let the session live its ttl from now on, as a commit would; False if there is no such session.
+
+        Head, revision and place in the catalogue stay. `ttl` becomes the session's own: seconds, None for ever. One
+        round trip when this handle knows the refs the head holds, else two.
+
+        Raises:
+            SessionDeleted: the session was deleted.
+            SessionEvicted, Corrupt: a part of it is gone or unreadable; its deadline stays.
+            OutcomeUnknown: the reply was lost; call again.
+        """
+        own_ttl = own_ttl_ms(ttl)
+        namespace = self._namespace
+        for _ in range(MAX_TURNS):
+            call = commands.touch_call(
+                self._keys, self._refs or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
+            )
+            outcome = commands.touch_reply(call, self._keys, await namespace.run(call))
+            if not isinstance(outcome, commands.RefsMoved):
+                return outcome
+            self._refs = outcome.refs
+        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to touch it")
+
+    async def delete(self) -> DeleteReport:
+        """`SessionCache.delete` for this session."""
+        namespace = self._namespace
+        for _ in range(MAX_TURNS):
+            call = commands.delete_call(self._keys, self._refs or NO_REFS, namespace.options)
+            outcome = commands.delete_reply(call, self._keys, await namespace.run(call))
+            if isinstance(outcome, DeleteReport):
+                self._refs = None
+                return outcome
+            self._refs = outcome.refs
+        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to delete it")
 
     async def _run(self, call: commands.ScriptCall) -> list[Any]:
         reply: list[Any] = await self._namespace.run(call)
@@ -356,7 +465,7 @@ class RedisSessionStore:
             checked_id(f"ids[{at}]", node_id)
         for at in range(0, len(ids), commands.TOMBSTONE_CHUNK):
             call = commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK])
-            with _after(at, f"of {len(ids)} ids were hidden"):
+            with continuing(at, f"of {len(ids)} ids were hidden"):
                 await self._run(call)
 
     async def vacuum(self) -> VacuumReport:
@@ -371,7 +480,7 @@ class RedisSessionStore:
         """
         removed, left = 0, 1
         while left:
-            with _after(removed, "nodes were freed"):
+            with continuing(removed, "nodes were freed"):
                 reply = await self._run(commands.vacuum_call(self._keys))
             removed, left = removed + reply[2], reply[3]
         return VacuumReport(removed_node_count=removed)
@@ -389,20 +498,9 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::gc_unreachable.
         """
-        fields, others = await self._read(commands.head_read(self._keys))
-        head = commands.head_reply(self._keys, fields, others)
-        deleted = 0
-        while True:
-            with _after(deleted, "blobs were deleted"):
-                (refs,) = await self._read(commands.orphan_read(self._keys))
-                if not refs:
-                    break
-                reply = await self._run(commands.gc_call(self._keys, [ref.decode() for ref in refs]))
-            deleted += reply[2]
-            if reply[3] < len(refs):
-                break
+        head = commands.head_reply(self._keys, *await self._read(commands.head_read(self._keys)))
         return GcReport(
             root_count=0 if head is None else 1,
             retained_blob_count=0 if head is None else 1 + len({ref for ref in head.refs if ref}),
-            deleted_blob_count=deleted,
+            deleted_blob_count=await self._namespace.collect(self._keys.shard),
         )

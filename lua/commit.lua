@@ -1,13 +1,15 @@
 -- commit: publish a session's next head revision with all that belongs to it; a refusal changes nothing.
 --
--- KEYS   1 head     hash  facts, refs, body, receipts, meta, ledger rows
---        2 log      list  node records
---        3 nodes    hash  node id -> position
---        4 jumps    list  position:parent position
---        5 dead     hash  position -> node id
---        6 orphans  zset  blobs nobody holds -> ms
---        7 blobs    hash  c content, n holders, u promised until (ms): those the new head holds (acquired, then kept),
---                         then those it lets go
+-- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
+--        2 log       list  node records
+--        3 nodes     hash  node id -> position, and `u` behind that of a user's message
+--        4 jumps     list  position:parent position
+--        5 dead      hash  position -> node id
+--        6 sessions  zset  catalogue entry -> last commit (ms)
+--        7 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 orphans   zset  blobs nobody holds -> ms
+--        9 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
+--                          (acquired, then kept), then those it lets go
 --
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision this commit is built on; '' for any
@@ -20,13 +22,20 @@
 --        9 delta         str    unchanged, append or replace; faulty where the client found the nodes or the leaf wrong
 --       10 checks        str    strict or lenient
 --       11 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
---       12 ttl           int    ms from now until the session expires; 0 for never
---       13 grace         int    ms a blob outlives its last holder
---       14 acquired      int    number of blobs newly held
---       15 kept          int    number of blobs held before and after
---       16 rows          int    number of usage rows
---       17 count         int    number of nodes
---       18 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
+--       12 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
+--       13 own_ttl       int    ms, the session's own from now on; 0 for never; '' as it is
+--       14 grace         int    ms a blob outlives its last holder
+--       15 origin        str    '' an ordinary commit; new: the session must not be there; or, so too, a session that
+--                               moves here: its revision before this commit and the time of this commit (ms)
+--       16 history       bytes  the receipts of a session that moves here, up to its revision before
+--       17 meta          bytes  the meta record of a new session; '' for none
+--       18 parent        str    the parent it names; '' for none
+--       19 acquired      int    number of blobs newly held
+--       20 kept          int    number of blobs held before and after
+--       21 rows          int    number of usage rows
+--       22 count         int    number of nodes
+--       23 users         str    for each node `u` where it is a user's message, else -
+--       24 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
 --                               cached, reasoning), then count ids, count links, count records.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
@@ -34,6 +43,8 @@
 --        replayed <session> <revision>         this commit was made before; nothing written
 --        reused <session>                      its id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head is another; nothing written
+--        deleted <session>                     the session was deleted; nothing written
+--        exists <session> <revision>           it was to be new and is not; nothing written
 --        refs <session> <refs>                 the head holds other refs than `before`; nothing written
 --        missing <session> <index> ...         blobs named without content that are not stored; nothing written
 --        faulty <session>                      delta is faulty and nothing else is wrong; nothing written
@@ -52,15 +63,21 @@
 --@include int64
 --@include refuse
 --@include head
+--@include clock
+--@include holders
+--@include catalogue
 
-local head, log, nodes, jumps, dead, orphans = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local sessions, expiries, orphans = KEYS[6], KEYS[7], KEYS[8]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local before, after, body, delta, strict, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10] == 'strict', ARGV[11]
-local ttl, grace = tonumber(ARGV[12]), tonumber(ARGV[13])
-local acquired, kept, rows, count = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
-local blobs, values = 7, 18
+local default_ttl, own_ttl, grace = tonumber(ARGV[12]), ARGV[13], tonumber(ARGV[14])
+local origin, history, meta, parent = ARGV[15], ARGV[16], ARGV[17], ARGV[18]
+local acquired, kept, rows, count = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]), tonumber(ARGV[22])
+local users = ARGV[23]
+local blobs, values = 9, 24
 local held = acquired + kept
-local released = #KEYS - 6 - held
+local released = #KEYS - 8 - held
 local usage_rows = values + held
 local ids = usage_rows + 5 * rows
 local links = ids + count
@@ -71,8 +88,10 @@ local RECEIPT, RECEIPTS, CHUNK = 32, 32, 1000
 
 -- CHECK
 
-local facts, broken, refs, receipts = open_head(head, log, nodes, jumps, dead)
+local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
 if broken then return refuse(session, broken) end
+if stored.deleted then return {'deleted', session} end
+local refs, receipts = stored.refs, stored.receipts
 local actual = facts and facts.revision or '0'
 if #receipts ~= RECEIPT * math.min(RECEIPTS, tonumber(actual)) then
   return refuse(session, {'corrupt', 'head', 'its receipts are unreadable'})
@@ -91,6 +110,7 @@ if found then
   return {'replayed', session, add64(actual, string.format('%.0f', -later))}
 end
 
+if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
 if expected ~= '' and expected ~= actual then return {'conflict', session, actual} end
 if builds_on ~= '' and builds_on ~= string.sub(receipts, -RECEIPT, -RECEIPT + 15) then
   return {'conflict', session, actual}
@@ -99,10 +119,20 @@ if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
 
 local is_new = not facts -- though there may be meta, with a deadline of its own
+local now = milliseconds()
+local committed, moves = now, false
+if origin ~= '' and origin ~= 'new' then
+  actual, committed = string.match(origin, '^(%d+) (%d+)$')
+  receipts, moves = history, true
+end
 local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
 if is_new then
-  facts = {epoch = 0, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = 0, deadline = 0}
+  -- Epochs never come round again, not even when the session expires and starts anew: a path is read in two trips.
+  facts = {
+    epoch = now, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = 0, deadline = 0,
+    hold = 0, users = 0, first = -1,
+  }
 end
 
 local base = delta == 'replace' and 0 or facts.length
@@ -117,7 +147,7 @@ local function locate(id)
   if position == '?' then return 'named' end
   local place = place_of(position, facts)
   if not place then return 'broken' end
-  if facts.dead > 0 and call('HEXISTS', dead, position) == 1 then return 'dead', place end
+  if facts.dead > 0 and call('HEXISTS', dead, place) == 1 then return 'dead', place end
   return place
 end
 
@@ -137,26 +167,26 @@ end
 
 local new_jumps, new_names, named = {}, {}, {}
 for index = 0, count - 1 do
-  local link, parent = ARGV[links + index]
+  local link, above = ARGV[links + index]
   local mark = string.sub(link, 1, 1)
   if link == '' then
-    parent = base + index - 1
+    above = base + index - 1
   elseif mark == '@' then
-    parent = base + tonumber(string.sub(link, 2))
-    if parent >= base + index then parent, loose = -1, 1 end
+    above = base + tonumber(string.sub(link, 2))
+    if above >= base + index then above, loose = -1, 1 end
   elseif mark == '-' then
-    parent = -1
+    above = -1
   else
     local id = string.sub(link, 2)
     local place, position = locate(id)
     if place == 'broken' then return refuse(session, BROKEN_INDEX) end
     if delta ~= 'replace' and type(place) == 'number' then
-      parent = place
+      above = place
     elseif not strict then
-      parent, loose = position or -1, 1
-      if delta == 'replace' then parent = -1 end
-    elseif (was_empty and index == 0) or (delta == 'replace' and (place == 'dead' or place == 'named')) then
-      parent = -1
+      above, loose = position or -1, 1
+      if delta == 'replace' then above = -1 end
+    elseif (was_empty and (index == 0 or moves)) or (delta == 'replace' and (place == 'dead' or place == 'named')) then
+      above = -1
       if not named[id] and (delta == 'replace' or not place) then
         named[id] = true
         new_names[#new_names + 1] = id
@@ -166,7 +196,7 @@ for index = 0, count - 1 do
       return {'parent', session, index}
     end
   end
-  if parent ~= base + index - 1 then new_jumps[#new_jumps + 1] = (base + index) .. ':' .. parent end
+  if above ~= base + index - 1 then new_jumps[#new_jumps + 1] = (base + index) .. ':' .. above end
 end
 
 local leaf_position = -1
@@ -210,70 +240,70 @@ for row = 0, rows - 1 do
   fields[#fields + 1] = order .. ' ' .. table.concat(sums, ' ')
 end
 
--- Of a kept blob only its presence matters: this session is one of its holders already. Where it is the only one, the
--- blob takes the session's deadline, as one that nobody holds would.
-local missing, holders, lifetimes, uploads = {'missing', session}, {}, {}, {}
-local expires = ttl > 0 or facts.deadline > 0
-local adopts = false
+local ttl = own_ttl ~= '' and own_ttl or stored.ttl
+ttl = ttl and tonumber(ttl) or default_ttl
+local deadline = ttl > 0 and now + ttl or 0
+local had, hold = facts.hold, hold_of(deadline, grace)
+local slides = had ~= hold
+
+-- What each blob counts of holders until `had` and `hold`, and its promise; false for one that is not stored.
+local missing, numbers, writes_orphans = {'missing', session}, {}, false
 for index = 0, held + released - 1 do
   local key = KEYS[blobs + index]
-  local is_kept = index >= acquired and index < held
-  local size = is_kept and redis.pcall('HSTRLEN', key, 'c') or nil
-  local counted = not is_kept and redis.pcall('HMGET', key, 'n', 'u') or {}
-  local holding = counted[1]
-  if type(size) == 'table' or counted.err then
-    return refuse(session, unusable(string.sub(key, -69), type(size) == 'table' and size or counted))
+  local counts, failed = nil, nil
+  if index >= acquired then counts, failed = numbers_of(key, had, hold, 'u') end
+  if not failed and index < held and not (counts and counts[1] > 0) then
+    local there
+    there, failed = is_stored(key)
+    if there and not counts then counts, failed = numbers_of(key, had, hold, 'u') end
+    if not failed and not there then counts = false end
   end
-  if is_kept then
-    holders[index] = size > 0
-  elseif holding then
-    if not string.match(holding, '^%d+$') then
-      return refuse(session, {'corrupt', string.sub(key, -69), 'its number of holders is unreadable'})
-    end
-    holders[index] = tonumber(holding)
-    uploads[index] = tonumber(counted[2] or '') or 0
-    if index < held and call('HEXISTS', key, 'c') == 0 then holders[index] = false end
-    adopts = adopts or (index < held and holders[index] == 0)
-  end
-  if index < held then
-    if not holders[index] and ARGV[values + index] == '' then missing[#missing + 1] = index end
-    if holders[index] and (expires or not is_kept) then
-      lifetimes[index] = call('PTTL', key)
-      if is_kept and lifetimes[index] == -1 and call('HGET', key, 'n') == '1' then holders[index] = 0 end
-    end
-  end
+  if failed then return refuse(session, failed) end
+  numbers[index] = counts
+  if index < held and not counts and ARGV[values + index] == '' then missing[#missing + 1] = index end
+  writes_orphans = writes_orphans or index >= held or (counts and index < acquired)
 end
 if #missing > 2 then return missing end
 
-local pending = 0
-if released > 0 or adopts then
-  pending = redis.pcall('ZCARD', orphans)
-  if type(pending) == 'table' then return refuse(session, unusable('orphans', pending)) end
+local failed = unusable_catalogue(sessions, expiries)
+if failed then return refuse(session, failed) end
+if writes_orphans then
+  local waiting = redis.pcall('ZCARD', orphans)
+  if type(waiting) == 'table' then return refuse(session, unusable('orphans', waiting)) end
 end
 
-local now = 0
-if released > 0 or ttl > 0 or is_new then
-  local clock = call('TIME')
-  now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-end
-local deadline = ttl > 0 and now + ttl or 0
-
--- Epochs never come round again, not even when the session expires and starts anew: a path is read in two trips.
-if is_new then facts.epoch = now end
 local replaced = delta == 'replace' and facts.length > 0
 local had_deadline = facts.deadline > 0 or is_new
+if delta == 'replace' and not is_new then facts.epoch = facts.epoch + 1 end
 if delta == 'replace' then
-  facts.epoch, facts.length, facts.live, facts.jumps = facts.epoch + 1, 0, 0, 0
-  facts.dead, facts.ids, facts.bytes = 0, 0, 0
+  facts.length, facts.live, facts.jumps, facts.dead, facts.ids, facts.bytes = 0, 0, 0, 0, 0, 0
+  facts.users, facts.first = 0, -1
 end
-facts.revision, facts.usage, facts.loose, facts.leaf, facts.deadline = revision, usage, loose, leaf_position, deadline
+facts.revision, facts.usage, facts.loose, facts.leaf = revision, usage, loose, leaf_position
+facts.deadline, facts.hold, facts.committed = deadline, hold, committed
+local first = string.find(users, 'u', 1, true)
+if first and facts.first == -1 then facts.first = base + first - 1 end
+for index = 1, count do
+  if string.byte(users, index) == 117 then facts.users = facts.users + 1 end
+end
 facts.length, facts.live, facts.jumps = facts.length + count, facts.live + count, facts.jumps + #new_jumps
 facts.ids = facts.ids + count - retaken + #new_names / 2
 for index = 0, count - 1 do facts.bytes = facts.bytes + #ARGV[records + index] end
 fields[2] = write_facts(facts)
 fields[8] = string.sub(receipts, -RECEIPT * (RECEIPTS - 1)) .. tag .. meaning
+local extras = {ttl = own_ttl, meta = meta, parent = parent}
+for _, name in ipairs({'ttl', 'meta', 'parent'}) do
+  if extras[name] ~= '' then
+    fields[#fields + 1] = name
+    fields[#fields + 1] = extras[name]
+  end
+end
+local entry = entry_of(session, parent ~= '' and parent or stored.parent)
 
 -- WRITE
+
+--@include holding
+--@include cataloguing
 
 -- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
 for from = 1, #fields, CHUNK do call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields))) end
@@ -284,7 +314,7 @@ for from = 0, count - 1, CHUNK do
   local places = {}
   for index = from, to do
     places[#places + 1] = ARGV[ids + index]
-    places[#places + 1] = base + index
+    places[#places + 1] = string.byte(users, index + 1) == 117 and base + index .. 'u' or base + index
   end
   call('HSET', nodes, unpack(places))
 end
@@ -295,50 +325,34 @@ for from = 1, #new_jumps, CHUNK do
   call('RPUSH', jumps, unpack(new_jumps, from, math.min(from + CHUNK - 1, #new_jumps)))
 end
 
-for index = 0, held - 1 do
-  local key, holding, lifetime = KEYS[blobs + index], holders[index], lifetimes[index]
-  if not holding then
-    call('HSET', key, 'c', ARGV[values + index], 'n', 1)
-    if deadline > 0 then call('PEXPIREAT', key, deadline) end
-  else
+local free = {}
+for index = 0, held + released - 1 do
+  local key, counts = KEYS[blobs + index], numbers[index]
+  if index >= held then
+    if counts[1] > 0 then drop_holder(key, had, counts[1], counts[3], grace, now, free) end
+  elseif not counts then
+    call('HSET', key, 'c', ARGV[values + index], hold, 1)
+    if deadline > 0 then call('PEXPIREAT', key, hold) end
+  elseif index < acquired or slides or counts[1] == 0 then
+    add_holder(key, hold, counts[2], now)
     if index < acquired then
-      call('HSET', key, 'n', holding + 1)
-      if holding == 0 then call('ZREM', orphans, string.sub(key, -64)) end
-    end
-    if lifetime and deadline == 0 then
-      if lifetime ~= -1 then call('PERSIST', key) end
-    elseif lifetime and (lifetime == -1 and holding == 0 or lifetime ~= -1 and lifetime < ttl) then
-      call('PEXPIREAT', key, deadline)
+      call('ZREM', orphans, string.sub(key, -64))
+    elseif counts[1] > 0 then
+      drop_holder(key, had, counts[1], counts[3], grace, now, free)
     end
   end
 end
 
-local orphaned = {}
-for index = held, held + released - 1 do
-  local key, holding = KEYS[blobs + index], holders[index]
-  if holding then
-    call('HSET', key, 'n', math.max(holding - 1, 0))
-    if holding <= 1 then
-      local promised = uploads[index] > now
-      call('PEXPIREAT', key, math.max(now + grace, uploads[index]))
-      orphaned[#orphaned + 1] = promised and uploads[index] or now
-      orphaned[#orphaned + 1] = string.sub(key, -64)
-    end
-  end
-end
-if #orphaned > 0 then
-  call('ZADD', orphans, unpack(orphaned))
-  -- Now and then: entries whose blob is past its grace point at nothing, and the list itself must not stay for ever.
-  -- Should it expire early, its blobs still do so by themselves.
-  local step = 32
-  if pending == 0 or math.floor(pending / step) ~= math.floor((pending + #orphaned / 2) / step) then
-    call('ZREMRANGEBYSCORE', orphans, '-inf', now - grace - 1)
-    if call('PTTL', orphans) < 2 * grace then call('PEXPIRE', orphans, 2 * grace) end
-  end
-end
+list_orphans(orphans, free, grace, now)
 
+local is_listed_anew = call('ZADD', sessions, committed, entry) == 1
+if slides or is_new or is_listed_anew then keep_entry(sessions, expiries, entry, hold, now) end
 if deadline > 0 then
-  for index = 1, 5 do call('PEXPIREAT', KEYS[index], deadline) end
+  call('PEXPIREAT', head, deadline)
+  if facts.length > 0 then call('PEXPIREAT', log, deadline) end
+  if facts.ids > 0 then call('PEXPIREAT', nodes, deadline) end
+  if facts.jumps > 0 then call('PEXPIREAT', jumps, deadline) end
+  if facts.dead > 0 then call('PEXPIREAT', dead, deadline) end
 elseif had_deadline then
   for index = 1, 5 do call('PERSIST', KEYS[index]) end
 end

@@ -1,7 +1,9 @@
--- gc: delete blobs that nobody holds and whose time has come.
+-- gc: delete blobs that nobody holds and whose time has come, and catalogue entries of sessions that expired.
 --
--- KEYS   1 orphans  zset  blobs nobody holds -> ms from which they may go
---        2 blobs    hash  the blobs to look at, one for each ref
+-- KEYS   1 orphans   zset  blobs nobody holds -> ms from which they may go
+--        2 sessions  zset  catalogue entry -> last commit (ms)
+--        3 expiries  zset  catalogue entry -> until when it stays (ms)
+--        4 blobs     hash  the blobs to look at, one for each ref
 --
 -- ARGV   1 scope    str   echoed
 --        2 refs     str   refs of those blobs, in the order of KEYS
@@ -13,23 +15,27 @@
 -- Cost   one round trip, O(refs).
 
 --@include refuse
+--@include clock
+--@include holders
+--@include catalogue
 
-local orphans, blobs = KEYS[1], 2
+local orphans, sessions, expiries, blobs = KEYS[1], KEYS[2], KEYS[3], 4
 local scope, refs = ARGV[1], 2
 
 -- CHECK
 
 local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local wrong = unusable_catalogue(sessions, expiries)
+if wrong then return refuse(scope, wrong) end
+local now = milliseconds()
 local doomed, settled = {}, {}
 for index = 0, #KEYS - blobs do
   local key, ref = KEYS[blobs + index], ARGV[refs + index]
-  local holders = redis.pcall('HGET', key, 'n')
-  if type(holders) == 'table' then return refuse(scope, unusable(string.sub(key, -69), holders)) end
+  local stored, failed = is_stored(key)
+  if failed then return refuse(scope, failed) end
   local due = redis.call('ZSCORE', orphans, ref)
-  if due and holders ~= '0' then
+  if due and (not stored or is_held(key, now)) then
     settled[#settled + 1] = ref
   elseif due and tonumber(due) <= now then
     settled[#settled + 1] = ref
@@ -39,6 +45,9 @@ end
 
 -- WRITE
 
+--@include cataloguing
+
 if #settled > 0 then redis.call('ZREM', orphans, unpack(settled)) end
 if #doomed > 0 then redis.call('UNLINK', unpack(doomed)) end
+tidy_catalogue(sessions, expiries, now)
 return {'swept', scope, #doomed, #settled}

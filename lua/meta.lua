@@ -1,32 +1,68 @@
 -- meta: write a session's meta record; the head, its revision and its deadline stay as they are.
 --
--- KEYS   1 head     hash  the field `meta`
+-- KEYS   1 head      hash  the fields `meta`, `parent` and `ttl`
+--        2 log       list  node records, counted
+--        3 nodes     hash  node id -> position, counted
+--        4 jumps     list  position:parent position, counted
+--        5 dead      hash  position -> node id, counted
+--        6 sessions  zset  catalogue entry -> last commit (ms)
+--        7 expiries  zset  catalogue entry -> until when it stays (ms)
 --
--- ARGV   1 session  str    session id, echoed
---        2 mode     str    save: replace what is there; create: only if the session is new
---        3 meta     bytes  the record
---        4 ttl      int    ms until a session that is nothing but meta expires; 0 for never
+-- ARGV   1 session      str    session id, echoed
+--        2 mode         str    save: replace what is there; create: only if the session is new
+--        3 meta         bytes  the record
+--        4 parent       str    the parent it names; '' for none
+--        5 default_ttl  int    ms until a session that is nothing but meta expires; 0 for never
+--        6 own_ttl      int    ms, a new session's own; 0 for never; '' for none
+--        7 grace        int    ms a catalogue entry may outlive its session
 --
 -- Reply  saved <session>                       the record is stored
 --        exists <session>                      mode is create and the session has meta; nothing written
+--        deleted <session>                     the session was deleted; nothing written
 --        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  a session that has a head keeps its deadline: only commits slide it.
--- Cost   one round trip, two or three commands.
+-- Order  a session that has a head keeps its deadline: only commits and touches slide it.
+-- Cost   one round trip, about a dozen commands.
 
 --@include refuse
+--@include head
+--@include clock
+--@include holders
+--@include catalogue
 
-local head = KEYS[1]
-local session, mode, meta, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local head, log, nodes, jumps, dead, sessions, expiries = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local session, mode, meta, parent, default_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local own_ttl, grace = ARGV[6], tonumber(ARGV[7])
 
 -- CHECK
 
-local stored = redis.pcall('HMGET', head, 'facts', 'meta')
-if stored.err then return refuse(session, unusable('head', stored)) end
-if mode == 'create' and stored[2] then return {'exists', session} end
+local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+if broken then return refuse(session, broken) end
+if stored.deleted then return {'deleted', session} end
+local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
+if wrong then return refuse(session, wrong) end
+if mode == 'create' and redis.call('HEXISTS', head, 'meta') == 1 then return {'exists', session} end
+
+local now = milliseconds()
+local ttl = own_ttl ~= '' and own_ttl or stored.ttl
+ttl = ttl and tonumber(ttl) or default_ttl
+local deadline = ttl > 0 and now + ttl or 0
+local hold = facts and facts.hold or hold_of(deadline, grace)
+local entry, former = entry_of(session, parent ~= '' and parent), entry_of(session, stored.parent)
+local committed = facts and facts.committed or redis.call('ZSCORE', sessions, former) or now
 
 -- WRITE
 
+--@include cataloguing
+
 redis.call('HSET', head, 'meta', meta)
-if not stored[1] and ttl > 0 then redis.call('PEXPIRE', head, ttl) end
+if parent ~= '' then redis.call('HSET', head, 'parent', parent) else redis.call('HDEL', head, 'parent') end
+if own_ttl ~= '' and not facts then redis.call('HSET', head, 'ttl', own_ttl) end
+if not facts then
+  if deadline > 0 then redis.call('PEXPIREAT', head, deadline) else redis.call('PERSIST', head) end
+end
+if former ~= entry then drop_entry(sessions, expiries, former, now) end
+redis.call('ZADD', sessions, committed, entry)
+keep_entry(sessions, expiries, entry, hold, now)
 return {'saved', session}

@@ -3,7 +3,8 @@
 -- KEYS   1 head     hash  facts are read
 --        2 log      list  node records
 --        3 nodes    hash  node id -> position
---        4 dead     hash  position -> node id
+--        4 jumps    list  position:parent position, counted
+--        5 dead     hash  position -> node id
 --
 -- ARGV   1 session  str   session id, echoed
 --        2 id       str   node id
@@ -19,25 +20,23 @@
 --@include refuse
 --@include head
 
-local head, log, nodes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session, id = ARGV[1], ARGV[2]
 
 -- CHECK
 
-local facts, wrong = open_head(head, log, nodes, dead)
-if facts then
-  wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
-    or mismatch('dead', 'HLEN', dead, facts.dead)
-end
+local facts, wrong = open_head(head, log, nodes, jumps, dead)
+wrong = wrong or facts and torn(facts, log, nodes, jumps, dead)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'none', session} end
 
-local position = redis.call('HGET', nodes, id)
-if not position or position == '?' then return {'none', session} end
-local buried = facts.dead > 0 and redis.call('HGET', dead, position)
+local entry = redis.call('HGET', nodes, id)
+if not entry or entry == '?' then return {'none', session} end
+local position = place_of(entry, facts)
+local buried = position and facts.dead > 0 and redis.call('HGET', dead, position)
 if buried == id then return {'none', session} end
 if buried then return refuse(session, {'corrupt', 'dead', 'a tombstone names another node'}) end
-local record = place_of(position, facts) and redis.call('LINDEX', log, position)
+local record = position and redis.call('LINDEX', log, position)
 if not record or record == '' then return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'}) end
 
 return {'node', session, record, position}

@@ -1,6 +1,6 @@
 -- put_blob: store bytes that no session holds yet; they wait a while for a commit that names them.
 --
--- KEYS   1 blob     hash  c content, n holders, u until when an upload is promised to stay
+-- KEYS   1 blob     hash  c content, u until when an upload is promised to stay, holders until each time
 --        2 orphans  zset  blobs nobody holds -> ms
 --
 -- ARGV   1 ref      str    sha-256 of the logical bytes, hex; echoed
@@ -15,29 +15,34 @@
 -- Cost   one round trip, up to six commands.
 
 --@include refuse
+--@include clock
+--@include holders
 
 local blob, orphans = KEYS[1], KEYS[2]
 local ref, content, grace = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 -- CHECK
 
-local stored = redis.pcall('HMGET', blob, 'n', 'u')
-if stored.err then return refuse(ref, unusable(string.sub(blob, -69), stored)) end
+local stored, failed = is_stored(blob)
+if failed then return refuse(ref, failed) end
+local numbers, unreadable = numbers_of(blob, 'u')
+if not numbers then return refuse(ref, unreadable) end
 local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then return refuse(ref, unusable('orphans', waiting)) end
-local clock = redis.call('TIME')
-local due = clock[1] * 1000 + math.floor(clock[2] / 1000) + grace
-due = math.max(due, tonumber(stored[2] or '') or 0)
-local is_held = stored[1] and stored[1] ~= '0' and redis.call('HEXISTS', blob, 'c') == 1
+local now = milliseconds()
+local due = math.max(now + grace, numbers[1])
+local held = stored and is_held(blob, now)
 
 -- WRITE
 
-if is_held then
+if held then
   redis.call('HSET', blob, 'u', due)
+  local left = redis.call('PTTL', blob)
+  if left ~= -1 and now + left < due then redis.call('PEXPIREAT', blob, due) end
 else
-  redis.call('HSET', blob, 'c', content, 'n', 0, 'u', due)
+  redis.call('HSET', blob, 'c', content, 'u', due)
   redis.call('PEXPIREAT', blob, due)
   redis.call('ZADD', orphans, due, ref)
-  if redis.call('PTTL', orphans) < 2 * grace then redis.call('PEXPIRE', orphans, 2 * grace) end
+  if now + redis.call('PTTL', orphans) < due + grace then redis.call('PEXPIREAT', orphans, due + grace) end
 end
 return {'stored', ref}

@@ -1,8 +1,10 @@
 -- tombstone: hide nodes from every read; a refusal hides none of them.
 --
 -- KEYS   1 head     hash  facts are rewritten
---        2 nodes    hash  node id -> position
---        3 dead     hash  position -> node id
+--        2 log      list  node records, counted
+--        3 nodes    hash  node id -> position, and `u` behind that of a user's message
+--        4 jumps    list  position:parent position, counted
+--        5 dead     hash  position -> node id
 --
 -- ARGV   1 session  str   session id, echoed
 --        2 ids      str   node ids, up to the end
@@ -17,35 +19,35 @@
 --@include refuse
 --@include head
 
-local head, nodes, dead = KEYS[1], KEYS[2], KEYS[3]
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session, ids = ARGV[1], 2
 
 -- CHECK
 
-local facts, wrong = open_head(head, nodes, dead)
-if facts then
-  wrong = mismatch('nodes', 'HLEN', nodes, facts.ids) or mismatch('dead', 'HLEN', dead, facts.dead)
-end
+local facts, wrong = open_head(head, log, nodes, jumps, dead)
+wrong = wrong or facts and torn(facts, log, nodes, jumps, dead)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'tombstoned', session, 0} end
 
 local fields, seen = {}, {}
 for index = ids, #ARGV do
-  local position = redis.call('HGET', nodes, ARGV[index])
-  if position and position ~= '?' and not seen[position] then
-    seen[position] = true
-    if not place_of(position, facts) then
-      return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'})
-    end
+  local entry = redis.call('HGET', nodes, ARGV[index])
+  if entry and entry ~= '?' and not seen[entry] then
+    seen[entry] = true
+    local position, is_user = place_of(entry, facts)
+    if not position then return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'}) end
     if redis.call('HEXISTS', dead, position) == 0 then
       fields[#fields + 1] = position
       fields[#fields + 1] = ARGV[index]
+      if is_user then facts.users = facts.users - 1 end
+      if position == facts.first then facts.first = -2 end
     end
   end
 end
 local count = #fields / 2
 if count == 0 then return {'tombstoned', session, 0} end
 facts.live, facts.dead = facts.live - count, facts.dead + count
+if facts.users == 0 then facts.first = -1 end
 
 -- WRITE
 

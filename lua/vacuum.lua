@@ -26,10 +26,7 @@ local session, limit = ARGV[1], ARGV[2]
 -- CHECK
 
 local facts, wrong = open_head(head, log, nodes, jumps, dead)
-if facts then
-  wrong = mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
-    or mismatch('jumps', 'LLEN', jumps, facts.jumps) or mismatch('dead', 'HLEN', dead, facts.dead)
-end
+wrong = wrong or facts and torn(facts, log, nodes, jumps, dead)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'vacuumed', session, 0, 0} end
 if facts.dead == 0 then return {'vacuumed', session, 0, 0} end
@@ -62,7 +59,8 @@ local positions, free_ids, kept_ids = {}, {}, {}
 for index = 1, #picked, 2 do
   local position, id = place_of(picked[index], facts), picked[index + 1]
   local record = position and redis.call('LINDEX', log, position)
-  if not record or redis.call('HGET', nodes, id) ~= picked[index] then
+  local named = redis.call('HGET', nodes, id)
+  if not record or not named or place_of(named, facts) ~= position then
     return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})
   end
   positions[#positions + 1] = position

@@ -27,6 +27,7 @@ from lash_redis.models import PluginSnapshotEntry, PluginSnapshotMeta
 
 FACTS = (
     "revision", "epoch", "length", "live", "jumps", "dead", "ids", "bytes", "leaf", "usage", "loose", "deadline",
+    "hold", "committed", "users", "first",
 )  # fmt: skip
 FAMILIES = ("head", "log", "nodes", "jumps", "dead")
 
@@ -100,7 +101,12 @@ async def blob_keys(client: redis.asyncio.Redis) -> list[bytes]:
 
 async def holders(client: redis.asyncio.Redis) -> list[int]:
     """How many holders each stored blob counts, ascending."""
-    return sorted([int(await client.hget(key, "n")) for key in await blob_keys(client)])
+    return sorted([sum((await holds(client, key)).values()) for key in await blob_keys(client)])
+
+
+async def holds(client: redis.asyncio.Redis, blob: bytes | str) -> dict[int, int]:
+    """Until when (ms; 0: for ever) how many sessions hold a blob."""
+    return {int(field): int(count) for field, count in (await client.hgetall(blob)).items() if field.isdigit()}
 
 
 async def facts_of(client: redis.asyncio.Redis, session_id: str = "chat") -> dict[str, int]:

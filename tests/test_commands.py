@@ -15,6 +15,7 @@ from lash_redis import (
     BackendError,
     CommitIdReused,
     Corrupt,
+    EventPayload,
     HeadRevisionConflict,
     HydratedSessionCheckpoint,
     InvalidLeaf,
@@ -25,16 +26,19 @@ from lash_redis import (
     OutcomeUnknown,
     ReplaceFull,
     RuntimeCommit,
+    SessionDeleted,
     SessionEvicted,
     SessionGone,
     SessionGraph,
     SessionMeta,
+    SessionNodeRecord,
     StoreOptions,
     TokenLedgerEntry,
     TokenUsage,
     Unchanged,
     commands,
 )
+from lash_redis.errors import SessionExists
 from lash_redis.keys import Layout
 
 LAYOUT = Layout("acme", 1)
@@ -42,6 +46,10 @@ KEYS = LAYOUT.session("chat")
 PREFIX = "lash1:{acme:0}:"
 NO_REFS: commands.Refs = (None, None, None)
 OPTIONS = StoreOptions()
+
+
+def user(node_id: str) -> SessionNodeRecord:
+    return SessionNodeRecord(node_id, None, "t", EventPayload({"Conversation": {"role": "User"}}))
 
 
 def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
@@ -68,6 +76,8 @@ def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
         f"{PREFIX}nodes:chat",
         f"{PREFIX}jumps:chat",
         f"{PREFIX}dead:chat",
+        f"{PREFIX}sessions",
+        f"{PREFIX}expiries",
         f"{PREFIX}orphans",
         f"{PREFIX}blob:{ref}",
     ]
@@ -81,18 +91,53 @@ def test_all_keys_of_a_commit_lie_in_one_slot():
 def test_the_numbers_of_a_commit_say_what_follows_them():
     made = commit(
         7,
-        append("a", "b"),
+        Append([user("a"), node("b", "a")], "b"),
         checkpoint=HydratedSessionCheckpoint(execution_state=b"1"),
         usage_deltas=[used(input=1, output=2, cached=3, reasoning=4)],
     )
     args = called(made, ttl_ms=5_000).args
     assert args[:3] == ["chat", 7, ""]
     assert [len(args[3]), len(args[4])] == [16, 16]
-    assert args[8:17] == ["append", "strict", "@1", 5_000, 60_000, 1, 0, 1, 2]
-    assert args[17] == b""
-    assert args[19:23] == [1, 2, 3, 4]
-    assert args[23:27] == ["a", "b", "-", ""]
-    assert [len(args), type(args[27]), type(args[28])] == [29, bytes, bytes]
+    assert args[8:14] == ["append", "strict", "@1", 5_000, "", 60_000]
+    assert args[14:18] == ["", "", "", ""]
+    assert args[18:23] == [1, 0, 1, 2, "u-"]
+    assert args[23] == b""
+    assert args[25:29] == [1, 2, 3, 4]
+    assert args[29:33] == ["a", "b", "-", ""]
+    assert [len(args), type(args[33]), type(args[34])] == [35, bytes, bytes]
+
+
+@pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
+def test_a_commit_sends_the_ttl_of_its_own_beside_that_of_the_cache(own_ttl_ms, sent):
+    call = commands.commit_call(KEYS, prepared(commit(None)), NO_REFS, {}, 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
+    assert call.args[11:13] == [5_000, sent]
+
+
+def test_a_commit_with_an_origin_says_what_the_session_begins_with():
+    meta = SessionMeta("chat", "name", "now", "m", parent_session_id="old")
+
+    def sent(origin: commands.Origin) -> Any:
+        return commands.commit_call(KEYS, prepared(commit(0)), NO_REFS, {}, 0, OPTIONS, origin=origin).args[14:18]
+
+    assert sent(commands.Origin()) == ["new", b"", b"", ""]
+    origin, history, record, parent = sent(commands.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
+    assert (origin, history, parent) == ("3 1700000000000", b"receipts", "old")
+    assert commands.meta_reply(KEYS, [[record, None], 0, 0, 0, 0]) == meta
+
+
+@pytest.mark.parametrize(
+    ("event", "mark"),
+    [
+        ({"Conversation": {"role": "User"}}, "u"),
+        ({"Conversation": {"role": "Assistant"}}, "-"),
+        ({"Conversation": {}}, "-"),
+        ({"Conversation": None}, "-"),
+        ({"Mode": {"role": "User"}}, "-"),
+        (None, "-"),
+    ],
+)
+def test_a_users_message_is_marked_and_nothing_else(event, mark):
+    assert prepared(commit(None, Append([SessionNodeRecord("a", None, "t", EventPayload(event))], "a"))).users == mark
 
 
 def test_blobs_are_acquired_kept_and_released_in_this_order():
@@ -100,8 +145,8 @@ def test_blobs_are_acquired_kept_and_released_in_this_order():
     tool_ref, _, state_ref = prepared(commit(None, checkpoint=body)).refs
     gone = "f" * 64
     call = called(commit(None, checkpoint=body), before=(tool_ref, gone, None))
-    assert [key[-64:] for key in call.keys[6:]] == [state_ref, tool_ref, gone]
-    assert call.args[13:15] == [1, 1]
+    assert [key[-64:] for key in call.keys[8:]] == [state_ref, tool_ref, gone]
+    assert call.args[18:20] == [1, 1]
 
 
 def links(*nodes, replaces: bool = False) -> list[str]:
@@ -135,7 +180,7 @@ def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[8], args[16], len(args)) == ("faulty", 0, 17)
+    assert (args[8], args[21], args[22], len(args)) == ("faulty", 0, "", 23)
 
 
 def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():
@@ -166,6 +211,8 @@ def test_a_commit_reply_is_its_result(word, replayed):
     [
         ([b"conflict", b"chat", b"9007199254740993"], HeadRevisionConflict, {"expected": 3, "actual": 2**53 + 1}),
         ([b"conflict", b"chat", b"0"], SessionGone, {"expected": 3, "actual": 0}),
+        ([b"deleted", b"chat"], SessionDeleted, {}),
+        ([b"exists", b"chat", b"2"], SessionExists, {"expected": 3, "actual": 2}),
         ([b"reused", b"chat"], CommitIdReused, {"session_id": "chat", "commit_id": MADE.commit_id}),
         ([b"collision", b"chat", 1], NodeIdCollision, {"node_id": "b"}),
         ([b"parent", b"chat", 1], InvalidParent, {"node_id": "b", "parent_node_id": "x"}),
@@ -249,7 +296,11 @@ MALFORMED = [
 def test_a_reply_to_another_call_leaves_the_outcome_unknown(reply):
     with pytest.raises(OutcomeUnknown):
         replied(MADE, reply)
-    for call in (commands.tombstone_call(KEYS, ["a"]), commands.vacuum_call(KEYS), commands.gc_call(KEYS, [])):
+    for call in (
+        commands.tombstone_call(KEYS, ["a"]),
+        commands.vacuum_call(KEYS),
+        commands.gc_call(KEYS.shard, "chat", []),
+    ):
         with pytest.raises(OutcomeUnknown):
             commands.status(call, reply, KEYS)
 
@@ -275,36 +326,56 @@ def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
 # The others
 
 
-def test_tombstone_names_three_keys_and_the_ids():
-    call = commands.tombstone_call(KEYS, ["a", "b"])
-    assert (list(call.keys), list(call.args)) == (
-        [f"{PREFIX}head:chat", f"{PREFIX}nodes:chat", f"{PREFIX}dead:chat"],
-        ["chat", "a", "b"],
-    )
+SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead")]
+CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
 
 
-def test_vacuum_names_every_key_of_the_graph():
-    call = commands.vacuum_call(KEYS)
-    assert [key[len(PREFIX) :] for key in call.keys] == [
-        "head:chat",
-        "log:chat",
-        "nodes:chat",
-        "jumps:chat",
-        "dead:chat",
-    ]
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [
+        (commands.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
+        (commands.vacuum_call(KEYS), ["chat", 500]),
+        (commands.node_call(KEYS, "a"), ["chat", "a"]),
+    ],
+    ids=["tombstone", "vacuum", "node"],
+)
+def test_what_works_on_the_graph_names_every_key_of_the_session(call, args):
+    assert (list(call.keys), list(call.args)) == (SESSION, args)
 
 
-def test_meta_is_one_key_whatever_the_mode():
-    meta = SessionMeta("chat", "name", "now", "m")
+@pytest.mark.parametrize(("parent", "sent"), [(None, ""), ("old", "old")])
+@pytest.mark.parametrize(("own_ttl_ms", "own"), [(None, ""), (0, 0), (7, 7)])
+def test_meta_names_the_session_and_its_catalogue_whatever_the_mode(parent, sent, own_ttl_ms, own):
+    meta = SessionMeta("chat", "name", "now", "m", parent_session_id=parent)
     for mode in ("save", "create"):
-        call = commands.meta_call(KEYS, meta, mode, 9, StoreOptions())
-        assert (list(call.keys), call.args[:2], call.args[3]) == ([f"{PREFIX}head:chat"], ["chat", mode], 9)
+        call = commands.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
+        assert (list(call.keys), call.args[:2]) == (SESSION + CATALOGUE, ["chat", mode])
+        assert call.args[3:] == [sent, 9, own, 60_000]
 
 
 def test_gc_names_a_key_for_every_ref():
-    call = commands.gc_call(KEYS, ["1" * 64, "2" * 64])
-    assert list(call.keys) == [f"{PREFIX}orphans", f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
-    assert list(call.args) == ["chat", "1" * 64, "2" * 64]
+    call = commands.gc_call(KEYS.shard, "scope", ["1" * 64, "2" * 64])
+    blobs = [f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
+    assert list(call.keys) == [f"{PREFIX}orphans", *CATALOGUE, *blobs]
+    assert list(call.args) == ["scope", "1" * 64, "2" * 64]
+
+
+def test_touch_and_delete_name_each_blob_of_the_head_once():
+    refs = ("1" * 64, None, "1" * 64)
+    blob = f"{PREFIX}blob:{'1' * 64}"
+    packed = bytes.fromhex("1" * 64) + bytes(32) + bytes.fromhex("1" * 64)
+    touch = commands.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
+    assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
+    delete = commands.delete_call(KEYS, refs, OPTIONS)
+    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", blob]
+    assert delete.args[:3] == ["chat", packed, 60_000]
+
+
+def test_prune_names_five_keys_for_every_entry():
+    call = commands.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
+    child = [key.replace(":chat", ":child") for key in SESSION]
+    assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
+    assert list(call.args[1:]) == [b"chat", b"child\xffchat"]
 
 
 def test_a_node_reply_that_holds_another_node_is_corrupt():
@@ -320,8 +391,8 @@ def test_a_node_reply_that_holds_another_node_is_corrupt():
 def test_nothing_stored_is_no_session():
     assert commands.full_reply(KEYS, [{}, [], [], 0, 0]) is None
     assert commands.path_plan(KEYS, None, [{}, [], [], 0, 0], strict=True) is None
-    assert commands.head_reply(KEYS, {}, 0) is None
-    assert commands.meta_reply(KEYS, [[None, None], 0]) is None
+    assert commands.head_reply(KEYS, {}, 0, 0, 0, 0) is None
+    assert commands.meta_reply(KEYS, [[None, None], 0, 0, 0, 0]) is None
 
 
 def test_entries_without_a_head_are_an_eviction():
@@ -330,8 +401,11 @@ def test_entries_without_a_head_are_an_eviction():
             commands.full_reply(KEYS, replies)
         with pytest.raises(SessionEvicted):
             commands.path_plan(KEYS, None, replies, strict=True)
-    with pytest.raises(SessionEvicted):
-        commands.meta_reply(KEYS, [[None, None], 1])
+    for sizes in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]):
+        with pytest.raises(SessionEvicted):
+            commands.head_reply(KEYS, {}, *sizes)
+        with pytest.raises(SessionEvicted):
+            commands.meta_reply(KEYS, [[None, None], *sizes])
 
 
 # What cannot be sent

@@ -80,10 +80,10 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 
 
 def one_by_one(send):
-    async def scattered(self, commands, *, atomic):
+    async def scattered(self, commands, *, atomic, faults=False):
         replies = []
         for command in commands:
-            replies += await send(self, [command], atomic=False)
+            replies += await send(self, [command], atomic=False, faults=faults)
             await asyncio.sleep(0)
         return replies
 
@@ -229,7 +229,7 @@ async def test_a_node_is_found_by_its_id_on_and_off_the_active_path(store):
     assert [await store.load_node(each) for each in ("a", "c", "b", "x")] == [nodes[0], nodes[2], None, None]
 
 
-@broken_by(Lua("node", "if not position or position == '?' then", "if not position then"))
+@broken_by(Lua("node", "if not entry or entry == '?' then", "if not entry then"))
 async def test_an_id_that_is_only_named_as_a_parent_is_no_node(store):
     await store.commit_runtime_state(commit(None, append("a", parent="root")))
     assert await store.load_node("root") is None
@@ -258,9 +258,9 @@ async def test_ids_that_cannot_exist_are_refused_by_reads(store):
 
 
 def counting(run):
-    async def extra(self, commands, *, atomic):
+    async def extra(self, commands, *, atomic, faults=False):
         await run(self, [("PING",)], atomic=False)
-        return await run(self, commands, atomic=atomic)
+        return await run(self, commands, atomic=atomic, faults=faults)
 
     return extra
 

@@ -145,7 +145,7 @@ WIRE_TEXTS: list[tuple[type[Any], str]] = [
     (ReplaceFull, f'{{"ReplaceFull":{{"nodes":[{NODE}],"leaf_node_id":"m1"}}}}'),
     (FullGraph, '"FullGraph"'),
     (ActivePath, '{"ActivePath":{"leaf_node_id":"m1"}}'),
-    (DeleteReport, '{"existed":true,"node_count":3,"released_blob_count":1}'),
+    (DeleteReport, '{"existed":true,"node_count":3,"released_blob_count":1,"closed":true}'),
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -67,6 +67,7 @@ from lash_redis import (
     Unchanged,
 )
 from lash_redis.models import PluginSnapshotEntry, PluginSnapshotMeta
+from lash_redis.options import KEEP
 
 RANDOM = os.environ.get("LASH_REDIS_HYPOTHESIS") == "random"
 """Explore anew in every run; otherwise, and so in CI, every run makes the same sequences."""
@@ -78,6 +79,7 @@ PROFILE = settings.get_profile("lash-random" if RANDOM else "lash-fixed")
 
 SESSIONS = ("one", "two:{x}")
 MAX_I64 = 2**63 - 1
+GRACE_MS = 60_000
 COMPONENTS = ("tool_state", "plugin_snapshot", "execution_state")
 BODIES: dict[str, tuple[Any, ...]] = {
     "tool_state": (ToolState(), ToolState(7, {"look": ToolStateEntry({"name": "look"}, "plugins")})),
@@ -97,7 +99,7 @@ EVERY_OPERATION = (
     "ref", "component dropped", "stale revision", "expects nothing", "builds on the head", "builds on another", "retry",
     "retry of a refused commit", "reused id", "collision", "bad parent", "bad leaf", "unknown ref", "overflow",
     "another session", "save meta", "tombstone", "tombstone a leaf", "vacuum", "gc", "gc deletes", "upload", "reload",
-    "a read of a dead leaf", "a shared blob",
+    "a read of a dead leaf", "a shared blob", "touch", "touch nothing", "delete", "delete nothing",
 )  # fmt: skip
 
 Answer = TypeVar("Answer")
@@ -370,7 +372,7 @@ OPERATIONS = (
     "build_on_another_commit", "send_a_commit_again", "send_a_commit_again", "use_a_commit_id_again",
     "take_an_id_twice", "hang_a_node_from_nothing", "point_at_no_leaf", "name_a_blob_that_never_was",
     "count_to_the_end", "commit_for_another_session", "save_meta", "tombstone", "vacuum", "tombstone_and_vacuum",
-    "collect_garbage", "collect_garbage", "upload", "reload", "look_at_any_node",
+    "collect_garbage", "collect_garbage", "upload", "reload", "look_at_any_node", "touch", "delete",
 )  # fmt: skip
 
 
@@ -415,7 +417,8 @@ class SessionMachine(RuleBasedStateMachine):
         self._open()
 
     def _open(self) -> None:
-        options = StoreOptions(shards=1, graph_checks="lenient" if self.lenient else "strict")
+        checks: Any = "lenient" if self.lenient else "strict"
+        options = StoreOptions(shards=1, graph_checks=checks, deletion_marker_ttl=0)
         self.caches = [SessionCache(self.server.client(), "machine", ttl=ttl, options=options) for ttl in self.ttls]
         self.stores = [{name: cache.session(name) for name in SESSIONS} for cache in self.caches]
 
@@ -757,6 +760,31 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.run(self.caches[1 - handle % 2].get_blob(ref)) == packed
         self.counts["upload"] += 1
 
+    def touch(self, name: str, handle: int, data: st.DataObject) -> None:
+        session = self.model.sessions[name]
+        ttl = data.draw(st.sampled_from([KEEP, None, 900.0, 7200.0]))
+        exists = session.head is not None or session.meta is not None
+        before = None if exists else self.run(self.stored())
+        assert self.run(self.store(handle, name).touch(ttl=ttl)) is exists
+        assert before is None or self.run(self.stored()) == before
+        self.counts["touch" if exists else "touch nothing"] += 1
+
+    def delete(self, name: str, handle: int, _data: st.DataObject) -> None:
+        """Its id may begin anew at once."""
+        session = self.model.sessions[name]
+        existed = session.head is not None or session.meta is not None
+        refs = {ref for ref in session.head.refs if ref} if session.head else set()
+        self.touched = name
+        report = self.run(self.caches[handle % 2].delete(name))
+        assert (report.existed, report.node_count, report.released_blob_count, report.closed) == (
+            existed,
+            len(session.live),
+            len(refs),
+            False,
+        )
+        self.model.sessions[name] = Session()
+        self.counts["delete" if existed else "delete nothing"] += 1
+
     def reload(self, _name: str, _handle: int, _data: st.DataObject) -> None:
         """Forget both caches: what follows sees only what is stored."""
         self._open()
@@ -775,6 +803,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.run(self._check_all())
 
     async def _check_all(self) -> None:
+        await self._check_list(self.caches[self.serial % 2])
         for at, name in enumerate(SESSIONS):
             session = self.model.sessions[name]
             ids = [*session.nodes, *session.reserved, "nowhere"]
@@ -791,6 +820,16 @@ class SessionMachine(RuleBasedStateMachine):
                 await self._check_node(store, name, any_node)
                 await self._check_head(store, name)
                 assert await store.load_session_meta() == session.meta
+
+    async def _check_list(self, cache: SessionCache) -> None:
+        expected = {
+            name: (session.revision, sum(_node(node)[3] == PAYLOADS[0].event for node in session.live), None)
+            for name, session in self.model.sessions.items()
+            if session.head is not None or session.meta is not None
+        }
+        lines = [line async for line in cache.sessions()]
+        listed = {line.session_id: (line.head_revision, line.user_message_count, line.fault) for line in lines}
+        assert (listed, len(lines)) == (expected, len(expected))
 
     async def check_every_node(self) -> None:
         for name in SESSIONS:
@@ -844,40 +883,83 @@ class SessionMachine(RuleBasedStateMachine):
         stored = await self.stored()
         lifetimes = {key: await self.raw.pttl(key) for key in stored}
         families: dict[str, set[bytes]] = {}
-        holders: Counter[bytes] = Counter()
-        longest: dict[bytes, float] = {}
+        holders: dict[bytes, Counter[int]] = defaultdict(Counter)
         for key in stored:
             assert key.startswith(b"lash1:{machine:0}:"), key
             families.setdefault(key.partition(b"}:")[2].partition(b":")[0].decode(), set()).add(key)
-        assert set(families) <= {"head", "log", "nodes", "jumps", "dead", "blob", "orphans"}
+        assert set(families) <= {"head", "log", "nodes", "jumps", "dead", "blob", "orphans", "sessions", "expiries"}
+        now = await _milliseconds(self.raw)
+        listed, expiring = (dict(stored.get(b"lash1:{machine:0}:" + key, (b"zset", []))[1]) for key in _CATALOGUE)
+        _check_catalogue(listed, expiring, {key: lifetimes.get(b"lash1:{machine:0}:" + key) for key in _CATALOGUE}, now)
         for name in SESSIONS:
             keys = {family: b"lash1:{machine:0}:%s:%s" % (family.encode(), name.encode()) for family in families}
             head = dict(stored[keys["head"]][1]) if keys.get("head") in stored else {}
             held = {ref for ref in _refs(head.get(b"refs", b"")) if ref}
             deadline = _check_session(name, head, {family: stored.get(key) for family, key in keys.items()})
             lasting = [lifetimes[key] for family, key in keys.items() if key in stored and family in _OF_A_SESSION]
+            entry = name.encode()
+            assert (entry in listed) == bool(head), name
             if b"facts" in head:
+                facts = _facts(head)
                 assert max(lasting) - min(lasting) < 2000
                 assert (min(lasting) == -1) == (deadline == 0)
+                assert facts["hold"] == -(-deadline // GRACE_MS) * GRACE_MS
+                assert (listed[entry], expiring.get(entry, 0)) == (facts["committed"], facts["hold"])
+                assert now - 600_000 < facts["committed"] <= now
                 for ref in held:
-                    holders[ref] += 1
-                    longest[ref] = max(longest.get(ref, 0), max(lasting) if deadline else float("inf"))
+                    holders[ref][facts["hold"]] += 1
+            elif head:
+                assert (expiring.get(entry, 0) == 0) == (lasting == [-1])
+                assert 0 <= expiring.get(entry, 0) - now - lasting[0] < GRACE_MS + 2000 or lasting == [-1]
         orphans = {ref for key in families.get("orphans", ()) for ref, _ in stored[key][1]}
         for key in families.get("blob", ()):
             ref, fields = key[-64:], dict(stored[key][1])
-            assert set(fields) - {b"u"} == {b"c", b"n"}
-            assert int(fields[b"n"]) == holders[ref], key
-            assert (int(fields[b"n"]) == 0) == (ref in orphans), key
-            assert lifetimes[key] == -1 or lifetimes[key] > longest.get(ref, 0) - 2000
-            assert lifetimes[key] > 0 or holders[ref], key
+            content, promised = fields.pop(b"c"), int(fields.pop(b"u", 0))
+            assert content, key
+            assert {int(hold): int(count) for hold, count in fields.items()} == holders.get(ref, {}), key
+            assert (ref in holders) != (ref in orphans), key
+            longest = max(holders[ref]) if ref in holders else 0
+            if 0 in holders.get(ref, {}):
+                assert lifetimes[key] == -1, key
+            else:
+                assert lifetimes[key] > max(longest, promised) - now - 2000, key
+                assert lifetimes[key] > 0, key
         blobs = {key[-64:] for key in families.get("blob", ())}
         assert set(holders) <= blobs
         assert {ref.encode() for ref in self.model.stored} == blobs
-        assert {ref.decode(): count for ref, count in holders.items()} == self.model.held()
+        assert {ref.decode(): sum(counts.values()) for ref, counts in holders.items()} == self.model.held()
 
 
 _OF_A_SESSION = ("head", "log", "nodes", "jumps", "dead")
-_FACTS = ("revision", "epoch", "length", "live", "jumps", "dead", "ids", "bytes", "leaf", "usage", "loose", "deadline")
+_CATALOGUE = (b"sessions", b"expiries")
+_FACTS = (
+    "revision", "epoch", "length", "live", "jumps", "dead", "ids", "bytes", "leaf", "usage", "loose", "deadline",
+    "hold", "committed", "users", "first",
+)  # fmt: skip
+
+
+async def _milliseconds(raw: Any) -> int:
+    """By the clock of the server."""
+    seconds, micros = await raw.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _facts(head: dict[bytes, bytes]) -> dict[str, int]:
+    return dict(zip(_FACTS, map(int, head[b"facts"].split(b" ")), strict=True))
+
+
+def _check_catalogue(
+    listed: dict[bytes, float], expiring: dict[bytes, float], lifetimes: dict[bytes, int | None], now: int
+) -> None:
+    """Its keys expire with their last entry, where every entry does."""
+    assert set(expiring) <= set(listed)
+    for key, entries in zip(_CATALOGUE, (listed, expiring), strict=True):
+        if entries and len(expiring) == len(listed):
+            left = lifetimes[key]
+            assert left is not None
+            assert abs(now + left - max(expiring.values())) < 2000, key
+        else:
+            assert lifetimes[key] in (None, -1), key
 
 
 def _refs(packed: bytes) -> Iterator[bytes | None]:
@@ -891,7 +973,7 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
     if b"facts" not in head:
         assert not any(stored.get(family) for family in ("log", "nodes", "jumps", "dead")), name
         return 0
-    facts = dict(zip(_FACTS, map(int, head[b"facts"].split(b" ")), strict=True))
+    facts = _facts(head)
     values = {family: stored[family][1] if stored.get(family) else [] for family in ("log", "nodes", "jumps", "dead")}
     log, nodes, dead = values["log"], dict(values["nodes"]), dict(values["dead"])
     hidden = {int(place) for place in dead}
@@ -904,15 +986,22 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
     body = head[b"body"]
     assert zlib.crc32(body[4:]) == int.from_bytes(body[:4], "big")
     placed: dict[str, int] = {}
+    users: list[int] = []
     records = [msgpack.unpackb(record[4:]) if record else None for record in log]
     for place, record in enumerate(records):
         if record is not None:
             assert zlib.crc32(log[place][4:]) == int.from_bytes(log[place][:4], "big")
-            assert nodes.pop(record[0].encode()) == b"%d" % place
+            is_user = _is_users_message(record)
+            assert nodes.pop(record[0].encode()) == b"%d%s" % (place, b"u" if is_user else b"")
+            if is_user and place not in hidden:
+                users.append(place)
             placed[record[0]] = place
             assert dead.pop(b"%d" % place, record[0].encode()) == record[0].encode()
     assert set(nodes.values()) <= {b"?"}
     assert not dead
+    assert facts["users"] == len(users)
+    assert facts["first"] == -2 or facts["first"] == (users[0] if users else -1)
+    assert facts["first"] != -2 or (users and (hidden or None in records))
     if not facts["loose"]:
         for place, record in enumerate(records):
             if record is not None and place not in hidden and record[1] is not None:
@@ -925,6 +1014,13 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
             elif record is not None and record[1] is not None:
                 assert record[1] not in placed
     return facts["deadline"]
+
+
+def _is_users_message(record: list[Any]) -> bool:
+    """Whether `[node id, parent id, timestamp, plugin type, payload]` is a Conversation of the role User."""
+    event = msgpack.unpackb(record[4]) if record[3] is None else None
+    message = event.get("Conversation") if isinstance(event, dict) else None
+    return isinstance(message, dict) and message.get("role") == "User"
 
 
 usage_rows = st.builds(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+from builders import holds
 from servers import RunningServers, require, table
 
 from lash_redis import (
@@ -137,9 +138,8 @@ async def _check(url: str, winners: list[int], nodes: list[str]) -> None:
             won = [revision for revision, winner in enumerate(winners) if winner == me]
             assert ledger[f"worker {me}"] == (len(won), sum(won))
         blobs = [key async for key in client.scan_iter("lash1:*:blob:*")]
-        held = [key for key in blobs if await client.hget(key, "n") != b"0"]
-        assert len(held) == 1
-        assert await client.hget(held[0], "n") == b"1"
+        held = [found for key in blobs if (found := await holds(client, key))]
+        assert held == [{0: 1}]
         assert not [key async for key in client.scan_iter("*:jumps:*")]
     finally:
         await client.aclose()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeGuard
 
 from lash_redis import scripts
-from lash_redis.errors import CommitTooLarge, Corrupt, InvalidRecord, OutcomeUnknown, SessionEvicted
-from lash_redis.keys import SessionKeys
+from lash_redis.errors import CommitTooLarge, Corrupt, InvalidRecord, OutcomeUnknown, SessionDeleted, SessionEvicted
+from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import StoreOptions
 
@@ -17,6 +17,13 @@ Refs: TypeAlias = tuple[BlobRef | None, ...]
 
 MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
 """What one value may hold in Redis (`proto-max-bulk-len`), less our framing; no option raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefsMoved:
+    """The head holds other refs than the call said: send again with these."""
+
+    refs: Refs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +39,24 @@ class ScriptCall:
         return str(self.args[0]).encode()
 
 
-def status(call: ScriptCall, reply: Any, keys: SessionKeys | None = None) -> str:
+def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = None) -> str:
     """The first word of a script's reply.
 
     Raises:
         OutcomeUnknown: the reply belongs to another call.
         Corrupt, SessionEvicted: the script found stored bytes that break a law.
+        SessionDeleted: the session was deleted.
     """
     if not isinstance(reply, list) or len(reply) < 2 or reply[1] != call.echo:
         raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call")
     word: str = reply[0].decode()
     if word in ("corrupt", "evicted"):
         family, reason = reply[2].decode(), reply[3].decode()
-        place = getattr(keys, family, None) or f"{keys.prefix if keys else ''}{family}"
+        shard = getattr(keys, "shard", keys)
+        place = getattr(keys, family, None) or getattr(shard, family, None) or f"{keys.prefix if keys else ''}{family}"
         raise (Corrupt if word == "corrupt" else SessionEvicted)(family.partition(":")[0], place, reason)
+    if word == "deleted":
+        raise SessionDeleted(call.echo.decode())
     return word
 
 

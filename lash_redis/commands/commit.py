@@ -8,7 +8,17 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 from lash_redis import codec, scripts
-from lash_redis.commands.calls import Refs, ScriptCall, check_kind, check_value_size, checked_ref, is_ref, status
+from lash_redis.commands.calls import (
+    Refs,
+    RefsMoved,
+    ScriptCall,
+    check_kind,
+    check_value_size,
+    checked_ref,
+    is_ref,
+    status,
+)
+from lash_redis.commands.lifecycle import encoded_meta
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -20,6 +30,7 @@ from lash_redis.errors import (
     MissingBlob,
     NodeIdCollision,
     Refused,
+    SessionExists,
     SessionGone,
     StoreError,
 )
@@ -37,6 +48,7 @@ from lash_redis.models import (
     RuntimeCommitResult,
     SessionCheckpoint,
     SessionGraph,
+    SessionMeta,
     SessionNodeRecord,
     TokenLedgerEntry,
     ToolState,
@@ -59,7 +71,7 @@ class PreparedCommit:
     checkpoint_ref: BlobRef
     refs: Refs
     bodies: Mapping[BlobRef, bytes]
-    """Logical bytes of the components that came as bodies."""
+    """Logical bytes of the components that are at hand, those that came as bodies above all."""
     body: bytes
     meaning: bytes
     rows: Sequence[Sequence[Any]]
@@ -68,6 +80,8 @@ class PreparedCommit:
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    users: str = ""
+    """For each node `u` where it is a user's message, else `-`."""
     nodes: Sequence[SessionNodeRecord] = ()
     fault: Refused | None = None
     """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
@@ -136,6 +150,19 @@ def carried_refs(commit: RuntimeCommit) -> Refs:
     return tuple(BlobRef(ref) if is_ref(ref) else None for ref in refs)
 
 
+def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionCheckpoint:
+    """The checkpoint with its components named by their refs alone."""
+    if checkpoint is None:
+        return HydratedSessionCheckpoint()
+    return HydratedSessionCheckpoint(
+        turn_state=checkpoint.turn_state,
+        tool_state_ref=checkpoint.tool_state_ref,
+        plugin_snapshot_ref=checkpoint.plugin_snapshot_ref,
+        plugin_snapshot_revision=checkpoint.plugin_snapshot_revision,
+        execution_state_ref=checkpoint.execution_state_ref,
+    )
+
+
 def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobRef, bytes]]:
     """The refs of the checkpoint's components, and the bytes of those that come as bodies (a body beats a ref)."""
     refs: list[BlobRef | None] = []
@@ -188,14 +215,17 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meanin
     prepared.delta = "replace" if replaces else "append"
     prepared.nodes = nodes
     places: dict[str, int] = {}
+    users: list[str] = []
     collision: Refused | None = None
     for at, node in enumerate(nodes):
         record, timeless = _encode_node(node, f"{where}[{at}]")
         meaning.update(timeless)
         prepared.records.append(record)
         prepared.ids.append(node.node_id)
+        users.append("u" if node.user_message() else "-")
         if places.setdefault(node.node_id, at) != at:
             collision = collision or NodeIdCollision(node.node_id)
+    prepared.users = "".join(users)
     strict = options.graph_checks == "strict"
     orphan: Refused | None = None
     for at, node in enumerate(nodes):
@@ -242,11 +272,29 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     return codec.encode_node(node, packed, tag), codec.pack([node_id, parent, tag, packed], path)
 
 
-@dataclass(frozen=True, slots=True)
-class RefsMoved:
-    """The head holds other refs than the call said: send again with these."""
+_FIRST_BLOB: Final = 8
+"""Where the blobs begin in the keys of a commit."""
 
-    refs: Refs
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a session begins with, beside its first commit, where it must be new.
+
+    A session that moves here begins at a `revision` of its own, with the receipts up to it and the time of the commit.
+    """
+
+    meta: SessionMeta | None = None
+    revision: int | None = None
+    committed_ms: int = 0
+    history: bytes = b""
+    meaning: bytes = b""
+    """What the commit's own receipt said where it was made; empty: what it says here."""
+
+    def args(self, options: StoreOptions) -> tuple[Any, Any, Any, Any]:
+        """`origin`, `history`, `meta` and `parent` of the script."""
+        meta = b"" if self.meta is None else encoded_meta(self.meta, options)
+        parent = "" if self.meta is None else self.meta.parent_session_id or ""
+        return ("new" if self.revision is None else f"{self.revision} {self.committed_ms}", self.history, meta, parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +311,14 @@ def commit_call(
     contents: Mapping[BlobRef, bytes],
     ttl_ms: int,
     options: StoreOptions,
+    *,
+    own_ttl_ms: int | None = None,
+    origin: Origin | None = None,
 ) -> ScriptCall:
-    """`before`: the refs the head is believed to hold. `contents`: stored form of the blobs to send along."""
+    """`before`: the refs the head is believed to hold. `contents`: stored form of the blobs to send along.
+
+    `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new.
+    """
     commit = prepared.commit
     wanted = dict.fromkeys(ref for ref in prepared.refs if ref)
     present = dict.fromkeys(ref for ref in before if ref)
@@ -286,11 +340,14 @@ def commit_call(
         options.graph_checks,
         prepared.leaf,
         ttl_ms,
-        max(1, round(options.blob_grace * 1000)),
+        "" if own_ttl_ms is None else own_ttl_ms,
+        options.blob_grace_ms,
+        *(("", "", "", "") if origin is None else origin.args(options)),
         len(acquired),
         len(kept),
         len(prepared.rows),
         0 if faulty else len(prepared.ids),
+        "" if faulty else prepared.users,
         *(contents.get(ref, b"") for ref in (*acquired, *kept)),
     ]
     for row in prepared.rows:
@@ -302,12 +359,10 @@ def commit_call(
     return ScriptCall(
         scripts.COMMIT,
         [
-            keys.head,
-            keys.log,
-            keys.nodes,
-            keys.jumps,
-            keys.dead,
-            keys.orphans,
+            *keys.own,
+            keys.shard.sessions,
+            keys.shard.expiries,
+            keys.shard.orphans,
             *(keys.blob(ref) for ref in (*acquired, *kept, *released)),
         ],
         args,
@@ -331,7 +386,7 @@ def commit_reply(
         case "refs":
             return RefsMoved(codec.decode_refs(reply[2]))
         case "missing":
-            return BlobsMissing(tuple(BlobRef(call.keys[6 + index][-64:]) for index in reply[2:]))
+            return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
         case word:
             raise _refusal(word, prepared, reply)
 
@@ -343,6 +398,8 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             actual = int(reply[2])
             gone = actual == 0 and (commit.expected_head_revision or commit.builds_on)
             return (SessionGone if gone else HeadRevisionConflict)(commit.expected_head_revision, actual)
+        case "exists":
+            return SessionExists(commit.expected_head_revision, int(reply[2]))
         case "reused":
             return CommitIdReused(commit.session_id, commit.commit_id)
         case "faulty" if prepared.fault is not None:

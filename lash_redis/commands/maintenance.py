@@ -1,16 +1,16 @@
-"""The smaller writes, and the look-up of one node."""
+"""Nodes and blobs one by one: look one up, hide and free nodes, store and collect blobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lash_redis import codec, scripts
-from lash_redis.commands.calls import Command, ScriptCall, check_value_size, status
+from lash_redis.commands.calls import Command, ScriptCall, status
 from lash_redis.errors import Corrupt
-from lash_redis.keys import SessionKeys
-from lash_redis.models import BlobRef, SessionMeta, SessionNodeRecord
-from lash_redis.options import StoreOptions
+from lash_redis.keys import SessionKeys, ShardKeys
+from lash_redis.models import BlobRef, SessionNodeRecord
+from lash_redis.options import StoreOptions, seconds_to_ms
 
 TOMBSTONE_CHUNK: Final = 1000
 VACUUM_CHUNK: Final = 500
@@ -18,25 +18,15 @@ GC_CHUNK: Final = 500
 
 
 def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
-    return ScriptCall(scripts.TOMBSTONE, [keys.head, keys.nodes, keys.dead], [keys.session_id, *ids])
+    return ScriptCall(scripts.TOMBSTONE, keys.own, [keys.session_id, *ids])
 
 
 def vacuum_call(keys: SessionKeys) -> ScriptCall:
-    return ScriptCall(
-        scripts.VACUUM, [keys.head, keys.log, keys.nodes, keys.jumps, keys.dead], [keys.session_id, VACUUM_CHUNK]
-    )
-
-
-def meta_call(
-    keys: SessionKeys, meta: SessionMeta, mode: Literal["save", "create"], ttl_ms: int, options: StoreOptions
-) -> ScriptCall:
-    record = codec.encode_meta(meta)
-    check_value_size("the bytes of a meta record", len(record), options)
-    return ScriptCall(scripts.META, [keys.head], [keys.session_id, mode, record, ttl_ms])
+    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, VACUUM_CHUNK])
 
 
 def node_call(keys: SessionKeys, node_id: str) -> ScriptCall:
-    return ScriptCall(scripts.NODE, [keys.head, keys.log, keys.nodes, keys.dead], [keys.session_id, node_id])
+    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, node_id])
 
 
 def node_reply(call: ScriptCall, keys: SessionKeys, node_id: str, reply: Any) -> SessionNodeRecord | None:
@@ -48,17 +38,28 @@ def node_reply(call: ScriptCall, keys: SessionKeys, node_id: str, reply: Any) ->
     return node
 
 
-def put_blob_call(prefix: str, ref: BlobRef, data: bytes, options: StoreOptions) -> ScriptCall:
+def put_blob_call(shard: ShardKeys, ref: BlobRef, data: bytes, options: StoreOptions) -> ScriptCall:
     return ScriptCall(
         scripts.PUT_BLOB,
-        [f"{prefix}blob:{ref}", f"{prefix}orphans"],
-        [ref, codec.encode_blob(data, options.blob_profile), max(1, round(options.upload_grace * 1000))],
+        [shard.blob(ref), shard.orphans],
+        [
+            ref,
+            codec.encode_blob(data, options.blob_profile),
+            seconds_to_ms("options.upload_grace", options.upload_grace),
+        ],
     )
 
 
-def gc_call(keys: SessionKeys, refs: Sequence[str]) -> ScriptCall:
-    return ScriptCall(scripts.GC, [keys.orphans, *(keys.blob(ref) for ref in refs)], [keys.session_id, *refs])
+def orphan_read(shard: ShardKeys) -> list[Command]:
+    return [("ZRANGE", shard.orphans, 0, GC_CHUNK - 1)]
 
 
-def orphan_read(keys: SessionKeys) -> list[Command]:
-    return [("ZRANGE", keys.orphans, 0, GC_CHUNK - 1)]
+def gc_call(shard: ShardKeys, scope: str, refs: Sequence[str]) -> ScriptCall:
+    """`scope` is echoed."""
+    keys = [shard.orphans, shard.sessions, shard.expiries, *map(shard.blob, refs)]
+    return ScriptCall(scripts.GC, keys, [scope, *refs])
+
+
+def shard_sizes_read(shard: ShardKeys) -> list[Command]:
+    """How many blobs wait for gc, and how many sessions are listed."""
+    return [("ZCARD", shard.orphans), ("ZCARD", shard.sessions)]

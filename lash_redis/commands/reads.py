@@ -64,22 +64,26 @@ class StoredHead:
 
 
 def head_read(keys: SessionKeys) -> list[Command]:
-    return [("HGETALL", keys.head), ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead)]
+    return [("HGETALL", keys.head), *size_read(keys)]
 
 
-def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], others: int) -> StoredHead | None:
-    """The head in `fields`; `others` is how many entries other keys of the session hold.
+def size_read(keys: SessionKeys) -> list[Command]:
+    """How many entries the session's other keys hold: log, nodes, jumps, dead."""
+    return [("LLEN", keys.log), ("HLEN", keys.nodes), ("LLEN", keys.jumps), ("HLEN", keys.dead)]
+
+
+def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) -> StoredHead | None:
+    """The head in `fields`; `sizes` is how many entries log, nodes, jumps and dead hold.
 
     Raises:
-        SessionEvicted: there is no head, yet other keys remain.
+        SessionEvicted: some of the session's keys are gone, others remain.
         Corrupt: the head breaks a law.
     """
     facts, body = fields.get(b"facts"), fields.get(b"body")
     if facts is None:
         if body is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
-        if others:
-            raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
+        _check_sizes(keys, None, sizes)
         return None
     if body is None:
         raise Corrupt("head", keys.head, "its body is gone")
@@ -95,7 +99,23 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], others: int) ->
         raise Corrupt("ledger", keys.head, f"{len(head.ledger)} rows, the facts count {head.facts.usage}")
     if codec.encode_refs(head.refs) != fields.get(b"refs"):
         raise Corrupt("head", keys.head, "its refs are not those of its manifest")
+    _check_sizes(keys, head.facts, sizes)
     return head
+
+
+def _check_sizes(keys: SessionKeys, facts: codec.Facts | None, sizes: Sequence[int]) -> None:
+    if facts is None:
+        if any(sizes):
+            raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
+        return
+    counted = (facts.length, facts.ids, facts.jumps, facts.dead)
+    for family, size, expected in zip(("log", "nodes", "jumps", "dead"), sizes, counted, strict=True):
+        if size == expected:
+            continue
+        key = getattr(keys, family)
+        if size == 0:
+            raise SessionEvicted(family, key, f"is gone, the head counts {expected} entries")
+        raise Corrupt(family, key, f"has {size} entries, the head counts {expected}")
 
 
 def full_read(keys: SessionKeys) -> list[Command]:
@@ -110,14 +130,10 @@ def full_read(keys: SessionKeys) -> list[Command]:
 
 def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> tuple[StoredHead, SessionGraph] | None:
     fields, records, dead, ids, jumps = replies
-    head = head_reply(keys, fields, len(records) + len(dead) + ids + jumps)
+    head = head_reply(keys, fields, len(records), ids, jumps, len(dead))
     if head is None:
         return None
     facts = head.facts
-    _counted(keys, "log", len(records), facts.length)
-    _counted(keys, "nodes", ids, facts.ids)
-    _counted(keys, "jumps", jumps, facts.jumps)
-    _counted(keys, "dead", len(dead), facts.dead)
     size = sum(map(len, records))
     if size != facts.bytes:
         raise Corrupt("log", keys.log, f"its records have {size} bytes, the head counts {facts.bytes}")
@@ -134,14 +150,6 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> tuple[StoredHead, S
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
     nodes = codec.StoredNodes([records[at] for at in places], keys.log, places)
     return head, SessionGraph(nodes, head.body.leaf_node_id)
-
-
-def _counted(keys: SessionKeys, family: str, size: int, expected: int) -> None:
-    if size == expected:
-        return
-    if size == 0:
-        raise SessionEvicted(family, getattr(keys, family), f"is gone, the head counts {expected} entries")
-    raise Corrupt(family, getattr(keys, family), f"has {size} entries, the head counts {expected}")
 
 
 def _positions(keys: SessionKeys, dead: Iterable[bytes]) -> set[int]:
@@ -208,14 +216,10 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
         InvalidLeaf: the head's own leaf does not resolve to a live node (only where `strict`).
     """
     fields, jumps, dead, ids, length, *place = replies
-    head = head_reply(keys, fields, len(jumps) + len(dead) + ids + length)
+    head = head_reply(keys, fields, length, ids, len(jumps), len(dead))
     if head is None:
         return None
     facts = head.facts
-    _counted(keys, "log", length, facts.length)
-    _counted(keys, "nodes", ids, facts.ids)
-    _counted(keys, "jumps", len(jumps), facts.jumps)
-    _counted(keys, "dead", len(dead), facts.dead)
     wanted = head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
         return PathPlan(head, wanted, (), by_id=True)
@@ -232,7 +236,7 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
         return PathPlan(head, wanted, ())
     else:
         try:
-            at = int(place[0])
+            at = int(place[0].removesuffix(b"u"))
         except ValueError as error:
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is no position") from error
         if not 0 <= at < length:
@@ -311,13 +315,12 @@ def blob_read(keys: SessionKeys, refs: Sequence[BlobRef]) -> list[Command]:
 
 
 def meta_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "meta", "facts"), ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead)]
+    return [("HMGET", keys.head, "meta", "facts"), *size_read(keys)]
 
 
 def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
-    (meta, facts), others = replies
-    if facts is None and others:
-        raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
+    (meta, facts), *sizes = replies
+    _check_sizes(keys, None if facts is None else codec.decode_facts(facts, keys.head), sizes)
     if meta is None:
         return None
     record = codec.decode_meta(meta, keys.head)

@@ -27,6 +27,7 @@ from lash_redis.models.graph import (
     SessionGraph,
     SessionNodeRecord,
     SessionReadModel,
+    message_text,
 )
 from lash_redis.models.head import (
     ActivePath,
@@ -36,8 +37,9 @@ from lash_redis.models.head import (
     SessionHeadMeta,
     SessionReadScope,
 )
-from lash_redis.models.reports import DeleteReport, GcReport, VacuumReport
+from lash_redis.models.reports import AuditProblem, AuditReport, DeleteReport, GcReport, ImportReport, VacuumReport
 from lash_redis.models.session import (
+    Cursor,
     ModeTurnOptions,
     PersistedSessionConfig,
     PersistedTurnState,
@@ -61,13 +63,17 @@ from lash_redis.models.usage import (
 __all__ = [
     "ActivePath",
     "Append",
+    "AuditProblem",
+    "AuditReport",
     "BlobRef",
+    "Cursor",
     "DeleteReport",
     "EventPayload",
     "FullGraph",
     "GcReport",
     "GraphCommitDelta",
     "HydratedSessionCheckpoint",
+    "ImportReport",
     "MessageTreeNode",
     "ModeTurnOptions",
     "NodePayload",
@@ -106,4 +112,5 @@ __all__ = [
     "UsageTotals",
     "VacuumReport",
     "merge_token_ledger",
+    "message_text",
 ]

@@ -59,6 +59,11 @@ class SessionNodeRecord(Record, Unread):
         """The message, if this node is one of the conversation."""
         return _inside(self.event(), "Conversation")
 
+    def user_message(self) -> dict[str, Any] | None:
+        """The message, if this node is a user's."""
+        message = self.message()
+        return message if message is not None and message.get("role") == "User" else None
+
     def plugin(self) -> PluginPayload | None:
         return self.payload if isinstance(self.payload, PluginPayload) else None
 
@@ -177,7 +182,7 @@ class SessionGraph(Record):
     def first_user_message(self) -> str:
         """The text of the first message of a user in list order, orphans included; "" where there is none."""
         message = next(self._user_messages(), None)
-        return "" if message is None else _text_of(message)
+        return "" if message is None else message_text(message)
 
     def message_tree(self) -> list[MessageTreeNode]:
         """Every message of the graph, as a forest: a message hangs from its nearest ancestor that is a message.
@@ -293,8 +298,8 @@ class SessionGraph(Record):
 
     def _user_messages(self) -> Iterator[dict[str, Any]]:
         for node in self.nodes:
-            message = node.message()
-            if message is not None and message.get("role") == "User":
+            message = node.user_message()
+            if message is not None:
                 yield message
 
     def _grown(self, leaf: str | None, additions: Sequence[NodePayload | dict[str, Any]]) -> SessionGraph:
@@ -365,7 +370,7 @@ def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return distinct
 
 
-def _text_of(message: dict[str, Any]) -> str:
+def message_text(message: dict[str, Any]) -> str:
     """The readable parts with a blank line between them. An image is named; tool calls and results are left out."""
     texts = []
     parts = message.get("parts")

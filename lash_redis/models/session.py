@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
+from lash_redis.keys import catalogue_entry
 from lash_redis.models.usage import PromptUsage, TokenUsage
 from lash_redis.models.wire import U64, Fault, Json, JsonObject, Record, Rule, Shape, refuse, shape_of
 
@@ -135,6 +137,37 @@ class SessionPickerInfo(Record):
     parent_session_id: str | None = None
     first_user_message: str = ""
     user_message_count: U64 = 0
+    head_revision: U64 = 0
+    """0 for a session that was created but never committed to."""
+    last_commit_ms: U64 = 0
+    """When it was last committed to (or created), by the server's clock, in ms since 1970."""
+    fault: str | None = None
+    """Why the session cannot be read, where it cannot; then the other fields are what is known all the same."""
+
+    @property
+    def cursor(self) -> str:
+        """Where this line stands in the list, as text to keep between two pages."""
+        return Cursor(self.last_commit_ms, catalogue_entry(self.session_id, self.parent_session_id)).text
+
+
+class Cursor(NamedTuple):
+    """A place in the list of sessions, which goes from the greatest to the least."""
+
+    committed_ms: int
+    entry: bytes
+
+    @property
+    def text(self) -> str:
+        return f"after:{self.committed_ms}:{urlsafe_b64encode(self.entry).decode()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """None where `text` is no cursor."""
+        word, committed, entry = (*text.split(":"), "", "")[:3]
+        try:
+            return cls(int(committed), urlsafe_b64decode(entry)) if word == "after" else None
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)

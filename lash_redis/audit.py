@@ -1,0 +1,212 @@
+"""The audit of a namespace: every session and blob held against the laws of storage; what can be mended, mended.
+
+Shard by shard, in bounded steps. One session is read at one moment, so traffic beside the audit makes no false alarms.
+A shared blob is first held against what was read; only where that differs, one script recounts the shard's heads at one
+moment, and only what it finds is a problem. Blobs and sessions that no head or catalogue names are found by SCAN.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lash_redis import commands
+from lash_redis.errors import Corrupt
+from lash_redis.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
+from lash_redis.listing import walk
+from lash_redis.models import AuditProblem, AuditReport
+from lash_redis.namespace import Namespace
+
+STEP_SESSIONS = 50
+"""Sessions read at one moment, at the most."""
+STEP_BYTES = 4 * 1024 * 1024
+"""Bytes of node records read at one moment, unless one session alone has more."""
+STEP_BLOBS = 50
+SCAN_COUNT = 1000
+LISTED = 10_000
+"""Problems told in full; all are counted."""
+GROUP = 100_000
+"""Sessions of the shards that one SCAN of the keyspace serves: what that finds is kept in memory meanwhile."""
+ATTEMPTS = 20
+"""How often a recount starts again because sessions came or went meanwhile."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the scan found in one shard."""
+
+    session_ids: set[str] = field(default_factory=set)
+    refs: set[bytes] = field(default_factory=set)
+
+
+class Audit:
+    """One audit; `run` does it."""
+
+    def __init__(self, namespace: Namespace, *, repair: bool, progress: Progress | None) -> None:
+        self._namespace = namespace
+        self._layout = namespace.layout
+        self._repair = repair
+        self._progress = progress
+        self._problems: list[AuditProblem] = []
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+
+    async def run(self) -> AuditReport:
+        shards = [self._layout.shard_keys(shard) for shard in range(self._layout.shards)]
+        sizes = await self._namespace.read([commands.listed_read(shard) for shard in shards], atomic=False)
+        self._total = sum(sizes)
+        self._tell()
+        for group in _groups(shards, sizes):
+            found = await self._scan(group)
+            for shard in group:
+                await self._shard(shard, found[shard.prefix])
+        counts = self._counts
+        return AuditReport(
+            session_count=counts["sessions"],
+            node_count=counts["nodes"],
+            blob_count=counts["blobs"],
+            problem_count=counts["problems"],
+            repaired_count=counts["repaired"],
+            problems=tuple(self._problems),
+        )
+
+    def _add(self, problem: AuditProblem) -> None:
+        self._counts["problems"] += 1
+        self._counts["repaired"] += problem.repaired
+        if len(self._problems) < LISTED:
+            self._problems.append(problem)
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._counts["sessions"], max(self._total, self._counts["sessions"]))
+
+    async def _scan(self, shards: Sequence[ShardKeys]) -> dict[str, _Found]:
+        """The sessions and blobs that lie in these shards, by the prefix of the shard."""
+        found = {shard.prefix: _Found() for shard in shards}
+        async for keys in self._namespace.scan(SCAN_COUNT):
+            for key in keys:
+                prefix, _, rest = key.partition(b"}:")
+                family, _, name = rest.partition(b":")
+                there = found.get(f"{prefix.decode()}}}:")
+                if there is None or not name:
+                    continue
+                if family == b"blob":
+                    there.refs.add(bytes.fromhex(name.decode()))
+                else:
+                    there.session_ids.add(name.decode())
+        return found
+
+    async def _shard(self, shard: ShardKeys, found: _Found) -> None:
+        expected: dict[bytes, Counter[int]] = {ref: Counter() for ref in found.refs}
+        async for entries in walk(self._namespace, shard):
+            found.session_ids.difference_update(entry_ids(entry.entry)[0] for entry in entries)
+            await self._sessions([entry.entry for entry in entries], expected)
+        # What the catalogue does not name: sessions that lost their entry, and what is left of torn ones.
+        strays = sorted(found.session_ids)
+        await self._sessions([await self._entry(session_id) for session_id in strays], expected)
+        await self._blobs(shard, expected)
+
+    async def _entry(self, session_id: str) -> bytes:
+        """The catalogue entry that a session ought to have."""
+        trip = [commands.parent_read(self._layout.session(session_id))]
+        (parent,) = await self._namespace.read(trip, atomic=False, faults=True)
+        return catalogue_entry(session_id, parent.decode() if isinstance(parent, bytes) else None)
+
+    async def _sessions(self, entries: Sequence[bytes], expected: dict[bytes, Counter[int]]) -> None:
+        for chunk in _chunks(entries, STEP_SESSIONS):
+            keys = [self._layout.session(entry_ids(entry)[0]) for entry in chunk]
+            for step in await self._steps(list(zip(keys, chunk, strict=True))):
+                await self._step(step, expected)
+            self._tell()
+
+    async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[tuple[SessionKeys, bytes]]]:
+        """The sessions, parted so that no step reads many more bytes than it may."""
+        trip = [commands.facts_read(keys) for keys, _ in sessions]
+        facts = await self._namespace.read(trip, atomic=False, faults=True)
+        steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
+        room = STEP_BYTES
+        for session, stored in zip(sessions, facts, strict=True):
+            room -= commands.bytes_told(stored)
+            if room < 0 and steps[-1]:
+                steps.append([])
+                room = STEP_BYTES
+            steps[-1].append(session)
+        return steps
+
+    async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], expected: dict[bytes, Counter[int]]) -> None:
+        try:
+            trip = [command for keys, entry in sessions for command in commands.session_read(keys, entry)]
+            replies = await self._namespace.read(trip, atomic=True)
+        except Corrupt as error:
+            if len(sessions) == 1:
+                self._counts["sessions"] += 1
+                self._add(commands.problem_of(error))
+                return
+            for session in sessions:
+                await self._step([session], expected)
+            return
+        for at, (keys, entry) in enumerate(sessions):
+            size = commands.SESSION_READS
+            audited = commands.session_reply(keys, entry, replies[at * size : (at + 1) * size])
+            if audited.is_gone:
+                continue
+            self._counts["sessions"] += 1
+            self._counts["nodes"] += audited.node_count
+            for (ref, hold), count in audited.holds.items():
+                expected.setdefault(ref, Counter())[hold] += count
+            for problem in audited.problems:
+                self._add(problem)
+            if audited.is_listed_wrongly:
+                if self._repair:
+                    call = commands.relist_call(keys)
+                    commands.status(call, await self._namespace.run(call), keys)
+                reason = f"lists {keys.session_id!r} other than its head says"
+                self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
+
+    async def _blobs(self, shard: ShardKeys, expected: dict[bytes, Counter[int]]) -> None:
+        doubtful: list[bytes] = []
+        for chunk in _chunks(sorted(expected), STEP_BLOBS):
+            trip = [commands.time_read(), *(commands.blob_fields_read(shard, ref) for ref in chunk)]
+            time, *stored = await self._namespace.read(trip, atomic=True)
+            now = int(time[0]) * 1000 + int(time[1]) // 1000
+            for ref, fields in zip(chunk, stored, strict=True):
+                self._counts["blobs"] += bool(fields)
+                problems, is_doubtful = commands.blob_fields_reply(shard, ref, fields, expected[ref], now)
+                for problem in problems:
+                    self._add(problem)
+                if is_doubtful:
+                    doubtful.append(ref)
+        for chunk in _chunks(doubtful, 20 * STEP_BLOBS):
+            await self._recount(shard, chunk)
+
+    async def _recount(self, shard: ShardKeys, refs: Sequence[bytes]) -> None:
+        for _ in range(ATTEMPTS):
+            heads: dict[bytes, SessionKeys] = {}
+            async for entries in walk(self._namespace, shard):
+                heads.update((entry.entry, self._layout.session(entry_ids(entry.entry)[0])) for entry in entries)
+            call = commands.recount_call(shard, refs, heads, self._namespace.options, repair=self._repair)
+            problems = commands.recount_reply(call, shard, refs, await self._namespace.run(call, writes=self._repair))
+            if problems is not None:
+                for problem in problems:
+                    self._add(problem)
+                return
+        self._add(AuditProblem("blob", shard.prefix, f"sessions came and went: {len(refs)} blobs not recounted"))
+
+
+def _groups(shards: Sequence[ShardKeys], sizes: Sequence[int]) -> list[list[ShardKeys]]:
+    groups: list[list[ShardKeys]] = [[]]
+    room = GROUP
+    for shard, size in zip(shards, sizes, strict=True):
+        room -= size
+        if room < 0 and groups[-1]:
+            groups.append([])
+            room = GROUP - size
+        groups[-1].append(shard)
+    return groups
+
+
+def _chunks(items: Sequence[bytes], size: int) -> list[Sequence[bytes]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]

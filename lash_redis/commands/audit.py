@@ -1,0 +1,282 @@
+"""Audit: everything one session stores, read at one moment and held against every law of storage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lash_redis import codec, scripts
+from lash_redis.commands.calls import Command, ScriptCall, status
+from lash_redis.commands.reads import StoredHead, full_reply
+from lash_redis.errors import Corrupt, SessionEvicted
+from lash_redis.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
+from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
+from lash_redis.options import StoreOptions
+
+CLOCK_TOLERANCE_MS: Final = 250
+"""How far a key's expiry may seem to be from the head's deadline: they are told by two looks at a clock."""
+
+
+@dataclass(slots=True)
+class Audited:
+    """What the look at one session brought: what is wrong, and which blobs it holds until when."""
+
+    problems: list[AuditProblem] = field(default_factory=list)
+    holds: Counter[tuple[bytes, int]] = field(default_factory=Counter)
+    node_count: int = 0
+    is_gone: bool = False
+    is_listed_wrongly: bool = False
+    """Whether the catalogue says other than the head, so that `relist` mends it."""
+
+
+def listed_read(shard: ShardKeys) -> Command:
+    return ("ZCARD", shard.sessions)
+
+
+def facts_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "facts")
+
+
+def bytes_told(facts: object) -> int:
+    """How many bytes of node records these facts count; 0 where they are unreadable, which the audit finds itself."""
+    try:
+        return max(0, int(facts.split()[7])) if isinstance(facts, bytes) else 0
+    except (ValueError, IndexError):
+        return 0
+
+
+def parent_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "parent")
+
+
+def time_read() -> Command:
+    return ("TIME",)
+
+
+def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
+    return [
+        ("HGETALL", keys.head),
+        ("LRANGE", keys.log, 0, -1),
+        ("HGETALL", keys.dead),
+        ("HGETALL", keys.nodes),
+        ("LRANGE", keys.jumps, 0, -1),
+        ("ZSCORE", keys.shard.sessions, entry),
+        ("ZSCORE", keys.shard.expiries, entry),
+        ("TIME",),
+        *(("PTTL", key) for key in keys.own),
+    ]
+
+
+SESSION_READS: Final = 13
+"""How many commands `session_read` makes."""
+
+
+def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Audited:
+    """Every law that one session can keep or break by itself."""
+    fields, records, dead, nodes, jumps, committed, listed_until, time, *ttls = replies
+    audited = Audited()
+    if b"deleted" in fields or (not fields and not records and not nodes):
+        audited.is_gone = True
+        return audited
+    now = int(time[0]) * 1000 + int(time[1]) // 1000
+    try:
+        meta = _meta(keys, fields)
+        found = full_reply(keys, [fields, records, dead, len(nodes), len(jumps)])
+        if found is not None:
+            head, graph = found
+            audited.node_count = head.facts.live
+            for ref in {ref for ref in head.refs if ref}:
+                audited.holds[bytes.fromhex(ref), head.facts.hold] += 1
+            live = {node.node_id: node for node in graph.nodes}
+            audited.problems += _of_the_head(keys, head, fields, meta)
+            audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
+            audited.problems += _of_users(keys, head, nodes, live)
+            audited.problems += _of_deadlines(keys, head, now, ttls)
+            told = [None if score is None else int(float(score)) for score in (committed, listed_until)]
+            wanted = catalogue_entry(keys.session_id, entry_ids(_entry(keys, fields))[1])
+            if told != [head.facts.committed, head.facts.hold or None] or wanted != entry:
+                audited.is_listed_wrongly = True
+    except Corrupt as error:
+        audited.problems.append(problem_of(error))
+    return audited
+
+
+def problem_of(error: Corrupt) -> AuditProblem:
+    reason = f"evicted: {error.reason}" if isinstance(error, SessionEvicted) else error.reason
+    return AuditProblem(error.kind, error.key, reason)
+
+
+def _entry(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> bytes:
+    parent = fields.get(b"parent")
+    return keys.session_id.encode() + (b"" if parent is None else b"\xff" + parent)
+
+
+def _meta(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> SessionMeta | None:
+    stored = fields.get(b"meta")
+    meta = None if stored is None else codec.decode_meta(stored, keys.head)
+    parent = None if meta is None else meta.parent_session_id
+    if (fields.get(b"parent") or b"").decode(errors="replace") != (parent or ""):
+        raise Corrupt("meta", keys.head, f"its parent {parent!r} is not the one in the head")
+    return meta
+
+
+def _of_the_head(
+    keys: SessionKeys, head: StoredHead, fields: Mapping[bytes, bytes], meta: SessionMeta | None
+) -> Iterator[AuditProblem]:
+    receipts = fields.get(b"receipts", b"")
+    kept = min(codec.RECEIPTS, head.facts.revision)
+    if len(receipts) != codec.RECEIPT_BYTES * kept:
+        yield AuditProblem("head", keys.head, f"{len(receipts)} bytes of receipts at revision {head.facts.revision}")
+    elif receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(head.body.commit_id):
+        yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
+    if meta is not None and meta.session_id != keys.session_id:
+        yield AuditProblem("meta", keys.head, f"it belongs to session {meta.session_id!r}")
+
+
+def _of_the_graph(
+    keys: SessionKeys,
+    head: StoredHead,
+    records: Sequence[bytes],
+    dead: Mapping[bytes, bytes],
+    nodes: Mapping[bytes, bytes],
+    jumps: Sequence[bytes],
+) -> Iterator[AuditProblem]:
+    placed: dict[str, int] = {}
+    for node_id, entry in nodes.items():
+        if entry == b"?":
+            continue
+        try:
+            placed[node_id.decode()] = int(entry.removesuffix(b"u"))
+        except ValueError:
+            yield AuditProblem("nodes", keys.nodes, f"the entry of {node_id!r} is no position: {entry!r}")
+    links: dict[int, int] = {}
+    for jump in jumps:
+        position, _, parent = jump.partition(b":")
+        links[int(position)] = int(parent)
+    for at, record in enumerate(records):
+        if not record:
+            if at in links and links[at] >= at:
+                yield AuditProblem("jumps", keys.jumps, f"the parent of {at} comes after it")
+            continue
+        node = codec.decode_node(record, keys.log, at)
+        if placed.pop(node.node_id, None) != at:
+            yield AuditProblem("nodes", keys.nodes, f"the index does not lead to node {node.node_id!r} at {at}")
+        if not head.facts.loose:
+            yield from _of_a_link(keys, records, at, node, links.get(at, at - 1))
+    for name, at in placed.items():
+        yield AuditProblem("nodes", keys.nodes, f"the entry of {name!r} leads to no record at {at}")
+    for position in dead:
+        if not records[int(position)]:
+            yield AuditProblem("dead", keys.dead, f"{int(position)} is tombstoned and freed")
+
+
+def _of_a_link(
+    keys: SessionKeys, records: Sequence[bytes], at: int, node: SessionNodeRecord, above: int
+) -> Iterator[AuditProblem]:
+    """The parent that the positions tell is the one the record names, as far as that is still stored."""
+    named = node.parent_node_id
+    if above >= at:
+        yield AuditProblem("jumps", keys.jumps, f"the parent of {at} comes after it")
+    elif above < 0:
+        return  # none, or one that is only named
+    elif named is None:
+        yield AuditProblem("jumps", keys.jumps, f"record {at} has no parent, the list says {above}")
+    elif records[above] and codec.decode_node(records[above], keys.log, above).node_id != named:
+        yield AuditProblem("jumps", keys.jumps, f"the parent of record {at} is {named!r}, which is not at {above}")
+
+
+def _of_users(
+    keys: SessionKeys, head: StoredHead, nodes: Mapping[bytes, bytes], live: Mapping[str, SessionNodeRecord]
+) -> Iterator[AuditProblem]:
+    users = {node_id for node_id, node in live.items() if node.user_message() is not None}
+    marked = {node_id for node_id in live if nodes.get(node_id.encode(), b"").endswith(b"u")}
+    if users != marked:
+        yield AuditProblem("nodes", keys.nodes, f"marks {len(marked)} user messages, there are {len(users)}")
+    if head.facts.users != len(users):
+        yield AuditProblem("head", keys.head, f"counts {head.facts.users} user messages, there are {len(users)}")
+    places = [int(nodes.get(node_id.encode(), b"-1").removesuffix(b"u")) for node_id in users]
+    first = min(places, default=-1)
+    if head.facts.first != first and not (head.facts.first == -2 and users):
+        yield AuditProblem("head", keys.head, f"its first user message is at {first}, not {head.facts.first}")
+
+
+def _of_deadlines(keys: SessionKeys, head: StoredHead, now: int, ttls: Sequence[int]) -> Iterator[AuditProblem]:
+    deadline, hold = head.facts.deadline, head.facts.hold
+    if (deadline == 0) != (hold == 0) or hold < deadline:
+        yield AuditProblem("head", keys.head, f"it expires at {deadline} but holds until {hold}")
+    for key, left in zip(keys.own, ttls, strict=True):
+        if left == -2:
+            continue
+        lasts = left == -1
+        if lasts != (deadline == 0) or (not lasts and abs(now + left - deadline) > CLOCK_TOLERANCE_MS):
+            expiry = "never" if lasts else f"at {now + left}"
+            wanted = "never" if deadline == 0 else f"at {deadline}"
+            yield AuditProblem("deadline", key, f"expires {expiry}, the session {wanted}")
+
+
+# Blobs
+
+
+def blob_fields_read(shard: ShardKeys, ref: bytes) -> Command:
+    return ("HGETALL", shard.blob(ref.hex()))
+
+
+def blob_fields_reply(
+    shard: ShardKeys, ref: bytes, fields: Mapping[bytes, bytes], expected: Mapping[int, int], now: int
+) -> tuple[list[AuditProblem], bool]:
+    """What is wrong with a blob's content, and whether its holders are other than `expected`."""
+    key = shard.blob(ref.hex())
+    problems: list[AuditProblem] = []
+    if fields:
+        try:
+            codec.decode_blob(ref.hex(), fields.get(b"c", b""), key)
+        except Corrupt as error:
+            problems.append(problem_of(error))
+    counted = {int(hold): int(count) for hold, count in fields.items() if hold.isdigit()}
+    counted = {hold: count for hold, count in counted.items() if hold == 0 or hold > now}
+    wanted = {hold: count for hold, count in expected.items() if hold == 0 or hold > now}
+    return problems, counted != wanted or not counted
+
+
+def recount_call(
+    shard: ShardKeys,
+    refs: Sequence[bytes],
+    heads: Mapping[bytes, SessionKeys],
+    options: StoreOptions,
+    *,
+    repair: bool,
+) -> ScriptCall:
+    """`heads`: by catalogue entry, every session of the shard."""
+    keys = [shard.sessions, shard.orphans, *(shard.blob(ref.hex()) for ref in refs)]
+    return ScriptCall(
+        scripts.RECOUNT,
+        [*keys, *(each.head for each in heads.values())],
+        [shard.prefix, "repair" if repair else "check", options.blob_grace_ms, len(refs), *refs, *heads],
+    )
+
+
+def recount_reply(
+    call: ScriptCall, shard: ShardKeys, refs: Sequence[bytes], reply: Sequence[Any]
+) -> list[AuditProblem] | None:
+    """What is wrong with the holders; None where the shard's sessions are not the given ones."""
+    if status(call, reply, shard) == "moved":
+        return None
+    repaired = reply[2] == 1
+    problems = []
+    for at in range(3, len(reply), 3):
+        index, stored, counted = reply[at], reply[at + 1].decode(), reply[at + 2].decode()
+        key = shard.blob(refs[index].hex())
+        if stored == "lasts":
+            problems.append(AuditProblem("blob", key, "nobody holds it, and it does not expire", repaired))
+        elif stored == "gone":
+            problems.append(AuditProblem("blob", key, f"evicted: is gone, heads hold it: {counted}"))
+        else:
+            text = f"counts the holders {stored or 'none'}, the heads say {counted or 'none'}"
+            problems.append(AuditProblem("blob", key, text, repaired))
+    return problems
+
+
+def relist_call(keys: SessionKeys) -> ScriptCall:
+    return ScriptCall(scripts.RELIST, [*keys.own, keys.shard.sessions, keys.shard.expiries], [keys.session_id])

@@ -1,0 +1,115 @@
+"""The catalogue: which sessions a shard has, most recent first, and a line for each without its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Final
+
+from lash_redis import codec, scripts
+from lash_redis.commands.calls import Command, ScriptCall
+from lash_redis.errors import Corrupt, SessionEvicted
+from lash_redis.keys import Layout, SessionKeys, ShardKeys, entry_ids
+from lash_redis.models import Cursor, SessionPickerInfo, message_text
+
+PRUNE_CHUNK: Final = 500
+
+
+def latest_read(shard: ShardKeys, below: Cursor | None, count: int) -> Command:
+    """`count` entries of a shard from the time of `below` down, most recent first."""
+    top = "+inf" if below is None else below.committed_ms
+    return ("ZREVRANGEBYSCORE", shard.sessions, top, "-inf", "WITHSCORES", "LIMIT", 0, count)
+
+
+def oldest_read(shard: ShardKeys, above: Cursor | None, count: int) -> Command:
+    """`count` entries from the time of `above` up, the oldest first."""
+    bottom = "-inf" if above is None else above.committed_ms
+    return ("ZRANGEBYSCORE", shard.sessions, bottom, "+inf", "WITHSCORES", "LIMIT", 0, count)
+
+
+def entries_reply(reply: Sequence[Any]) -> list[Cursor]:
+    """Entries with their times: flat in RESP2, pairs in RESP3."""
+    flat = list(chain.from_iterable(reply)) if reply and isinstance(reply[0], list | tuple) else list(reply)
+    return [Cursor(int(float(committed)), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def place_read(keys: SessionKeys, entry: bytes) -> Command:
+    return ("ZSCORE", keys.shard.sessions, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a head says for the list. `first` is the position of the first user message: see `lua/include/head.lua`."""
+
+    keys: SessionKeys
+    info: SessionPickerInfo
+    first: int = -1
+
+    def with_record(self, record: bytes | Corrupt | None) -> SessionPickerInfo | None:
+        """The line with its first message, which is that of `record`; None where `record` is not that message."""
+        if isinstance(record, Corrupt):
+            raise record
+        if not record:
+            return None
+        message = codec.decode_node(record, self.keys.log, self.first).user_message()
+        return None if message is None else replace(self.info, first_user_message=message_text(message))
+
+
+def line_read(keys: SessionKeys) -> Command:
+    return ("HMGET", keys.head, "facts", "meta")
+
+
+def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt) -> Line | None:
+    """None where there is no head.
+
+    Raises:
+        Corrupt: the head cannot be read.
+    """
+    if isinstance(reply, Corrupt):
+        raise reply
+    facts, meta = reply
+    if facts is None and meta is None:
+        return None
+    _, parent = entry_ids(at.entry)
+    info = SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms)
+    if meta is not None:
+        record = codec.decode_meta(meta, keys.head)
+        if record.session_id != keys.session_id:
+            raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
+        info = replace(info, cwd=record.cwd, parent_session_id=record.parent_session_id)
+    if facts is None:
+        return Line(keys, info)
+    known = codec.decode_facts(facts, keys.head)
+    counted = replace(
+        info, user_message_count=known.users, head_revision=known.revision, last_commit_ms=known.committed
+    )
+    return Line(keys, counted, known.first)
+
+
+def first_read(line: Line) -> Command:
+    return ("LINDEX", line.keys.log, line.first)
+
+
+def torn_read(keys: SessionKeys) -> Command:
+    return ("EXISTS", *keys.own[1:])
+
+
+def faulty_line(keys: SessionKeys, at: Cursor, fault: str) -> SessionPickerInfo:
+    _, parent = entry_ids(at.entry)
+    return SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms, fault=fault)
+
+
+HEADLESS: Final = "head: is gone, other keys of the session remain"
+
+
+def fault_of(error: Corrupt) -> str:
+    kind = "evicted" if isinstance(error, SessionEvicted) else "corrupt"
+    return f"{kind}: {error}"
+
+
+def prune_call(shard: ShardKeys, layout: Layout, entries: Iterable[bytes]) -> ScriptCall:
+    """Drop those of `entries` of whose sessions nothing is left."""
+    listed = list(entries)
+    keys = [key for entry in listed for key in layout.session(entry_ids(entry)[0]).own]
+    return ScriptCall(scripts.PRUNE, [shard.sessions, shard.expiries, *keys], [shard.prefix, *listed])

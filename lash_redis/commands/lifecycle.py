@@ -1,0 +1,94 @@
+"""A session's meta, its lifetime and its end: meta, touch, delete."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lash_redis import codec, scripts
+from lash_redis.commands.calls import Refs, RefsMoved, ScriptCall, check_value_size, status
+from lash_redis.keys import SessionKeys
+from lash_redis.models import DeleteReport, SessionMeta
+from lash_redis.options import StoreOptions
+
+
+def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
+    record = codec.encode_meta(meta)
+    check_value_size("the bytes of a meta record", len(record), options)
+    return record
+
+
+def meta_call(
+    keys: SessionKeys,
+    meta: SessionMeta,
+    mode: Literal["save", "create"],
+    ttl_ms: int,
+    options: StoreOptions,
+    *,
+    own_ttl_ms: int | None = None,
+) -> ScriptCall:
+    return ScriptCall(
+        scripts.META,
+        [*keys.own, keys.shard.sessions, keys.shard.expiries],
+        [
+            keys.session_id,
+            mode,
+            encoded_meta(meta, options),
+            meta.parent_session_id or "",
+            ttl_ms,
+            "" if own_ttl_ms is None else own_ttl_ms,
+            options.blob_grace_ms,
+        ],
+    )
+
+
+def touch_call(
+    keys: SessionKeys, before: Refs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
+) -> ScriptCall:
+    """`before`: the refs the head is believed to hold."""
+    return ScriptCall(
+        scripts.TOUCH,
+        [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, dict.fromkeys(filter(None, before)))],
+        [
+            keys.session_id,
+            codec.encode_refs(before),
+            ttl_ms,
+            "" if own_ttl_ms is None else own_ttl_ms,
+            options.blob_grace_ms,
+        ],
+    )
+
+
+def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsMoved:
+    """Whether there is such a session, or the refs to send again with."""
+    word = status(call, reply, keys)
+    return RefsMoved(codec.decode_refs(reply[2])) if word == "refs" else word == "touched"
+
+
+def delete_call(keys: SessionKeys, before: Refs, options: StoreOptions) -> ScriptCall:
+    """`before`: the refs the head is believed to hold."""
+    return ScriptCall(
+        scripts.DELETE,
+        [
+            *keys.own,
+            keys.shard.sessions,
+            keys.shard.expiries,
+            keys.shard.orphans,
+            *map(keys.blob, dict.fromkeys(filter(None, before))),
+        ],
+        [
+            keys.session_id,
+            codec.encode_refs(before),
+            options.blob_grace_ms,
+            round(options.deletion_marker_ttl * 1000),
+        ],
+    )
+
+
+def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteReport | RefsMoved:
+    match status(call, reply, keys):
+        case "refs":
+            return RefsMoved(codec.decode_refs(reply[2]))
+        case "absent":
+            return DeleteReport()
+    _, _, nodes, blobs, whole = reply
+    return DeleteReport(True, nodes, blobs, whole == 1 and call.args[3] > 0)

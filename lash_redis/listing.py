@@ -1,0 +1,204 @@
+"""The sessions of a namespace in the order of their last commits: pages for people, walks for maintenance."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from lash_redis import commands
+from lash_redis.errors import Corrupt
+from lash_redis.keys import ShardKeys, catalogue_entry, entry_ids
+from lash_redis.models import Cursor, FullGraph, SessionPickerInfo
+from lash_redis.namespace import Namespace
+from lash_redis.store import RedisSessionStore
+
+PAGE = 100
+"""Lines fetched at once."""
+
+MAX_CHUNK = 1000
+"""Entries of one shard fetched at once, at the most, unless more have one and the same time."""
+
+
+@dataclass(slots=True)
+class _Scan:
+    """How far a shard's entries have been read, in one direction."""
+
+    keys: ShardKeys
+    at: Cursor | None
+    chunk: int
+    descending: bool = True
+    is_done: bool = False
+
+    def command(self) -> commands.Command:
+        read = commands.latest_read if self.descending else commands.oldest_read
+        return read(self.keys, self.at, self.chunk)
+
+    def take(self, entries: Sequence[Cursor]) -> list[Cursor]:
+        """Those of the entries just read that are new: a chunk begins with the time at which the last one ended."""
+        last = self.at
+        fresh = [each for each in entries if last is None or (each < last if self.descending else each > last)]
+        self.is_done = len(entries) < self.chunk
+        if fresh:
+            self.at = fresh[-1]
+        # Where a whole chunk lies at one time, only a longer one comes past it: ranks move under us, times do not.
+        at_one_time = bool(entries) and entries[0].committed_ms == entries[-1].committed_ms
+        self.chunk = 2 * self.chunk if at_one_time else min(2 * self.chunk, MAX_CHUNK)
+        return fresh
+
+
+def first_chunk(limit: int | None, shards: int) -> int:
+    """How many entries to ask each shard for at first: a few more than its even share of what is wanted."""
+    share = min(PAGE if limit is None else limit, PAGE) / shards
+    return min(MAX_CHUNK, max(4, round(3 * share)))
+
+
+async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
+    """Where a session stands in the list, if it does. Two round trips: its entry may name a parent."""
+    keys = namespace.layout.session(session_id)
+    (line,) = await lines_of(namespace, [Cursor(0, catalogue_entry(session_id, None))])
+    if line is None:
+        return None
+    entry = catalogue_entry(session_id, line.parent_session_id)
+    (committed,) = await namespace.read([commands.place_read(keys, entry)], atomic=False)
+    return None if committed is None else Cursor(int(float(committed)), entry)
+
+
+class Listing:
+    """One pass over the catalogue of a namespace, most recent first: the shards' lists merged.
+
+    What is read of a shard and not yet given out waits here, so a pass reads every entry once.
+    """
+
+    def __init__(self, namespace: Namespace, after: Cursor | None, parent: str | None, first_chunk: int) -> None:
+        self._namespace = namespace
+        self._parent = parent
+        layout = namespace.layout
+        self._scans = [_Scan(layout.shard_keys(shard), after, first_chunk) for shard in range(layout.shards)]
+        self._waiting: list[deque[Cursor]] = [deque() for _ in self._scans]
+
+    async def entries(self, count: int) -> list[Cursor]:
+        """The next entries, fewer than `count` only at the end."""
+        found: list[Cursor] = []
+        while len(found) < count:
+            await self._fill()
+            nexts = [(waiting[0], at) for at, waiting in enumerate(self._waiting) if waiting]
+            if not nexts:
+                break
+            while len(found) < count:
+                latest, at = max(nexts)
+                found.append(latest)
+                nexts.remove((latest, at))
+                waiting = self._waiting[at]
+                waiting.popleft()
+                if waiting:
+                    nexts.append((waiting[0], at))
+                elif not nexts or not self._scans[at].is_done:
+                    break
+        return found
+
+    async def _fill(self) -> None:
+        """Make sure that every shard that has more to give has something waiting."""
+        while True:
+            dry = [at for at, scan in enumerate(self._scans) if not self._waiting[at] and not scan.is_done]
+            if not dry:
+                return
+            replies = await self._namespace.read([self._scans[at].command() for at in dry], atomic=False)
+            for at, reply in zip(dry, replies, strict=True):
+                for entry in self._scans[at].take(commands.entries_reply(reply)):
+                    if self._parent is None or entry_ids(entry.entry)[1] == self._parent:
+                        self._waiting[at].append(entry)
+
+    async def lines(self, count: int) -> list[SessionPickerInfo] | None:
+        """The lines of the next `count` entries that are sessions still; None at the end.
+
+        Two round trips, a third where entries of sessions that are gone turn up (they are dropped from the catalogue).
+        """
+        entries = await self.entries(count)
+        if not entries:
+            return None
+        lines = await lines_of(self._namespace, entries)
+        return [line for line in lines if line is not None]
+
+
+async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[SessionPickerInfo | None]:
+    """A line for each entry, None where nothing is left of the session."""
+    layout = namespace.layout
+    keys = [layout.session(entry_ids(entry.entry)[0]) for entry in entries]
+    replies = await namespace.read([commands.line_read(each) for each in keys], atomic=False, faults=True)
+    lines: list[SessionPickerInfo | None] = [None] * len(entries)
+    begun: dict[int, commands.Line] = {}
+    gone: list[int] = []
+    for at, reply in enumerate(replies):
+        try:
+            line = commands.line_reply(keys[at], entries[at], reply)
+        except Corrupt as error:
+            lines[at] = commands.faulty_line(keys[at], entries[at], commands.fault_of(error))
+            continue
+        if line is None:
+            gone.append(at)
+        else:
+            lines[at] = line.info
+            if line.first != -1:
+                begun[at] = line
+    await _add_first_messages(namespace, begun, lines)
+    if gone:
+        remains = await namespace.read([commands.torn_read(keys[at]) for at in gone], atomic=False)
+        for at, remain in zip(gone, remains, strict=True):
+            if remain:
+                lines[at] = commands.faulty_line(keys[at], entries[at], commands.HEADLESS)
+        await _prune(namespace, [entries[at].entry for at in gone if lines[at] is None])
+    return lines
+
+
+async def _add_first_messages(
+    namespace: Namespace, begun: dict[int, commands.Line], lines: list[SessionPickerInfo | None]
+) -> None:
+    known = {at: line for at, line in begun.items() if line.first >= 0}
+    trip = [commands.first_read(line) for line in known.values()]
+    records = await namespace.read(trip, atomic=False, faults=True)
+    for (at, line), record in zip(known.items(), records, strict=True):
+        try:
+            finished = line.with_record(record)
+        except Corrupt as error:
+            finished = replace(line.info, fault=commands.fault_of(error))
+        if finished is not None:
+            lines[at] = finished
+            del begun[at]
+    # The first message was tombstoned, or the log is another by now: the graph itself has to tell.
+    for at, line in begun.items():
+        if line.first >= 0 and lines[at] is not line.info:
+            continue
+        try:
+            read = await RedisSessionStore(namespace, line.keys.session_id).load_session(FullGraph())
+            if read is None:
+                lines[at] = None
+            else:
+                lines[at] = replace(line.info, first_user_message=read.graph.first_user_message())
+        except Corrupt as error:
+            lines[at] = replace(line.info, fault=commands.fault_of(error))
+
+
+async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
+    by_shard: dict[str, list[bytes]] = {}
+    layout = namespace.layout
+    for entry in entries:
+        by_shard.setdefault(layout.session(entry_ids(entry)[0]).prefix, []).append(entry)
+    for prefix, those in by_shard.items():
+        call = commands.prune_call(ShardKeys(prefix), layout, those)
+        commands.status(call, await namespace.run(call), ShardKeys(prefix))
+
+
+async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
+    """Every session of a shard once, the oldest commits first: one that is committed to meanwhile moves ahead of us.
+
+    Ends when a chunk brings nothing new. A round trip for every `chunk` entries.
+    """
+    scan, seen = _Scan(shard, None, chunk, descending=False), set[bytes]()
+    while not scan.is_done:
+        (reply,) = await namespace.read([scan.command()], atomic=False)
+        entries = [entry for entry in scan.take(commands.entries_reply(reply)) if entry.entry not in seen]
+        if not entries:
+            return
+        seen.update(entry.entry for entry in entries)
+        yield entries

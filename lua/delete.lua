@@ -1,0 +1,82 @@
+-- delete: remove all of a session at once, and keep late writers out for a while.
+--
+-- KEYS   1 head      hash  what the session holds; then, for a while, only that it was deleted
+--        2 log       list  node records
+--        3 nodes     hash  node id -> position
+--        4 jumps     list  position:parent position
+--        5 dead      hash  position -> node id
+--        6 sessions  zset  catalogue entry -> last commit (ms)
+--        7 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 orphans   zset  blobs nobody holds -> ms
+--        9 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
+--
+-- ARGV   1 session  str    session id, echoed
+--        2 before   bytes  refs the client believes the head holds
+--        3 grace    int    ms a blob outlives its last holder
+--        4 marker   int    ms for which the id takes no writes; 0 for none
+--
+-- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and holds on so many blobs; whole is
+--                                                    1 where no part was missing or unreadable, so that a marker stands
+--        absent <session>                            there is no such session; nothing written
+--        refs <session> <refs>                       the head holds other refs than `before`; nothing written
+--        corrupt <session> <family> <reason>         the shard's own lists are unusable; nothing written
+--
+-- Order  a session of which a part is missing leaves no marker: deleting it is how it is started anew, and a writer
+--        that builds on it is refused all the same, because there is no head. Keys are unlinked first: a full server
+--        takes that, and after a script's first write it takes the rest.
+-- Cost   one round trip, O(1): UNLINK frees large values in the background.
+
+--@include refuse
+--@include head
+--@include clock
+--@include holders
+--@include catalogue
+
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local sessions, expiries, orphans, blobs = KEYS[6], KEYS[7], KEYS[8], 9
+local session, before, grace, marker = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+-- CHECK
+
+local present = redis.call('EXISTS', head, log, nodes, jumps, dead)
+local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted')
+if stored.err then stored = {} end
+if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
+local refs, parent = stored[2] or '', stored[3]
+if #refs ~= 96 then refs = '' end
+if refs ~= before then return {'refs', session, refs} end
+
+local wrong = unusable_catalogue(sessions, expiries)
+local waiting = redis.pcall('ZCARD', orphans)
+if type(waiting) == 'table' then wrong = unusable('orphans', waiting) end
+if wrong then return refuse(session, wrong) end
+
+local facts, broken = open_head(head, log, nodes, jumps, dead)
+local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead))
+local now, numbers, released = milliseconds(), {}, 0
+for index = blobs, #KEYS do
+  local found = facts and numbers_of(KEYS[index], facts.hold, 'u')
+  whole = whole and found and found[1] > 0
+  if found and found[1] > 0 then
+    numbers[index] = found
+    released = released + 1
+  end
+end
+
+-- WRITE
+
+--@include holding
+--@include cataloguing
+
+redis.call('UNLINK', head, log, nodes, jumps, dead)
+drop_entry(sessions, expiries, entry_of(session, parent), now)
+local free = {}
+for index, found in pairs(numbers) do
+  drop_holder(KEYS[index], facts.hold, found[1], found[2], grace, now, free)
+end
+list_orphans(orphans, free, grace, now)
+if whole and marker > 0 then
+  redis.call('HSET', head, 'deleted', now)
+  redis.call('PEXPIRE', head, marker)
+end
+return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}

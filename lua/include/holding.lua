@@ -1,0 +1,58 @@
+-- Writes to a blob's holders (holders.lua says what they are); for below WRITE.
+
+-- Until when a blob is held: 0 for ever, nil if nobody holds it. Holds that ended are dropped on the way.
+local function held_until(blob, now)
+  local latest, ended = nil, {}
+  for _, field in ipairs(redis.call('HKEYS', blob)) do
+    local hold = string.match(field, '^%d+$') and tonumber(field)
+    if hold == 0 then
+      latest = 0
+    elseif hold and hold <= now then
+      ended[#ended + 1] = field
+    elseif hold and latest ~= 0 then
+      latest = math.max(latest or 0, hold)
+    end
+  end
+  for from = 1, #ended, 1000 do redis.call('HDEL', blob, unpack(ended, from, math.min(from + 999, #ended))) end
+  return latest
+end
+
+-- One holder more until `hold`, where `count` hold it until then already. Now and then, ended holds are dropped.
+local function add_holder(blob, hold, count, now)
+  redis.call('HSET', blob, hold, count + 1)
+  if hold == 0 then
+    redis.call('PERSIST', blob)
+  else
+    local left = redis.call('PTTL', blob)
+    if left ~= -1 and now + left < hold then redis.call('PEXPIREAT', blob, hold) end
+  end
+  if count == 0 and redis.call('HLEN', blob) % 128 == 0 then held_until(blob, now) end
+end
+
+-- One of the `count` holders until `hold` less. A blob that nobody holds then stays for the grace, or for as long as an
+-- upload was promised to; it joins `free`, with the time from which gc may take it.
+local function drop_holder(blob, hold, count, promised, grace, now, free)
+  if count > 1 then
+    redis.call('HSET', blob, hold, count - 1)
+    return
+  end
+  redis.call('HDEL', blob, hold)
+  local latest = held_until(blob, now)
+  if latest ~= 0 then redis.call('PEXPIREAT', blob, math.max(latest or now + grace, promised)) end
+  if not latest then
+    free[#free + 1] = math.max(now, promised)
+    free[#free + 1] = string.sub(blob, -64)
+  end
+end
+
+-- Put what is free on the list of orphans, which need not outlive its blobs: they expire by themselves.
+local function list_orphans(orphans, free, grace, now)
+  if #free == 0 then return end
+  redis.call('ZADD', orphans, unpack(free))
+  local latest = now
+  for index = 1, #free, 2 do latest = math.max(latest, free[index]) end
+  if now + redis.call('PTTL', orphans) < latest + grace then
+    redis.call('PEXPIREAT', orphans, latest + 2 * grace)
+    redis.call('ZREMRANGEBYSCORE', orphans, '-inf', now - 2 * grace)
+  end
+end

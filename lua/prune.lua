@@ -1,0 +1,43 @@
+-- prune: drop catalogue entries of sessions of which nothing is left.
+--
+-- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
+--        2 expiries  zset  catalogue entry -> until when it stays (ms)
+--        3 keys      any   the five keys of each session to look at
+--
+-- ARGV   1 scope    str    echoed
+--        2 entries  bytes  the catalogue entries of these sessions, in the order of KEYS
+--
+-- Reply  pruned <scope> <count>                  so many entries are dropped
+--        corrupt <scope> <family> <reason>       a key holds another type; nothing written
+--
+-- Order  keys are looked at here and now, so a session that began anew in between stays. One of which some key is left
+--        stays too: it is not gone but torn.
+-- Cost   one round trip, O(entries).
+
+--@include refuse
+--@include clock
+--@include catalogue
+
+local sessions, expiries, keys = KEYS[1], KEYS[2], 3
+local scope, entries = ARGV[1], 2
+
+-- CHECK
+
+local wrong = unusable_catalogue(sessions, expiries)
+if wrong then return refuse(scope, wrong) end
+local now, gone = milliseconds(), {}
+for index = entries, #ARGV do
+  local at = keys + 5 * (index - entries)
+  if redis.call('EXISTS', unpack(KEYS, at, at + 4)) == 0 then gone[#gone + 1] = ARGV[index] end
+end
+
+-- WRITE
+
+--@include cataloguing
+
+for _, entry in ipairs(gone) do
+  redis.call('ZREM', sessions, entry)
+  redis.call('ZREM', expiries, entry)
+end
+tidy_catalogue(sessions, expiries, now)
+return {'pruned', scope, #gone}

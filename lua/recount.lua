@@ -1,0 +1,114 @@
+-- recount: hold what blobs count of their holders against the heads of their shard, at one moment; mend it if asked to.
+--
+-- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
+--        2 orphans   zset  blobs nobody holds -> ms
+--        3 blobs     hash  the blobs in question; then the head of every session of the shard
+--
+-- ARGV   1 scope    str    echoed
+--        2 mode     str    check or repair
+--        3 grace    int    ms a blob outlives its last holder
+--        4 count    int    number of blobs
+--        5 values   bytes  the refs of the blobs, 32 bytes each, then the catalogue entry of every head
+--
+-- Reply  recounted <scope> <mended> <index> <stored> <counted> ...   blobs (from 0) whose holders are not those the
+--                                           heads say: both as `time*holders` words, `gone` for one not stored, `lasts`
+--                                           for one nobody holds and that does not expire; where mended is 1, all but
+--                                           those that are gone are right now
+--        moved <scope>                      the shard has other sessions than given; nothing written
+--        corrupt <scope> <family> <reason>  a key holds another type; nothing written
+--
+-- Order  every head of the shard is looked at in one step with the blobs, so commits in flight cannot be miscounted.
+--        Beside a head that cannot be read nothing is mended: what it holds is unknown.
+-- Cost   one round trip, O(sessions of the shard + blobs); nothing else runs meanwhile (about 1.5 us a session).
+
+--@include refuse
+--@include clock
+--@include holders
+
+local sessions, orphans, blobs = KEYS[1], KEYS[2], 3
+local scope, mode, grace, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local values = 5
+
+-- CHECK
+
+local heads = blobs + count
+local entries = values + count
+local listed = redis.pcall('ZCARD', sessions)
+if type(listed) == 'table' then return refuse(scope, unusable('sessions', listed)) end
+local waiting = redis.pcall('ZCARD', orphans)
+if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
+if listed ~= #KEYS - heads + 1 then return {'moved', scope} end
+
+local now, counted, mended = milliseconds(), {}, mode == 'repair' and 1 or 0
+for index = 0, count - 1 do counted[ARGV[values + index]] = {} end
+for index = 0, listed - 1 do
+  if not redis.call('ZSCORE', sessions, ARGV[entries + index]) then return {'moved', scope} end
+  local stored = redis.pcall('HMGET', KEYS[heads + index], 'facts', 'refs')
+  if not stored[1] and (stored.err or stored[2]) then mended = 0 end
+  local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+$')
+  if stored[1] and not hold then mended = 0 end
+  if hold and (deadline == '0' or tonumber(hold) > now) then
+    local refs, seen = stored[2] or '', {}
+    for at = 1, #refs, 32 do
+      local ref = string.sub(refs, at, at + 31)
+      if counted[ref] and not seen[ref] then
+        counted[ref][hold] = (counted[ref][hold] or 0) + 1
+        seen[ref] = true
+      end
+    end
+  end
+end
+
+local function words(counts)
+  local listing = {}
+  for hold, holders in pairs(counts) do listing[#listing + 1] = hold .. '*' .. holders end
+  table.sort(listing)
+  return table.concat(listing, ' ')
+end
+
+local reply, wrong = {'recounted', scope, mended}, {}
+for index = 0, count - 1 do
+  local blob, found = KEYS[blobs + index], {}
+  local stored, failed = is_stored(blob)
+  if failed then return refuse(scope, failed) end
+  for _, field in ipairs(redis.call('HKEYS', blob)) do
+    local hold = string.match(field, '^%d+$') and tonumber(field)
+    if hold == 0 or hold and hold > now then found[field] = redis.call('HGET', blob, field) end
+  end
+  local said, known = words(found), words(counted[ARGV[values + index]])
+  if not stored and known ~= '' then said = 'gone' end
+  if stored and said == '' and known == '' and redis.call('PTTL', blob) == -1 then said = 'lasts' end
+  if said ~= known then
+    reply[#reply + 1] = index
+    reply[#reply + 1] = said
+    reply[#reply + 1] = known
+    if stored and mended == 1 then wrong[index] = found end
+  end
+end
+
+-- WRITE
+
+--@include holding
+
+local free = {}
+for index, found in pairs(wrong) do
+  local blob, longest, lasts = KEYS[blobs + index], nil, false
+  for field in pairs(found) do redis.call('HDEL', blob, field) end
+  for hold, holders in pairs(counted[ARGV[values + index]]) do
+    redis.call('HSET', blob, hold, holders)
+    lasts = lasts or hold == '0'
+    longest = math.max(longest or 0, tonumber(hold))
+  end
+  local promised = tonumber(redis.call('HGET', blob, 'u') or '') or 0
+  if lasts then
+    redis.call('PERSIST', blob)
+  else
+    redis.call('PEXPIREAT', blob, math.max(longest or now + grace, promised))
+    if not longest then
+      free[#free + 1] = math.max(now, promised)
+      free[#free + 1] = string.sub(blob, -64)
+    end
+  end
+end
+list_orphans(orphans, free, grace, now)
+return reply

@@ -1,0 +1,94 @@
+-- touch: let a session live its ttl from now on; a refusal changes nothing.
+--
+-- KEYS   1 head      hash  facts are rewritten, `ttl` where it changes
+--        2 log       list  node records
+--        3 nodes     hash  node id -> position
+--        4 jumps     list  position:parent position
+--        5 dead      hash  position -> node id
+--        6 sessions  zset  catalogue entry -> last commit (ms)
+--        7 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 blobs     hash  those the head holds: c content, holders until each time
+--
+-- ARGV   1 session      str    session id, echoed
+--        2 before       bytes  refs the client believes the head holds
+--        3 default_ttl  int    ms from now until a session without a ttl of its own expires; 0 for never
+--        4 own_ttl      int    ms, the session's own from now on; 0 for never; '' as it is
+--        5 grace        int    ms a blob outlives its last holder
+--
+-- Reply  touched <session> <deadline>          all keys of the session live until then (ms since 1970; 0: for ever)
+--        absent <session>                      there is no such session; nothing written
+--        deleted <session>                     the session was deleted; nothing written
+--        refs <session> <refs>                 the head holds other refs than `before`; nothing written
+--        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a part of the session is gone; nothing written
+--
+-- Order  blobs are looked at before the deadline moves: a torn session is told, not kept.
+-- Cost   one round trip; about ten commands, and a few for each blob once a grace.
+
+--@include refuse
+--@include head
+--@include clock
+--@include holders
+--@include catalogue
+
+local head, log, nodes, jumps, dead, sessions, expiries = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local blobs = 8
+local session, before, default_ttl, own_ttl, grace = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+
+-- CHECK
+
+local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+if broken then return refuse(session, broken) end
+if stored.deleted then return {'deleted', session} end
+if not facts and redis.call('EXISTS', head) == 0 then return {'absent', session} end
+if before ~= stored.refs then return {'refs', session, stored.refs} end
+local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
+if wrong then return refuse(session, wrong) end
+
+local now = milliseconds()
+local ttl = own_ttl ~= '' and own_ttl or stored.ttl
+ttl = ttl and tonumber(ttl) or default_ttl
+local deadline = ttl > 0 and now + ttl or 0
+local hold = hold_of(deadline, grace)
+local had, fields, entry = facts and facts.hold, {'ttl', ttl}, entry_of(session, stored.parent)
+if own_ttl == '' then fields = {} end
+if facts then
+  facts.deadline, facts.hold = deadline, hold
+  fields[#fields + 1] = 'facts'
+  fields[#fields + 1] = write_facts(facts)
+end
+
+local numbers = {}
+for index = blobs, #KEYS do
+  local found, failed = numbers_of(KEYS[index], had, hold, 'u')
+  local there = found and found[1] > 0
+  if found and not there then there, failed = is_stored(KEYS[index]) end
+  if not failed and not there then
+    failed = {'evicted', string.sub(KEYS[index], -69), 'is gone, the head names it'}
+  end
+  if failed then return refuse(session, failed) end
+  numbers[index] = found
+end
+local committed = facts and facts.committed or redis.call('ZSCORE', sessions, entry) or now
+
+-- WRITE
+
+--@include holding
+--@include cataloguing
+
+if #fields > 0 then redis.call('HSET', head, unpack(fields)) end
+for index = 1, 5 do
+  if deadline > 0 then redis.call('PEXPIREAT', KEYS[index], deadline) else redis.call('PERSIST', KEYS[index]) end
+end
+if had ~= hold then
+  local free = {}
+  for index = blobs, #KEYS do
+    local found = numbers[index]
+    add_holder(KEYS[index], hold, found[2], now)
+    if found[1] > 0 then drop_holder(KEYS[index], had, found[1], found[3], grace, now, free) end
+  end
+end
+if redis.call('ZADD', sessions, committed, entry) == 1 or had ~= hold then
+  keep_entry(sessions, expiries, entry, hold, now)
+end
+return {'touched', session, deadline}
