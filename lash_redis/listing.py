@@ -133,7 +133,7 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
         try:
             line = commands.line_reply(keys[at], entries[at], reply)
         except Corrupt as error:
-            lines[at] = commands.faulty_line(keys[at], entries[at], commands.fault_of(error))
+            lines[at] = commands.faulty_line(keys[at], entries[at], error)
             continue
         if line is None:
             gone.append(at)
@@ -146,7 +146,7 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
         remains = await namespace.read([commands.torn_read(keys[at]) for at in gone], atomic=False)
         for at, remain in zip(gone, remains, strict=True):
             if remain:
-                lines[at] = commands.faulty_line(keys[at], entries[at], commands.HEADLESS)
+                lines[at] = commands.faulty_line(keys[at], entries[at], commands.headless(keys[at]))
         await _prune(namespace, [entries[at].entry for at in gone if lines[at] is None])
     return lines
 

@@ -32,13 +32,13 @@ from lash_redis.commands.calls import (
     status,
 )
 from lash_redis.commands.catalogue import (
-    HEADLESS,
     PRUNE_CHUNK,
     Line,
     entries_reply,
     fault_of,
     faulty_line,
     first_read,
+    headless,
     latest_read,
     line_read,
     line_reply,
@@ -92,7 +92,6 @@ from lash_redis.commands.reads import (
 
 __all__ = [
     "GC_CHUNK",
-    "HEADLESS",
     "MAX_USAGE_ROWS",
     "MAX_VALUE_BYTES",
     "PRUNE_CHUNK",
@@ -133,6 +132,7 @@ __all__ = [
     "gc_call",
     "head_read",
     "head_reply",
+    "headless",
     "latest_read",
     "line_read",
     "line_reply",

@@ -95,12 +95,15 @@ def torn_read(keys: SessionKeys) -> Command:
     return ("EXISTS", *keys.own[1:])
 
 
-def faulty_line(keys: SessionKeys, at: Cursor, fault: str) -> SessionPickerInfo:
+def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:
     _, parent = entry_ids(at.entry)
-    return SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms, fault=fault)
+    return SessionPickerInfo(
+        keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms, fault=fault_of(error)
+    )
 
 
-HEADLESS: Final = "head: is gone, other keys of the session remain"
+def headless(keys: SessionKeys) -> SessionEvicted:
+    return SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
 
 
 def fault_of(error: Corrupt) -> str:
