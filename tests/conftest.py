@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from servers import Kind, RunningServers, Server, Snapshot, require, snapshot, table
 
 from lash_redis import RedisSessionStore, SessionCache, StoreOptions
+from lash_redis.acl import Role
 
 NAMESPACE = "laws"
 
@@ -79,11 +80,18 @@ async def proxy(real_server: Server) -> AsyncIterator[Proxy]:
 def open_cache(server: Server) -> Callable[..., SessionCache]:
     """`open_cache()` is another process, as far as `server` can tell: a new client, a new cache, one namespace.
 
-    Takes `ttl` and the fields of `StoreOptions`.
+    A server that is a process lets it do what `lash_redis.acl` says and no more: as `role`, or as the account that may
+    load scripts, on Valkey as the one that may only run them. Takes `ttl` and the fields of `StoreOptions`.
     """
 
-    def opened(*, ttl: float | None = None, namespace: str = NAMESPACE, **options: Any) -> SessionCache:
-        return SessionCache(server.client(), namespace, ttl=ttl, options=StoreOptions(**options))
+    def opened(
+        *, ttl: float | None = None, namespace: str = NAMESPACE, role: Role | None = None, **options: Any
+    ) -> SessionCache:
+        role = role or ("runner" if server.kind.product == "Valkey" else "loader")
+        client = server.account(namespace, role)
+        if role == "runner":
+            options.setdefault("allow_eval", not server.kind.real)
+        return SessionCache(client, namespace, ttl=ttl, options=StoreOptions(**options))
 
     return opened
 

@@ -23,6 +23,8 @@ import pytest
 import redis
 import redis.asyncio
 
+from lash_redis import acl, scripts
+from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer, wheel_binary
 from lash_redis.errors import BackendError
 
@@ -139,6 +141,18 @@ class Server:
             client = fakeredis.FakeAsyncRedis(server=self._fake, **kwargs)
         self._clients.append(client)
         return client
+
+    def account(self, namespace: str, role: Role) -> redis.asyncio.Redis:
+        """A client that may do in the namespace what `role` may, made known to the server just now."""
+        if not self.kind.real:
+            return self.client()
+        name = f"{role}-{namespace}"
+        with redis.Redis.from_url(self.url) as admin:
+            admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">pw", *acl.rules(namespace, role))
+            if role == "runner":
+                for script in scripts.every():
+                    admin.script_load(script.text)
+        return self.client(username=name, password="pw")
 
     async def close_clients(self) -> None:
         while self._clients:

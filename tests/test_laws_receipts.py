@@ -332,7 +332,8 @@ async def test_a_first_commit_without_a_server_is_a_backend_error(proxy, through
         await store.commit_runtime_state(commit(None, append("a")))
 
 
-async def test_a_server_that_forgot_the_scripts_is_not_noticed(store, client):
+async def test_a_server_that_forgot_the_scripts_is_not_noticed(open_cache, client):
+    store = open_cache(role="loader").session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     await client.script_flush()
     assert (await store.commit_runtime_state(commit(1, append("b", parent="a")))).head_revision == 2

@@ -1,0 +1,54 @@
+"""The rights a store needs in Redis, and no more: as rules for ACL SETUSER."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+from lash_redis import scripts
+from lash_redis.keys import Layout, checked_namespace
+
+Role = Literal["loader", "runner", "auditor"]
+
+ROLES: Final[dict[Role, tuple[str, ...]]] = {
+    "loader": ("evalsha", "eval", "script|load"),
+    "runner": ("evalsha",),
+    "auditor": ("evalsha", "eval", "scan"),
+}
+"""What each account may do beside the store's own commands.
+
+`loader` sends scripts that the server does not know, and may `preload`. `runner` only runs what a loader has loaded
+(`StoreOptions(allow_eval=False)`): a stolen account of it runs no Lua of its own. `auditor` may look for keys too.
+"""
+
+NATIVE: Final = (
+    "exec", "exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "lindex", "llen", "lrange", "multi", "pttl",
+    "set", "time", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore", "zscore",
+)  # fmt: skip
+"""The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
+
+_CALL = re.compile(r"call\('([A-Z]+)'")
+_SIZES = ("llen", "hlen")
+"""Called by a name that is handed over: `mismatch` in `lua/include/head.lua`."""
+
+
+def commands_of(role: Role) -> list[str]:
+    """Every command the account needs, in lower case, a subcommand behind `|`."""
+    inside = {name.lower() for script in scripts.every() for name in _CALL.findall(script.text)}
+    return sorted({*NATIVE, *ROLES[role], *inside, *_SIZES})
+
+
+def key_patterns(namespace: str) -> list[str]:
+    """Glob patterns of every key of the namespace, and of no other."""
+    layout = Layout(checked_namespace(namespace), 1)
+    return [f"{layout.prefix(0).partition(':0')[0]}:*", layout.key]
+
+
+def rules(namespace: str, role: Role) -> list[str]:
+    """The words behind `ACL SETUSER <name> on ><password>`: nothing is allowed but what stands here.
+
+    Redis and Valkey from 6.2 on. A client that selects a database other than 0 needs `+select`, one with a
+    `health_check_interval` needs `+ping`.
+    """
+    patterns = [f"~{pattern}" for pattern in key_patterns(namespace)]
+    return ["resetkeys", "resetchannels", *patterns, "-@all", *(f"+{name}" for name in commands_of(role))]
