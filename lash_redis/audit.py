@@ -159,12 +159,22 @@ class Audit:
                 expected.setdefault(ref, Counter())[hold] += count
             for problem in audited.problems:
                 self._add(problem)
-            if audited.is_listed_wrongly:
+            if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
                 if self._repair:
                     call = commands.relist_call(keys)
                     commands.status(call, await self._namespace.run(call), keys)
                 reason = f"lists {keys.session_id!r} other than its head says"
                 self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
+
+    async def _is_listed_wrongly(self, keys: SessionKeys, entry: bytes) -> bool:
+        """Look again: the entry that led here may be that of a session of this id before."""
+        for _ in range(ATTEMPTS):
+            replies = await self._namespace.read(commands.session_read(keys, entry), atomic=True)
+            audited = commands.session_reply(keys, entry, replies)
+            if audited.listing is None or audited.listing == entry:
+                return audited.listing is not None
+            entry = audited.listing
+        return False
 
     async def _blobs(self, shard: ShardKeys, expected: dict[bytes, Counter[int]]) -> None:
         doubtful: list[bytes] = []

@@ -489,8 +489,8 @@ class RedisSessionStore:
         """Delete the blobs of this session's shard that no session holds.
 
         `root_count` is 1 if the session has a head; `retained_blob_count` counts its manifest and the distinct blobs
-        it holds. Works from holder counts, never by scanning; safe beside commits in flight. Two round trips and two
-        more for every 500 blobs.
+        it holds. Works from holder counts, never by scanning; safe beside commits in flight. Three round trips, and
+        two more for every 500 blobs.
 
         Raises:
             Corrupt: the head cannot be read; nothing was deleted.

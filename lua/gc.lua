@@ -8,8 +8,9 @@
 -- ARGV   1 scope    str   echoed
 --        2 refs     str   refs of those blobs, in the order of KEYS
 --
--- Reply  swept <scope> <deleted> <settled>        so many blobs are deleted, so many entries left the list
---        corrupt <scope> <family> <reason>        a key holds another type; nothing deleted
+-- Reply  swept <scope> <deleted> <settled> <expired>   so many blobs are deleted, so many refs left the orphans, so
+--                                                      many sessions (100 at the most) the catalogue
+--        corrupt <scope> <family> <reason>             a key holds another type; nothing deleted
 --
 -- Order  holders are counted here and now, so a blob that a commit took up in between stays.
 -- Cost   one round trip, O(refs).
@@ -49,5 +50,5 @@ end
 
 if #settled > 0 then redis.call('ZREM', orphans, unpack(settled)) end
 if #doomed > 0 then redis.call('UNLINK', unpack(doomed)) end
-tidy_catalogue(sessions, expiries, now)
-return {'swept', scope, #doomed, #settled}
+local expired = tidy_catalogue(sessions, expiries, now)
+return {'swept', scope, #doomed, #settled, expired}

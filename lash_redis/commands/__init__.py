@@ -61,6 +61,7 @@ from lash_redis.commands.commit import (
 )
 from lash_redis.commands.lifecycle import delete_call, delete_reply, meta_call, touch_call, touch_reply
 from lash_redis.commands.maintenance import (
+    EXPIRED_CHUNK,
     GC_CHUNK,
     TOMBSTONE_CHUNK,
     VACUUM_CHUNK,
@@ -91,6 +92,7 @@ from lash_redis.commands.reads import (
 )
 
 __all__ = [
+    "EXPIRED_CHUNK",
     "GC_CHUNK",
     "MAX_USAGE_ROWS",
     "MAX_VALUE_BYTES",

@@ -11,7 +11,7 @@ from lash_redis import codec, scripts
 from lash_redis.commands.calls import Command, ScriptCall, status
 from lash_redis.commands.reads import StoredHead, full_reply
 from lash_redis.errors import Corrupt, SessionEvicted
-from lash_redis.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
+from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
 from lash_redis.options import StoreOptions
 
@@ -27,8 +27,8 @@ class Audited:
     holds: Counter[tuple[bytes, int]] = field(default_factory=Counter)
     node_count: int = 0
     is_gone: bool = False
-    is_listed_wrongly: bool = False
-    """Whether the catalogue says other than the head, so that `relist` mends it."""
+    listing: bytes | None = None
+    """Where the catalogue says other than the head: the entry the session ought to have there."""
 
 
 def listed_read(shard: ShardKeys) -> Command:
@@ -95,9 +95,9 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
             audited.problems += _of_users(keys, head, nodes, live)
             audited.problems += _of_deadlines(keys, head, now, ttls)
             told = [None if score is None else int(float(score)) for score in (committed, listed_until)]
-            wanted = catalogue_entry(keys.session_id, entry_ids(_entry(keys, fields))[1])
+            wanted = _entry(keys, fields)
             if told != [head.facts.committed, head.facts.hold or None] or wanted != entry:
-                audited.is_listed_wrongly = True
+                audited.listing = wanted
     except Corrupt as error:
         audited.problems.append(problem_of(error))
     return audited

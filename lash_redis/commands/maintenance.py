@@ -15,6 +15,8 @@ from lash_redis.options import StoreOptions, seconds_to_ms
 TOMBSTONE_CHUNK: Final = 1000
 VACUUM_CHUNK: Final = 500
 GC_CHUNK: Final = 500
+EXPIRED_CHUNK: Final = 100
+"""How many entries of expired sessions a script drops at the most (`lua/include/cataloguing.lua`)."""
 
 
 def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:

@@ -1,6 +1,6 @@
 -- Writes to the catalogue (catalogue.lua says what it is); for below WRITE.
 
--- Drop some entries of sessions that expired, and let both keys die with their last entry.
+-- Drop some entries of sessions that expired, and let both keys die with their last entry. Returns how many went.
 local function tidy_catalogue(sessions, expiries, now)
   local ended = redis.call('ZRANGEBYSCORE', expiries, '-inf', now, 'LIMIT', 0, 100)
   if #ended > 0 then
@@ -15,6 +15,7 @@ local function tidy_catalogue(sessions, expiries, now)
     redis.call('PERSIST', sessions)
     redis.call('PERSIST', expiries)
   end
+  return #ended
 end
 
 -- Let an entry of `sessions` stay until `hold`.
