@@ -22,6 +22,7 @@ from lash_redis.models import (
     EventPayload,
     HydratedSessionCheckpoint,
     PersistedSessionConfig,
+    PersistedTurnState,
     PluginPayload,
     PluginSessionSnapshot,
     SessionCheckpoint,
@@ -33,7 +34,7 @@ from lash_redis.models import (
 )
 from lash_redis.options import BlobProfile
 
-TAG_BYTES: Final = 16
+TAG_BYTES: Final = 8
 RECEIPT_BYTES: Final = 2 * TAG_BYTES
 """A receipt: which commit it was, and what it meant."""
 RECEIPTS: Final = 32
@@ -53,7 +54,7 @@ def pack(value: Any, path: str) -> bytes:
 
 
 def tag_of(text: str) -> bytes:
-    """The 16 bytes by which a receipt knows a commit id."""
+    """The 8 bytes by which a receipt knows a commit id."""
     return sha256(text.encode()).digest()[:TAG_BYTES]
 
 
@@ -268,27 +269,82 @@ class HeadBody:
     checkpoint: SessionCheckpoint
 
 
+_CONFIG: Final = (
+    "provider_id", "configured_model", "context_window", "execution_mode", "standard_context_approach", "model_variant",
+)  # fmt: skip
+_USAGE: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+_PROMPT: Final = ("prompt_context_tokens", "input_tokens", "cached_input_tokens", "context_budget_tokens")
+_MODE: Final = ("mode_id", "payload")
+
+
+def _values(record: Mapping[str, Any] | None, names: Sequence[str]) -> list[Any] | None:
+    return None if record is None else [record.get(name) for name in names]
+
+
+def _named(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
 def encode_body(
-    session_id: str, commit_id: str, leaf: str | None, config: Any, checkpoint_ref: str, manifest: bytes
+    session_id: str,
+    commit_id: str,
+    leaf: str | None,
+    config: Mapping[str, Any],
+    checkpoint_ref: str,
+    manifest: Mapping[str, Any],
+    refs: bytes,
 ) -> bytes:
-    """CRC-32, then `[session id, commit id, leaf id, config, checkpoint ref, manifest]`."""
-    body = pack([session_id, commit_id, leaf, config, str(checkpoint_ref), manifest], "RuntimeCommit")
-    return zlib.crc32(body).to_bytes(4, "big") + body
+    """A CRC-32 of the rest and `refs`, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
+
+    `config` and `manifest` are as MessagePack takes them. Their values stand without their names, which would take more
+    room than they do, and the manifest's refs stand in the head's `refs` alone.
+    """
+    turn = manifest["turn_state"]
+    turn_values = [
+        turn["turn_index"],
+        _values(turn["token_usage"], _USAGE),
+        _values(turn.get("last_prompt_usage"), _PROMPT),
+        _values(turn["mode_turn_options"], _MODE),
+    ]
+    revision = manifest.get("plugin_snapshot_revision")
+    record = [
+        session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
+    ]  # fmt: skip
+    body = pack(record, "RuntimeCommit")
+    return zlib.crc32(refs, zlib.crc32(body)).to_bytes(4, "big") + body
 
 
-def decode_body(data: bytes, key: str) -> HeadBody:
+def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
     body = data[4:]
-    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
-        raise Corrupt("head", key, "its body does not match its checksum")
+    if zlib.crc32(refs, zlib.crc32(body)) != int.from_bytes(data[:4], "big"):
+        raise Corrupt("head", key, "its body and refs do not match their checksum")
     try:
-        session_id, commit_id, leaf, config, ref, manifest = msgpack.unpackb(body)
-        checkpoint = SessionCheckpoint.from_json(msgpack.unpackb(manifest), "checkpoint")
-        decoded = PersistedSessionConfig.from_json(config, "config")
-    except (ValueError, TypeError, msgpack.UnpackException, InvalidRecord) as error:
+        session_id, commit_id, leaf, ref, config, turn, revision = msgpack.unpackb(body)
+        index, usage, prompt, (mode_id, payload) = turn
+        turn_state = {
+            "turn_index": index,
+            "token_usage": _named(usage, _USAGE),
+            "mode_turn_options": {"mode_id": mode_id, "payload": payload},
+        }
+        if prompt is not None:
+            turn_state["last_prompt_usage"] = _named(prompt, _PROMPT)
+        tool_state, plugin_snapshot, execution_state = decode_refs(refs)
+        return HeadBody(
+            session_id,
+            commit_id,
+            leaf,
+            PersistedSessionConfig.from_json(_named(config, _CONFIG), "config"),
+            BlobRef(ref.hex()),
+            SessionCheckpoint(
+                PersistedTurnState.from_json(turn_state, "turn_state"),
+                tool_state,
+                plugin_snapshot,
+                revision,
+                execution_state,
+            ),
+        )
+    except (ValueError, TypeError, AttributeError, msgpack.UnpackException, InvalidRecord) as error:
         raise Corrupt("head", key, f"its body is unreadable: {error}") from error
-    if sha256(manifest).hexdigest() != ref:
-        raise Corrupt("checkpoint", key, "the manifest does not hash to its ref")
-    return HeadBody(session_id, commit_id, leaf, decoded, BlobRef(ref), checkpoint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision this commit is built on; '' for any
 --        3 builds_on     bytes  tag of the commit it is built on; '' for any
---        4 tag           bytes  16: which commit this is
---        5 meaning       bytes  16: what this commit means
+--        4 tag           bytes  8: which commit this is
+--        5 meaning       bytes  8: what this commit means
 --        6 before        bytes  refs the client believes the head holds
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
@@ -84,7 +84,7 @@ local links = ids + count
 local records = links + count
 
 local call = redis.call
-local RECEIPT, RECEIPTS, CHUNK = 32, 32, 1000
+local RECEIPT, RECEIPTS, CHUNK = 16, 32, 1000
 
 -- CHECK
 
@@ -105,14 +105,14 @@ if wrong then return refuse(session, wrong) end
 local found = string.find(receipts, tag, 1, true)
 while found and (found - 1) % RECEIPT ~= 0 do found = string.find(receipts, tag, found + 1, true) end
 if found then
-  if string.sub(receipts, found + 16, found + RECEIPT - 1) ~= meaning then return {'reused', session} end
+  if string.sub(receipts, found + RECEIPT / 2, found + RECEIPT - 1) ~= meaning then return {'reused', session} end
   local later = (#receipts - found + 1) / RECEIPT - 1
   return {'replayed', session, add64(actual, string.format('%.0f', -later))}
 end
 
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
 if expected ~= '' and expected ~= actual then return {'conflict', session, actual} end
-if builds_on ~= '' and builds_on ~= string.sub(receipts, -RECEIPT, -RECEIPT + 15) then
+if builds_on ~= '' and builds_on ~= string.sub(receipts, -RECEIPT, -RECEIPT / 2 - 1) then
   return {'conflict', session, actual}
 end
 if delta == 'faulty' then return {'faulty', session} end

@@ -181,7 +181,7 @@ async def test_a_receipt_outlives_the_process_vacuum_and_gc(open_cache):
 
 
 @broken_by(
-    Lua("commit", "local RECEIPT, RECEIPTS, CHUNK = 32, 32, 1000", "local RECEIPT, RECEIPTS, CHUNK = 32, 31, 1000"),
+    Lua("commit", "local RECEIPT, RECEIPTS, CHUNK = 16, 32, 1000", "local RECEIPT, RECEIPTS, CHUNK = 16, 31, 1000"),
     Lua("commit", "local later = ", "local later = 1 + "),
 )
 async def test_the_last_32_commits_of_a_session_can_be_sent_again(store):

@@ -123,9 +123,12 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
         plugin_snapshot_revision=commit.checkpoint.plugin_snapshot_revision,
         execution_state_ref=refs[2],
     )
-    manifest = codec.pack(checkpoint.to_msgpack("RuntimeCommit.checkpoint"), "RuntimeCommit.checkpoint")
+    named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
+    manifest = codec.pack(named, "RuntimeCommit.checkpoint")
     checkpoint_ref = codec.ref_of(manifest)
-    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, manifest)
+    body = codec.encode_body(
+        commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, codec.encode_refs(refs)
+    )
     rows = _usage_rows(commit)
 
     meaning = sha256()

@@ -79,26 +79,24 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
         SessionEvicted: some of the session's keys are gone, others remain.
         Corrupt: the head breaks a law.
     """
-    facts, body = fields.get(b"facts"), fields.get(b"body")
+    facts, body, refs = fields.get(b"facts"), fields.get(b"body"), fields.get(b"refs")
     if facts is None:
         if body is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
         _check_sizes(keys, None, sizes)
         return None
-    if body is None:
-        raise Corrupt("head", keys.head, "its body is gone")
+    if body is None or refs is None:
+        raise Corrupt("head", keys.head, "its body or refs are gone")
     head = StoredHead(
         keys,
         codec.decode_facts(facts, keys.head),
-        codec.decode_body(body, keys.head),
+        codec.decode_body(body, refs, keys.head),
         codec.decode_ledger(fields.items(), keys.head),
     )
     if head.body.session_id != keys.session_id:
         raise Corrupt("head", keys.head, f"it belongs to session {head.body.session_id!r}")
     if len(head.ledger) != head.facts.usage:
         raise Corrupt("ledger", keys.head, f"{len(head.ledger)} rows, the facts count {head.facts.usage}")
-    if codec.encode_refs(head.refs) != fields.get(b"refs"):
-        raise Corrupt("head", keys.head, "its refs are not those of its manifest")
     _check_sizes(keys, head.facts, sizes)
     return head
 
