@@ -12,7 +12,7 @@ import asyncio
 import json
 import sqlite3
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
@@ -79,7 +79,7 @@ class Spool:
 
 async def export_sessions(
     cache: SessionCache, session_ids: Iterable[str] | None = None, progress: Progress | None = None
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """Lines of JSON, each without its newline; all sessions of the namespace where no ids are given.
 
     A session is exported at one revision. One that is committed to meanwhile is exported once, as it then is; one that
@@ -206,7 +206,7 @@ async def import_sessions(
     """
     state = _Import(progress)
     free = asyncio.Semaphore(WINDOW)
-    fault: InvalidRecord | None = None
+    fault: Exception | None = None
     with Spool.opened() as spool:
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -214,8 +214,8 @@ async def import_sessions(
                     for record in _sessions(state, spool, lines):
                         await free.acquire()
                         tasks.create_task(_import_one(cache, record, state, free))
-                except InvalidRecord as error:
-                    fault = error  # what is under way is finished all the same
+                except Exception as error:  # noqa: BLE001 (raised below: what is under way is finished all the same)
+                    fault = error
         except* (BackendError, OutcomeUnknown) as failures:
             raise failures.exceptions[0] from None
     if fault is not None:
@@ -230,6 +230,7 @@ def _sessions(state: _Import, spool: Spool, lines: Iterable[str | bytes]) -> Ite
 
 
 def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
+    is_first = True
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -239,13 +240,16 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
             raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
         if not isinstance(line, dict):
             raise InvalidRecord(f"line {number}", "takes a JSON object")
-        if number == 1 and (line.get("kind"), line.get("format")) != ("lash-redis", FORMAT):
-            raise InvalidRecord("line 1", f"is no header of an export of format {FORMAT}")
+        if is_first and (line.get("kind"), line.get("format")) != ("lash-redis", FORMAT):
+            raise InvalidRecord(f"line {number}", f"is no header of an export of format {FORMAT}")
+        is_first = False
         yield number, line
 
 
 def _take(state: _Import, spool: Spool, number: int, line: Line) -> bool:
     """Take a line that is no session's."""
+    if state.report.is_complete:
+        raise InvalidRecord(f"line {number}", "comes after the end")
     match line.get("kind"):
         case "lash-redis":
             return True

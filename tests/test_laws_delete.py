@@ -241,3 +241,13 @@ async def test_an_id_that_is_none_is_refused_by_name(session_id, cache, keyspace
 def test_a_marker_lifetime_that_is_none_is_refused_by_name(ttl):
     with pytest.raises(InvalidRecord, match=r"options\.deletion_marker_ttl"):
         StoreOptions(deletion_marker_ttl=ttl)
+
+
+async def test_in_a_namespace_that_nobody_wrote_to_maintenance_writes_nothing(open_cache, keyspace):
+    store = open_cache().session("chat")
+    assert await open_cache().delete("chat") == DeleteReport()
+    assert await open_cache().session("chat").touch() is False
+    await store.tombstone_nodes(["a"])
+    await store.vacuum()
+    await store.gc_unreachable()
+    assert await keyspace() == {}

@@ -234,6 +234,8 @@ def blob_line(**changes: object) -> str:
         (['{"kind":"lash-redis","format":2}'], "line 1"),
         (['{"id":"a","messages":[]}'], "line 1"),
         ([HEADER, "nonsense"], "line 2"),
+        (["", blob_line(), HEADER], "line 2"),
+        ([HEADER, '{"kind":"end","session_count":0,"blob_count":0}', blob_line()], "line 3"),
         ([HEADER, '{"kind":"other"}'], r"line 2\.kind"),
         ([HEADER, blob_line(ref="x")], r"line 2\.ref"),
         ([HEADER, blob_line(base64="kQ==")], r"line 2\.base64"),
@@ -274,6 +276,15 @@ async def test_a_field_that_cannot_be_is_named(change, field, open_cache):
         await import_sessions(target, [lines[0], broken])
     assert refused.value.field.startswith("line 2")
     assert await target.session("chat").load_head() is None
+
+
+async def test_what_the_lines_themselves_raise_is_raised(cache):
+    def broken():
+        yield HEADER
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await import_sessions(cache, broken())
 
 
 async def test_sessions_before_a_broken_line_are_stored(open_cache):

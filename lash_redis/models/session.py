@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Self
@@ -165,9 +165,10 @@ class Cursor(NamedTuple):
         """None where `text` is no cursor."""
         word, committed, entry = (*text.split(":"), "", "")[:3]
         try:
-            return cls(int(committed), urlsafe_b64decode(entry)) if word == "after" else None
+            place = cls(int(committed), b64decode(entry, altchars=b"-_", validate=True)) if word == "after" else None
         except ValueError:
             return None
+        return place if place is not None and place.committed_ms >= 0 and place.entry else None
 
 
 @dataclass(frozen=True, slots=True)
