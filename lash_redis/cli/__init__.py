@@ -1,4 +1,4 @@
-"""The command line `lash-redis`: replay conversations, look at a session, ask whether a server is fit."""
+"""The command line `lash-redis`: look at sessions, carry and check them, replay, ask whether a server is fit."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis.backend import Backend
+from lash_redis.cache import SessionCache
 from lash_redis.connections import connector
 from lash_redis.errors import InvalidRecord, StoreError
 from lash_redis.keys import Layout, checked_namespace
@@ -47,14 +50,41 @@ class Connection:
 
     async def options_of(self, namespace: str) -> StoreOptions:
         """The options to open a namespace with: as many shards as it has, the default if it is new."""
+        return await self.stored_options(namespace) or StoreOptions()
+
+    async def stored_options(self, namespace: str) -> StoreOptions | None:
+        """`options_of`; None where nothing was ever written to the namespace."""
         default = StoreOptions()
         (stored,) = await self.ask(("GET", Layout(checked_namespace(namespace), default.shards).key))
-        match = re.search(rb"shards=(\d{1,6})$", stored or b"")
+        if stored is None:
+            return None
+        match = re.search(rb"shards=(\d{1,6})$", stored)
         try:
             shaped = replace(default, shards=int(match[1])) if match else default
         except InvalidRecord:
             return default
         return shaped if Layout(namespace, shaped.shards).value.encode() == stored else default
+
+
+@asynccontextmanager
+async def opened(url: str, namespace: str, *, ttl: float | None = None) -> AsyncIterator[SessionCache]:
+    """The sessions of a namespace, in as many shards as it has; closed at the end."""
+    source = Connection(url)
+    try:
+        yield SessionCache(source, namespace, ttl=ttl, options=await source.options_of(namespace))
+    finally:
+        await source.close()
+
+
+@asynccontextmanager
+async def opened_if_used(url: str, namespace: str) -> AsyncIterator[SessionCache | None]:
+    """`opened`; None where nothing was ever written to the namespace, so that it stays so."""
+    source = Connection(url)
+    try:
+        options = await source.stored_options(namespace)
+        yield None if options is None else SessionCache(source, namespace, options=options)
+    finally:
+        await source.close()
 
 
 def refused(error: StoreError) -> bool:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lash_redis.cli.input import Input, InputError
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import checked_id
 from lash_redis.models import (
@@ -44,18 +45,6 @@ _ANSWERING = ("tool", "function")
 _TREE_ROLES = ("system", "user", "prompter", "assistant")
 
 
-class InputError(Exception):
-    """A file is not what it should be: where, which field, and why."""
-
-    def __init__(self, path: Path, line: int | None, field: str, reason: str) -> None:
-        super().__init__(path, line, field, reason)
-        self.path, self.line, self.field, self.reason = path, line, field, reason
-
-    def __str__(self) -> str:
-        place = f"{self.path}" if self.line is None else f"{self.path}:{self.line}"
-        return f"{place}: {self.field}: {self.reason}" if self.field else f"{place}: {self.reason}"
-
-
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one worker is given: a place in a conversation and what is said there; of the session only its name."""
@@ -80,6 +69,8 @@ class Conversation:
     format: Format
     messages: Sequence[Message]
     parents: Sequence[int | None] = field(repr=False)
+    model: str = ""
+    """What the line says of it; "" where it says nothing."""
 
     def node_id(self, index: int) -> str:
         """A chat's messages have no ids: `m0`, `m1`, ..."""
@@ -140,25 +131,30 @@ def read_conversations(paths: Sequence[Path]) -> list[Conversation]:
     """
     found: dict[str, Conversation] = {}
     for path in paths:
-        for number, line in _lines(path):
-            try:
-                conversation = _conversation(line, found)
-            except InvalidRecord as error:
-                raise InputError(path, number, error.field, error.reason) from error
-            found[conversation.id] = conversation
+        for conversation in conversations_in(path, Input(path).lines()):
+            name, again = conversation.id, 1
+            while name in found:
+                again += 1
+                name = f"{conversation.id}~{again}"
+            found[name] = replace(conversation, id=name)
     if not found:
         raise InputError(paths[-1], None, "", "holds no conversation")
     return list(found.values())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, None, "", error.strerror or str(error)) from error
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            yield number, _parsed(path, number, line)
+def conversations_in(path: Path, lines: Iterable[bytes]) -> Iterator[Conversation]:
+    """The conversations of a file's lines, one at a time; ids may come again.
+
+    Raises:
+        InputError: names file, line and field; those before it were good.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield _conversation(_parsed(path, number, line))
+        except InvalidRecord as error:
+            raise InputError(path, number, error.field, error.reason) from error
 
 
 def _parsed(path: Path, line: int | None, data: bytes) -> Any:
@@ -173,14 +169,10 @@ def _parsed(path: Path, line: int | None, data: bytes) -> Any:
         raise InputError(path, line, "", f"is not JSON that can be read: {error}") from error
 
 
-def _conversation(line: Any, taken: Mapping[str, Conversation]) -> Conversation:
+def _conversation(line: Any) -> Conversation:
     if not isinstance(line, dict):
         raise InvalidRecord("line", f"takes a JSON object, not {_kind(line)}")
-    own = checked_id("id", line.get("id"))
-    name, again = own, 1
-    while name in taken:
-        again += 1
-        name = f"{own}~{again}"
+    name, model = checked_id("id", line.get("id")), line.get("model")
     messages = line.get("messages")
     if not isinstance(messages, list):
         raise InvalidRecord("messages", f"takes a list, not {_kind(messages)}")
@@ -190,11 +182,12 @@ def _conversation(line: Any, taken: Mapping[str, Conversation]) -> Conversation:
         if not isinstance(message, dict):
             raise InvalidRecord(f"messages[{index}]", f"takes a JSON object, not {_kind(message)}")
         check_json(message, f"messages[{index}]")
+    model = model if isinstance(model, str) else ""
     if any("parent_id" in message for message in messages):
-        return Conversation(name, "tree", messages, _tree_parents(messages))
+        return Conversation(name, "tree", messages, _tree_parents(messages), model)
     for index, message in enumerate(messages):
         _check_chat_message(message, f"messages[{index}]")
-    return Conversation(name, "chat", messages, [None, *range(len(messages) - 1)])
+    return Conversation(name, "chat", messages, [None, *range(len(messages) - 1)], model)
 
 
 def _tree_parents(messages: Sequence[Message]) -> list[int | None]:

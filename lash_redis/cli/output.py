@@ -15,7 +15,7 @@ from rich.text import Text
 OK, UNFIT, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 verification failed, server unfit, session not found or unreadable; "
+    "Exit codes: 0 all is well; 1 verification failed, server unfit, session not found, refused or unreadable; "
     "2 usage or bad input file; 3 the server could not be reached, or refused the command; 130 interrupted."
 )
 

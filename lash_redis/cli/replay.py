@@ -15,11 +15,11 @@ from uuid import uuid4
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from lash_redis.cache import SessionCache
+from lash_redis.cli.bar import Bar, progress_bar
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.conversations import Conversation, Turn
 from lash_redis.cli.output import (
@@ -29,7 +29,6 @@ from lash_redis.cli.output import (
     CommandError,
     percentile,
     plain,
-    progress_screen,
     shown_bytes,
     shown_url,
 )
@@ -178,11 +177,11 @@ def replay(
     with _served(url) as address:
         settings = Settings(address, namespace, _stored_options(address, namespace), None if keep else TTL)
         try:
-            with _bar() as bar, Pool(workers, settings) as pool:
+            with progress_bar() as bar, Pool(workers, settings) as pool:
                 report.seconds = _play(pool, sessions, bar)
             if between is not None:
                 between(address, sessions)
-            with _bar() as bar, Pool(workers, settings) as pool:
+            with progress_bar() as bar, Pool(workers, settings) as pool:
                 _check(pool, report, tools, bar)
         except WorkerDied as error:
             raise CommandError(UNFIT, str(error)) from error
@@ -215,7 +214,7 @@ def _stored_options(url: str, namespace: str) -> StoreOptions:
     return asyncio.run(ask())
 
 
-def _play(pool: Pool, sessions: Sequence[Session], bar: _Bar) -> float:
+def _play(pool: Pool, sessions: Sequence[Session], bar: Bar) -> float:
     """Seconds from the first turn sent out to the last one back; starting the processes is not counted."""
     by_id = {session.id: (place, session) for place, session in enumerate(sessions)}
     bar.start("playing", sum(len(session.turns) for session in sessions))
@@ -237,7 +236,7 @@ def _play(pool: Pool, sessions: Sequence[Session], bar: _Bar) -> float:
     return time.perf_counter() - began
 
 
-def _check(pool: Pool, report: Report, tools: ToolState | None, bar: _Bar) -> None:
+def _check(pool: Pool, report: Report, tools: ToolState | None, bar: Bar) -> None:
     by_id = {session.id: session for session in report.sessions}
     blobs: dict[str, int] = {}
     bar.start("verifying", len(report.sessions))
@@ -273,28 +272,6 @@ async def _sample(settings: Settings, session_id: str) -> list[dict[str, Any]]:
         return [] if read is None else message_texts(read.graph.active_path())
     finally:
         await source.close()
-
-
-class _Bar:
-    """A progress bar on standard error, where that is a terminal."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=None)
-
-    def start(self, what: str, total: int) -> None:
-        self._progress.reset(self._task, description=what, total=total)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-
-@contextmanager
-def _bar() -> Iterator[_Bar]:
-    screen = progress_screen()
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        yield _Bar(progress)
 
 
 # What people see

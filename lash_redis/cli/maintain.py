@@ -1,0 +1,69 @@
+"""`lash-redis gc` and `audit`: free what nobody holds, hold what is stored against the laws of storage; `preload`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from lash_redis import scripts
+from lash_redis.cli.bar import progress_bar
+from lash_redis.cli.connection import opened, opened_if_used
+from lash_redis.cli.output import plain
+from lash_redis.models import AuditReport, GcReport
+
+
+async def collect(url: str, namespace: str) -> GcReport | None:
+    """Delete the blobs that no session of the namespace holds; None where the namespace is not in use."""
+    async with opened_if_used(url, namespace) as cache:
+        if cache is None:
+            return None
+        with progress_bar() as bar:
+            bar.start("shards", cache.options.shards)
+            return await cache.gc(bar.reach)
+
+
+async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None:
+    """Hold everything stored against the laws of storage; None where the namespace is not in use."""
+    async with opened_if_used(url, namespace) as cache:
+        if cache is None:
+            return None
+        with progress_bar() as bar:
+            bar.start("sessions", None)
+            return await cache.audit(repair=repair, progress=bar.reach)
+
+
+async def preload(url: str) -> int:
+    """Make every script known to the server; how many there are."""
+    async with opened(url, "default") as cache:
+        await cache.preload()
+    return len(scripts.every())
+
+
+def is_sound(report: AuditReport) -> bool:
+    return report.repaired_count == report.problem_count
+
+
+def print_unused(namespace: str, screen: Console) -> None:
+    screen.print(plain(f"namespace {namespace!r} is not in use: there is nothing to do"))
+
+
+def print_collected(report: GcReport, screen: Console) -> None:
+    deleted = f"{report.deleted_blob_count} blobs deleted, {report.retained_blob_count} unheld ones wait for their time"
+    screen.print(plain(f"{deleted}; {report.root_count} sessions are listed"), soft_wrap=True)
+
+
+def print_audit(report: AuditReport, screen: Console) -> None:
+    for problem in report.problems:
+        line = Text("repaired  " if problem.repaired else "broken    ", "yellow" if problem.repaired else "red")
+        screen.print(line.append_text(plain(f"{problem.kind} {problem.key}: {problem.reason}", "")), soft_wrap=True)
+    if untold := report.problem_count - len(report.problems):
+        screen.print(Text(f"and {untold} more problems", "red"))
+    looked = f"{report.session_count} sessions, {report.node_count} nodes, {report.blob_count} blobs"
+    left = report.problem_count - report.repaired_count
+    if left:
+        verdict = Text(f"{looked}: {report.problem_count} problems, {report.repaired_count} repaired", "bold red")
+    elif report.problem_count:
+        verdict = Text(f"{looked}: {report.problem_count} problems, all repaired", "bold yellow")
+    else:
+        verdict = Text(f"{looked}: all is as it should be", "bold green")
+    screen.print(verdict, soft_wrap=True)

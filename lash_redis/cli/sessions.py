@@ -1,0 +1,162 @@
+"""`lash-redis list`, `fork` and `delete`: which sessions there are, a new one that begins like another, one less."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lash_redis.cli.connection import opened, opened_if_used
+from lash_redis.cli.output import UNFIT, CommandError, one_line, plain
+from lash_redis.errors import SessionExists, SessionGone
+from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
+from lash_redis.options import KEEP
+
+MAX_PAGE = 10_000
+"""Sessions on one page: they are in memory together."""
+MIN_BEGINNING = 16
+"""Columns for what a session begins with; where there are fewer, the time of the last commit is left out."""
+
+
+# list
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some sessions, the most recently committed first. `after` is where the next page begins, None at the end."""
+
+    sessions: Sequence[SessionPickerInfo]
+    after: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": True, "sessions": [info.to_json() for info in self.sessions], "next": self.after}
+
+
+async def look_through(url: str, namespace: str, *, limit: int, after: str | None, parent: str | None) -> Page:
+    """One page of the namespace's sessions; empty where there are none.
+
+    Raises:
+        InvalidRecord: `after` is neither a cursor nor a listed session.
+    """
+    async with opened(url, namespace) as cache:
+        # One more than is shown tells whether there is another page.
+        found = [info async for info in cache.sessions(limit=limit + 1, after=after, parent=parent)]
+    shown = found[:limit]
+    return Page(shown, shown[-1].cursor if len(found) > limit else None)
+
+
+def print_page(page: Page, namespace: str, screen: Console) -> None:
+    if not page.sessions:
+        screen.print(plain(f"no sessions here in namespace {namespace!r}", "dim"))
+        return
+    now = time.time()
+    optional = {
+        "parent": [info.parent_session_id or "" for info in page.sessions],
+        "fault": [info.fault or "" for info in page.sessions],
+    }
+    optional = {name: cells for name, cells in optional.items() if any(cells)}
+    committed = [info.last_commit_ms / 1000 for info in page.sessions]
+    columns = {
+        "session": [info.session_id for info in page.sessions],
+        "last commit": [f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" for when in committed],
+        "": [ago(now - when) for when in committed],
+        "rev": [str(info.head_revision) for info in page.sessions],
+        "said": [str(info.user_message_count) for info in page.sessions],
+    }
+    taken = sum(2 + max(len(name), *map(len, cells)) for name, cells in (columns | optional).items())
+    if screen.width - taken < MIN_BEGINNING:
+        columns["last commit"] = columns.pop("")
+        taken -= 18
+    room = min(72, max(MIN_BEGINNING, screen.width - taken))
+    columns |= {"begins": [one_line(info.first_user_message, room) for info in page.sessions], **optional}
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in columns:
+        is_number, may_fold = name in ("rev", "said"), name in ("session", "parent", "fault")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=not may_fold, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(plain, cells))
+    screen.print(table)
+    if page.after is not None:
+        screen.print()
+        screen.print(plain(f"more: --after {page.after}", "dim"), soft_wrap=True)
+
+
+def ago(seconds: float) -> str:
+    """How long ago in its largest unit; the server's clock may be ahead of ours, so a little in the future is now."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= (2 * size if unit == "days" else size):
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago" if seconds >= 1 else "now"
+
+
+# fork
+
+
+async def fork(
+    url: str, namespace: str, source: str, new_id: str, leaf: str | None, ttl: float | None
+) -> dict[str, Any]:
+    """Fork a session; the new one as a document.
+
+    Raises:
+        CommandError: there is no such source, or there is a session `new_id`; nothing was written.
+        InvalidLeaf, SessionDeleted, OutcomeUnknown: as of `SessionCache.fork`.
+    """
+    async with opened(url, namespace) as cache:
+        try:
+            store = await cache.fork(source, new_id, leaf, ttl=KEEP if ttl is None else ttl)
+        except SessionGone as error:
+            raise CommandError(UNFIT, f"no session {source!r} in namespace {namespace!r}") from error
+        except SessionExists as error:
+            raise CommandError(UNFIT, f"session {new_id!r} exists already, at revision {error.actual}") from error
+        head = await store.load_head() or SessionHeadMeta(new_id)
+    return {
+        "ok": True,
+        "session_id": new_id,
+        "parent_session_id": source,
+        "head_revision": head.head_revision,
+        "leaf_node_id": head.leaf_node_id,
+        "nodes": head.graph_node_count,
+    }
+
+
+def print_fork(document: dict[str, Any], screen: Console) -> None:
+    stands = f"{document['nodes']} nodes, leaf {document['leaf_node_id'] or 'none'}"
+    forked = f"{document['session_id']}: forked from {document['parent_session_id']} ({stands})"
+    screen.print(plain(forked), soft_wrap=True)
+
+
+# delete
+
+
+async def delete(
+    url: str, namespace: str, session_ids: Sequence[str], screen: Console | None
+) -> dict[str, DeleteReport]:
+    """Delete one after the other, each told on `screen` at once. After an error the rest is still there."""
+    reports: dict[str, DeleteReport] = {}
+    async with opened_if_used(url, namespace) as cache:
+        for session_id in session_ids:
+            reports[session_id] = DeleteReport() if cache is None else await cache.delete(session_id)
+            if screen is not None:
+                _print_deletion(session_id, reports[session_id], screen)
+    return reports
+
+
+def named(session_ids: Sequence[str]) -> str:
+    """What is about to be deleted, on one line."""
+    if len(session_ids) == 1:
+        return f"session {one_line(plain(session_ids[0]).plain, 60)}"
+    return f"{len(session_ids)} sessions"
+
+
+def _print_deletion(session_id: str, report: DeleteReport, screen: Console) -> None:
+    if not report.existed:
+        screen.print(plain(f"{session_id}: there is no such session", "yellow"), soft_wrap=True)
+        return
+    gone = f"{report.node_count} nodes, {report.released_blob_count} blobs released"
+    reuse = "" if report.closed else "; a part of it was missing, its id takes writes again"
+    screen.print(plain(f"{session_id}: deleted ({gone}{reuse})"), soft_wrap=True)

@@ -1,0 +1,166 @@
+"""`lash-redis import --openai`: chat transcripts as sessions, each one commit of all its messages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lash_redis.cache import SessionCache
+from lash_redis.cli.bar import progress_bar
+from lash_redis.cli.connection import opened
+from lash_redis.cli.conversations import Conversation, canonical, conversations_in, message_of, record_of
+from lash_redis.cli.input import Input, InputError
+from lash_redis.errors import BackendError, CommitIdReused, HeadRevisionConflict, OutcomeUnknown, StoreError
+from lash_redis.models import (
+    Append,
+    EventPayload,
+    FullGraph,
+    ImportReport,
+    PersistedSessionConfig,
+    RuntimeCommit,
+    SessionNodeRecord,
+)
+from lash_redis.store import RedisSessionStore
+
+WINDOW = 16
+"""Sessions under way at once."""
+FAILURES_TOLD = 1000
+ATTEMPTS = 8
+"""How often a commit is sent when its reply is lost."""
+
+
+async def import_transcripts(url: str, namespace: str, paths: Sequence[Path], ttl: float | None) -> ImportReport:
+    """Store each conversation as a session of its own id. One that holds the same messages already is left as it is.
+
+    Raises:
+        InputError: a file cannot be read, or a line is broken; the conversations before it are stored.
+        BackendError, OutcomeUnknown: the server failed; import again, it goes on.
+    """
+    async with opened(url, namespace, ttl=ttl) as cache:
+        return await _Import(cache).run(paths)
+
+
+class _Import:
+    """How far an import has come."""
+
+    def __init__(self, cache: SessionCache) -> None:
+        self._cache = cache
+        self._free = asyncio.Semaphore(WINDOW)
+        self._stored = self._present = self._failed = 0
+        self._failures: list[str] = []
+
+    async def run(self, paths: Sequence[Path]) -> ImportReport:
+        broken: InputError | None = None
+        with progress_bar("bytes") as bar:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    try:
+                        for path in paths:
+                            source = Input(path, bar.reach)
+                            bar.start("reading", source.size)
+                            for conversation in conversations_in(path, source.lines()):
+                                await self._free.acquire()
+                                tasks.create_task(self._one(conversation))
+                                if source.may_wait:
+                                    await self._settled()
+                    except InputError as error:
+                        broken = error  # what is under way is finished all the same
+            except* (BackendError, OutcomeUnknown) as failures:
+                raise failures.exceptions[0] from None
+        if broken is not None:
+            raise broken
+        return ImportReport(self._stored, self._present, self._failed, tuple(self._failures), is_complete=True)
+
+    async def _settled(self) -> None:
+        """Wait for all that is under way: it would stand still while a read waits."""
+        for _ in range(WINDOW):
+            await self._free.acquire()
+        for _ in range(WINDOW):
+            self._free.release()
+
+    async def _one(self, conversation: Conversation) -> None:
+        try:
+            present = await _store(self._cache.session(conversation.id), conversation)
+        except (BackendError, OutcomeUnknown):
+            raise
+        except (HeadRevisionConflict, CommitIdReused):
+            self._fail(conversation, "there is a session of this id, and it holds other messages")
+        except StoreError as error:
+            self._fail(conversation, f"{type(error).__name__}: {error}")
+        else:
+            self._stored += 1
+            self._present += present
+        finally:
+            self._free.release()
+
+    def _fail(self, conversation: Conversation, reason: str) -> None:
+        self._failed += 1
+        if len(self._failures) < FAILURES_TOLD:
+            self._failures.append(f"{conversation.id}: {reason}")
+
+
+async def _store(store: RedisSessionStore, conversation: Conversation) -> bool:
+    """Whether the session was there before.
+
+    Raises:
+        HeadRevisionConflict, CommitIdReused: a session of this id holds other messages; it is left as it is.
+    """
+    commit = commit_of(conversation)
+    try:
+        return await _committed(store, commit)
+    except (HeadRevisionConflict, CommitIdReused):
+        # Imported before, at another time: then its nodes may have other timestamps.
+        if not await _holds(store, conversation):
+            raise
+        return True
+
+
+async def _committed(store: RedisSessionStore, commit: RuntimeCommit) -> bool:
+    """Whether it had been committed before. Sent until the outcome is known."""
+    for attempt in range(ATTEMPTS):
+        try:
+            result = await store.commit_runtime_state(commit)
+        except OutcomeUnknown:
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return result.replayed and attempt == 0
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def commit_of(conversation: Conversation) -> RuntimeCommit:
+    """All messages at once, as the first commit of a session. Its id comes of what they say, whenever that is."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    nodes = []
+    for index, message in enumerate(conversation.messages):
+        node_id, said = conversation.node_id(index), message.get("timestamp")
+        event = EventPayload({"Conversation": record_of(conversation.format, node_id, message)})
+        timestamp = said if isinstance(said, str) else now
+        nodes.append(SessionNodeRecord(node_id, conversation.parent_id(index), timestamp, event))
+    digest = hashlib.sha256(canonical(list(conversation.messages)).encode()).hexdigest()
+    return RuntimeCommit(
+        conversation.id,
+        0,
+        config=replace(PersistedSessionConfig(), configured_model=conversation.model),
+        graph=Append(nodes, nodes[-1].node_id),
+        commit_id=f"import:{digest}",
+    )
+
+
+async def _holds(store: RedisSessionStore, conversation: Conversation) -> bool:
+    """Whether the session begins with these messages; it may have gone on since."""
+    read = await store.load_session(FullGraph())
+    if read is None or len(read.graph.nodes) < len(conversation.messages):
+        return False
+    for index, message in enumerate(conversation.messages):
+        node = read.graph.nodes[index]
+        record = node.message()
+        if (node.node_id, node.parent_node_id) != (conversation.node_id(index), conversation.parent_id(index)):
+            return False
+        if record is None or canonical(message_of(conversation.format, record)) != canonical(message):
+            return False
+    return True
