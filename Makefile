@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-quick dist clean
+.PHONY: demo test lint format bench bench-quick soak dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -27,6 +27,9 @@ bench: $(READY)  ## commit and read against the bare thing, in one interleaved r
 
 bench-quick: $(READY)
 	$(BIN)/python -m bench --quick
+
+soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
+	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/test_soak.py
 
 dist: $(READY)
 	$(BIN)/python -m build

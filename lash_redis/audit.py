@@ -101,9 +101,12 @@ class Audit:
 
     async def _shard(self, shard: ShardKeys, found: _Found) -> None:
         expected: dict[bytes, Counter[int]] = {ref: Counter() for ref in found.refs}
+        seen: set[str] = set()
         async for entries in walk(self._namespace, shard):
-            found.session_ids.difference_update(entry_ids(entry.entry)[0] for entry in entries)
-            await self._sessions([entry.entry for entry in entries], expected)
+            by_id = {entry_ids(entry.entry)[0]: entry.entry for entry in entries}
+            await self._sessions([entry for session_id, entry in by_id.items() if session_id not in seen], expected)
+            seen.update(by_id)
+        found.session_ids -= seen
         # What the catalogue does not name: sessions that lost their entry, and what is left of torn ones.
         strays = sorted(found.session_ids)
         await self._sessions([await self._entry(session_id) for session_id in strays], expected)

@@ -56,10 +56,8 @@ def first_chunk(limit: int | None, shards: int) -> int:
 async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
     """Where a session stands in the list, if it does. Two round trips: its entry may name a parent."""
     keys = namespace.layout.session(session_id)
-    (line,) = await lines_of(namespace, [Cursor(0, catalogue_entry(session_id, None))])
-    if line is None:
-        return None
-    entry = catalogue_entry(session_id, line.parent_session_id)
+    (parent,) = await namespace.read([commands.parent_read(keys)], atomic=False)
+    entry = catalogue_entry(session_id, None if parent is None else parent.decode())
     (committed,) = await namespace.read([commands.place_read(keys, entry)], atomic=False)
     return None if committed is None else Cursor(int(float(committed)), entry)
 
@@ -143,9 +141,10 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
                 begun[at] = line
     await _add_first_messages(namespace, begun, lines)
     if gone:
-        remains = await namespace.read([commands.torn_read(keys[at]) for at in gone], atomic=False)
-        for at, remain in zip(gone, remains, strict=True):
-            if remain:
+        trip = [command for at in gone for command in commands.torn_read(keys[at])]
+        replies = await namespace.read(trip, atomic=False)
+        for at, has_head, remains in zip(gone, replies[::2], replies[1::2], strict=True):
+            if remains and not has_head:
                 lines[at] = commands.faulty_line(keys[at], entries[at], commands.headless(keys[at]))
         await _prune(namespace, [entries[at].entry for at in gone if lines[at] is None])
     return lines
@@ -190,9 +189,10 @@ async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
 
 
 async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
-    """Every session of a shard once, the oldest commits first: one that is committed to meanwhile moves ahead of us.
+    """Every entry of a shard, the oldest commits first: one that is committed to meanwhile moves ahead of us.
 
-    Ends when a chunk brings nothing new. A round trip for every `chunk` entries.
+    A session that began anew with another parent may have two entries. Ends when a chunk brings nothing new. A round
+    trip for every `chunk` entries.
     """
     scan, seen = _Scan(shard, None, chunk, descending=False), set[bytes]()
     while not scan.is_done:

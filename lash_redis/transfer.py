@@ -119,8 +119,10 @@ async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> As
             yield ids[at : at + WINDOW]
         return
     for shard in range(cache.layout.shards):
+        seen: set[str] = set()
         async for entries in walk(cache.shared, cache.layout.shard_keys(shard)):
-            ids = [entry_ids(entry.entry)[0] for entry in entries]
+            ids = [name for name in dict.fromkeys(entry_ids(entry.entry)[0] for entry in entries) if name not in seen]
+            seen.update(ids)
             for at in range(0, len(ids), WINDOW):
                 yield ids[at : at + WINDOW]
 

@@ -1,4 +1,4 @@
--- prune: drop catalogue entries of sessions of which nothing is left.
+-- prune: drop catalogue entries of sessions of which nothing is left, and former ones of sessions that began anew.
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
 --        2 expiries  zset  catalogue entry -> until when it stays (ms)
@@ -28,7 +28,10 @@ if wrong then return refuse(scope, wrong) end
 local now, gone = milliseconds(), {}
 for index = entries, #ARGV do
   local at = keys + 5 * (index - entries)
-  if redis.call('EXISTS', unpack(KEYS, at, at + 4)) == 0 then gone[#gone + 1] = ARGV[index] end
+  local entry, session = ARGV[index], string.match(ARGV[index], '^[^\255]*')
+  local stored = redis.pcall('HMGET', KEYS[at], 'facts', 'meta', 'parent')
+  local is_former = (stored[1] or stored[2]) and entry ~= entry_of(session, stored[3])
+  if is_former or redis.call('EXISTS', unpack(KEYS, at, at + 4)) == 0 then gone[#gone + 1] = entry end
 end
 
 -- WRITE

@@ -39,11 +39,14 @@ local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
 if listed ~= #KEYS - heads + 1 then return {'moved', scope} end
 
-local now, counted, mended = milliseconds(), {}, mode == 'repair' and 1 or 0
+-- A session that began anew with another parent has its former entry beside its own for a while: it is counted once.
+local now, counted, mended, looked_at = milliseconds(), {}, mode == 'repair' and 1 or 0, {}
 for index = 0, count - 1 do counted[ARGV[values + index]] = {} end
 for index = 0, listed - 1 do
   if not redis.call('ZSCORE', sessions, ARGV[entries + index]) then return {'moved', scope} end
-  local stored = redis.pcall('HMGET', KEYS[heads + index], 'facts', 'refs')
+  local head = KEYS[heads + index]
+  local stored = looked_at[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
+  looked_at[head] = true
   if not stored[1] and (stored.err or stored[2]) then mended = 0 end
   local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+$')
   if stored[1] and not hold then mended = 0 end
@@ -71,11 +74,19 @@ for index = 0, count - 1 do
   local blob, found = KEYS[blobs + index], {}
   local stored, failed = is_stored(blob)
   if failed then return refuse(scope, failed) end
+  local counts = counted[ARGV[values + index]]
   for _, field in ipairs(redis.call('HKEYS', blob)) do
     local hold = string.match(field, '^%d+$') and tonumber(field)
-    if hold == 0 or hold and hold > now then found[field] = redis.call('HGET', blob, field) end
+    if hold == 0 or hold and hold > now then
+      local holders = redis.call('HGET', blob, field)
+      found[field] = holders
+      -- A session that expired holds on for less than a grace: it cannot be counted any more, and need not be.
+      if hold > 0 and hold <= now + grace and (tonumber(holders) or 0) > (counts[field] or 0) then
+        counts[field] = holders
+      end
+    end
   end
-  local said, known = words(found), words(counted[ARGV[values + index]])
+  local said, known = words(found), words(counts)
   if not stored and known ~= '' then said = 'gone' end
   if stored and said == '' and known == '' and redis.call('PTTL', blob) == -1 then said = 'lasts' end
   if said ~= known then

@@ -97,7 +97,7 @@ def test_the_numbers_of_a_commit_say_what_follows_them():
     )
     args = called(made, ttl_ms=5_000).args
     assert args[:3] == ["chat", 7, ""]
-    assert [len(args[3]), len(args[4])] == [16, 16]
+    assert [len(args[3]), len(args[4])] == [8, 8]
     assert args[8:14] == ["append", "strict", "@1", 5_000, "", 60_000]
     assert args[14:18] == ["", "", "", ""]
     assert args[18:23] == [1, 0, 1, 2, "u-"]

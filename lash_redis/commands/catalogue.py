@@ -57,21 +57,21 @@ class Line:
 
 
 def line_read(keys: SessionKeys) -> Command:
-    return ("HMGET", keys.head, "facts", "meta")
+    return ("HMGET", keys.head, "facts", "meta", "parent")
 
 
 def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt) -> Line | None:
-    """None where there is no head.
+    """None where there is no head, or one of a session that began anew with another parent and has its own entry.
 
     Raises:
         Corrupt: the head cannot be read.
     """
     if isinstance(reply, Corrupt):
         raise reply
-    facts, meta = reply
-    if facts is None and meta is None:
-        return None
+    facts, meta, stored_parent = reply
     _, parent = entry_ids(at.entry)
+    if (facts is None and meta is None) or (stored_parent or b"").decode(errors="replace") != (parent or ""):
+        return None
     info = SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms)
     if meta is not None:
         record = codec.decode_meta(meta, keys.head)
@@ -91,8 +91,8 @@ def first_read(line: Line) -> Command:
     return ("LINDEX", line.keys.log, line.first)
 
 
-def torn_read(keys: SessionKeys) -> Command:
-    return ("EXISTS", *keys.own[1:])
+def torn_read(keys: SessionKeys) -> list[Command]:
+    return [("EXISTS", keys.head), ("EXISTS", *keys.own[1:])]
 
 
 def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:

@@ -23,8 +23,9 @@ local function add_holder(blob, hold, count, now)
   if hold == 0 then
     redis.call('PERSIST', blob)
   else
+    -- A script's clock and that of PTTL may differ by what the script has taken so far.
     local left = redis.call('PTTL', blob)
-    if left ~= -1 and now + left < hold then redis.call('PEXPIREAT', blob, hold) end
+    if left ~= -1 and now + left < hold + 100 then redis.call('PEXPIREAT', blob, math.max(hold, now + left)) end
   end
   if count == 0 and redis.call('HLEN', blob) % 128 == 0 then held_until(blob, now) end
 end
