@@ -265,12 +265,13 @@ for index = 0, held + released - 1 do
 end
 if #missing > 2 then return missing end
 
-local failed = unusable_catalogue(sessions, expiries)
+local entry = entry_of(session, parent ~= '' and parent or stored.parent)
+local listed, failed = is_listed(sessions, entry)
+local moves_entry = slides or is_new or not listed
+if not failed and moves_entry then failed = unusable_catalogue(sessions, expiries) end
 if failed then return refuse(session, failed) end
-if writes_orphans then
-  local waiting = redis.pcall('ZCARD', orphans)
-  if type(waiting) == 'table' then return refuse(session, unusable('orphans', waiting)) end
-end
+local waiting = writes_orphans and redis.pcall('ZCARD', orphans)
+if type(waiting) == 'table' then return refuse(session, unusable('orphans', waiting)) end
 
 local replaced = delta == 'replace' and facts.length > 0
 local had_deadline = facts.deadline > 0 or is_new
@@ -298,7 +299,6 @@ for _, name in ipairs({'ttl', 'meta', 'parent'}) do
     fields[#fields + 1] = extras[name]
   end
 end
-local entry = entry_of(session, parent ~= '' and parent or stored.parent)
 
 -- WRITE
 
@@ -343,10 +343,10 @@ for index = 0, held + released - 1 do
   end
 end
 
-list_orphans(orphans, free, grace, now)
+list_orphans(orphans, free, waiting, grace, now)
 
-local is_listed_anew = call('ZADD', sessions, committed, entry) == 1
-if slides or is_new or is_listed_anew then keep_entry(sessions, expiries, entry, hold, now) end
+call('ZADD', sessions, committed, entry)
+if moves_entry then keep_entry(sessions, expiries, entry, hold, now) end
 if deadline > 0 then
   call('PEXPIREAT', head, deadline)
   if facts.length > 0 then call('PEXPIREAT', log, deadline) end

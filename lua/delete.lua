@@ -74,7 +74,7 @@ local free = {}
 for index, found in pairs(numbers) do
   drop_holder(KEYS[index], facts.hold, found[1], found[2], grace, now, free)
 end
-list_orphans(orphans, free, grace, now)
+list_orphans(orphans, free, waiting, grace, now)
 if whole and marker > 0 then
   redis.call('HSET', head, 'deleted', now)
   redis.call('PEXPIRE', head, marker)

@@ -121,5 +121,5 @@ for index, found in pairs(wrong) do
     end
   end
 end
-list_orphans(orphans, free, grace, now)
+list_orphans(orphans, free, waiting, grace, now)
 return reply

@@ -14,3 +14,10 @@ local function unusable_catalogue(sessions, expiries)
   if type(failed) == 'table' then return unusable('expiries', failed) end
   return nil
 end
+
+-- Whether an entry stands in the catalogue; nil and the rest of a reply where the key holds another type.
+local function is_listed(sessions, entry)
+  local score = redis.pcall('ZSCORE', sessions, entry)
+  if type(score) == 'table' then return nil, unusable('sessions', score) end
+  return score ~= false
+end

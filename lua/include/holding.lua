@@ -46,10 +46,12 @@ local function drop_holder(blob, hold, count, promised, grace, now, free)
   end
 end
 
--- Put what is free on the list of orphans, which need not outlive its blobs: they expire by themselves.
-local function list_orphans(orphans, free, grace, now)
+-- Put what is free on the list of orphans, beside the `waiting` there. It need not outlive its blobs, which expire by
+-- themselves; now and then, that is seen to.
+local function list_orphans(orphans, free, waiting, grace, now)
   if #free == 0 then return end
   redis.call('ZADD', orphans, unpack(free))
+  if waiting > 0 and math.floor(waiting / 32) == math.floor((waiting + #free / 2) / 32) then return end
   local latest = now
   for index = 1, #free, 2 do latest = math.max(latest, free[index]) end
   if now + redis.call('PTTL', orphans) < latest + grace then
