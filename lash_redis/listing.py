@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lash_redis import commands
 from lash_redis.errors import Corrupt
 from lash_redis.keys import ShardKeys, catalogue_entry, entry_ids
-from lash_redis.models import Cursor, FullGraph, SessionPickerInfo
+from lash_redis.models import Cursor, SessionPickerInfo
 from lash_redis.namespace import Namespace
 from lash_redis.store import RedisSessionStore
 
@@ -166,14 +166,12 @@ async def _add_first_messages(
             del begun[at]
     # The first message was tombstoned, or the log is another by now: the graph itself has to tell.
     for at, line in begun.items():
-        if line.first >= 0 and lines[at] is not line.info:
-            continue
         try:
-            read = await RedisSessionStore(namespace, line.keys.session_id).load_session(FullGraph())
-            if read is None:
+            found = await RedisSessionStore(namespace, line.keys.session_id).snapshot()
+            if found is None:
                 lines[at] = None
             else:
-                lines[at] = replace(line.info, first_user_message=read.graph.first_user_message())
+                lines[at] = replace(line.info, first_user_message=found.graph.first_user_message())
         except Corrupt as error:
             lines[at] = replace(line.info, fault=commands.fault_of(error))
 

@@ -270,7 +270,7 @@ class RedisSessionStore:
         """
         missing: Corrupt | None = None
         for _ in range(MAX_TURNS):
-            read = await self.load_session(ActivePath(leaf))
+            read = await self._load_path(leaf)
             if read is None:
                 return None
             if leaf is not None and not read.graph.nodes:

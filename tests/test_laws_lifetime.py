@@ -10,6 +10,8 @@ from builders import append, blob_keys, commit, facts_of, holders, holds, ids_of
 
 from lash_redis import (
     ActivePath,
+    Append,
+    EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
@@ -17,8 +19,10 @@ from lash_redis import (
     SessionEvicted,
     SessionGone,
     SessionGraph,
+    SessionNodeRecord,
     SessionStoreCreateRequest,
 )
+from lash_redis.transfer import export_sessions
 
 DAY = 86_400.0
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
@@ -153,6 +157,19 @@ async def test_a_load_slides_the_deadline_where_it_is_asked_to_and_only_there(sc
     read = await open_cache(ttl=900, slide_on_load=True).session("chat").load_session(scope)
     assert ids_of(read) == ["a"]
     assert all(close(each, 900) for each in await left(client, "head", "log", "nodes"))
+
+
+async def test_forking_listing_and_exporting_slide_nothing(open_cache, client):
+    cache = open_cache(ttl=900, slide_on_load=True)
+    store = open_cache(ttl=100).session("chat")
+    message = EventPayload({"Conversation": {"id": "a", "role": "User"}})
+    await store.commit_runtime_state(commit(None, Append([SessionNodeRecord("a", None, "t", message)], "a")))
+    await store.commit_runtime_state(commit(1, append("b", parent="a")))
+    await store.tombstone_nodes(["a"])
+    await cache.fork("chat", "other")
+    assert len([info async for info in cache.sessions()]) == 2
+    assert len([line async for line in export_sessions(cache)]) == 4
+    assert close((await left(client, "log"))[0], 100)
 
 
 async def test_a_touch_of_a_torn_session_tells_what_is_gone(open_cache, client):
