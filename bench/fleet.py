@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import msgpack
 import redis.asyncio as redis
 
 from bench import bare, commits, workload
-from bench.measure import Times, interleaved
+from bench.measure import Contender, Times, interleaved
 from bench.report import Row
 from lash_redis import SessionCache, SessionPickerInfo, StoreOptions
 
 PAGE = 100
 PAGES_TIMED = 20
 ROUNDS = 400
+LATEST = 100
+"""Sessions that take turns where commits are timed."""
 
 
 async def measured(client: redis.Redis, *, quick: bool) -> list[Row]:
     few, count = 500, 5_000 if quick else 100_000
     cache = SessionCache(client, "fleet")
     tools = workload.tool_state(50 * 1024)
-    plain = bare.Session(client, "fleet", msgpack.packb(workload.tool_state().to_msgpack()))
-    await plain.begin(workload.line(0, 20, None))
-    fleet = _Fleet(cache)
+    fleet, plain = _Fleet(cache), await _plain(client)
     await fleet.grow(few, tools)
     at_first = await _commits(fleet, plain)
     size, records = await _used(client), fleet.record_bytes
@@ -65,16 +67,34 @@ class _Fleet:
             nodes = workload.line(0, 20, None)
             self.record_bytes += sum(len(workload.packed(node)) for node in nodes)
             await session.begin(tools, nodes, states=False)
-            self.latest = [*self.latest[-99:], session]
+            self.latest = [*self.latest[1 - LATEST :], session]
         self.made += count
+
+
+async def _plain(client: redis.Redis) -> list[bare.Session]:
+    """As many bare sessions as ours take turns, so that neither side's are all in the processor's cache."""
+    packed = msgpack.packb(workload.tool_state().to_msgpack())
+    sessions = [bare.Session(client, f"fleet-{number}", packed) for number in range(LATEST)]
+    for session in sessions:
+        await session.begin(workload.line(0, 20, None))
+    return sessions
 
 
 async def _used(client: redis.Redis) -> int:
     return int((await client.info("memory"))["used_memory"])
 
 
-async def _commits(fleet: _Fleet, plain: bare.Session) -> Times:
-    return await interleaved({"ours": commits.ours(fleet.latest), "bare": commits.bared(plain)}, ROUNDS)
+async def _commits(fleet: _Fleet, plain: list[bare.Session]) -> Times:
+    turns = cycle(plain)
+
+    def make() -> tuple[bare.Session, list[Any]]:
+        session = next(turns)
+        return session, session.turn()
+
+    async def run(made: tuple[bare.Session, list[Any]]) -> None:
+        await made[0].commit(made[1])
+
+    return await interleaved({"ours": commits.ours(fleet.latest), "bare": Contender(run, make)}, ROUNDS)
 
 
 def _flat(what: str, first: Times, last: Times) -> Row:
@@ -113,6 +133,9 @@ async def _pages(cache: SessionCache, count: int) -> list[Row]:
     passed = len([info.session_id async for info in cache.sessions()])
     seconds = perf_counter() - started
     assert passed == count
+    started = perf_counter()
+    assert not [info async for info in cache.sessions(parent="nobody")]
+    filtering = perf_counter() - started
     return [
         Row(
             f"list page of {PAGE} of {count:,}: the last {PAGES_TIMED} / the first {PAGES_TIMED}",
@@ -123,6 +146,13 @@ async def _pages(cache: SessionCache, count: int) -> list[Row]:
             numbers={"pages": len(took)},
         ),
         Row(f"all {count:,} in one pass", f"{seconds:.1f} s", "", seconds / count * 1e6, unit=" µs a line"),
+        Row(
+            f"one parent's children among {count:,}",
+            f"{filtering:.2f} s",
+            "",
+            filtering / count * 1e6,
+            unit=" µs an entry",
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Final, Literal
 
 from lash_redis import scripts
+from lash_redis.errors import InvalidRecord
 from lash_redis.keys import Layout, checked_namespace
 
 Role = Literal["loader", "runner", "auditor"]
@@ -50,5 +51,7 @@ def rules(namespace: str, role: Role) -> list[str]:
     Redis and Valkey from 6.2 on. A client that selects a database other than 0 needs `+select`, one with a
     `health_check_interval` needs `+ping`.
     """
+    if role not in ROLES:
+        raise InvalidRecord("role", f"takes one of {', '.join(ROLES)}, not {role!r}")
     patterns = [f"~{pattern}" for pattern in key_patterns(namespace)]
     return ["resetkeys", "resetchannels", *patterns, "-@all", *(f"+{name}" for name in commands_of(role))]

@@ -42,6 +42,18 @@ class _Found:
     refs: set[bytes] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Shard:
+    """What is known of the shard at hand."""
+
+    keys: ShardKeys
+    expected: dict[bytes, Counter[int]]
+    """Ref → until when → how many sessions hold it, by the heads that were read."""
+    session_ids: set[str] = field(default_factory=set)
+    is_sound: bool = True
+    """Whether every session of it could be read. Where not, what it holds is unknown and no blob is let go."""
+
+
 class Audit:
     """One audit; `run` does it."""
 
@@ -56,13 +68,19 @@ class Audit:
 
     async def run(self) -> AuditReport:
         shards = [self._layout.shard_keys(shard) for shard in range(self._layout.shards)]
-        sizes = await self._namespace.read([commands.listed_read(shard) for shard in shards], atomic=False)
+        trip = [commands.listed_read(shard) for shard in shards]
+        sizes = [
+            size if isinstance(size, int) else 0 for size in await self._namespace.read(trip, atomic=False, faults=True)
+        ]
         self._total = sum(sizes)
         self._tell()
         for group in _groups(shards, sizes):
             found = await self._scan(group)
             for shard in group:
-                await self._shard(shard, found[shard.prefix])
+                try:
+                    await self._shard(shard, found[shard.prefix])
+                except Corrupt as error:  # one of the shard's own lists; the other shards go on
+                    self._add(commands.problem_of(error))
         counts = self._counts
         return AuditReport(
             session_count=counts["sessions"],
@@ -93,24 +111,27 @@ class Audit:
                 there = found.get(f"{prefix.decode()}}}:")
                 if there is None or not name:
                     continue
-                if family == b"blob":
-                    there.refs.add(bytes.fromhex(name.decode()))
-                else:
-                    there.session_ids.add(name.decode())
+                try:
+                    if family == b"blob":
+                        there.refs.add(bytes.fromhex(name.decode()))
+                    else:
+                        there.session_ids.add(name.decode())
+                except ValueError as error:
+                    self._add(AuditProblem(family.decode(errors="replace"), repr(key), f"is no key of ours: {error}"))
         return found
 
-    async def _shard(self, shard: ShardKeys, found: _Found) -> None:
-        expected: dict[bytes, Counter[int]] = {ref: Counter() for ref in found.refs}
-        seen: set[str] = set()
-        async for entries in walk(self._namespace, shard):
+    async def _shard(self, keys: ShardKeys, found: _Found) -> None:
+        shard = _Shard(keys, {ref: Counter() for ref in found.refs})
+        async for entries in walk(self._namespace, keys):
             by_id = {entry_ids(entry.entry)[0]: entry.entry for entry in entries}
-            await self._sessions([entry for session_id, entry in by_id.items() if session_id not in seen], expected)
-            seen.update(by_id)
-        found.session_ids -= seen
+            fresh = [entry for session_id, entry in by_id.items() if session_id not in shard.session_ids]
+            shard.session_ids.update(by_id)
+            await self._sessions(fresh, shard)
         # What the catalogue does not name: sessions that lost their entry, and what is left of torn ones.
-        strays = sorted(found.session_ids)
-        await self._sessions([await self._entry(session_id) for session_id in strays], expected)
-        await self._blobs(shard, expected)
+        strays = sorted(found.session_ids - shard.session_ids)
+        shard.session_ids.update(strays)
+        await self._sessions([await self._entry(session_id) for session_id in strays], shard)
+        await self._blobs(shard)
 
     async def _entry(self, session_id: str) -> bytes:
         """The catalogue entry that a session ought to have."""
@@ -118,11 +139,11 @@ class Audit:
         (parent,) = await self._namespace.read(trip, atomic=False, faults=True)
         return catalogue_entry(session_id, parent.decode() if isinstance(parent, bytes) else None)
 
-    async def _sessions(self, entries: Sequence[bytes], expected: dict[bytes, Counter[int]]) -> None:
+    async def _sessions(self, entries: Sequence[bytes], shard: _Shard) -> None:
         for chunk in _chunks(entries, STEP_SESSIONS):
             keys = [self._layout.session(entry_ids(entry)[0]) for entry in chunk]
             for step in await self._steps(list(zip(keys, chunk, strict=True))):
-                await self._step(step, expected)
+                await self._step(step, shard)
             self._tell()
 
     async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[tuple[SessionKeys, bytes]]]:
@@ -139,7 +160,7 @@ class Audit:
             steps[-1].append(session)
         return steps
 
-    async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], expected: dict[bytes, Counter[int]]) -> None:
+    async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], shard: _Shard) -> None:
         try:
             trip = [command for keys, entry in sessions for command in commands.session_read(keys, entry)]
             replies = await self._namespace.read(trip, atomic=True)
@@ -147,9 +168,10 @@ class Audit:
             if len(sessions) == 1:
                 self._counts["sessions"] += 1
                 self._add(commands.problem_of(error))
+                shard.is_sound = False
                 return
             for session in sessions:
-                await self._step([session], expected)
+                await self._step([session], shard)
             return
         for at, (keys, entry) in enumerate(sessions):
             size = commands.SESSION_READS
@@ -159,7 +181,8 @@ class Audit:
             self._counts["sessions"] += 1
             self._counts["nodes"] += audited.node_count
             for (ref, hold), count in audited.holds.items():
-                expected.setdefault(ref, Counter())[hold] += count
+                shard.expected.setdefault(ref, Counter())[hold] += count
+            shard.is_sound = shard.is_sound and not audited.problems
             for problem in audited.problems:
                 self._add(problem)
             if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
@@ -179,15 +202,21 @@ class Audit:
             entry = audited.listing
         return False
 
-    async def _blobs(self, shard: ShardKeys, expected: dict[bytes, Counter[int]]) -> None:
+    async def _blobs(self, shard: _Shard) -> None:
         doubtful: list[bytes] = []
-        for chunk in _chunks(sorted(expected), STEP_BLOBS):
-            trip = [commands.time_read(), *(commands.blob_fields_read(shard, ref) for ref in chunk)]
-            time, *stored = await self._namespace.read(trip, atomic=True)
+        for chunk in _chunks(sorted(shard.expected), STEP_BLOBS):
+            trip = [commands.time_read()]
+            trip += [command for ref in chunk for command in commands.blob_fields_read(shard.keys, ref)]
+            time, *stored = await self._namespace.read(trip, atomic=True, faults=True)
             now = int(time[0]) * 1000 + int(time[1]) // 1000
-            for ref, fields in zip(chunk, stored, strict=True):
+            for ref, fields, left in zip(chunk, stored[::2], stored[1::2], strict=True):
+                if isinstance(fields, Corrupt):
+                    self._add(commands.problem_of(fields))
+                    continue
                 self._counts["blobs"] += bool(fields)
-                problems, is_doubtful = commands.blob_fields_reply(shard, ref, fields, expected[ref], now)
+                problems, is_doubtful = commands.blob_fields_reply(
+                    shard.keys, ref, fields, left, shard.expected[ref], now
+                )
                 for problem in problems:
                     self._add(problem)
                 if is_doubtful:
@@ -195,18 +224,23 @@ class Audit:
         for chunk in _chunks(doubtful, 20 * STEP_BLOBS):
             await self._recount(shard, chunk)
 
-    async def _recount(self, shard: ShardKeys, refs: Sequence[bytes]) -> None:
+    async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
+        """Ask what is wrong with these blobs' holders, of the heads of every session that is or was known."""
+        repair = self._repair and shard.is_sound
         for _ in range(ATTEMPTS):
-            heads: dict[bytes, SessionKeys] = {}
-            async for entries in walk(self._namespace, shard):
-                heads.update((entry.entry, self._layout.session(entry_ids(entry.entry)[0])) for entry in entries)
-            call = commands.recount_call(shard, refs, heads, self._namespace.options, repair=self._repair)
-            problems = commands.recount_reply(call, shard, refs, await self._namespace.run(call, writes=self._repair))
+            heads: list[tuple[bytes, SessionKeys]] = []
+            async for entries in walk(self._namespace, shard.keys):
+                heads += [(entry.entry, self._layout.session(entry_ids(entry.entry)[0])) for entry in entries]
+            unlisted = shard.session_ids.difference(keys.session_id for _, keys in heads)
+            heads += [(b"", self._layout.session(session_id)) for session_id in sorted(unlisted)]
+            call = commands.recount_call(shard.keys, refs, heads, self._namespace.options, repair=repair)
+            reply = await self._namespace.run(call, writes=repair)
+            problems = commands.recount_reply(call, shard.keys, refs, reply)
             if problems is not None:
                 for problem in problems:
                     self._add(problem)
                 return
-        self._add(AuditProblem("blob", shard.prefix, f"sessions came and went: {len(refs)} blobs not recounted"))
+        self._add(AuditProblem("blob", shard.keys.prefix, f"sessions came and went: {len(refs)} blobs not recounted"))
 
 
 def _groups(shards: Sequence[ShardKeys], sizes: Sequence[int]) -> list[list[ShardKeys]]:

@@ -33,7 +33,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.wire import check_json
 from lash_redis.namespace import Namespace, continuing
-from lash_redis.options import KEEP, Keep, StoreOptions, seconds_to_ms, whole
+from lash_redis.options import KEEP, Keep, StoreOptions, checked_progress, seconds_to_ms, whole
 from lash_redis.store import RedisSessionStore
 
 
@@ -152,7 +152,7 @@ class SessionCache:
         meta = await origin.load_session_meta()
         model, cwd = (read.config.configured_model, _working_directory()) if meta is None else (meta.model, meta.cwd)
         born = _new_meta(new_id, model, cwd, source)
-        options = replace(self.options, max_commit_nodes=None)
+        options = replace(self.options, max_commit_nodes=None, max_commit_bytes=None)
         await target.begin(commit, commands.Origin(born), blobs, options=options, ttl=ttl)
         return target
 
@@ -176,8 +176,9 @@ class SessionCache:
 
         `limit` ends the list after so many lines. `after` begins it behind a line seen before: that line, its `cursor`,
         or the id of its session while that is listed. A session that is committed to while you page moves to the top:
-        none is listed twice by one iteration, and what has not moved is never left out. `parent` keeps only sessions
-        with that parent; it is looked up in the list itself, at some 100,000 entries a second.
+        none is listed twice by one iteration, and what has not moved is never left out (if its parent stays the same).
+        `parent` keeps only sessions with that parent; it is looked up in the list itself, at some 100,000 entries a
+        second.
 
         A hundred lines cost three round trips, whatever the sessions hold; a fourth where expired ones turn up, which
         are dropped. Only a session whose first user message was tombstoned has its graph read. A session that cannot be
@@ -202,6 +203,8 @@ class SessionCache:
             return None
         if not isinstance(after, SessionPickerInfo | str):
             raise InvalidRecord("after", f"takes a SessionPickerInfo, its cursor or a session id, not {after!r}")
+        if isinstance(after, SessionPickerInfo):
+            checked_id("after.session_id", after.session_id)
         place = Cursor.parse(after if isinstance(after, str) else after.cursor)
         if place is None:
             place = await place_of(self.shared, checked_id("after", after))
@@ -216,6 +219,7 @@ class SessionCache:
         `root_count` is the number of sessions listed, `retained_blob_count` that of blobs no session holds and that
         were promised to stay.
         """
+        checked_progress(progress)
         deleted = waiting = listed = 0
         for shard in range(self.options.shards):
             keys = self.layout.shard_keys(shard)
@@ -233,16 +237,19 @@ class SessionCache:
         Every session: its keys against its head, every record and link, marks, counts, receipts, deadlines, its place
         in the catalogue. Every blob: its bytes against its ref, its holders against the heads. `repair` mends counts of
         holders, lets go of blobs that leaked, and lists sessions that the catalogue lost; it never changes what a
-        session says, and what it cannot mend it tells. `progress(done, sessions)` is called after each step.
+        session says, and touches no blob of a shard of which a session cannot be read or is not listed. What it does
+        not mend it tells. `progress(done, sessions)` is called after each step.
 
         Right beside live traffic. Bounded steps: 50 sessions or 4 MiB, 50 blobs; only where holders differ, one script
-        looks at all heads of a shard (about 1.5 µs each). The keyspace is SCANned once for every 100,000 sessions, so
+        looks at all heads of a shard (10 to 15 µs each). The keyspace is SCANned once for every 100,000 sessions, so
         the account needs that right; memory is bounded by them and by the largest session.
 
         Raises:
             BackendError: SCAN is denied, or the server failed; steps done before stand.
         """
-        return await Audit(self.shared, repair=repair, progress=progress).run()
+        if type(repair) is not bool:
+            raise InvalidRecord("repair", f"takes True or False, not {repair!r}")
+        return await Audit(self.shared, repair=repair, progress=checked_progress(progress)).run()
 
     async def preload(self) -> None:
         """Make every script known to the server, for accounts that may not send scripts (`allow_eval=False`).

@@ -189,14 +189,13 @@ async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
 async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
     """Every entry of a shard, the oldest commits first: one that is committed to meanwhile moves ahead of us.
 
-    A session that began anew with another parent may have two entries. Ends when a chunk brings nothing new. A round
-    trip for every `chunk` entries.
+    An entry is given once, wherever it moves; a session that began anew with another parent may have two. A round trip
+    for every `chunk` entries.
     """
     scan, seen = _Scan(shard, None, chunk, descending=False), set[bytes]()
     while not scan.is_done:
         (reply,) = await namespace.read([scan.command()], atomic=False)
         entries = [entry for entry in scan.take(commands.entries_reply(reply)) if entry.entry not in seen]
-        if not entries:
-            return
-        seen.update(entry.entry for entry in entries)
-        yield entries
+        if entries:
+            seen.update(entry.entry for entry in entries)
+            yield entries

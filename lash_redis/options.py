@@ -9,6 +9,9 @@ from typing import Any, Final, Literal
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import MAX_SHARDS
 
+MAX_SECONDS: Final = 100 * 365 * 86_400
+"""A hundred years: no duration is longer."""
+
 
 class BlobProfile(Enum):
     """When a blob is compressed (zlib level 1), by its size. The ref is of the bytes before, so profiles mix."""
@@ -84,6 +87,10 @@ class StoreOptions:
     def blob_grace_ms(self) -> int:
         return seconds_to_ms("options.blob_grace", self.blob_grace)
 
+    @property
+    def deletion_marker_ms(self) -> int:
+        return 0 if self.deletion_marker_ttl == 0 else seconds_to_ms("deletion_marker_ttl", self.deletion_marker_ttl)
+
     def __post_init__(self) -> None:
         if self.graph_checks not in ("strict", "lenient"):
             raise InvalidRecord("options.graph_checks", f"takes 'strict' or 'lenient', not {self.graph_checks!r}")
@@ -114,9 +121,16 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
+def checked_progress(progress: Any) -> Any:
+    """`progress`, if it can be called or is None."""
+    if progress is not None and not callable(progress):
+        raise InvalidRecord("progress", f"takes a function, not {type(progress).__name__}")
+    return progress
+
+
 def seconds_to_ms(name: str, value: Any) -> int:
     """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100 * 365 * 86_400:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
         raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {value!r}")
     return max(1, round(value * 1000))
 

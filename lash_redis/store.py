@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import isawaitable
 from typing import Any, Literal
+from uuid import uuid4
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -19,6 +20,8 @@ from lash_redis.errors import (
     InvalidRecord,
     OutcomeUnknown,
     SessionBindingMismatch,
+    SessionDeleted,
+    SessionEvicted,
     StoreError,
     UnsupportedReadScope,
 )
@@ -106,9 +109,14 @@ class RedisSessionStore:
             read = await self._load_path(scope.leaf_node_id)
         else:
             raise UnsupportedReadScope(scope)
-        if read is not None and self._namespace.options.slide_on_load and not await self.touch():
-            return None  # it expired in between
-        return read
+        if read is None or not self._namespace.options.slide_on_load:
+            return read
+        try:
+            return read if await self.touch() else None  # it expired in between
+        except SessionDeleted:
+            return None
+        except SessionEvicted:
+            return read  # whole by what this process had of it; but what is torn is not kept alive
 
     async def _load_full(self) -> PersistedSessionRead | None:
         found = await self.snapshot()
@@ -432,9 +440,9 @@ class RedisSessionStore:
 
     async def delete(self) -> DeleteReport:
         """`SessionCache.delete` for this session."""
-        namespace = self._namespace
+        namespace, request = self._namespace, uuid4().hex
         for _ in range(MAX_TURNS):
-            call = commands.delete_call(self._keys, self._refs or NO_REFS, namespace.options)
+            call = commands.delete_call(self._keys, self._refs or NO_REFS, request, namespace.options)
             outcome = commands.delete_reply(call, self._keys, await namespace.run(call))
             if isinstance(outcome, DeleteReport):
                 self._refs = None

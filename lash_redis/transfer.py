@@ -20,8 +20,16 @@ from typing import Any, Final
 
 from lash_redis import codec, commands
 from lash_redis.cache import SessionCache
-from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, SessionGone, StoreError
-from lash_redis.keys import checked_id, entry_ids
+from lash_redis.errors import (
+    BackendError,
+    Corrupt,
+    InvalidRecord,
+    OutcomeUnknown,
+    SessionExists,
+    SessionGone,
+    StoreError,
+)
+from lash_redis.keys import SessionKeys, checked_id, entry_ids
 from lash_redis.listing import walk
 from lash_redis.models import (
     Append,
@@ -29,13 +37,14 @@ from lash_redis.models import (
     ImportReport,
     RuntimeCommit,
     SessionCheckpoint,
+    SessionGraph,
     SessionHead,
     SessionMeta,
     TokenLedgerEntry,
     TokenUsage,
     Unchanged,
 )
-from lash_redis.options import KEEP, Keep
+from lash_redis.options import KEEP, MAX_SECONDS, Keep, checked_progress
 
 FORMAT: Final = 1
 WINDOW: Final = 16
@@ -90,6 +99,9 @@ async def export_sessions(
         SessionGone: there is no session of a given id.
         Corrupt, SessionEvicted: a session cannot be read. What was exported before stands; the end is missing.
     """
+    checked_progress(progress)
+    if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
+        raise InvalidRecord("session_ids", f"takes session ids, or None for all, not {type(session_ids).__name__}")
     yield _text({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
     session_count = blob_count = 0
     with Spool.opened() as spool:
@@ -132,10 +144,20 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
     store = cache.session(session_id)
     found = await store.snapshot()
     if found is None:
-        meta = await store.load_session_meta()
-        if meta is None:
+        keys = cache.layout.session(session_id)
+        (stored,) = await cache.shared.read([commands.created_read(keys)], atomic=False)
+        facts, record, own_ttl = stored
+        if facts is not None:  # its first commit came in between
+            return await _exported(cache, session_id)
+        if record is None:
             return None
-        return {"kind": "session", "session_id": session_id, "head": None, "meta": meta.to_json()}, {}
+        return {
+            "kind": "session",
+            "session_id": session_id,
+            "head": None,
+            "ttl_ms": None if own_ttl is None else int(own_ttl),
+            "meta": codec.decode_meta(record, keys.head).to_json(),
+        }, {}
     head, fields = found.head, found.fields
     read = head.read(found.graph, found.blobs)
     stored_meta, ttl = fields.get(b"meta"), fields.get(b"ttl")
@@ -206,7 +228,9 @@ async def import_sessions(
             Sessions before it are stored.
         BackendError: the server failed; run it again.
     """
-    state = _Import(progress)
+    if isinstance(lines, str | bytes) or not isinstance(lines, Iterable):
+        raise InvalidRecord("lines", f"takes the lines of an export, not {type(lines).__name__}")
+    state = _Import(checked_progress(progress))
     free = asyncio.Semaphore(WINDOW)
     fault: Exception | None = None
     with Spool.opened() as spool:
@@ -218,7 +242,7 @@ async def import_sessions(
                         tasks.create_task(_import_one(cache, record, state, free))
                 except Exception as error:  # noqa: BLE001 (raised below: what is under way is finished all the same)
                     fault = error
-        except* (BackendError, OutcomeUnknown) as failures:
+        except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
             raise failures.exceptions[0] from None
     if fault is not None:
         raise fault
@@ -234,6 +258,8 @@ def _sessions(state: _Import, spool: Spool, lines: Iterable[str | bytes]) -> Ite
 def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
     is_first = True
     for number, text in enumerate(lines, 1):
+        if not isinstance(text, str | bytes):
+            raise InvalidRecord(f"line {number}", f"takes text or bytes, not {type(text).__name__}")
         if not text.strip():
             continue
         try:
@@ -304,10 +330,15 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
     meta = None if line.get("meta") is None else SessionMeta.from_json(line["meta"], f"{where}.meta")
     if meta is not None and meta.session_id != session_id:
         raise InvalidRecord(f"{where}.meta.session_id", f"is not {session_id!r}")
+    ttl_ms = line.get("ttl_ms")
+    if ttl_ms is not None and (type(ttl_ms) is not int or not 0 <= ttl_ms <= MAX_SECONDS * 1000):
+        raise InvalidRecord(f"{where}.ttl_ms", f"takes ms up to 100 years, 0 for never, or null, not {ttl_ms!r}")
+    ttl: float | Keep | None = KEEP if ttl_ms is None else None if ttl_ms == 0 else ttl_ms / 1000
     if line.get("head") is None:
         if meta is None:
             raise InvalidRecord(where, "has neither head nor meta")
-        return _Session(session_id, line, meta)
+        _check_shapes(line, where, meta=meta)
+        return _Session(session_id, line, meta, ttl=ttl)
     head = SessionHead.from_json(line["head"], f"{where}.head")
     if head.session_id != session_id:
         raise InvalidRecord(f"{where}.head.session_id", f"is not {session_id!r}")
@@ -315,12 +346,12 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
     receipts = _bytes(f"{where}.receipts", line.get("receipts"))
     if head.head_revision < 1 or len(receipts) != codec.RECEIPT_BYTES * min(codec.RECEIPTS, head.head_revision):
         raise InvalidRecord(f"{where}.receipts", f"does not fit the revision {head.head_revision}")
-    committed, ttl_ms = line.get("committed_ms"), line.get("ttl_ms")
-    if type(committed) is not int or not 0 < committed < 2**53:
+    committed = line.get("committed_ms")
+    if type(committed) is not int or not 0 < committed < 10**14:
         raise InvalidRecord(f"{where}.committed_ms", f"takes ms since 1970, not {committed!r}")
-    if ttl_ms is not None and (type(ttl_ms) is not int or ttl_ms < 0):
-        raise InvalidRecord(f"{where}.ttl_ms", f"takes ms, 0 or null, not {ttl_ms!r}")
     commit_id = checked_id(f"{where}.commit_id", line.get("commit_id"))
+    if receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(commit_id):
+        raise InvalidRecord(f"{where}.receipts", "its last one is not that of the commit_id")
     blobs: dict[str, bytes] = {}
     for name in codec.COMPONENTS:
         ref = getattr(manifest, f"{name}_ref")
@@ -330,7 +361,13 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
         if data is None:
             raise InvalidRecord(f"{where}.checkpoint.{name}_ref", "is a blob that no line before it has")
         blobs[ref] = data
+    _check_shapes(line, where, head=head, checkpoint=manifest, meta=meta)
+    _check_manifest(manifest, head.checkpoint_ref, blobs, where)
+    if len({(entry.source, entry.model) for entry in head.token_ledger}) < len(head.token_ledger):
+        raise InvalidRecord(f"{where}.head.token_ledger", "has two rows of one source and model")
     graph = head.graph
+    if _has_cycle(graph):
+        raise InvalidRecord(f"{where}.head.graph", "its parents form a cycle")
     resolves = graph.find_node(graph.leaf_node_id) is not None if graph.leaf_node_id else not graph.nodes
     return _Session(
         session_id,
@@ -359,9 +396,44 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
             meaning=receipts[-codec.TAG_BYTES :],
         ),
         blobs,
-        KEEP if ttl_ms is None else None if ttl_ms == 0 else ttl_ms / 1000,
+        ttl,
         is_lenient=line.get("links_by_id") is True or not resolves,
     )
+
+
+def _check_shapes(line: Line, where: str, **records: Any) -> None:
+    """What these records say must be all that the line says: no field is dropped, none made up."""
+    for name, record in records.items():
+        said = None if record is None else record.to_json(f"{where}.{name}")
+        if _canonical(said) != _canonical(line.get(name)):
+            raise InvalidRecord(f"{where}.{name}", "has a field too many or too few: it would read back otherwise")
+
+
+def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[str, bytes], where: str) -> None:
+    path = f"{where}.checkpoint"
+    if codec.ref_of(codec.pack(manifest.to_msgpack(path), path)) != ref:
+        raise InvalidRecord(f"{where}.head.checkpoint_ref", "is not the hash of the checkpoint")
+    components = HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(manifest, blobs, SessionKeys("", where)))
+    for name in codec.COMPONENTS:
+        try:
+            getattr(components, name)
+        except Corrupt as error:
+            raise InvalidRecord(f"{path}.{name}_ref", error.reason) from error
+
+
+def _has_cycle(graph: SessionGraph) -> bool:
+    parents = {node.node_id: node.parent_node_id for node in graph.nodes}
+    done: set[str] = set()
+    for node_id in parents:
+        path: set[str] = set()
+        at: str | None = node_id
+        while at is not None and at in parents and at not in done:
+            if at in path:
+                return True
+            path.add(at)
+            at = parents[at]
+        done |= path
+    return False
 
 
 def _rows(entry: TokenLedgerEntry) -> Sequence[TokenLedgerEntry]:
@@ -386,34 +458,42 @@ async def _import_one(cache: SessionCache, record: _Session, state: _Import, fre
 
 async def _store(cache: SessionCache, record: _Session, state: _Import) -> None:
     store = cache.session(record.session_id)
+    there = await store.load_head()
     if record.commit is None or record.origin is None:
         assert record.meta is not None
-        state.count(present_count=int(await store.load_session_meta() is not None))
+        meta = await store.load_session_meta()
+        if there is not None or meta not in (None, record.meta):
+            raise SessionExists(0, 0 if there is None else there.head_revision)
         await store.create_meta(record.meta, record.ttl)
-    else:
-        there = await store.load_head()
-        if there is not None and there.commit_id == record.commit.commit_id:
-            await _compare(cache, record)
-            state.count(present_count=1, session_count=1)
-            return
+        state.count(present_count=int(meta is not None), session_count=1)
+        return
+    is_present = there is not None and there.commit_id == record.commit.commit_id
+    if not is_present:
         options = replace(
             cache.options,
             max_commit_nodes=None,
+            max_commit_bytes=None,
             graph_checks="lenient" if record.is_lenient else "strict",
         )
         result = await store.begin(record.commit, record.origin, record.blobs, options=options, ttl=record.ttl)
-        if result.replayed:  # it has gone on since it was imported
-            state.count(present_count=1, session_count=1)
-            return
+        is_present = result.replayed
     await _compare(cache, record)
-    state.count(session_count=1)
+    state.count(present_count=int(is_present), session_count=1)
 
 
 async def _compare(cache: SessionCache, record: _Session) -> None:
-    """Raises: InvalidRecord, where what is stored reads other than the line says."""
+    """Hold what is stored against the line, unless the session has gone on since.
+
+    Raises:
+        Corrupt: it reads other than the line says.
+    """
     stored = await _exported(cache, record.session_id)
     if stored is None:
         raise SessionGone(None, 0, record.session_id)
-    for name, value in stored[0].items():
+    line, _ = stored
+    if line.get("commit_id") != record.line["commit_id"]:
+        return
+    head = cache.layout.session(record.session_id).head
+    for name, value in line.items():
         if name not in HOW_IT_IS_KEPT and _canonical(value) != _canonical(record.line.get(name)):
-            raise InvalidRecord(name, "is stored other than the line says")
+            raise Corrupt("session", head, f"its {name} is not what the line says")

@@ -14,6 +14,7 @@
 --        2 before   bytes  refs the client believes the head holds
 --        3 grace    int    ms a blob outlives its last holder
 --        4 marker   int    ms for which the id takes no writes; 0 for none
+--        5 request  str    which deletion this is: the marker tells a retry what it did
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and holds on so many blobs; whole is
 --                                                    1 where no part was missing or unreadable, so that a marker stands
@@ -34,13 +35,15 @@
 
 local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local sessions, expiries, orphans, blobs = KEYS[6], KEYS[7], KEYS[8], 9
-local session, before, grace, marker = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 
 -- CHECK
 
 local present = redis.call('EXISTS', head, log, nodes, jumps, dead)
 local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted')
 if stored.err then stored = {} end
+local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
+if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
 local refs, parent = stored[2] or '', stored[3]
 if #refs ~= 96 then refs = '' end
@@ -76,7 +79,7 @@ for index, found in pairs(numbers) do
 end
 list_orphans(orphans, free, waiting, grace, now)
 if whole and marker > 0 then
-  redis.call('HSET', head, 'deleted', now)
+  redis.call('HSET', head, 'deleted', (facts and facts.live or 0) .. ' ' .. released .. ' ' .. request)
   redis.call('PEXPIRE', head, marker)
 end
 return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}

@@ -63,7 +63,7 @@ def check(read: PersistedSessionRead) -> list[str]:
     return path
 
 
-async def turn(cache: SessionCache, name: str, dice: random.Random) -> None:
+async def turn(cache: SessionCache, name: str, dice: random.Random, ttl: float | None) -> None:
     store = cache.session(name)
     read = await store.load_session(FullGraph())
     path = [] if read is None else check(read)
@@ -83,7 +83,7 @@ async def turn(cache: SessionCache, name: str, dice: random.Random) -> None:
         ),
         builds_on=None if read is None else read.commit_id,
     )
-    await store.commit_runtime_state(commit, ttl=dice.choice(TTLS))
+    await store.commit_runtime_state(commit, ttl=ttl)
 
 
 async def step(cache: SessionCache, dice: random.Random, counts: Counter[str]) -> None:
@@ -95,7 +95,7 @@ async def step(cache: SessionCache, dice: random.Random, counts: Counter[str]) -
     try:
         match what:
             case "turn":
-                await turn(cache, name, dice)
+                await turn(cache, name, dice, dice.choice(TTLS))
             case "path":
                 read = await cache.session(name).load_session(ActivePath())
                 if read is not None:
@@ -162,7 +162,7 @@ async def evict(url: str, reads: int, seed: int) -> Counter[str]:
             name = f"s{dice.randrange(3000)}"
             try:
                 if dice.random() < 0.45:
-                    await turn(cache, name, dice)
+                    await turn(cache, name, dice, None)
                     counts["written"] += 1
                     continue
                 counts["reads"] += 1

@@ -366,7 +366,7 @@ def test_touch_and_delete_name_each_blob_of_the_head_once():
     packed = bytes.fromhex("1" * 64) + bytes(32) + bytes.fromhex("1" * 64)
     touch = commands.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
     assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
-    delete = commands.delete_call(KEYS, refs, OPTIONS)
+    delete = commands.delete_call(KEYS, refs, "1f", OPTIONS)
     assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", blob]
     assert delete.args[:3] == ["chat", packed, 60_000]
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+import pytest
 from breaking import Lua, Python, broken_by
 from builders import append, blob_keys, commit, holders, holds, ids_of, key_of, plugins, replace_full, tools, used
 from builders import node as plain
@@ -17,12 +18,14 @@ from lash_redis import (
     FullGraph,
     GcReport,
     HydratedSessionCheckpoint,
+    InvalidRecord,
     SessionMeta,
     SessionNodeRecord,
     SessionStoreCreateRequest,
     StoreError,
     Unchanged,
 )
+from lash_redis.audit import Audit
 
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 
@@ -324,3 +327,113 @@ async def test_meta_alone_is_audited_too(open_cache, client):
     assert (await audit(open_cache, shards=1)).session_count == 1
     await client.hset(await key_of(client, "head"), "meta", b"x")
     assert (await audit(open_cache, shards=1)).problem_count == 1
+
+
+# What a repair must not do
+
+
+async def lost_between(audit_of: Audit, monkeypatch, loss: Callable[[], Awaitable[object]]) -> None:
+    """Let `loss` happen when the sessions have been looked at and the blobs have not."""
+    looked = audit_of._blobs
+
+    async def later(shard):
+        await loss()
+        await looked(shard)
+
+    monkeypatch.setattr(audit_of, "_blobs", later)
+
+
+@broken_by(
+    Lua("recount", "if stored[1] and (entry == '' or not stored[2] or #stored[2] % 96 ~= 0) then mended = 0 end", "")
+)
+async def test_a_catalogue_lost_during_a_repair_costs_no_session_its_blobs(open_cache, client, monkeypatch):
+    cache = open_cache(shards=1, blob_grace=0.05)
+    for name in ("one", "two"):
+        await furnished(cache, name)
+
+    async def loss() -> None:
+        await furnished(cache, "late")
+        await client.delete("lash1:{laws:0}:sessions")
+
+    looking = Audit(open_cache(role="auditor", shards=1).shared, repair=True, progress=None)
+    await lost_between(looking, monkeypatch, loss)
+    await looking.run()
+    assert await holders(client) == [3, 3, 3]
+    await cache.gc()
+    await asyncio.sleep(0.15)
+    for name in ("one", "two", "late"):
+        read = await open_cache(shards=1, blob_cache_bytes=0).session(name).load_session(FullGraph())
+        assert read.checkpoint.tool_state == tools()
+
+
+UNREADABLE: dict[str, Damage] = {
+    "a damaged meta": at("head", lambda client, key: client.hset(key, "meta", b"x")),
+    "a flipped ref": at("head", lambda client, key: client.hset(key, "refs", b"x" * 96)),
+    "refs that are gone": at("head", lambda client, key: client.hdel(key, "refs")),
+    "a nodes hash that is gone": at("nodes", lambda client, key: client.delete(key)),
+    "a head that is gone": at("head", lambda client, key: client.delete(key)),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_beside_a_session_that_cannot_be_read_a_repair_lets_go_of_no_blob(name, open_cache, client):
+    for lost in ((), ("lash1:{laws:0}:sessions", "lash1:{laws:0}:expiries")):
+        await client.flushall()
+        await furnished(open_cache(shards=1))
+        await furnished(open_cache(shards=1), "sound")
+        before = {blob: await client.hgetall(blob) for blob in await blob_keys(client)}
+        await UNREADABLE[name](client)
+        for key in lost:
+            await client.delete(key)
+        report = await audit(open_cache, shards=1, repair=True)
+        assert report.problem_count > 0
+        assert {blob: await client.hgetall(blob) for blob in await blob_keys(client)} == before
+
+
+async def test_what_no_program_of_ours_wrote_is_told_and_ends_no_audit(open_cache, client):
+    await furnished(open_cache(shards=2), "one")
+    await furnished(open_cache(shards=2), "two")
+    layout = open_cache(shards=2).layout
+    prefix, other = layout.prefix(0), layout.prefix(1)
+    blob = (await blob_keys(client))[0]
+    for key, value in (("blob:zz", "x"), ("head:\udcff", "x"), ("log:only", "x"), ("orphans", "x")):
+        await client.set(prefix.encode() + key.encode(errors="surrogateescape"), value)
+    await client.hset(blob, mapping={"0": "abc"})
+    await client.zadd(f"{other}sessions", {b"\xff\xfe\xff": "inf", b"nobody": 5})
+    for session in ("one", "two"):
+        keys = layout.session(session)
+        await client.rpush(keys.jumps, "x:y")
+        await client.hset(keys.nodes, "d", "xu")
+        await client.hset(keys.head, "ttl", "abc")
+    report = await audit(open_cache, shards=2)
+    assert {problem.key for problem in report.problems} >= {blob.decode()}
+    assert report.problem_count >= 5
+    assert len([info async for info in open_cache(shards=2).sessions()]) >= 2
+
+
+async def test_a_blob_that_expires_before_its_holders_is_found_and_mended(open_cache, client):
+    await furnished(open_cache(shards=1))
+    await furnished(open_cache(shards=1), "timed", ttl=500)
+    one, two, _ = await blob_keys(client)
+    await client.pexpire(one, 1500)
+    assert (await audit(open_cache, shards=1)).problem_count == 1
+    assert (await audit(open_cache, shards=1, repair=True)).repaired_count == 1
+    assert await client.pttl(one) == -1
+    await open_cache(shards=1).delete("chat")
+    await client.pexpire(two, 1500)
+    assert (await audit(open_cache, shards=1, repair=True)).repaired_count == 1
+    assert (await audit(open_cache, shards=1)).problems == ()
+    assert min([await client.pttl(blob) for blob in (one, two)]) > 490_000
+
+
+async def test_the_holds_of_clients_with_another_grace_are_no_problem(open_cache):
+    cache = open_cache(shards=1, blob_grace=60)
+    await cache.session("brief").commit_runtime_state(commit(None, session_id="brief", checkpoint=STATES), ttl=0.05)
+    await asyncio.sleep(0.15)
+    assert (await audit(open_cache, shards=1, blob_grace=0.01, repair=True)).problems == ()
+
+
+@pytest.mark.parametrize(("arguments", "field"), [({"repair": "no"}, "repair"), ({"progress": 5}, "progress")])
+async def test_what_an_audit_does_not_take_is_refused_by_name(arguments, field, open_cache):
+    with pytest.raises(InvalidRecord, match=field):
+        await open_cache(role="auditor").audit(**arguments)

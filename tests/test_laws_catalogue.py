@@ -19,6 +19,8 @@ from lash_redis import (
     SessionStoreCreateRequest,
     Unchanged,
 )
+from lash_redis.keys import entry_ids
+from lash_redis.listing import walk
 
 
 def said(node_id: str, text: str, parent: str | None = None, role: str = "User") -> SessionNodeRecord:
@@ -229,7 +231,7 @@ async def test_an_expired_session_does_not_appear_and_its_entry_goes(open_cache,
     await asyncio.sleep(0.2)
     assert await listed(cache) == ["lasting"]
     assert await client.zrange(cache.layout.shard_keys(0).sessions, 0, -1) == [b"lasting"]
-    assert await client.exists(cache.layout.shard_keys(0).expiries) == 0
+    assert await client.zrange(cache.layout.shard_keys(0).expiries, 0, -1) == [b"lasting"]
 
 
 async def test_a_session_that_expired_and_began_anew_with_a_parent_is_listed_once(open_cache, client):
@@ -332,3 +334,52 @@ async def test_two_namespaces_list_only_their_own(open_cache):
     await one.delete("b")
     assert sorted(await listed(two)) == ["b", "c"]
     assert (await open_cache(namespace="one.two", role="auditor").audit()).session_count == 2
+
+
+@broken_by(
+    Lua(
+        "commit",
+        "redis.call('ZADD', expiries, hold == 0 and '+inf' or hold, entry)",
+        "if hold > 0 then redis.call('ZADD', expiries, hold, entry) end",
+    )
+)
+async def test_after_the_list_was_lost_a_session_without_a_deadline_stays_in_it(open_cache, client):
+    cache = open_cache(shards=1, blob_grace=0.1)
+    keys = cache.layout.shard_keys(0)
+    await cache.session("timed").commit_runtime_state(commit(None, append("a"), session_id="timed"), ttl=0.3)
+    await write(cache, "lasting")
+    await client.delete(keys.sessions)
+    await cache.session("lasting").commit_runtime_state(commit(1, Unchanged("a"), session_id="lasting"))
+    await asyncio.sleep(0.6)
+    assert await listed(cache) == ["lasting"]
+    await cache.delete("lasting")
+    await client.delete(cache.layout.session("lasting").head)
+    await asyncio.sleep(0.3)
+    assert await client.keys("*") == [b"lash1:layout:laws"]
+
+
+async def test_a_walk_gives_every_session_however_many_move_ahead_of_it(open_cache):
+    cache = open_cache(shards=1)
+    names = [f"s{number:03}" for number in range(120)]
+    await write(cache, *names, pause=0)
+    seen: list[str] = []
+    async for entries in walk(cache.shared, cache.layout.shard_keys(0), chunk=20):
+        if not seen:
+            for name in names:  # all of them, those that were seen first
+                await cache.session(name).commit_runtime_state(commit(1, Unchanged("a"), session_id=name))
+        seen += [entry_ids(entry.entry)[0] for entry in entries]
+    assert sorted(seen) == names
+
+
+async def test_an_empty_parent_is_none_and_pages_end(open_cache):
+    cache = open_cache()
+    await write(cache, "one", "two")
+    await cache.session("two").save_session_meta(SessionMeta("two", "n", "t", "m", None, ""))
+    pages, after = [], None
+    while page := [info async for info in cache.sessions(limit=1, after=after)]:
+        pages += [info.session_id for info in page]
+        after = page[-1].cursor
+        assert len(pages) < 5
+    assert pages == ["two", "one"]
+    with pytest.raises(InvalidRecord, match="parent_session_id"):
+        await cache.session("two").save_session_meta(SessionMeta("two", "n", "t", "m", None, "x" * 70_000))

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from breaking import Lua, broken_by
 from builders import append, blob_keys, commit, holders, ids_of, key_of, plugins, tools, used
+from proxy import Action, on
 
 from lash_redis import (
     DeleteReport,
@@ -251,3 +252,12 @@ async def test_in_a_namespace_that_nobody_wrote_to_maintenance_writes_nothing(op
     await store.vacuum()
     await store.gc_unreachable()
     assert await keyspace() == {}
+
+
+@broken_by(Lua("delete", "if nodes_before then return", "if false then return"))
+async def test_a_deletion_whose_reply_was_lost_still_says_what_it_did(proxy, through_proxy):
+    cache = through_proxy(retry_max_delay=0.01)
+    await furnished(cache)
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA", 2)
+    assert await cache.delete("chat") == DeleteReport(True, node_count=2, released_blob_count=3, closed=True)
+    assert await cache.delete("chat") == DeleteReport()

@@ -311,3 +311,14 @@ async def test_holds_that_ended_do_not_pile_up_in_a_blob_that_lives_on(open_cach
     (blob,) = await blob_keys(client)
     assert await client.hlen(blob) < 140
     assert (await holds(client, blob))[0] == 1
+
+
+async def test_a_load_that_slides_reads_what_it_can_and_says_none_of_what_was_deleted(open_cache, client):
+    cache = open_cache(ttl=100, slide_on_load=True)
+    store = cache.session("chat")
+    await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
+    for blob in await blob_keys(client):
+        await client.delete(blob)
+    assert ids_of(await store.load_session(FullGraph())) == ["a"]  # this process has the bytes
+    await open_cache().delete("chat")
+    assert await store.load_session(FullGraph()) is None

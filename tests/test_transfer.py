@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 
+import msgpack
 import pytest
 from builders import append, chain, commit, node, plugins, replace_full, tools, used
 
@@ -28,6 +29,7 @@ from lash_redis import (
     TokenUsage,
     Unchanged,
 )
+from lash_redis.models import SessionCheckpoint
 from lash_redis.transfer import export_sessions, import_sessions
 
 STATES = HydratedSessionCheckpoint(
@@ -264,6 +266,9 @@ async def test_a_line_that_is_not_of_an_export_is_named_and_nothing_is_written(l
         ({"checkpoint": {"turn_state": {"turn_index": 0}, "tool_state_ref": "0" * 64}}, "tool_state_ref"),
         ({"session_id": "other"}, "session_id"),
         ({"head": {"head_revision": 1}}, "head"),
+        ({"committed_ms": 10**14}, "committed_ms"),
+        ({"ttl_ms": 10**400}, "ttl_ms"),
+        ({"receipts": "eHh4eHh4eHh4eHh4eHh4eA=="}, "receipts"),
         ({"meta": {"session_id": "x"}}, "meta"),
     ],
 )
@@ -285,6 +290,74 @@ async def test_what_the_lines_themselves_raise_is_raised(cache):
 
     with pytest.raises(OSError, match="the disk is gone"):
         await import_sessions(cache, broken())
+
+
+def _renamed(head: dict) -> None:
+    head["graph"]["nodes"][0]["unknown"] = 1
+
+
+def _twice(head: dict) -> None:
+    head["token_ledger"] *= 2
+
+
+def _hashed(head: dict) -> None:
+    head["checkpoint_ref"] = "0" * 64
+
+
+def _cyclic(head: dict) -> None:
+    head["graph"]["nodes"][0]["parent_node_id"] = "b"
+
+
+def _short(head: dict) -> None:
+    del head["token_ledger"][0]["usage"]["reasoning_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (_renamed, "head"),
+        (_twice, "token_ledger"),
+        (_hashed, "checkpoint_ref"),
+        (_cyclic, "graph"),
+        (_short, "head"),
+    ],
+)
+async def test_a_head_that_would_not_read_back_as_it_is_is_refused_before_any_write(change, field, open_cache):
+    made = commit(None, append("a", "b"), usage_deltas=[used(input=1)])
+    await open_cache().session("chat").commit_runtime_state(made)
+    header, text, _ = await lines_of(open_cache(), "chat")
+    line = json.loads(text)
+    change(line["head"])
+    line["links_by_id"] = True
+    target = open_cache(namespace="elsewhere")
+    with pytest.raises(InvalidRecord, match=field):
+        await import_sessions(target, [header, json.dumps(line)])
+    assert await target.session("chat").load_head() is None
+
+
+async def test_components_in_each_others_place_are_refused(open_cache):
+    await open_cache().session("chat").commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
+    lines = await lines_of(open_cache(), "chat")
+    line = json.loads(lines[-2])
+    refs = line["checkpoint"]
+    refs["tool_state_ref"], refs["execution_state_ref"] = refs["execution_state_ref"], refs["tool_state_ref"]
+    manifest = SessionCheckpoint.from_json(refs).to_msgpack()
+    line["head"]["checkpoint_ref"] = sha256(msgpack.packb(manifest)).hexdigest()
+    with pytest.raises(InvalidRecord, match="_ref"):
+        await import_sessions(open_cache(namespace="elsewhere"), [*lines[:-2], json.dumps(line)])
+
+
+async def test_a_session_that_is_only_meta_keeps_its_ttl_and_takes_no_others_place(open_cache, client):
+    cache = open_cache()
+    await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"), ttl=3600)
+    lines = await lines_of(cache)
+    target = open_cache(namespace="elsewhere")
+    await import_sessions(target, lines)
+    assert 3_500_000 < await client.pttl(target.layout.session("chat").head) <= 3_600_000
+    other = open_cache(namespace="third")
+    await other.session("chat").commit_runtime_state(commit(None, append("a")))
+    assert (await import_sessions(other, lines)).failed_count == 1
+    assert await other.session("chat").load_session_meta() is None
 
 
 async def test_sessions_before_a_broken_line_are_stored(open_cache):

@@ -34,6 +34,7 @@ from lash_redis.commands.calls import (
 from lash_redis.commands.catalogue import (
     PRUNE_CHUNK,
     Line,
+    created_read,
     entries_reply,
     fault_of,
     faulty_line,
@@ -122,6 +123,7 @@ __all__ = [
     "checked_ref",
     "commit_call",
     "commit_reply",
+    "created_read",
     "delete_call",
     "delete_reply",
     "entries_reply",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from lash_redis import codec, scripts
@@ -77,7 +78,7 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
     """Every law that one session can keep or break by itself."""
     fields, records, dead, nodes, jumps, committed, listed_until, time, *ttls = replies
     audited = Audited()
-    if b"deleted" in fields or (not fields and not records and not nodes):
+    if b"deleted" in fields or not (fields or records or nodes or jumps or dead):
         audited.is_gone = True
         return audited
     now = int(time[0]) * 1000 + int(time[1]) // 1000
@@ -94,12 +95,14 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
             audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
             audited.problems += _of_users(keys, head, nodes, live)
             audited.problems += _of_deadlines(keys, head, now, ttls)
-            told = [None if score is None else int(float(score)) for score in (committed, listed_until)]
+            told = [None if score is None else float(score) for score in (committed, listed_until)]
             wanted = _entry(keys, fields)
-            if told != [head.facts.committed, head.facts.hold or None] or wanted != entry:
+            if told != [head.facts.committed, head.facts.hold or inf] or wanted != entry:
                 audited.listing = wanted
     except Corrupt as error:
         audited.problems.append(problem_of(error))
+    except (ValueError, IndexError) as error:
+        audited.problems.append(AuditProblem("session", keys.head, f"what it holds is unreadable: {error}"))
     return audited
 
 
@@ -131,6 +134,8 @@ def _of_the_head(
         yield AuditProblem("head", keys.head, f"{len(receipts)} bytes of receipts at revision {head.facts.revision}")
     elif receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(head.body.commit_id):
         yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
+    if not fields.get(b"ttl", b"0").isdigit():
+        yield AuditProblem("head", keys.head, f"its ttl is unreadable: {fields[b'ttl'][:100]!r}")
     if meta is not None and meta.session_id != keys.session_id:
         yield AuditProblem("meta", keys.head, f"it belongs to session {meta.session_id!r}")
 
@@ -219,14 +224,18 @@ def _of_deadlines(keys: SessionKeys, head: StoredHead, now: int, ttls: Sequence[
 # Blobs
 
 
-def blob_fields_read(shard: ShardKeys, ref: bytes) -> Command:
-    return ("HGETALL", shard.blob(ref.hex()))
+def blob_fields_read(shard: ShardKeys, ref: bytes) -> list[Command]:
+    key = shard.blob(ref.hex())
+    return [("HGETALL", key), ("PTTL", key)]
 
 
 def blob_fields_reply(
-    shard: ShardKeys, ref: bytes, fields: Mapping[bytes, bytes], expected: Mapping[int, int], now: int
+    shard: ShardKeys, ref: bytes, fields: Mapping[bytes, bytes], left: int, expected: Mapping[int, int], now: int
 ) -> tuple[list[AuditProblem], bool]:
-    """What is wrong with a blob's content, and whether its holders are other than `expected`."""
+    """What is wrong with a blob's content, and whether its holders are other than `expected`, or its expiry too early.
+
+    `left`: the ms it has.
+    """
     key = shard.blob(ref.hex())
     problems: list[AuditProblem] = []
     if fields:
@@ -234,26 +243,38 @@ def blob_fields_reply(
             codec.decode_blob(ref.hex(), fields.get(b"c", b""), key)
         except Corrupt as error:
             problems.append(problem_of(error))
-    counted = {int(hold): int(count) for hold, count in fields.items() if hold.isdigit()}
+    try:
+        counted = {int(hold): int(count) for hold, count in fields.items() if hold.isdigit()}
+        int(fields.get(b"u", b"0"))
+    except ValueError as error:
+        return [*problems, AuditProblem("blob", key, f"its numbers are unreadable: {error}")], False
     counted = {hold: count for hold, count in counted.items() if hold == 0 or hold > now}
     wanted = {hold: count for hold, count in expected.items() if hold == 0 or hold > now}
-    return problems, counted != wanted or not counted
+    is_early = left != -1 and any(hold == 0 or now + left < hold - 1000 for hold in wanted)
+    return problems, counted != wanted or not counted or is_early
 
 
 def recount_call(
     shard: ShardKeys,
     refs: Sequence[bytes],
-    heads: Mapping[bytes, SessionKeys],
+    heads: Sequence[tuple[bytes, SessionKeys]],
     options: StoreOptions,
     *,
     repair: bool,
 ) -> ScriptCall:
-    """`heads`: by catalogue entry, every session of the shard."""
+    """`heads`: every session of the shard, each with its catalogue entry, b"" for one that is not listed."""
     keys = [shard.sessions, shard.orphans, *(shard.blob(ref.hex()) for ref in refs)]
     return ScriptCall(
         scripts.RECOUNT,
-        [*keys, *(each.head for each in heads.values())],
-        [shard.prefix, "repair" if repair else "check", options.blob_grace_ms, len(refs), *refs, *heads],
+        [*keys, *(each.head for _, each in heads)],
+        [
+            shard.prefix,
+            "repair" if repair else "check",
+            options.blob_grace_ms,
+            len(refs),
+            *refs,
+            *(entry for entry, _ in heads),
+        ],
     )
 
 

@@ -31,7 +31,16 @@ def oldest_read(shard: ShardKeys, above: Cursor | None, count: int) -> Command:
 def entries_reply(reply: Sequence[Any]) -> list[Cursor]:
     """Entries with their times: flat in RESP2, pairs in RESP3."""
     flat = list(chain.from_iterable(reply)) if reply and isinstance(reply[0], list | tuple) else list(reply)
-    return [Cursor(int(float(committed)), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
+    return [Cursor(_whole(committed), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _whole(score: Any) -> int:
+    """A score as ms; one that is none (infinite, below 0) as near to it as ms go."""
+    return int(min(max(float(score), 0.0), 2.0**53))
+
+
+def created_read(keys: SessionKeys) -> Command:
+    return ("HMGET", keys.head, "facts", "meta", "ttl")
 
 
 def place_read(keys: SessionKeys, entry: bytes) -> Command:

@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from lash_redis import codec, scripts
 from lash_redis.commands.calls import Refs, RefsMoved, ScriptCall, check_value_size, status
-from lash_redis.keys import SessionKeys
+from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.models import DeleteReport, SessionMeta
 from lash_redis.options import StoreOptions
 
 
 def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
     record = codec.encode_meta(meta)
+    if meta.parent_session_id:
+        checked_id("SessionMeta.parent_session_id", meta.parent_session_id)
     check_value_size("the bytes of a meta record", len(record), options)
     return record
 
@@ -64,8 +66,8 @@ def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsM
     return RefsMoved(codec.decode_refs(reply[2])) if word == "refs" else word == "touched"
 
 
-def delete_call(keys: SessionKeys, before: Refs, options: StoreOptions) -> ScriptCall:
-    """`before`: the refs the head is believed to hold."""
+def delete_call(keys: SessionKeys, before: Refs, request: str, options: StoreOptions) -> ScriptCall:
+    """`before`: the refs the head is believed to hold. `request`: letters and digits that no other deletion has."""
     return ScriptCall(
         scripts.DELETE,
         [
@@ -79,7 +81,8 @@ def delete_call(keys: SessionKeys, before: Refs, options: StoreOptions) -> Scrip
             keys.session_id,
             codec.encode_refs(before),
             options.blob_grace_ms,
-            round(options.deletion_marker_ttl * 1000),
+            options.deletion_marker_ms,
+            request,
         ],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,6 +151,9 @@ class SessionPickerInfo(Record):
         return Cursor(self.last_commit_ms, catalogue_entry(self.session_id, self.parent_session_id)).text
 
 
+_CURSOR = re.compile(r"after:([0-9]{1,16}):([A-Za-z0-9_-]+=*)")
+
+
 class Cursor(NamedTuple):
     """A place in the list of sessions, which goes from the greatest to the least."""
 
@@ -163,12 +167,11 @@ class Cursor(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """None where `text` is no cursor."""
-        word, committed, entry = (*text.split(":"), "", "")[:3]
+        found = _CURSOR.fullmatch(text)
         try:
-            place = cls(int(committed), b64decode(entry, altchars=b"-_", validate=True)) if word == "after" else None
+            return found and cls(int(found[1]), b64decode(found[2], altchars=b"-_", validate=True))
         except ValueError:
             return None
-        return place if place is not None and place.committed_ms >= 0 and place.entry else None
 
 
 @dataclass(frozen=True, slots=True)

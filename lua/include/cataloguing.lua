@@ -7,8 +7,9 @@ local function tidy_catalogue(sessions, expiries, now)
     redis.call('ZREM', sessions, unpack(ended))
     redis.call('ZREM', expiries, unpack(ended))
   end
+  -- More sessions than times: the times were lost, so nothing is known of when the list may go.
   local last = redis.call('ZREVRANGE', expiries, 0, 0, 'WITHSCORES')[2]
-  if last and redis.call('ZCARD', expiries) == redis.call('ZCARD', sessions) then
+  if last and last ~= 'inf' and redis.call('ZCARD', expiries) >= redis.call('ZCARD', sessions) then
     redis.call('PEXPIREAT', sessions, last)
     redis.call('PEXPIREAT', expiries, last)
   else
@@ -20,7 +21,7 @@ end
 
 -- Let an entry of `sessions` stay until `hold`.
 local function keep_entry(sessions, expiries, entry, hold, now)
-  if hold == 0 then redis.call('ZREM', expiries, entry) else redis.call('ZADD', expiries, hold, entry) end
+  redis.call('ZADD', expiries, hold == 0 and '+inf' or hold, entry)
   tidy_catalogue(sessions, expiries, now)
 end
 
