@@ -212,7 +212,8 @@ class LayoutMismatch(Refused):
 class OutcomeUnknown(StoreError):
     """The reply to a write was lost: it was applied once or not at all. Make the same call again to know.
 
-    `commit` is the commit in question where `update` made it.
+    Not so where a call makes something new each time: after `update` send its `commit` again (an attribute of this
+    error), after `fork` see whether the new session is there.
     """
 
     commit: Any = None

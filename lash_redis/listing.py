@@ -123,13 +123,14 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
     """A line for each entry, None where nothing is left of the session."""
     layout = namespace.layout
     keys = [layout.session(entry_ids(entry.entry)[0]) for entry in entries]
-    replies = await namespace.read([commands.line_read(each) for each in keys], atomic=False, faults=True)
+    trip = [command for each in keys for command in commands.line_read(each)]
+    replies = await namespace.read(trip, atomic=False, faults=True)
     lines: list[SessionPickerInfo | None] = [None] * len(entries)
     begun: dict[int, commands.Line] = {}
     gone: list[int] = []
-    for at, reply in enumerate(replies):
+    for at, (reply, others) in enumerate(zip(replies[::2], replies[1::2], strict=True)):
         try:
-            line = commands.line_reply(keys[at], entries[at], reply)
+            line = commands.line_reply(keys[at], entries[at], reply, others)
         except Corrupt as error:
             lines[at] = commands.faulty_line(keys[at], entries[at], error)
             continue
@@ -141,12 +142,7 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
                 begun[at] = line
     await _add_first_messages(namespace, begun, lines)
     if gone:
-        trip = [command for at in gone for command in commands.torn_read(keys[at])]
-        replies = await namespace.read(trip, atomic=False)
-        for at, has_head, remains in zip(gone, replies[::2], replies[1::2], strict=True):
-            if remains and not has_head:
-                lines[at] = commands.faulty_line(keys[at], entries[at], commands.headless(keys[at]))
-        await _prune(namespace, [entries[at].entry for at in gone if lines[at] is None])
+        await _prune(namespace, [entries[at].entry for at in gone])
     return lines
 
 

@@ -102,7 +102,7 @@ class Namespace:
         while True:
             with continuing(deleted, "blobs were deleted"):
                 (refs,) = await self.read(commands.orphan_read(shard), atomic=False)
-                call = commands.gc_call(shard, shard.prefix, [ref.decode() for ref in refs])
+                call = commands.gc_call(shard, shard.prefix, [ref.decode(errors="replace") for ref in refs])
                 reply = await self.run(call)
                 commands.status(call, reply, shard)
             deleted += int(reply[2])

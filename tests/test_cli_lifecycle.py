@@ -809,7 +809,7 @@ def test_acl_prints_a_command_for_each_role_and_connects_to_nothing(monkeypatch:
     comments, commands = ended.stdout.splitlines()[::2], ended.stdout.splitlines()[1::2]
     assert [line.partition(":")[0] for line in comments] == ["# bot-loader", "# bot-runner", "# bot-auditor"]
     for role, line in zip(("loader", "runner", "auditor"), commands, strict=True):
-        assert line.startswith(f"ACL SETUSER bot-{role} on ><password> resetkeys ")
+        assert line.startswith(f"ACL SETUSER bot-{role} reset on ><password> resetkeys ")
         assert "~lash1:{acme:*" in line.split()
     accounts = told("acl", "--namespace", "acme")["accounts"]
     assert [account["role"] for account in accounts] == ["loader", "runner", "auditor"]
@@ -822,7 +822,7 @@ async def test_the_accounts_of_acl_are_enough_for_the_commands_and_for_no_more(r
     admin = real_server.client()
 
     def work(role: str) -> None:
-        url = real_server.tcp_url.replace("redis://", f"redis://lash-{role}:secret@")
+        url = real_server.tcp_url.replace("redis://", f"redis://lash-default-{role}:secret@")
         assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == [
             *("four", "three", "two", "one")
         ]

@@ -286,7 +286,10 @@ def preload(url: Url = "embedded://", as_json: AsJson = False) -> None:
 @app.command(epilog=EXIT_CODES)
 def acl(
     namespace: Namespace = "default",
-    user: Annotated[str, typer.Option(metavar="NAME", help="The accounts are NAME-loader and so on.")] = "lash",
+    user: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Accounts are NAME-loader and so on; else lash-NAMESPACE-loader."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print an ACL SETUSER for each account that sessions need, with no right more; put the passwords in yourself.
@@ -295,7 +298,7 @@ def acl(
     `auditor` may SCAN, for `audit`. Connects to nothing.
     """
     with _ending(as_json):
-        lines = rights.lines(namespace, user)
+        lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user)
         if as_json:
             print_json({"ok": True, "accounts": rights.accounts(namespace)})
         else:

@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.text import Text
 
 from lash_redis import scripts
+from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
-from lash_redis.cli.connection import opened, opened_if_used
+from lash_redis.cli.connection import opened_if_used
 from lash_redis.cli.output import plain
+from lash_redis.connections import connector
 from lash_redis.models import AuditReport, GcReport
 
 
@@ -34,7 +36,7 @@ async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None
 
 async def preload(url: str) -> int:
     """Make every script known to the server; how many there are."""
-    async with opened(url, "default") as cache:
+    async with SessionCache(connector(url)) as cache:  # scripts belong to no namespace: none is looked at
         await cache.preload()
     return len(scripts.every())
 

@@ -21,7 +21,7 @@ def accounts(namespace: str) -> list[dict[str, Any]]:
 
 
 def lines(namespace: str, user: str) -> list[str]:
-    """For each role what it may do, as a comment, and the command that makes the account `<user>-<role>`.
+    """For each role what it may do, as a comment, and the command that makes the account `<user>-<role>` (anew).
 
     Raises:
         InvalidRecord: no account can have such a name.
@@ -31,5 +31,5 @@ def lines(namespace: str, user: str) -> list[str]:
     found = []
     for role in ROLES:
         found.append(f"# {user}-{role}: {MAY[role]}")
-        found.append(f"ACL SETUSER {user}-{role} on ><password> {' '.join(rules(namespace, role))}")
+        found.append(f"ACL SETUSER {user}-{role} reset on ><password> {' '.join(rules(namespace, role))}")
     return found

@@ -65,18 +65,22 @@ class Line:
         return None if message is None else replace(self.info, first_user_message=message_text(message))
 
 
-def line_read(keys: SessionKeys) -> Command:
-    return ("HMGET", keys.head, "facts", "meta", "parent")
+def line_read(keys: SessionKeys) -> list[Command]:
+    return [("HMGET", keys.head, "facts", "meta", "parent"), ("EXISTS", *keys.own[1:])]
 
 
-def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt) -> Line | None:
-    """None where there is no head, or one of a session that began anew with another parent and has its own entry.
+def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt, others: int) -> Line | None:
+    """None where nothing is left, or where a session began anew with another parent and has its own entry.
+
+    `others`: how many of the session's other keys there are.
 
     Raises:
-        Corrupt: the head cannot be read.
+        Corrupt, SessionEvicted: the head cannot be read, or a key is gone.
     """
     if isinstance(reply, Corrupt):
         raise reply
+    if reply[0] is None and reply[1] is None and others:
+        raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
     facts, meta, stored_parent = reply
     _, parent = entry_ids(at.entry)
     if (facts is None and meta is None) or (stored_parent or b"").decode(errors="replace") != (parent or ""):
@@ -90,6 +94,8 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
     if facts is None:
         return Line(keys, info)
     known = codec.decode_facts(facts, keys.head)
+    if others < sum(map(bool, (known.length, known.ids, known.jumps, known.dead))):
+        raise SessionEvicted("session", keys.log, "it, or nodes, jumps or dead beside it, is gone")
     counted = replace(
         info, user_message_count=known.users, head_revision=known.revision, last_commit_ms=known.committed
     )
@@ -100,19 +106,11 @@ def first_read(line: Line) -> Command:
     return ("LINDEX", line.keys.log, line.first)
 
 
-def torn_read(keys: SessionKeys) -> list[Command]:
-    return [("EXISTS", keys.head), ("EXISTS", *keys.own[1:])]
-
-
 def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:
     _, parent = entry_ids(at.entry)
     return SessionPickerInfo(
         keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms, fault=fault_of(error)
     )
-
-
-def headless(keys: SessionKeys) -> SessionEvicted:
-    return SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
 
 
 def fault_of(error: Corrupt) -> str:

@@ -289,6 +289,8 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Ses
     records: list[bytes] = []
     places: list[int] = []
     for (start, stop), part in zip(spans, parts, strict=False):
+        if not part:
+            raise SessionEvicted("log", keys.log, f"is gone, the head counts {plan.head.facts.length} entries")
         if len(part) != stop + 1 - start:
             raise Corrupt("log", keys.log, f"positions {start} to {stop} hold {len(part)} records")
         records += part
