@@ -108,7 +108,7 @@ class Audit:
             for key in keys:
                 prefix, _, rest = key.partition(b"}:")
                 family, _, name = rest.partition(b":")
-                there = found.get(f"{prefix.decode()}}}:")
+                there = found.get(f"{prefix.decode(errors='replace')}}}:")
                 if there is None or not name:
                     continue
                 try:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import redis
 import redis.asyncio
 from proxy import Proxy
 from redis.asyncio.retry import Retry
@@ -16,6 +17,7 @@ from servers import Kind, RunningServers, Server, Snapshot, require, snapshot, t
 
 from lash_redis import RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
+from lash_redis.embedded import EmbeddedServer
 
 NAMESPACE = "laws"
 
@@ -124,6 +126,21 @@ def through_proxy(real_server: Server, proxy: Proxy) -> Callable[..., SessionCac
         return SessionCache(client, NAMESPACE, options=StoreOptions(**options))
 
     return opened
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[EmbeddedServer]:
+    """The embedded server, one for a module of tests of the command line."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def url(embedded: EmbeddedServer) -> str:
+    """Where it is, emptied."""
+    with redis.Redis.from_url(embedded.url) as client:
+        client.flushall()
+    return embedded.url
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,6 @@ runner = CliRunner(env={"COLUMNS": "120"})
 
 def run(*arguments: str | Path) -> Result:
     return runner.invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def url(embedded: EmbeddedServer) -> str:
-    with redis.Redis.from_url(embedded.url) as client:
-        client.flushall()
-    return embedded.url
 
 
 def written(path: Path, *lines: Any) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,6 @@ from lash_redis.cli.conversations import (
 )
 from lash_redis.cli.sessions import ago
 from lash_redis.cli.worker import Settings, play
-from lash_redis.embedded import EmbeddedServer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COMMANDS = ["list", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]
@@ -67,19 +66,6 @@ def told(*arguments: str | Path, code: int = 0, stdin: bytes | None = None) -> d
     document: dict[str, Any] = json.loads(ended.stdout)
     assert document["ok"] is (code == 0)
     return document
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def url(embedded: EmbeddedServer) -> str:
-    with redis.Redis.from_url(embedded.url) as client:
-        client.flushall()
-    return embedded.url
 
 
 def within(

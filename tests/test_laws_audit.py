@@ -19,10 +19,10 @@ from lash_redis import (
     GcReport,
     HydratedSessionCheckpoint,
     InvalidRecord,
+    Refused,
     SessionMeta,
     SessionNodeRecord,
     SessionStoreCreateRequest,
-    StoreError,
     Unchanged,
 )
 from lash_redis.audit import Audit
@@ -271,7 +271,7 @@ async def test_beside_traffic_an_audit_finds_nothing_and_a_repair_hurts_nobody(o
                             commit(revision, graph, session_id=name, checkpoint=state),
                             ttl=dice.choice((None, 0.3, 50)),
                         )
-            except StoreError:
+            except Refused:
                 pass  # another worker was faster
 
     workers = [asyncio.create_task(worker(number)) for number in range(4)]

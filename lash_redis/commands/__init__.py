@@ -32,7 +32,6 @@ from lash_redis.commands.calls import (
     status,
 )
 from lash_redis.commands.catalogue import (
-    PRUNE_CHUNK,
     Line,
     created_read,
     entries_reply,
@@ -95,7 +94,6 @@ __all__ = [
     "GC_CHUNK",
     "MAX_USAGE_ROWS",
     "MAX_VALUE_BYTES",
-    "PRUNE_CHUNK",
     "SESSION_READS",
     "SPAN_COST",
     "TOMBSTONE_CHUNK",

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 from lash_redis import codec, scripts
 from lash_redis.commands.calls import Command, ScriptCall
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.keys import Layout, SessionKeys, ShardKeys, entry_ids
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
-
-PRUNE_CHUNK: Final = 500
 
 
 def latest_read(shard: ShardKeys, below: Cursor | None, count: int) -> Command:
