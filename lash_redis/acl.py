@@ -31,12 +31,14 @@ NATIVE: Final = (
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")
 """Called by a name that is handed over: `mismatch` in `lua/include/head.lua`."""
+_CLUSTERED = {"spublish"}
+"""Called in a cluster alone; Redis 6.2 does not even know its name."""
 
 
 def commands_of(role: Role) -> list[str]:
     """Every command the account needs, in lower case, a subcommand behind `|`."""
     inside = {name.lower() for script in scripts.every() for name in _CALL.findall(script.text)}
-    return sorted({*NATIVE, *ROLES[role], *inside, *_SIZES})
+    return sorted({*NATIVE, *ROLES[role], *inside, *_SIZES} - _CLUSTERED)
 
 
 def key_patterns(namespace: str) -> list[str]:
@@ -54,4 +56,5 @@ def rules(namespace: str, role: Role) -> list[str]:
     if role not in ROLES:
         raise InvalidRecord("role", f"takes one of {', '.join(ROLES)}, not {role!r}")
     patterns = [f"~{pattern}" for pattern in key_patterns(namespace)]
-    return ["resetkeys", "resetchannels", *patterns, "-@all", *(f"+{name}" for name in commands_of(role))]
+    channels = [f"&{key_patterns(namespace)[0]}"]  # a channel is named like a key
+    return ["resetkeys", "resetchannels", *patterns, *channels, "-@all", *(f"+{name}" for name in commands_of(role))]

@@ -34,6 +34,11 @@ class Connector(Protocol):
         """Whether the client itself sends a command again, so that a failure does not tell how often it was sent."""
         ...
 
+    @property
+    def sharded(self) -> bool:
+        """Whether it leads to a cluster, whose channels belong to a slot as keys do."""
+        ...
+
     async def open(self) -> redis.Redis: ...
 
     async def close(self) -> None: ...
@@ -41,6 +46,8 @@ class Connector(Protocol):
 
 class Given:
     """The caller's own client: used, never configured, never closed."""
+
+    sharded = False
 
     def __init__(self, client: redis.Redis) -> None:
         settings = client.connection_pool.connection_kwargs
@@ -64,6 +71,7 @@ class _Opened:
     """A client of our own. It never sends again by itself: `backend.py` is the one place that does."""
 
     resends = False
+    sharded = False
 
     def __init__(self) -> None:
         self._client: redis.Redis | None = None

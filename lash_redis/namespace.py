@@ -43,6 +43,7 @@ class Namespace:
         self.ttl_ms = ttl_ms
         self.cached = BlobCache(options.blob_cache_bytes)
         self.known = KnownBlobs()
+        self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
 

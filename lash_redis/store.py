@@ -309,7 +309,15 @@ class RedisSessionStore:
         looked_for: set[BlobRef] = set()
         for _ in range(MAX_TURNS):
             call = commands.commit_call(
-                self._keys, prepared, before, contents, namespace.ttl_ms, options, own_ttl_ms=own_ttl, origin=origin
+                self._keys,
+                prepared,
+                before,
+                contents,
+                namespace.ttl_ms,
+                options,
+                own_ttl_ms=own_ttl,
+                origin=origin,
+                sharded=namespace.sharded,
             )
             outcome = commands.commit_reply(call, prepared, self._keys, await namespace.run(call))
             if isinstance(outcome, commands.RefsMoved):
@@ -442,7 +450,9 @@ class RedisSessionStore:
         """`SessionCache.delete` for this session."""
         namespace, request = self._namespace, uuid4().hex
         for _ in range(MAX_TURNS):
-            call = commands.delete_call(self._keys, self._refs or NO_REFS, request, namespace.options)
+            call = commands.delete_call(
+                self._keys, self._refs or NO_REFS, request, namespace.options, sharded=namespace.sharded
+            )
             outcome = commands.delete_reply(call, self._keys, await namespace.run(call))
             if isinstance(outcome, DeleteReport):
                 self._refs = None

@@ -35,7 +35,8 @@
 --       21 rows          int    number of usage rows
 --       22 count         int    number of nodes
 --       23 users         str    for each node `u` where it is a user's message, else -
---       24 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
+--       24 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
+--       25 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
 --                               cached, reasoning), then count ids, count links, count records.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
@@ -74,8 +75,8 @@ local before, after, body, delta, strict, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV
 local default_ttl, own_ttl, grace = tonumber(ARGV[12]), ARGV[13], tonumber(ARGV[14])
 local origin, history, meta, parent = ARGV[15], ARGV[16], ARGV[17], ARGV[18]
 local acquired, kept, rows, count = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]), tonumber(ARGV[22])
-local users = ARGV[23]
-local blobs, values = 9, 24
+local users, sharded = ARGV[23], ARGV[24] == '1'
+local blobs, values = 9, 25
 local held = acquired + kept
 local released = #KEYS - 8 - held
 local usage_rows = values + held
@@ -304,6 +305,7 @@ end
 
 --@include holding
 --@include cataloguing
+--@include announcing
 
 -- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
 for from = 1, #fields, CHUNK do call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields))) end
@@ -356,4 +358,5 @@ if deadline > 0 then
 elseif had_deadline then
   for index = 1, 5 do call('PERSIST', KEYS[index]) end
 end
+announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
 return {'committed', session, revision}

@@ -15,6 +15,7 @@
 --        3 grace    int    ms a blob outlives its last holder
 --        4 marker   int    ms for which the id takes no writes; 0 for none
 --        5 request  str    which deletion this is: the marker tells a retry what it did
+--        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and holds on so many blobs; whole is
 --                                                    1 where no part was missing or unreadable, so that a marker stands
@@ -36,6 +37,7 @@
 local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local sessions, expiries, orphans, blobs = KEYS[6], KEYS[7], KEYS[8], 9
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local sharded = ARGV[6] == '1'
 
 -- CHECK
 
@@ -70,6 +72,7 @@ end
 
 --@include holding
 --@include cataloguing
+--@include announcing
 
 redis.call('UNLINK', head, log, nodes, jumps, dead)
 drop_entry(sessions, expiries, entry_of(session, parent), now)
@@ -82,4 +85,5 @@ if whole and marker > 0 then
   redis.call('HSET', head, 'deleted', (facts and facts.live or 0) .. ' ' .. released .. ' ' .. request)
   redis.call('PEXPIRE', head, marker)
 end
+announce(sharded, head, 'deleted')
 return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}

@@ -175,7 +175,7 @@ def test_nothing_is_written_above_write(name):
 @EVERY_SCRIPT
 def test_nothing_is_refused_below_write(name):
     below = SCRIPTS[name].text.partition("-- WRITE")[2]
-    assert "pcall" not in below
+    assert "pcall" not in below.replace(INCLUDES["announcing"], "")  # which must not fail, and so may not tell
     assert "refuse(" not in below
     assert "error(" not in below
     own = body_of(SOURCES[name].partition("-- WRITE")[2])

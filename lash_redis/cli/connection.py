@@ -27,6 +27,7 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         self._source = connector(url)
+        self.sharded = self._source.sharded
         self._opening = asyncio.Lock()
         self._client: redis.Redis | None = None
         self._backend = Backend(self, StoreOptions())

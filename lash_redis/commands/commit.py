@@ -317,10 +317,12 @@ def commit_call(
     *,
     own_ttl_ms: int | None = None,
     origin: Origin | None = None,
+    sharded: bool = False,
 ) -> ScriptCall:
     """`before`: the refs the head is believed to hold. `contents`: stored form of the blobs to send along.
 
-    `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new.
+    `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new. `sharded`: the
+    server is a cluster.
     """
     commit = prepared.commit
     wanted = dict.fromkeys(ref for ref in prepared.refs if ref)
@@ -351,6 +353,7 @@ def commit_call(
         len(prepared.rows),
         0 if faulty else len(prepared.ids),
         "" if faulty else prepared.users,
+        int(sharded),
         *(contents.get(ref, b"") for ref in (*acquired, *kept)),
     ]
     for row in prepared.rows:

@@ -66,8 +66,13 @@ def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsM
     return RefsMoved(codec.decode_refs(reply[2])) if word == "refs" else word == "touched"
 
 
-def delete_call(keys: SessionKeys, before: Refs, request: str, options: StoreOptions) -> ScriptCall:
-    """`before`: the refs the head is believed to hold. `request`: letters and digits that no other deletion has."""
+def delete_call(
+    keys: SessionKeys, before: Refs, request: str, options: StoreOptions, *, sharded: bool = False
+) -> ScriptCall:
+    """`before`: the refs the head is believed to hold. `request`: letters and digits that no other deletion has.
+
+    `sharded`: the server is a cluster.
+    """
     return ScriptCall(
         scripts.DELETE,
         [
@@ -83,6 +88,7 @@ def delete_call(keys: SessionKeys, before: Refs, request: str, options: StoreOpt
             options.blob_grace_ms,
             options.deletion_marker_ms,
             request,
+            int(sharded),
         ],
     )
 
