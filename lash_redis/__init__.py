@@ -25,6 +25,7 @@ from lash_redis.errors import (
     StoreError,
     UnsupportedReadScope,
 )
+from lash_redis.lease import Lease
 from lash_redis.models import (
     ActivePath,
     Append,
@@ -38,6 +39,7 @@ from lash_redis.models import (
     GraphCommitDelta,
     HydratedSessionCheckpoint,
     ImportReport,
+    LeaseInfo,
     ModeTurnOptions,
     PersistedSessionConfig,
     PersistedSessionRead,
@@ -101,7 +103,9 @@ __all__ = [
     "InvalidParent",
     "InvalidRecord",
     "LayoutMismatch",
+    "Lease",
     "LeaseBusy",
+    "LeaseInfo",
     "LeaseLost",
     "MissingBlob",
     "ModeTurnOptions",

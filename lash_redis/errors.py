@@ -144,25 +144,39 @@ class SessionDeleted(Refused):
 
 
 class LeaseBusy(Refused):
-    """Somebody else holds the session's lease."""
+    """Somebody else holds the session's lease, unless they renew it until `deadline`.
+
+    That is seconds since 1970 by the server's clock.
+    """
 
     template = "the lease of session {0!r} is held by {1!r}"
 
-    def __init__(self, session_id: str, owner: str) -> None:
-        super().__init__(session_id, owner)
+    def __init__(self, session_id: str, owner: str, generation: int = 0, deadline: float = 0.0) -> None:
+        super().__init__(session_id, owner, generation, deadline)
         self.session_id = session_id
         self.owner = owner
+        self.generation = generation
+        self.deadline = deadline
 
 
 class LeaseLost(Refused):
-    """The lease ran out or passed to somebody else."""
+    """The lease is not held any more.
 
-    template = "the lease of session {0!r} is no longer held by {1!r}"
+    `reason` is `expired`, `taken` (by another claim), `released`, or `gone`: there is none, because the session expired
+    or a failover lost it.
 
-    def __init__(self, session_id: str, owner: str) -> None:
-        super().__init__(session_id, owner)
+    From a commit: `revision` is not None where an earlier attempt of this very commit was applied, at that revision;
+    otherwise nothing of it was.
+    """
+
+    template = "the lease of session {0!r} is no longer held by {1!r}: {2}"
+
+    def __init__(self, session_id: str, owner: str, reason: str = "expired", revision: int | None = None) -> None:
+        super().__init__(session_id, owner, reason, revision)
         self.session_id = session_id
         self.owner = owner
+        self.reason = reason
+        self.revision = revision
 
 
 class CommitTooLarge(Refused):

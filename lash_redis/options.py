@@ -135,6 +135,13 @@ def seconds_to_ms(name: str, value: Any) -> int:
     return max(1, round(value * 1000))
 
 
+def seconds(name: str, value: Any) -> float:
+    """`value`, if it is a number of seconds from 0 to 100 years."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
+        raise InvalidRecord(name, f"takes seconds, 0 to 100 years, not {value!r}")
+    return float(value)
+
+
 class Keep(Enum):
     """What a `ttl` argument says by default."""
 

@@ -39,6 +39,7 @@ def load(name: str) -> Script:
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+ACQUIRE = load("acquire")
 COMMIT = load("commit")
 DELETE = load("delete")
 GC = load("gc")
@@ -48,7 +49,9 @@ PRUNE = load("prune")
 PUT_BLOB = load("put_blob")
 READ = load("read")
 RECOUNT = load("recount")
+RELEASE = load("release")
 RELIST = load("relist")
+RENEW = load("renew")
 TOMBSTONE = load("tombstone")
 TOUCH = load("touch")
 VACUUM = load("vacuum")

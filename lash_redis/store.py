@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import isawaitable
+from time import monotonic
 from typing import Any, Literal
 from uuid import uuid4
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from lash_redis import codec, commands
 from lash_redis.errors import (
@@ -18,6 +26,8 @@ from lash_redis.errors import (
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidRecord,
+    LeaseBusy,
+    LeaseLost,
     OutcomeUnknown,
     SessionBindingMismatch,
     SessionDeleted,
@@ -26,12 +36,15 @@ from lash_redis.errors import (
     UnsupportedReadScope,
 )
 from lash_redis.keys import checked_id
+from lash_redis.lease import Lease
 from lash_redis.models import (
     ActivePath,
     BlobRef,
     DeleteReport,
     FullGraph,
     GcReport,
+    LeaseClaim,
+    LeaseInfo,
     PersistedSessionRead,
     RuntimeCommit,
     RuntimeCommitResult,
@@ -43,7 +56,7 @@ from lash_redis.models import (
     VacuumReport,
 )
 from lash_redis.namespace import Namespace, continuing
-from lash_redis.options import KEEP, Keep, StoreOptions, own_ttl_ms, whole
+from lash_redis.options import KEEP, Keep, StoreOptions, own_ttl_ms, seconds, seconds_to_ms, whole
 
 log = logging.getLogger("lash_redis")
 
@@ -230,6 +243,7 @@ class RedisSessionStore:
         Raises:
             SessionBindingMismatch: the commit is for another session.
             SessionDeleted: the session was deleted.
+            LeaseLost: the lease it was made under is not held any more.
             InvalidRecord, CommitTooLarge: it cannot be stored as it is.
             HeadRevisionConflict, SessionGone: the head is not the one it was built on; load, decide, commit anew.
             CommitIdReused: its id was used for another meaning.
@@ -333,6 +347,9 @@ class RedisSessionStore:
             else:
                 if not outcome.replayed:
                     self._refs = prepared.refs
+                elif prepared.commit.releases is not None:
+                    with suppress(LeaseLost):  # the first attempt released it
+                        await self.release_lease(prepared.commit.releases)
                 for held in filter(None, prepared.refs):
                     namespace.known.add(self._keys.blob(held))
                 for ref, data in prepared.bodies.items():
@@ -445,6 +462,88 @@ class RedisSessionStore:
                 return outcome
             self._refs = outcome.refs
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to touch it")
+
+    # Leases
+
+    async def acquire_lease(
+        self, owner: str, ttl: float = 30.0, *, token: str | None = None, wait: float = 0.0
+    ) -> Lease:
+        """The right to work on the session alone for `ttl` seconds, so that no other worker pays for the same turn.
+
+        `owner` names the worker, as nobody else does; the same owner asking again takes its own lease over, with a new
+        token: the former one is worth nothing any more. `token` is made here unless given; asking again with the same
+        token, while the lease is held, is one claim. The generation is one higher at each change of hands, whether the
+        lease was released or ran out, as long as the session lives; one that nobody ever committed to is forgotten a
+        day after its last lease. `wait`: seconds to keep asking while somebody else holds it, with random pauses.
+
+        A held lease keeps its session alive: one that would expire first is touched. One round trip.
+
+        Raises:
+            LeaseBusy: somebody else holds it; says who and until when.
+            SessionDeleted, SessionEvicted, Corrupt: there is nothing to work on.
+            OutcomeUnknown: the reply was lost; asking again with the same owner settles it.
+        """
+        checked_id("owner", owner)
+        token = commands.checked_token("token", uuid4().hex if token is None else token)
+        ttl_ms = seconds_to_ms("ttl", ttl)
+        call = commands.acquire_call(self._keys, owner, token, ttl_ms)
+        retrying = AsyncRetrying(
+            stop=stop_after_delay(seconds("wait", wait)),
+            wait=wait_random_exponential(multiplier=0.02, max=self._namespace.options.retry_max_delay),
+            retry=retry_if_exception_type(LeaseBusy),
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                asked = monotonic()
+                got = commands.acquire_reply(call, self._keys, await self._namespace.run(call))
+        await self._outlive(got)
+        return Lease(
+            self.session_id,
+            owner,
+            token,
+            got.generation,
+            got.deadline_ms / 1000,
+            ttl=ttl,
+            displaced=got.displaced,
+            _store=self,
+            _ends=asked + ttl,
+        )
+
+    def adopt_lease(self, lease: Lease) -> Lease:
+        """A lease that came from elsewhere (`Lease.from_json`), to be renewed and released here. No I/O.
+
+        Raises:
+            SessionBindingMismatch: it is another session's.
+        """
+        commands.check_lease("lease", lease, self.session_id)
+        return replace(lease, _store=self)
+
+    async def load_lease(self) -> LeaseInfo | None:
+        """Who holds the session's lease, or held it until its time was up; None if it is free. One round trip.
+
+        For people to look at: who may write is known only to the commit that is checked.
+        """
+        return commands.lease_reply(self._keys, *await self._read([commands.lease_read(self._keys)]))
+
+    async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None:
+        """`Lease.renew`."""
+        commands.check_lease("lease", lease, self.session_id)
+        call = commands.renew_call(self._keys, lease, seconds_to_ms("ttl", ttl))
+        got = commands.renew_reply(call, self._keys, lease, await self._namespace.run(call))
+        lease.deadline = got.deadline_ms / 1000
+        await self._outlive(got)
+
+    async def release_lease(self, lease: LeaseClaim) -> None:
+        """`Lease.release`."""
+        commands.check_lease("lease", lease, self.session_id)
+        call = commands.release_call(self._keys, lease)
+        commands.release_reply(call, self._keys, lease, await self._namespace.run(call))
+
+    async def _outlive(self, held: commands.Acquired) -> None:
+        """Touch a session that would expire before its lease."""
+        if 0 < held.until_ms < held.deadline_ms:
+            await self.touch()
 
     async def delete(self) -> DeleteReport:
         """`SessionCache.delete` for this session."""

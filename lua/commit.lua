@@ -36,11 +36,15 @@
 --       22 count         int    number of nodes
 --       23 users         str    for each node `u` where it is a user's message, else -
 --       24 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
---       25 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
+--       25 lease         str    generation, token and owner of the lease it is made under, a blank between; '' for none
+--       26 releases      str    likewise, of a lease that ends with it
+--       27 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
 --                               cached, reasoning), then count ids, count links, count records.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision>        the new head is published
+--        lost <session> <why> <revision>       its lease is expired, taken, released or gone; the revision that an
+--                                              earlier attempt at this commit made, else ''; nothing written
 --        replayed <session> <revision>         this commit was made before; nothing written
 --        reused <session>                      its id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head is another; nothing written
@@ -56,7 +60,9 @@
 --        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  a retry is answered before revisions are compared: its own success moved the head; but after the keys are
+-- Order  a lease is looked at before anything else of the commit, a retry's receipt included: a holder that lost it is
+--        told so. A lease to release that is another's by now stays, and hinders nothing.
+--        A retry is answered before revisions are compared: its own success moved the head; but after the keys are
 --        counted, so that a torn session is never acknowledged. Every type, count and overflow is checked above WRITE,
 --        because Redis does not undo what a script wrote before it failed.
 -- Cost   one round trip; O(nodes + blobs + rows of this commit), whatever the session holds.
@@ -65,6 +71,7 @@
 --@include refuse
 --@include head
 --@include clock
+--@include lease
 --@include holders
 --@include catalogue
 
@@ -75,8 +82,8 @@ local before, after, body, delta, strict, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV
 local default_ttl, own_ttl, grace = tonumber(ARGV[12]), ARGV[13], tonumber(ARGV[14])
 local origin, history, meta, parent = ARGV[15], ARGV[16], ARGV[17], ARGV[18]
 local acquired, kept, rows, count = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]), tonumber(ARGV[22])
-local users, sharded = ARGV[23], ARGV[24] == '1'
-local blobs, values = 9, 25
+local users, sharded, lease, releases = ARGV[23], ARGV[24] == '1', ARGV[25], ARGV[26]
+local blobs, values = 9, 27
 local held = acquired + kept
 local released = #KEYS - 8 - held
 local usage_rows = values + held
@@ -98,17 +105,27 @@ if #receipts ~= RECEIPT * math.min(RECEIPTS, tonumber(actual)) then
   return refuse(session, {'corrupt', 'head', 'its receipts are unreadable'})
 end
 
+local found = string.find(receipts, tag, 1, true)
+while found and (found - 1) % RECEIPT ~= 0 do found = string.find(receipts, tag, found + 1, true) end
+local made = found and add64(actual, string.format('%.0f', 1 - (#receipts - found + 1) / RECEIPT))
+
+local now = milliseconds()
+local held_lease = stored.lease and read_lease(stored.lease)
+if held_lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
+if lease ~= '' then
+  local generation, token, owner = string.match(lease, '^(%d+) (%S+) (.*)$')
+  local why = lost(held_lease, token, owner, now) or held_lease.generation ~= generation and 'taken'
+  if why then return {'lost', session, why, made or ''} end
+end
+
 local wrong = facts and (mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
   or (facts.jumps > 0 or count > 0) and mismatch('jumps', 'LLEN', jumps, facts.jumps)
   or facts.dead > 0 and mismatch('dead', 'HLEN', dead, facts.dead))
 if wrong then return refuse(session, wrong) end
 
-local found = string.find(receipts, tag, 1, true)
-while found and (found - 1) % RECEIPT ~= 0 do found = string.find(receipts, tag, found + 1, true) end
 if found then
   if string.sub(receipts, found + RECEIPT / 2, found + RECEIPT - 1) ~= meaning then return {'reused', session} end
-  local later = (#receipts - found + 1) / RECEIPT - 1
-  return {'replayed', session, add64(actual, string.format('%.0f', -later))}
+  return {'replayed', session, made}
 end
 
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
@@ -120,7 +137,6 @@ if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
 
 local is_new = not facts -- though there may be meta, with a deadline of its own
-local now = milliseconds()
 local committed, moves = now, false
 if origin ~= '' and origin ~= 'new' then
   actual, committed = string.match(origin, '^(%d+) (%d+)$')
@@ -298,6 +314,13 @@ for _, name in ipairs({'ttl', 'meta', 'parent'}) do
   if extras[name] ~= '' then
     fields[#fields + 1] = name
     fields[#fields + 1] = extras[name]
+  end
+end
+if releases ~= '' and held_lease then
+  local generation, token, owner = string.match(releases, '^(%d+) (%S+) (.*)$')
+  if generation == held_lease.generation and token == held_lease.token and owner == held_lease.owner then
+    fields[#fields + 1] = 'lease'
+    fields[#fields + 1] = write_lease(generation, 0, '', '')
   end
 end
 

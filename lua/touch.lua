@@ -40,7 +40,7 @@ local session, before, default_ttl, own_ttl, grace = ARGV[1], ARGV[2], tonumber(
 local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
 if broken then return refuse(session, broken) end
 if stored.deleted then return {'deleted', session} end
-if not facts and redis.call('EXISTS', head) == 0 then return {'absent', session} end
+if not facts and redis.call('HEXISTS', head, 'meta') == 0 then return {'absent', session} end
 if before ~= stored.refs then return {'refs', session, stored.refs} end
 local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
 if wrong then return refuse(session, wrong) end

@@ -44,6 +44,9 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     await store.vacuum()
     await store.touch()
     await store.touch(ttl=None)
+    async with await store.acquire_lease("worker") as lease:
+        await lease.renew()
+        await store.load_lease()
     await cache.fork("chat", "new")
     await cache.session("gone").commit_runtime_state(commit(None, session_id="gone"))
     assert len([info async for info in cache.sessions()]) == 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -465,6 +467,20 @@ def test_show_marks_the_active_path_and_prints_the_conversation(url: str) -> Non
     assert [node["node_id"] for node in document["graph"] if node["active"]] == ["q1", "a2", "q3", "a4", "q4"]
     assert [message["node_id"] for message in document["messages"]] == ["q1", "a2", "q3", "a4", "q4"]
     assert document["components"]["execution_state"]["bytes"] > 1024
+
+
+async def test_show_says_who_holds_the_lease(url: str) -> None:
+    async with lash_redis.connect(url) as cache:
+        await cache.session("chat").commit_runtime_state(RuntimeCommit("chat"))
+        free = await asyncio.to_thread(run, "show", "chat", "--url", url)
+        assert re.search(r"lease +free", free.stdout)
+        await cache.session("chat").acquire_lease("worker 7", ttl=3600)
+    shown = await asyncio.to_thread(run, "show", "chat", "--url", url)
+    assert re.search(r"lease +worker 7, generation 1, for 60 minutes yet", shown.stdout)
+    document = await asyncio.to_thread(run, "show", "chat", "--url", url, "--json")
+    lease = json.loads(document.stdout)["lease"]
+    assert (lease["owner"], lease["generation"]) == ("worker 7", 1)
+    assert 3000 < lease["ends_in_s"] <= 3600
 
 
 def test_show_of_a_session_that_is_not_there_ends_with_1(url: str) -> None:

@@ -100,11 +100,11 @@ def test_the_numbers_of_a_commit_say_what_follows_them():
     assert [len(args[3]), len(args[4])] == [8, 8]
     assert args[8:14] == ["append", "strict", "@1", 5_000, "", 60_000]
     assert args[14:18] == ["", "", "", ""]
-    assert args[18:24] == [1, 0, 1, 2, "u-", 0]
-    assert args[24] == b""
-    assert args[26:30] == [1, 2, 3, 4]
-    assert args[30:34] == ["a", "b", "-", ""]
-    assert [len(args), type(args[34]), type(args[35])] == [36, bytes, bytes]
+    assert args[18:26] == [1, 0, 1, 2, "u-", 0, "", ""]
+    assert args[26] == b""
+    assert args[28:32] == [1, 2, 3, 4]
+    assert args[32:36] == ["a", "b", "-", ""]
+    assert [len(args), type(args[36]), type(args[37])] == [38, bytes, bytes]
 
 
 @pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
@@ -180,7 +180,7 @@ def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[8], args[21], args[22], len(args)) == ("faulty", 0, "", 24)
+    assert (args[8], args[21], args[22], len(args)) == ("faulty", 0, "", 26)
 
 
 def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():

@@ -110,6 +110,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "an index that leads elsewhere": ("nodes", at("nodes", lambda client, key: client.hset(key, "d", "0"))),
     "a user's message without its mark": ("nodes", at("nodes", lambda client, key: client.hset(key, "a", "0"))),
     "a jump that leads elsewhere": ("jumps", at("jumps", lambda client, key: client.lset(key, -1, b"3:1"))),
+    "a lease that no script can read": ("head", at("head", lambda client, key: client.hset(key, "lease", b"1 x"))),
     "a missing receipt": ("head", at("head", lambda client, key: client.hset(key, "receipts", b"x" * 16))),
     "another receipt": ("head", at("head", lambda client, key: client.hset(key, "receipts", b"x" * 32))),
     "another parent": ("meta", at("head", lambda client, key: client.hset(key, "parent", b"x"))),

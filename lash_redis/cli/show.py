@@ -19,6 +19,7 @@ from lash_redis.cli.output import UNFIT, CommandError, one_line, plain, shown_by
 from lash_redis.models import (
     FullGraph,
     HydratedSessionCheckpoint,
+    LeaseInfo,
     PersistedSessionRead,
     PluginPayload,
     SessionNodeRecord,
@@ -41,6 +42,9 @@ class Shown:
     read: PersistedSessionRead
     nodes_in_log: int
     expires_in_ms: int | None
+    lease: LeaseInfo | None
+    lease_ends_in: float
+    """Seconds; below 0 where its time is up."""
     component_bytes: Mapping[str, int]
 
     def to_json(self, *, messages: bool) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class Shown:
             "config": read.config.to_json(),
             "nodes": {"live": len(read.graph.nodes), "total": self.nodes_in_log, "active": len(active)},
             "expires_in_ms": self.expires_in_ms,
+            "lease": self.lease and {**self.lease.to_json(), "ends_in_s": self.lease_ends_in},
             "checkpoint_ref": read.checkpoint_ref,
             "turn_state": held.turn_state.to_json(),
             "components": {
@@ -95,12 +100,14 @@ async def look_up(url: str, namespace: str, session_id: str) -> Shown:
             fresh = " (an embedded:// server without a directory starts empty)" if url == "embedded://" else ""
             raise CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}{fresh}")
         keys = cache.layout.session(session_id)
-        length, expires = await source.ask(("LLEN", keys.log), ("PTTL", keys.head))
+        length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
+        lease = await cache.session(session_id).load_lease()
+        ends_in = 0.0 if lease is None else lease.deadline - int(seconds) - int(micros) / 1e6
         held = _held(read)
         refs = {name: ref for name in _COMPONENTS if (ref := getattr(held, f"{name}_ref")) is not None}
         bodies = {name: await cache.get_blob(ref) for name, ref in refs.items()}
         sizes = {name: len(body) for name, body in bodies.items() if body is not None}
-        return Shown(read, length, expires if expires >= 0 else None, sizes)
+        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, sizes)
     finally:
         await source.close()
 
@@ -143,9 +150,17 @@ def _head(shown: Shown) -> Panel:
         ("config", " · ".join(filter(None, settings)) or "empty"),
         ("checkpoint", read.checkpoint_ref or "none"),
         ("expires", "never" if shown.expires_in_ms is None else f"in {_duration(shown.expires_in_ms)}"),
+        ("lease", _lease(shown)),
     ):
         grid.add_row(name, plain(value))
     return Panel(grid, title=plain(read.session_id, "bold"), title_align="left", border_style="dim", expand=False)
+
+
+def _lease(shown: Shown) -> str:
+    if shown.lease is None:
+        return "free"
+    ends = f"for {_duration(round(shown.lease_ends_in * 1000))} yet" if shown.lease_ends_in > 0 else "its time is up"
+    return f"{shown.lease.owner}, generation {shown.lease.generation}, {ends}"
 
 
 def _duration(ms: int) -> str:

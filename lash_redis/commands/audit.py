@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lash_redis import codec, scripts
 from lash_redis.commands.calls import Command, ScriptCall, status
+from lash_redis.commands.lease import lease_reply
 from lash_redis.commands.reads import StoredHead, full_reply
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.keys import SessionKeys, ShardKeys
@@ -84,6 +85,7 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
     now = int(time[0]) * 1000 + int(time[1]) // 1000
     try:
         meta = _meta(keys, fields)
+        lease_reply(keys, fields.get(b"lease"))
         found = full_reply(keys, [fields, records, dead, len(nodes), len(jumps)])
         if found is not None:
             head, graph = found

@@ -18,6 +18,7 @@ from lash_redis.commands.calls import (
     is_ref,
     status,
 )
+from lash_redis.commands.lease import check_leases, fence_of
 from lash_redis.commands.lifecycle import encoded_meta
 from lash_redis.errors import (
     BackendError,
@@ -27,6 +28,7 @@ from lash_redis.errors import (
     InvalidLeaf,
     InvalidParent,
     InvalidRecord,
+    LeaseLost,
     MissingBlob,
     NodeIdCollision,
     Refused,
@@ -101,6 +103,7 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
     expected = commit.expected_head_revision
     if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
         raise InvalidRecord("RuntimeCommit.expected_head_revision", f"takes None or 0..2**63-1, not {expected!r}")
+    check_leases(commit)
     delta = commit.graph
     if not isinstance(delta, Unchanged | Append | ReplaceFull):
         raise InvalidRecord(
@@ -354,6 +357,8 @@ def commit_call(
         0 if faulty else len(prepared.ids),
         "" if faulty else prepared.users,
         int(sharded),
+        fence_of(commit.lease),
+        fence_of(commit.releases),
         *(contents.get(ref, b"") for ref in (*acquired, *kept)),
     ]
     for row in prepared.rows:
@@ -400,6 +405,9 @@ def commit_reply(
 def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
     commit = prepared.commit
     match word:
+        case "lost" if commit.lease is not None:
+            revision = int(reply[3]) if reply[3] else None
+            return LeaseLost(commit.session_id, commit.lease.owner, reply[2].decode(), revision)
         case "conflict":
             actual = int(reply[2])
             gone = actual == 0 and (commit.expected_head_revision or commit.builds_on)

@@ -37,6 +37,7 @@ from lash_redis.models.head import (
     SessionHeadMeta,
     SessionReadScope,
 )
+from lash_redis.models.lease import LeaseClaim, LeaseInfo
 from lash_redis.models.reports import AuditProblem, AuditReport, DeleteReport, GcReport, ImportReport, VacuumReport
 from lash_redis.models.session import (
     Cursor,
@@ -74,6 +75,8 @@ __all__ = [
     "GraphCommitDelta",
     "HydratedSessionCheckpoint",
     "ImportReport",
+    "LeaseClaim",
+    "LeaseInfo",
     "MessageTreeNode",
     "ModeTurnOptions",
     "NodePayload",

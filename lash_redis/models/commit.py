@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 from uuid import uuid4
 
 from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint, SessionCheckpoint
 from lash_redis.models.graph import SessionGraph, SessionNodeRecord
+from lash_redis.models.lease import LeaseClaim
 from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
 from lash_redis.models.usage import TokenLedgerEntry
-from lash_redis.models.wire import U64, Fault, Id, Record, Variant, encode_fields
+from lash_redis.models.wire import U64, Fault, Id, Record, Rule, Variant, encode_fields
 
 if TYPE_CHECKING:
     from lash_redis.models.state import PersistedSessionState
@@ -81,6 +82,10 @@ class RuntimeCommit(Record):
     commit_id: Id = field(default_factory=lambda: uuid4().hex)
     builds_on: str | None = None
     """The `commit_id` behind `expected_head_revision`, where known: a revision number can come round again."""
+    lease: Annotated[LeaseClaim | None, Rule.IN_MEMORY] = None
+    """Refuse the commit once this lease is lost. No part of its meaning or of its JSON."""
+    releases: Annotated[LeaseClaim | None, Rule.IN_MEMORY] = None
+    """Let go of this lease with the commit if it is still held, and commit in any case. Not beside `lease`."""
 
     @classmethod
     def persisted_state(cls, state: PersistedSessionState, usage_deltas: Sequence[TokenLedgerEntry] = ()) -> Self:

@@ -1,0 +1,109 @@
+"""Leases: acquire, renew, release, and a look at who holds one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lash_redis import scripts
+from lash_redis.commands.calls import Command, ScriptCall, check_kind, status
+from lash_redis.errors import Corrupt, InvalidRecord, LeaseBusy, LeaseLost, SessionBindingMismatch
+from lash_redis.keys import SessionKeys, checked_id
+from lash_redis.models import LeaseClaim, LeaseInfo, RuntimeCommit
+
+REMAINS_MS: Final = 86_400_000
+"""How long a head that holds nothing but a lease outlives it: a session that nobody ever committed to."""
+
+_TOKEN = re.compile(r"[!-~]{1,128}")
+_STORED = re.compile(rb"(\d+) (\d+) (\S*) (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """What acquiring or renewing a lease was answered. `until_ms`: the session's own deadline, 0 for never."""
+
+    generation: int
+    deadline_ms: int
+    until_ms: int
+    displaced: LeaseInfo | None = None
+
+
+def checked_token(field: str, token: object) -> str:
+    """`token`, if it is of 1 to 128 visible ASCII characters."""
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise InvalidRecord(field, f"takes 1 to 128 visible ASCII characters, not {token!r}")
+    return token
+
+
+def acquire_call(keys: SessionKeys, owner: str, token: str, ttl_ms: int) -> ScriptCall:
+    return ScriptCall(scripts.ACQUIRE, keys.own, [keys.session_id, owner, token, ttl_ms, REMAINS_MS])
+
+
+def acquire_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Acquired:
+    if status(call, reply, keys) == "busy":
+        raise LeaseBusy(keys.session_id, reply[2].decode(), int(reply[3]), reply[4] / 1000)
+    _, _, generation, deadline, until, before, owner, former, ended = reply
+    displaced = LeaseInfo(owner.decode(), int(former), ended / 1000) if before else None
+    return Acquired(int(generation), deadline, until, displaced)
+
+
+def renew_call(keys: SessionKeys, lease: LeaseClaim, ttl_ms: int) -> ScriptCall:
+    return ScriptCall(scripts.RENEW, [keys.head], [keys.session_id, lease.owner, lease.token, ttl_ms, REMAINS_MS])
+
+
+def renew_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: Any) -> Acquired:
+    if status(call, reply, keys) == "lost":
+        raise LeaseLost(keys.session_id, lease.owner, reply[2].decode())
+    return Acquired(int(reply[2]), reply[3], reply[4])
+
+
+def release_call(keys: SessionKeys, lease: LeaseClaim) -> ScriptCall:
+    return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token])
+
+
+def release_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: Any) -> None:
+    if status(call, reply, keys) == "lost":
+        raise LeaseLost(keys.session_id, lease.owner, reply[2].decode())
+
+
+def lease_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "lease")
+
+
+def lease_reply(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
+    """Whose the lease is or was last; None if it is free, or never was anybody's."""
+    if stored is None:
+        return None
+    found = _STORED.fullmatch(stored)
+    if found is None:
+        raise Corrupt("head", keys.head, "its lease is unreadable")
+    if not found[3]:
+        return None
+    return LeaseInfo(found[4].decode(errors="replace"), int(found[1]), int(found[2]) / 1000)
+
+
+def check_leases(commit: RuntimeCommit) -> None:
+    """That the leases a commit names are the session's, and not both there."""
+    for name in ("lease", "releases"):
+        lease = getattr(commit, name)
+        if lease is not None:
+            check_lease(f"RuntimeCommit.{name}", lease, commit.session_id)
+    if commit.lease is not None and commit.releases is not None:
+        raise InvalidRecord("RuntimeCommit.releases", "a commit that is made under a lease cannot end one besides")
+
+
+def check_lease(field: str, lease: object, session_id: str) -> None:
+    check_kind(field, lease, LeaseClaim)
+    assert isinstance(lease, LeaseClaim)
+    if lease.session_id != session_id:
+        raise SessionBindingMismatch(session_id, lease.session_id)
+    checked_id(f"{field}.owner", lease.owner)
+    checked_token(f"{field}.token", lease.token)
+    if type(lease.generation) is not int or not 0 < lease.generation < 2**63:
+        raise InvalidRecord(f"{field}.generation", f"takes 1..2**63-1, not {lease.generation!r}")
+
+
+def fence_of(lease: LeaseClaim | None) -> str:
+    """How a commit names a lease: generation, token and owner; '' for none."""
+    return "" if lease is None else f"{lease.generation} {lease.token} {lease.owner}"

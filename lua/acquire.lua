@@ -1,0 +1,63 @@
+-- acquire: take a session's lease if nobody else holds it; otherwise change nothing.
+--
+-- KEYS   1 head   hash  the field `lease`
+--        2 log    list  node records, counted
+--        3 nodes  hash  node id -> position, counted
+--        4 jumps  list  position:parent position, counted
+--        5 dead   hash  position -> node id, counted
+--
+-- ARGV   1 session    str  session id, echoed
+--        2 owner      str  who asks
+--        3 token      str  made by the caller, without blanks: the lease is known by it
+--        4 ttl        int  ms from now until the lease runs out
+--        5 remains    int  ms that a head which holds nothing but a lease outlives it
+--
+-- Reply  acquired <session> <generation> <deadline> <until> <before> <owner> <generation> <deadline>
+--                                              held until <deadline> (ms since 1970), the session itself until <until>
+--                                              (0: for ever); before is lapsed where it was taken from a holder whose
+--                                              time was up (the last three), else ''
+--        busy <session> <owner> <generation> <deadline>
+--                                              somebody else holds it until then; nothing written
+--        deleted <session>                     the session was deleted; nothing written
+--        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--
+-- Order  while a lease is held its owner's claims keep the generation, so a claim sent twice is one claim; with another
+--        token the same owner takes its own lease over, and the former token is worth nothing any more.
+-- Cost   one round trip, about eight commands.
+
+--@include int64
+--@include refuse
+--@include head
+--@include clock
+--@include lease
+
+local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local session, owner, token, ttl, remains = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+
+-- CHECK
+
+local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+local wrong = broken or facts and torn(facts, log, nodes, jumps, dead)
+if wrong then return refuse(session, wrong) end
+if stored.deleted then return {'deleted', session} end
+local lease = stored.lease and read_lease(stored.lease)
+if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
+
+local now = milliseconds()
+local is_live = lease and lease.deadline > now
+if is_live and lease.owner ~= owner then
+  return {'busy', session, lease.owner, lease.generation, lease.deadline}
+end
+local generation, deadline = is_live and lease.generation or add64(lease and lease.generation or '0', '1'), now + ttl
+if not generation then return refuse(session, {'corrupt', 'head', 'its lease cannot be counted further'}) end
+if is_live then deadline = math.max(deadline, lease.deadline) end
+local lapsed = lease and lease.token ~= '' and not is_live
+local before = lapsed and {'lapsed', lease.owner, lease.generation, lease.deadline} or {'', '', '0', 0}
+local is_alone = not facts and redis.call('HEXISTS', head, 'meta') == 0
+
+-- WRITE
+
+redis.call('HSET', head, 'lease', write_lease(generation, deadline, token, owner))
+if is_alone then redis.call('PEXPIREAT', head, deadline + remains) end
+return {'acquired', session, generation, deadline, facts and facts.deadline or 0, unpack(before)}
