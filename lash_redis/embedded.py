@@ -302,12 +302,12 @@ def _locked(directory: Path | None, served_at: Path) -> Iterator[int]:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a server at `path` answers PING with PONG; one that is still loading its data does not."""
+    """Whether a server at `path` is up: it answers PONG, not that it is loading; or it wants a password first."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
         try:
             connection.connect(str(path))
             connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
