@@ -69,7 +69,7 @@ from lash_redis.models import (
     Unchanged,
     VacuumReport,
 )
-from lash_redis.options import BlobProfile, StoreGcPolicy, StoreOptions
+from lash_redis.options import BlobProfile, Fsync, Replicas, StoreGcPolicy, StoreOptions
 from lash_redis.runtime import (
     RuntimePersistence,
     load_persisted_session_state,
@@ -93,6 +93,7 @@ __all__ = [
     "Corrupt",
     "DeleteReport",
     "EventPayload",
+    "Fsync",
     "FullGraph",
     "GcReport",
     "GraphCommitDelta",
@@ -121,6 +122,7 @@ __all__ = [
     "RedisSessionStore",
     "Refused",
     "ReplaceFull",
+    "Replicas",
     "RuntimeCommit",
     "RuntimeCommitResult",
     "RuntimePersistence",

@@ -24,7 +24,7 @@ ROLES: Final[dict[Role, tuple[str, ...]]] = {
 
 NATIVE: Final = (
     "exec", "exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "lindex", "llen", "lrange", "multi", "pttl",
-    "set", "time", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore", "zscore",
+    "set", "time", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore", "zscore",
 )  # fmt: skip
 """The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
 

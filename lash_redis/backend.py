@@ -83,7 +83,7 @@ class Backend:
         await self._connector.close()
 
     async def run(self, call: ScriptCall, *, writes: bool = True) -> Any:
-        """Send a script.
+        """Send a script: its reply.
 
         Raises:
             OutcomeUnknown: it may have been applied: a reply was lost, or it failed below its `-- WRITE`.
@@ -96,6 +96,20 @@ class Backend:
             return await _run_script(client, call.script, arguments, allow_eval=self._options.allow_eval)
 
         return await self._attempts(send, call.script, writes=writes)
+
+    async def run_and_wait(self, call: ScriptCall, wait: Command) -> tuple[Any, Any]:
+        """Send a script and, in the same round trip on the same connection, a command that waits for what it wrote.
+
+        The reply of each; for `wait` it may be an error. Raises as `run` does.
+        """
+        client = await self._opened()
+        arguments = (len(call.keys), *call.keys, *call.args)
+
+        async def send() -> tuple[Any, Any]:
+            allow_eval = self._options.allow_eval
+            return await _run_script_and_wait(client, call.script, arguments, wait, allow_eval=allow_eval)
+
+        return await self._attempts(send, call.script, writes=True)
 
     async def preload(self) -> None:
         """Make every script known to the server."""
@@ -167,6 +181,23 @@ async def _run_script(client: Any, script: scripts.Script, arguments: Sequence[A
         if not allow_eval:
             raise BackendError(NOT_LOADED.format(script.name)) from error
         return await client.execute_command("EVAL", script.text, *arguments)
+
+
+async def _run_script_and_wait(
+    client: Any, script: scripts.Script, arguments: Sequence[Any], wait: Command, *, allow_eval: bool
+) -> tuple[Any, Any]:
+    for words in (("EVALSHA", script.sha), ("EVAL", script.text)):
+        pipeline = client.pipeline(transaction=False)
+        pipeline.execute_command(*words, *arguments)
+        pipeline.execute_command(*wait)
+        reply, waited = await pipeline.execute(raise_on_error=False)
+        if not isinstance(reply, exceptions.NoScriptError):
+            break
+        if not allow_eval:
+            raise BackendError(NOT_LOADED.format(script.name)) from reply
+    if isinstance(reply, Exception):
+        raise reply
+    return reply, waited
 
 
 async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool, allow_eval: bool) -> list[Any]:

@@ -59,6 +59,12 @@ class Namespace:
             await self._check_layout(writes=call.script.name in BEGINNING)
         return await self._backend.run(call, writes=writes)
 
+    async def run_and_wait(self, call: commands.ScriptCall, wait: commands.Command) -> tuple[Any, Any]:
+        """`Backend.run_and_wait`, in a namespace that is laid out as expected."""
+        if not self._laid_out:
+            await self._check_layout(writes=call.script.name in BEGINNING)
+        return await self._backend.run_and_wait(call, wait)
+
     async def read(self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False) -> list[Any]:
         """`Backend.send` for reads, in a namespace that is laid out as expected."""
         if not self._laid_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import MAX_SHARDS
@@ -35,6 +35,49 @@ class StoreGcPolicy:
         whole("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
 
 
+MAX_WAIT_MS: Final = 5_000
+"""A commit waits no longer for its durability: half the time that our clients wait for a reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """A commit is durable when `n` replicas have received it: it survives the loss of its primary, if one of them is
+    promoted. It does not wait longer than `timeout_ms`. Source: the command WAIT.
+    """
+
+    n: int = 1
+    timeout_ms: int = 1_000
+
+    def __post_init__(self) -> None:
+        whole("durability.n", self.n, 1, 1_000)
+        whole("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fsync:
+    """A commit is durable when it is on the primary's disk, and on those of `replicas` replicas.
+
+    It then survives the end of these processes. It does not wait longer than `timeout_ms`. Needs an append-only file
+    and a server that knows WAITAOF (Redis 7.2, Valkey): on others no commit is confirmed.
+    """
+
+    replicas: int = 0
+    timeout_ms: int = 1_000
+
+    def __post_init__(self) -> None:
+        whole("durability.replicas", self.replicas, 0, 1_000)
+        whole("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
+
+
+Durability: TypeAlias = Replicas | Fsync
+
+
+def checked_durability(name: str, durability: Any) -> Durability | None:
+    if durability is not None and not isinstance(durability, Replicas | Fsync):
+        raise InvalidRecord(name, f"takes Replicas, Fsync or None, not {durability!r}")
+    return durability
+
+
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """How a `SessionCache` behaves. Two caches of one namespace may differ in all but `shards`."""
@@ -54,6 +97,13 @@ class StoreOptions:
 
     deletion_marker_ttl: float = 86_400.0
     """Seconds for which the id of a deleted session takes no writes; 0 for none."""
+
+    durability: Durability | None = None
+    """What a commit waits for before it is answered (`RuntimeCommitResult.durable`), in the same round trip.
+
+    None: for nothing; the primary alone has it, and a failover may lose it. A client of your own needs a
+    `socket_timeout` above the wait.
+    """
 
     allow_eval: bool = True
     """Whether a script that the server does not know is sent as text. Without, `SessionCache.preload` must have run."""
@@ -98,6 +148,7 @@ class StoreOptions:
             raise InvalidRecord("options.blob_profile", f"takes a BlobProfile, not {self.blob_profile!r}")
         if not isinstance(self.gc_policy, StoreGcPolicy):
             raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
+        checked_durability("options.durability", self.durability)
         whole("options.shards", self.shards, 1, MAX_SHARDS)
         for name in ("slide_on_load", "allow_eval"):
             if type(getattr(self, name)) is not bool:

@@ -56,7 +56,17 @@ from lash_redis.models import (
     VacuumReport,
 )
 from lash_redis.namespace import Namespace, continuing
-from lash_redis.options import KEEP, Keep, StoreOptions, own_ttl_ms, seconds, seconds_to_ms, whole
+from lash_redis.options import (
+    KEEP,
+    Durability,
+    Keep,
+    StoreOptions,
+    checked_durability,
+    own_ttl_ms,
+    seconds,
+    seconds_to_ms,
+    whole,
+)
 
 log = logging.getLogger("lash_redis")
 
@@ -227,7 +237,7 @@ class RedisSessionStore:
     # Writes
 
     async def commit_runtime_state(
-        self, commit: RuntimeCommit, *, ttl: float | Keep | None = KEEP
+        self, commit: RuntimeCommit, *, ttl: float | Keep | None = KEEP, durability: Durability | None = None
     ) -> RuntimeCommitResult:
         """Publish the next revision, all of it or nothing; the session lives its ttl anew.
 
@@ -239,6 +249,9 @@ class RedisSessionStore:
 
         `ttl` becomes the session's own: seconds it outlives its last commit or touch, None for ever. Without it the
         session keeps its own, or goes by the cache's. It is no part of a commit's meaning: a retry does not change it.
+
+        `durability` (default: that of `StoreOptions`) waits, in the same round trip, until the commit is as safe as it
+        says. One that could not be confirmed in time is made all the same: `durable` of the result is then False.
 
         Raises:
             SessionBindingMismatch: the commit is for another session.
@@ -257,9 +270,11 @@ class RedisSessionStore:
         commands.check_kind("commit", commit, RuntimeCommit)
         if commit.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, commit.session_id)
-        own_ttl = own_ttl_ms(ttl)
-        prepared = commands.prepare_commit(commit, self._namespace.options)
-        result = await self._publish(prepared, own_ttl)
+        own_ttl, options = own_ttl_ms(ttl), self._namespace.options
+        if checked_durability("durability", durability) is not None:
+            options = replace(options, durability=durability)
+        prepared = commands.prepare_commit(commit, options)
+        result = await self._publish(prepared, own_ttl, options)
         await self._collect_if_due()
         return result
 
@@ -282,7 +297,7 @@ class RedisSessionStore:
         prepared = commands.prepare_commit(commit, options)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
         prepared.meaning = origin.meaning or prepared.meaning
-        return await self._publish(prepared, own_ttl_ms(ttl), origin, options)
+        return await self._publish(prepared, own_ttl_ms(ttl), options, origin)
 
     async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
         """The path to `leaf` and the bytes of the components, of one revision; None if there is no head.
@@ -307,11 +322,10 @@ class RedisSessionStore:
         self,
         prepared: commands.PreparedCommit,
         own_ttl: int | None,
+        options: StoreOptions,
         origin: commands.Origin | None = None,
-        options: StoreOptions | None = None,
     ) -> RuntimeCommitResult:
         namespace = self._namespace
-        options = options or namespace.options
         before = self._refs if self._refs is not None else commands.carried_refs(prepared.commit)
         if origin is not None:
             before = NO_REFS
@@ -333,7 +347,8 @@ class RedisSessionStore:
                 origin=origin,
                 sharded=namespace.sharded,
             )
-            outcome = commands.commit_reply(call, prepared, self._keys, await namespace.run(call))
+            reply, durable = await self._run_durably(call, options.durability)
+            outcome = commands.commit_reply(call, prepared, self._keys, reply)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -354,8 +369,27 @@ class RedisSessionStore:
                     namespace.known.add(self._keys.blob(held))
                 for ref, data in prepared.bodies.items():
                     namespace.cached.put(ref, data)
-                return outcome
+                if outcome.replayed and options.durability is not None:
+                    durable = await self._confirmed(options.durability)
+                return replace(outcome, durable=durable)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
+
+    async def _run_durably(self, call: commands.ScriptCall, durability: Durability | None) -> tuple[Any, bool | None]:
+        """A script's reply, and whether what it wrote is known to be as safe as `durability` asks."""
+        if durability is None:
+            return await self._namespace.run(call), None
+        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability))
+        return reply, commands.wait_reply(durability, self.session_id, waited)
+
+    async def _confirmed(self, durability: Durability) -> bool:
+        """Whether what an earlier attempt wrote is as safe as `durability` asks: WAIT alone would not wait for it."""
+        call = commands.mark_call(self._keys)
+        try:
+            reply, durable = await self._run_durably(call, durability)
+        except (BackendError, OutcomeUnknown):
+            log.warning("whether a commit of session %r is durable is unknown", self.session_id, exc_info=True)
+            return False
+        return commands.status(call, reply, self._keys) == "marked" and durable is True
 
     async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes | None:
         """The stored form of a blob that the session's shard turned out not to have, if it can be had elsewhere."""

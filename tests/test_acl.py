@@ -14,6 +14,7 @@ from lash_redis import (
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
+    Replicas,
     SessionCache,
     SessionMeta,
     SessionStoreCreateRequest,
@@ -32,7 +33,9 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     store = await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"), ttl=1000)
     states = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
     await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=states))
-    await store.commit_runtime_state(commit(1, append("c", parent="a"), checkpoint=states), ttl=2000)
+    made = commit(1, append("c", parent="a"), checkpoint=states)
+    for _ in range(2):
+        await store.commit_runtime_state(made, ttl=2000, durability=Replicas(1, 1))
     await store.commit_runtime_state(commit(2, Unchanged("c"), checkpoint=HydratedSessionCheckpoint()))
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m"))
     await store.load_session(FullGraph())

@@ -239,6 +239,7 @@ async def test_every_script_runs(open_cache, client):
     await client.delete(*[await key_of(client, family, "lost") for family in ("head", "log", "nodes")])
     assert [line async for line in cache.sessions()] == []
     await client.eval(SCRIPTS["read"].text, 1, "key", "", "HGETALL", 1, 0)
+    await client.eval(SCRIPTS["mark"].text, 1, "key", "chat")
     await client.eval(SCRIPTS["relist"].text, 7, *"abcdefg", "chat")
     await client.eval(SCRIPTS["recount"].text, 2, "a", "b", "scope", "check", 60_000, 0)
     known = await client.script_exists(*(script.sha for script in SCRIPTS.values()))

@@ -57,6 +57,7 @@ from lash_redis.commands.commit import (
     missing_blob,
     prepare_commit,
 )
+from lash_redis.commands.durability import mark_call, wait_command, wait_reply
 from lash_redis.commands.lease import (
     Acquired,
     acquire_call,
@@ -156,6 +157,7 @@ __all__ = [
     "line_read",
     "line_reply",
     "listed_read",
+    "mark_call",
     "meta_call",
     "meta_read",
     "meta_reply",
@@ -190,4 +192,6 @@ __all__ = [
     "touch_call",
     "touch_reply",
     "vacuum_call",
+    "wait_command",
+    "wait_reply",
 ]

@@ -1,0 +1,34 @@
+"""How safe a commit is when it is answered: what waits behind its script, and what the reply says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lash_redis import scripts
+from lash_redis.commands.calls import Command, ScriptCall
+from lash_redis.keys import SessionKeys
+from lash_redis.options import Durability, Replicas
+
+log = logging.getLogger("lash_redis")
+
+
+def wait_command(durability: Durability) -> Command:
+    if isinstance(durability, Replicas):
+        return ("WAIT", durability.n, durability.timeout_ms)
+    return ("WAITAOF", 1, durability.replicas, durability.timeout_ms)
+
+
+def wait_reply(durability: Durability, session_id: str, reply: Any) -> bool:
+    """Whether as many replicas or disks have it as were asked for; a server that cannot say so is told in the log."""
+    if isinstance(reply, Exception):
+        log.warning("the commit of session %r is made, but whether it is durable is unknown: %s", session_id, reply)
+        return False
+    if isinstance(durability, Replicas):
+        return int(reply) >= durability.n
+    on_disk, on_replicas = reply
+    return int(on_disk) >= 1 and int(on_replicas) >= durability.replicas
+
+
+def mark_call(keys: SessionKeys) -> ScriptCall:
+    return ScriptCall(scripts.MARK, [keys.head], [keys.session_id])
