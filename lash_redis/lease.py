@@ -90,6 +90,7 @@ class Lease(LeaseClaim):
 
         Raises:
             LeaseLost, SessionDeleted: the lease was lost while the block ran.
+            Corrupt, SessionEvicted: so it was, because the session broke.
         """
         interval = seconds_to_ms("every", self.ttl / RENEWALS if every is None else every) / 1000
         if interval > self.ttl / RENEWALS + 0.001:
@@ -126,11 +127,11 @@ class Lease(LeaseClaim):
             try:
                 async with asyncio.timeout(self.remaining):
                     await self.renew()
-            except (LeaseLost, SessionDeleted) as error:
-                lost = error
-                break
             except (BackendError, OutcomeUnknown, TimeoutError) as error:
                 log.warning("the lease of session %r could not be renewed: %s", self.session_id, error)
+            except StoreError as error:
+                lost = error
+                break
         task.cancel()
         return lost
 

@@ -582,6 +582,19 @@ async def test_a_block_ends_when_its_session_is_deleted(store, cache):
         await work()
 
 
+async def test_a_block_ends_when_its_lease_becomes_unreadable(store, client):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker", ttl=0.3)
+
+    async def work() -> None:
+        async with lease.renewing():
+            await client.hset(await key_of(client, "head"), "lease", b"nonsense")
+            await asyncio.sleep(20)
+
+    with pytest.raises(Corrupt):
+        await work()
+
+
 @broken_by(Python("lease:Lease.renew", lambda _: _unreachable, "never gets through"))
 async def test_a_block_that_needs_no_longer_than_its_lease_sees_renewals(store):
     lease = await store.acquire_lease("worker", ttl=0.5)
