@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 
 import pytest
 from breaking import Lua, Python, broken_by
 from builders import append, commit, facts_of, ids_of, key_of, tools
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lash_redis import (
     BackendError,
@@ -640,3 +643,80 @@ async def test_renewals_come_at_least_three_times_in_a_lease(every, store):
     with pytest.raises(InvalidRecord, match="every"):
         async with lease.renewing(every=every):
             pass
+
+
+# Every order
+
+
+@dataclass
+class Lane:
+    """What the laws say of one session's lease."""
+
+    generation: int = 0
+    holder: Lease | None = None
+    is_live: bool = False
+    revision: int = 0
+
+    def accepts(self, lease: Lease) -> bool:
+        return self.is_live and self.holder is not None and self.holder.token == lease.token
+
+
+STEPS = st.tuples(
+    st.sampled_from(
+        ["acquire", "ask again", "renew", "release", "lapse", "commit", "commit and release", "plain commit"]
+    ),
+    st.integers(0, 2),
+    st.integers(0, 7),
+)
+SESSIONS = count()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, min_size=5, max_size=30))
+async def test_any_order_of_claims_renewals_releases_and_commits_goes_by_the_laws(cache, client, steps):
+    name = f"lane-{next(SESSIONS)}"
+    store, lane, leases = cache.session(name), Lane(), list[Lease]()
+    for step, worker, which in steps:
+        owner = f"worker {worker}"
+        lease = leases[-1 - which % len(leases)] if leases else None
+        if step == "lapse":
+            if lane.is_live:
+                await let_it_lapse(client, name)
+                lane.is_live = False
+        elif step in ("acquire", "ask again") or lease is None:
+            again = step == "ask again" and lease is not None
+            token = lease.token if again else None
+            owner = lease.owner if again else owner
+            if lane.is_live and lane.holder.owner != owner:
+                with pytest.raises(LeaseBusy) as busy:
+                    await store.acquire_lease(owner, token=token)
+                assert (busy.value.owner, busy.value.generation) == (lane.holder.owner, lane.generation)
+                continue
+            got = await store.acquire_lease(owner, token=token)
+            lane.generation += 0 if lane.is_live else 1
+            displaced = lane.holder.owner if lane.holder is not None and not lane.is_live else None
+            assert (got.generation, got.displaced and got.displaced.owner) == (lane.generation, displaced)
+            lane.holder, lane.is_live = got, True
+            leases.append(got)
+        elif step in ("renew", "release"):
+            if not lane.accepts(lease):
+                with pytest.raises(LeaseLost):
+                    await getattr(lease, step)()
+                continue
+            await getattr(lease, step)()
+            if step == "release":
+                lane.holder, lane.is_live = None, False
+        else:
+            named = {"commit": {"lease": lease}, "commit and release": {"releases": lease}, "plain commit": {}}[step]
+            made = commit(lane.revision, session_id=name, **named)
+            if step == "commit" and not (lane.accepts(lease) and lease.generation == lane.generation):
+                with pytest.raises(LeaseLost):
+                    await store.commit_runtime_state(made)
+                continue
+            assert (await store.commit_runtime_state(made)).head_revision == lane.revision + 1
+            lane.revision += 1
+            is_holders = lane.holder is not None and lane.holder.token == lease.token
+            if step == "commit and release" and is_holders and lease.generation == lane.generation:
+                lane.holder, lane.is_live = None, False
+        shown = await store.load_lease()
+        assert (shown and shown.owner) == (lane.holder and lane.holder.owner)
