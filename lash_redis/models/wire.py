@@ -13,7 +13,7 @@ with an empty path, and each level it passes on its way out adds its own step; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum, auto
 from math import isfinite
@@ -23,6 +23,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    Final,
     NamedTuple,
     NoReturn,
     Protocol,
@@ -106,31 +107,7 @@ def _canonical(value: Any, depth: int) -> Any:
     if isinstance(value, dict | list):
         if depth > MAX_JSON_DEPTH:
             raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
-        keys: Any
-        items: Iterable[Any]
-        if isinstance(value, dict):
-            for key in value:
-                if type(key) is not str or not key.isascii():
-                    _check_key(key)
-            keys = sorted(value)  # code point order is UTF-8 byte order
-            items = map(value.__getitem__, keys)
-        else:
-            keys, items = range(len(value)), value
-        out = []
-        for key, item in zip(keys, items, strict=True):
-            kind = type(item)
-            if not (
-                item is None
-                or kind is bool
-                or (kind is str and item.isascii())
-                or (kind is int and MIN_I64 <= item <= MAX_U64)
-            ):
-                try:
-                    item = _canonical(item, depth + 1)
-                except Fault as fault:
-                    raise fault.under(_step(key)) from None
-            out.append(item)
-        return dict(zip(keys, out, strict=True)) if isinstance(value, dict) else out
+        return _canonical_object(value, depth) if isinstance(value, dict) else _canonical_array(value, depth)
     if isinstance(value, str):
         _check_text(value)
         return str(value)
@@ -145,6 +122,47 @@ def _canonical(value: Any, depth: int) -> Any:
             raise Fault(f"is {value}, which JSON cannot say")
         return float(value)
     raise Fault(f"is not JSON: {type(value).__name__}")
+
+
+def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    try:
+        keys = sorted(value)  # code point order is UTF-8 byte order
+        plain = "".join(keys).isascii() and set(map(type, keys)) <= _STR
+    except TypeError:
+        keys, plain = list(value), False
+    if not plain:
+        for key in keys:
+            _check_key(key)
+    out = {}
+    for key in keys:
+        item = value[key]
+        kind = type(item)
+        # Most values are plain: a call for each would take longer than all else here.
+        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
+            try:
+                item = _canonical(item, depth + 1)
+            except Fault as fault:
+                raise fault.under(_step(key)) from None
+        out[key] = item
+    return out
+
+
+def _canonical_array(value: list[Any], depth: int) -> list[Any]:
+    out = []
+    for at, item in enumerate(value):
+        kind = type(item)
+        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
+            try:
+                item = _canonical(item, depth + 1)
+            except Fault as fault:
+                raise fault.under(_step(at)) from None
+        out.append(item)
+    return out
+
+
+_STR: Final = frozenset({str})
+_ATOMS: Final = frozenset({bool, NoneType})
+"""Types of which every value is JSON."""
 
 
 def _check_text(value: str) -> None:
