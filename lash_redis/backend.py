@@ -10,12 +10,13 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-import redis.asyncio as redis
 from redis import exceptions
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from lash_redis import scripts
 from lash_redis.commands import Command, ScriptCall
@@ -23,6 +24,7 @@ from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
 from lash_redis.keys import family_of
 from lash_redis.options import StoreOptions
+from lash_redis.topology import DENIED, NOREPLICAS, Topology
 
 Reply = TypeVar("Reply")
 
@@ -38,14 +40,10 @@ NOT_READY = (
 LOST = (exceptions.ConnectionError, exceptions.TimeoutError)
 """No answer: applied or not, nobody here knows."""
 
-DENIED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
-"""Connection errors by descent, but an answer: another attempt gets the same one."""
-
-
 FAILURES = (exceptions.RedisError, RuntimeError)
 """What sending raises; a RuntimeError is asyncio's, for a client whose event loop is gone."""
 
-REFUSED_WHOLE = ("-OOM", "-READONLY", "MISCONF", "NOREPLICAS")
+REFUSED_WHOLE = ("-OOM", "-READONLY", "MISCONF", NOREPLICAS)
 """Errors that a script's first write gets or none of its writes, where redis-py has no class for them."""
 
 
@@ -56,31 +54,36 @@ NOT_LOADED = (
 
 
 class Backend:
-    """A client, opened before the first command, and how commands are sent on it.
+    """Where commands go, opened before the first of them, and how they are sent there.
 
-    A forked child and another event loop get a client of their own: replies on a connection that two of them use would
-    go to whoever reads first.
+    A forked child and another event loop get connections of their own: replies on a connection that two of them use
+    would go to whoever reads first. What an event loop has lives and dies with it.
     """
 
     def __init__(self, connector: Connector, options: StoreOptions) -> None:
         self._options = options
         self._connector = connector
-        self._client: redis.Redis | None = None
-        self._place: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._opening = asyncio.Lock()
 
-    async def _opened(self) -> Any:  # Any, because redis-py leaves execute_command untyped
-        place = os.getpid(), asyncio.get_running_loop()
-        if self._place != place:
-            self._place, self._client, self._opening = place, None, asyncio.Lock()
-        if self._client is None:
-            async with self._opening:
-                if self._client is None:
-                    self._client = await self._connector.open()
-        return self._client
+    async def topology(self) -> Topology:
+        """Where commands go from this process and event loop."""
+        places = _places_of_the_running_loop()
+        place = places.get(self)
+        if place is None or place.process != os.getpid():
+            place = places[self] = _Place()
+        if place.topology is None:
+            async with place.opening:
+                if place.topology is None:
+                    place.topology = await self._connector.open()
+        return place.topology
 
     async def close(self) -> None:
-        await self._connector.close()
+        """Close what this process and event loop have opened, and what all of them share."""
+        place = _places_of_the_running_loop().pop(self, None)
+        try:
+            if place is not None and place.topology is not None and place.process == os.getpid():
+                await place.topology.close()
+        finally:
+            await self._connector.close()
 
     async def run(self, call: ScriptCall, *, writes: bool = True) -> Any:
         """Send a script: its reply.
@@ -89,11 +92,10 @@ class Backend:
             OutcomeUnknown: it may have been applied: a reply was lost, or it failed below its `-- WRITE`.
             BackendError: Redis refused, or no attempt reached it.
         """
-        client = await self._opened()
         arguments = (len(call.keys), *call.keys, *call.args)
 
-        async def send() -> Any:
-            return await _run_script(client, call.script, arguments, allow_eval=self._options.allow_eval)
+        async def send(topology: Topology) -> Any:
+            return await _run_script(topology, call.script, arguments, allow_eval=self._options.allow_eval)
 
         return await self._attempts(send, call.script, writes=writes)
 
@@ -102,18 +104,42 @@ class Backend:
 
         The reply of each; for `wait` it may be an error. Raises as `run` does.
         """
-        client = await self._opened()
         arguments = (len(call.keys), *call.keys, *call.args)
 
-        async def send() -> tuple[Any, Any]:
+        async def send(topology: Topology) -> tuple[Any, Any]:
             allow_eval = self._options.allow_eval
-            return await _run_script_and_wait(client, call.script, arguments, wait, allow_eval=allow_eval)
+            return await _run_script_and_wait(topology, call.script, arguments, wait, allow_eval=allow_eval)
 
         return await self._attempts(send, call.script, writes=True)
 
     async def preload(self) -> None:
-        """Make every script known to the server."""
-        await self.send([("SCRIPT", "LOAD", script.text) for script in scripts.every()], atomic=False)
+        """Make every script known to every server, replicas among them: one of those may be the primary tomorrow."""
+        for script in scripts.every():
+            command = "SCRIPT", "LOAD", script.text
+
+            async def load(topology: Topology, command: Command = command) -> list[Any]:
+                return await topology.everywhere(*command)
+
+            await self._attempts(load, "SCRIPT", writes=False)
+
+    async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
+        """Every key that matches, some at a time; a key may come twice. For maintenance only.
+
+        While slots move from one node of a cluster to another, a key that moves may be missed.
+        """
+        clients: list[Any] = await self._attempts(lambda topology: topology.primaries(), "SCAN", writes=False)
+        for client in clients:
+            cursor = b"0"
+            while True:
+                command = "SCAN", cursor, "MATCH", pattern, "COUNT", count
+
+                async def step(_: Topology, client: Any = client, command: Command = command) -> Any:
+                    return await client.execute_command(*command)
+
+                cursor, keys = await self._attempts(step, "SCAN", writes=False)
+                yield keys
+                if int(cursor) == 0:
+                    break
 
     async def send(self, commands: Sequence[Command], *, atomic: bool, faults: bool = False) -> list[Any]:
         """Send native commands in one round trip; `atomic`: as one transaction, so that they see one moment.
@@ -127,10 +153,9 @@ class Backend:
         """
         if not commands:
             return []
-        client = await self._opened()
 
-        async def send() -> list[Any]:
-            replies = await _replies(client, commands, atomic=atomic, allow_eval=self._options.allow_eval)
+        async def send(topology: Topology) -> list[Any]:
+            replies = await _replies(topology, commands, atomic=atomic, allow_eval=self._options.allow_eval)
             for at, (command, reply) in enumerate(zip(commands, replies, strict=True)):
                 if not isinstance(reply, exceptions.ResponseError):
                     continue
@@ -145,18 +170,26 @@ class Backend:
         return await self._attempts(send, str(commands[0][0]), writes=False)
 
     async def _attempts(
-        self, send: Callable[[], Awaitable[Reply]], what: scripts.Script | str, *, writes: bool
+        self, send: Callable[[Topology], Awaitable[Reply]], what: scripts.Script | str, *, writes: bool
     ) -> Reply:
         fate = _Fate(what, writes=writes, ambiguous=self._connector.resends)
+        topology = await self.topology()
 
         async def once() -> Reply:
             try:
-                return await send()
+                return await send(topology)
             except FAILURES as error:
                 fate.note(error)
                 raise
 
         attempts = self._options.retry_attempts
+        began = time.monotonic()
+
+        def is_over(state: RetryCallState) -> bool:
+            return state.attempt_number >= attempts - 1 and not (
+                topology.fails_over and time.monotonic() - began < self._options.failover_patience
+            )
+
         try:
             try:
                 return await once()
@@ -164,7 +197,7 @@ class Backend:
                 if attempts == 1 or not _worth_retrying(error):
                     raise
             retrying = AsyncRetrying(
-                stop=stop_after_attempt(attempts - 1),
+                stop=is_over,
                 wait=wait_random_exponential(multiplier=0.05, max=self._options.retry_max_delay),
                 retry=retry_if_exception(_worth_retrying),
                 reraise=True,
@@ -174,52 +207,60 @@ class Backend:
             raise fate.error(error) from error
 
 
-async def _run_script(client: Any, script: scripts.Script, arguments: Sequence[Any], *, allow_eval: bool) -> Any:
+class _Place:
+    """What one process has in one event loop."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.opening = asyncio.Lock()
+        self.topology: Topology | None = None
+
+
+_PLACES = "_lash_redis_places"
+
+
+def _places_of_the_running_loop() -> WeakKeyDictionary[Backend, _Place]:
+    """Kept by the loop itself: whoever else kept connections would keep the loop alive, which they refer to."""
+    loop = asyncio.get_running_loop()
+    places: WeakKeyDictionary[Backend, _Place] | None = getattr(loop, _PLACES, None)
+    if places is None:
+        places = WeakKeyDictionary()
+        setattr(loop, _PLACES, places)
+    return places
+
+
+async def _run_script(topology: Topology, script: scripts.Script, arguments: Sequence[Any], *, allow_eval: bool) -> Any:
     try:
-        return await client.execute_command("EVALSHA", script.sha, *arguments)
+        return await topology.execute("EVALSHA", script.sha, *arguments)
     except exceptions.NoScriptError as error:
         if not allow_eval:
             raise BackendError(NOT_LOADED.format(script.name)) from error
-        return await client.execute_command("EVAL", script.text, *arguments)
+        return await topology.execute("EVAL", script.text, *arguments)
 
 
 async def _run_script_and_wait(
-    client: Any, script: scripts.Script, arguments: Sequence[Any], wait: Command, *, allow_eval: bool
+    topology: Topology, script: scripts.Script, arguments: Sequence[Any], wait: Command, *, allow_eval: bool
 ) -> tuple[Any, Any]:
-    for words in (("EVALSHA", script.sha), ("EVAL", script.text)):
-        pipeline = client.pipeline(transaction=False)
-        pipeline.execute_command(*words, *arguments)
-        pipeline.execute_command(*wait)
-        reply, waited = await pipeline.execute(raise_on_error=False)
-        if not isinstance(reply, exceptions.NoScriptError):
-            break
+    try:
+        reply, waited = await topology.together([("EVALSHA", script.sha, *arguments), wait])
+    except exceptions.NoScriptError as error:
         if not allow_eval:
-            raise BackendError(NOT_LOADED.format(script.name)) from reply
-    if isinstance(reply, Exception):
-        raise reply
+            raise BackendError(NOT_LOADED.format(script.name)) from error
+        reply, waited = await topology.together([("EVAL", script.text, *arguments), wait])
     return reply, waited
 
 
-async def _replies(client: Any, commands: Sequence[Command], *, atomic: bool, allow_eval: bool) -> list[Any]:
+async def _replies(topology: Topology, commands: Sequence[Command], *, atomic: bool, allow_eval: bool) -> list[Any]:
     """The replies, errors of single commands among them."""
-    if len(commands) == 1:
-        try:
-            return [await client.execute_command(*commands[0])]
-        except exceptions.ResponseError as error:
-            return [error]
-    pipeline = client.pipeline(transaction=atomic)
-    for command in commands:
-        pipeline.execute_command(*command)
     try:
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return await topology.pipeline(commands, atomic)
     except exceptions.ResponseError as error:
         if atomic and _is_out_of_memory(error):
-            return await _read_in_script(client, commands, allow_eval=allow_eval)
+            return await _read_in_script(topology, commands, allow_eval=allow_eval)
         raise
-    return replies
 
 
-async def _read_in_script(client: Any, commands: Sequence[Command], *, allow_eval: bool) -> list[Any]:
+async def _read_in_script(topology: Topology, commands: Sequence[Command], *, allow_eval: bool) -> list[Any]:
     """What a transaction would have answered: a full server refuses even reads in one, but not in a script."""
     keys: list[Any] = []
     words: list[Any] = []
@@ -229,7 +270,7 @@ async def _read_in_script(client: Any, commands: Sequence[Command], *, allow_eva
         words += [name, named, len(rest) - named, *rest[named:]]
     try:
         arguments = (len(keys), *keys, "", *words)
-        _, _, *replies = await _run_script(client, scripts.READ, arguments, allow_eval=allow_eval)
+        _, _, *replies = await _run_script(topology, scripts.READ, arguments, allow_eval=allow_eval)
     except exceptions.ResponseError as error:
         return [error] * len(commands)
     return [
@@ -276,7 +317,9 @@ def _worth_retrying(error: BaseException) -> bool:
     if isinstance(error, NOT_READY):
         return True
     if isinstance(error, exceptions.ResponseError):
-        return str(error).startswith(("BUSY ", "UNBLOCKED")) or "READONLY" in str(error)
+        return str(error).startswith(("BUSY ", "UNBLOCKED")) or any(
+            word in str(error) for word in ("READONLY", NOREPLICAS)
+        )
     return isinstance(error, LOST) and not isinstance(error, DENIED)
 
 

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 
 from lash_redis import commands
 from lash_redis.audit import Audit
-from lash_redis.connections import Connector, Given, checked_client, connector
+from lash_redis.connections import Connector, connector, given
 from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.keys import Layout, checked_id, checked_namespace
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
@@ -47,7 +47,7 @@ class SessionCache:
 
     def __init__(
         self,
-        client: redis.Redis | Connector,
+        client: redis.Redis | redis.RedisCluster | Connector,
         namespace: str = "default",
         *,
         ttl: float | None = None,
@@ -57,7 +57,7 @@ class SessionCache:
         commands.check_kind("options", options, StoreOptions)
         self.ttl = ttl
         self.shared = Namespace(
-            client if isinstance(client, Connector) else Given(checked_client(client)),
+            client if isinstance(client, Connector) else given(client),
             Layout(checked_namespace(namespace), options.shards),
             options,
             0 if ttl is None else seconds_to_ms("ttl", ttl),

@@ -1,4 +1,4 @@
-"""Where a client comes from: given by the caller, or opened by us from a URL and closed again."""
+"""How to get to the servers: over a client that the caller gave, or from a URL."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-import hiredis
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from lash_redis.errors import BackendError, InvalidRecord
+from lash_redis.topology import LOOK_TIMEOUT, NEVER, Address, Clients, Cluster, OneServer, Sentinels, Topology
 
 if TYPE_CHECKING:
     from fakeredis import FakeServer
@@ -25,9 +26,25 @@ REPLY_TIMEOUT = 10.0
 """Seconds to wait for a reply. `?socket_timeout=` overrides it."""
 
 
+SENTINEL_PORT: Final = 26379
+PORT: Final = 6379
+
+PLAIN: Final = frozenset(
+    {
+        "credential_provider", "username", "password", "db", "client_name", "driver_info", "encoding",
+        "encoding_errors", "health_check_interval", "max_connections", "protocol", "legacy_responses",
+        "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_read_size", "socket_timeout",
+    }
+)  # fmt: skip
+"""The settings of a given cluster or Sentinel client, with those of TLS, that the connections to its nodes get."""
+
+
 @runtime_checkable
 class Connector(Protocol):
-    """`open` is awaited before the first command of a process and event loop; `close` once, at the end."""
+    """`open` is awaited before the first command of each process and event loop, which closes what it got by itself.
+
+    `close` ends what all of them share.
+    """
 
     @property
     def resends(self) -> bool:
@@ -39,9 +56,19 @@ class Connector(Protocol):
         """Whether it leads to a cluster, whose channels belong to a slot as keys do."""
         ...
 
-    async def open(self) -> redis.Redis: ...
+    async def open(self) -> Topology: ...
 
     async def close(self) -> None: ...
+
+
+class _Ours:
+    """Connections of our own. None of them sends again by itself: `backend.py` is the one place that does."""
+
+    resends = False
+    sharded = False
+
+    async def close(self) -> None:
+        """Nothing is shared."""
 
 
 class Given:
@@ -58,101 +85,174 @@ class Given:
         self._client = client
         self._process = os.getpid()
 
-    async def open(self) -> redis.Redis:
+    async def open(self) -> Topology:
         if self._process != os.getpid():
             raise BackendError("this client was made before the process forked; a child needs a client of its own")
-        return self._client
+        return OneServer(self._client, limit=self._client.connection_pool.max_connections, ours=False)
 
     async def close(self) -> None:
         """The caller closes it."""
 
 
-class _Opened:
-    """A client of our own. It never sends again by itself: `backend.py` is the one place that does."""
+class GivenSentinel(Given):
+    """The caller's `Sentinel.master_for`: asked who is the primary. Connections to the nodes are ours, made like it."""
 
-    resends = False
-    sharded = False
+    def __init__(self, client: redis.Redis, pool: SentinelConnectionPool) -> None:
+        super().__init__(client)
+        self.resends = False
+        self._pool = pool
 
-    def __init__(self) -> None:
-        self._client: redis.Redis | None = None
+    async def open(self) -> Topology:
+        await super().open()
+        manager, settings = self._pool.sentinel_manager, self._pool.connection_kwargs
+        kind = SSLConnection if issubclass(self._pool.connection_class, SSLConnection) else Connection
+        limited = {**settings, "max_connections": self._pool.max_connections}
+        return Sentinels(manager, self._pool.service_name, Clients(kind, _plain(limited)), ours=False)
 
-    def _connect(self, url: str) -> redis.Redis:
-        client = redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=REPLY_TIMEOUT,
-        )
-        pool = checked_client(client).connection_pool
-        kind = pool.connection_class
-        pool.connection_class = type(f"Packing{kind.__name__}", (_Packing, kind), {})
+
+class GivenCluster(_Ours):
+    """The caller's `RedisCluster`: says where the cluster is. Connections to the nodes are ours, made like its own.
+
+    So the cache may serve other event loops and forked children than the client.
+    """
+
+    sharded = True
+
+    def __init__(self, client: redis.RedisCluster) -> None:
         self._client = client
-        return client
 
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-
-
-class _Packing:
-    """Packs a command in C, as redis-py's blocking connections do. In Python, as its asyncio ones do, the 45 arguments
-    of a commit take 38 µs instead of 7."""
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        return [hiredis.pack_command(args)]
+    async def open(self) -> Topology:
+        settings: dict[str, Any] = self._client.connection_kwargs
+        nodes = self._client.nodes_manager
+        seeds = [(node.host, int(node.port)) for node in nodes.startup_nodes.values()]
+        remap = nodes.remap_host_port if nodes.address_remap else None
+        return Cluster(seeds, Clients(settings["connection_class"], _plain(settings)), remap)
 
 
-class ByUrl(_Opened):
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in PLAIN or name.startswith("ssl_")}
+
+
+class ByUrl(_Ours):
     """`redis://`, `rediss://` and `unix://`, with the options that `redis.asyncio.from_url` takes."""
 
     def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url = url
-        try:
-            self._connect(url)  # connects to nothing yet, but knows a wrong URL
-        except (ValueError, TypeError) as error:
-            raise InvalidRecord("url", str(error)) from error
+        self._clients, self._where = _clients(url)
 
-    async def open(self) -> redis.Redis:
-        return self._connect(self._url)
+    async def open(self) -> Topology:
+        return OneServer(self._clients.client(**self._where), limit=self._clients.limit, ours=True)
 
 
-class Embedded(_Opened):
+class ByCluster(_Ours):
+    """`redis+cluster://`, or `rediss+cluster://` over TLS: any nodes of the cluster; it tells the others."""
+
+    sharded = True
+
+    def __init__(self, url: str) -> None:
+        self._seeds, rest = _several(url, PORT)
+        if urlsplit(url).path not in ("", "/", "/0"):
+            raise InvalidRecord("url", "a cluster has database 0 alone")
+        self._clients, _ = _clients(rest)
+
+    async def open(self) -> Topology:
+        return Cluster(self._seeds, self._clients)
+
+
+class BySentinel(_Ours):
+    """`redis+sentinel://`: sentinels, and the name of the service whose primary is meant.
+
+    User and password are those of the data nodes; the sentinels' are `?sentinel_username=` and `?sentinel_password=`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._sentinels, rest = _several(url, SENTINEL_PORT)
+        service, _, db = urlsplit(url).path.strip("/").partition("/")
+        if not service or not (db.isdecimal() or not db):
+            raise InvalidRecord(
+                "url", "redis+sentinel:// takes sentinels, the name of a service, and perhaps a database"
+            )
+        self._service = unquote(service)
+        split = urlsplit(rest)
+        query = dict(parse_qsl(split.query))
+        self._own = {
+            name.removeprefix("sentinel_"): query.pop(name)
+            for name in ("sentinel_username", "sentinel_password")
+            if name in query
+        }
+        self._clients, _ = _clients(split._replace(path=f"/{db}", query=urlencode(query)).geturl())
+
+    async def open(self) -> Topology:
+        settings = {"socket_timeout": LOOK_TIMEOUT, "socket_connect_timeout": LOOK_TIMEOUT, "retry": NEVER, **self._own}
+        manager: Sentinel = Sentinel(self._sentinels, sentinel_kwargs=settings)  # type: ignore[no-untyped-call]
+        return Sentinels(manager, self._service, self._clients, ours=True)
+
+
+def _clients(url: str) -> tuple[Clients, dict[str, Any]]:
+    """How clients are made by `url`, and where it leads: a host and port, or a path."""
+    try:
+        settings: dict[str, Any] = {**parse_url(url)}
+    except ValueError as error:
+        # What the standard library says of an address may quote a password that holds one of /, ? and #.
+        told = str(error) if str(error).startswith("Invalid value for") else "has an address that cannot be understood"
+        raise InvalidRecord("url", told) from None
+    kind: type[AbstractConnection] = settings.pop("connection_class", Connection)
+    where: dict[str, Any] = {name: settings.pop(name) for name in ("host", "port", "path") if name in settings}
+    if kind is not redis.UnixDomainSocketConnection:
+        where = {"host": "localhost", "port": PORT, **where}
+    usual = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": REPLY_TIMEOUT}
+    try:
+        return Clients(kind, {**usual, **settings}), where
+    except (TypeError, ValueError, exceptions.RedisError) as error:
+        raise InvalidRecord("url", str(error)) from error
+
+
+def _several(url: str, port: int) -> tuple[list[Address], str]:
+    """The addresses that a URL names, and a `redis://` or `rediss://` URL of the first with all its other parts."""
+    scheme, _, rest = url.partition("+")
+    _, _, rest = rest.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    secret, at, hosts = rest[:end].rpartition("@")
+    addresses = []
+    for place, host in enumerate(hosts.split(","), 1):
+        name, given = (host[1:].partition("]")[::2]) if host.startswith("[") else host.partition(":")[::2]
+        given = given.removeprefix(":")
+        if not name or not (given.isdecimal() or not given) or not 0 < int(given or port) < 65_536:
+            raise InvalidRecord("url", f"takes host:port,host:port; the {place}. of them is not one")
+        addresses.append((name, int(given or port)))
+    return addresses, f"{scheme}://{secret}{at}localhost{rest[end:]}"
+
+
+class Embedded(_Ours):
     """A server process of ours, started when it is first needed."""
 
     def __init__(self, directory: Path | None) -> None:
         from lash_redis.embedded import EmbeddedServer, wheel_binary
 
-        super().__init__()
         wheel_binary()
         self._server = EmbeddedServer(directory)
 
-    async def open(self) -> redis.Redis:
+    async def open(self) -> Topology:
         await asyncio.to_thread(self._server.start)
-        return self._connect(self._server.url)
+        return await ByUrl(self._server.url).open()
 
     async def close(self) -> None:
-        try:
-            await super().close()
-        finally:
-            await asyncio.to_thread(self._server.stop)
+        await asyncio.to_thread(self._server.stop)
 
 
-class InMemory(_Opened):
+class InMemory(_Ours):
     """fakeredis in this process."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._server: FakeServer | None = None
         if find_spec("fakeredis") is None:
             raise BackendError("memory:// needs fakeredis: pip install 'lash-redis[memory]'")
 
-    async def open(self) -> redis.Redis:
+    async def open(self) -> Topology:
         from fakeredis import FakeAsyncRedis, FakeServer
 
         self._server = self._server or FakeServer()
-        self._client = FakeAsyncRedis(server=self._server)
-        return self._client
+        client = FakeAsyncRedis(server=self._server)
+        return OneServer(client, limit=client.connection_pool.max_connections, ours=True)
 
 
 def connector(url: str) -> Connector:
@@ -163,24 +263,43 @@ def connector(url: str) -> Connector:
     match scheme:
         case "redis" | "rediss" | "unix":
             return ByUrl(url)
+        case "redis+cluster" | "rediss+cluster":
+            return ByCluster(url)
+        case "redis+sentinel":
+            return BySentinel(url)
         case "embedded":
             return Embedded(Path(rest) if rest else None)
         case "memory" if not rest:
             return InMemory()
-    known = "redis://, rediss://, unix://, embedded://[directory] or memory://"
-    raise InvalidRecord("url", f"takes {known}, not {urlsplit(url)._replace(netloc='', query='').geturl()!r}")
+    known = "redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, embedded://[directory] or memory://"
+    raise InvalidRecord("url", f"takes {known}, not {scheme!r}")
 
 
-def checked_client(client: object) -> redis.Redis:
+def given(client: object) -> Connector:
+    """How to get to the servers of a client that the caller made."""
+    checked = checked_client(client)
+    if isinstance(checked, redis.RedisCluster):
+        return GivenCluster(checked)
+    pool = checked.connection_pool
+    if isinstance(pool, SentinelConnectionPool) and pool.is_master:
+        return GivenSentinel(checked, pool)
+    return Given(checked)
+
+
+def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
     """`client`, if this package can work with it."""
-    if not isinstance(client, redis.Redis):
-        kind = type(client)
-        raise InvalidRecord("client", f"takes a redis.asyncio.Redis, not {kind.__module__}.{kind.__qualname__}")
-    if client.connection_pool.connection_kwargs.get("decode_responses"):
+    if isinstance(client, redis.RedisCluster):
+        settings = client.connection_kwargs
+    elif isinstance(client, redis.Redis):
+        settings = client.connection_pool.connection_kwargs
+    else:
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise InvalidRecord("client", f"takes a redis.asyncio.Redis or RedisCluster, not {kind}")
+    if settings.get("decode_responses"):
         raise InvalidRecord(
             "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"
         )
-    encoding = client.connection_pool.connection_kwargs.get("encoding", "utf-8")
+    encoding = settings.get("encoding", "utf-8")
     if str(encoding).lower().replace("_", "-") not in ("utf-8", "utf8"):
         raise InvalidRecord("client", f"was made with encoding={encoding!r}, but ids are UTF-8; leave it out")
     return client

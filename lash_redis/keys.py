@@ -28,6 +28,14 @@ def slot(tag: str) -> int:
     return crc_hqx(tag.encode(), 0) % SLOTS
 
 
+def slot_of(key: str | bytes) -> int:
+    """The cluster slot of a key: that of its hash tag, what stands between the first `{` and the `}` behind it."""
+    text = key if isinstance(key, bytes) else key.encode()
+    begin = text.find(b"{") + 1
+    end = text.find(b"}", begin)
+    return crc_hqx(text[begin:end] if 0 < begin < end else text, 0) % SLOTS
+
+
 def checked_namespace(namespace: object) -> str:
     """`namespace`, if it may stand between the braces of a key and in an ACL pattern."""
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):

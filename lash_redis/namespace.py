@@ -71,15 +71,9 @@ class Namespace:
             await self._check_layout(writes=False)
         return await self._backend.send(trip, atomic=atomic, faults=faults)
 
-    async def scan(self, count: int) -> AsyncIterator[list[bytes]]:
-        """Every key of the namespace's shards, some at a time; a key may come twice. For maintenance only."""
-        cursor = b"0"
-        pattern = f"lash1:{{{self.layout.namespace}:*"
-        while True:
-            ((cursor, keys),) = await self.read([("SCAN", cursor, "MATCH", pattern, "COUNT", count)], atomic=False)
-            yield keys
-            if int(cursor) == 0:
-                return
+    def scan(self, count: int) -> AsyncIterator[list[bytes]]:
+        """`Backend.scan` for every key of the namespace's shards. For maintenance only."""
+        return self._backend.scan(f"lash1:{{{self.layout.namespace}:*", count)
 
     async def _check_layout(self, *, writes: bool) -> None:
         """Compare the stored layout with ours; the first write stores it.

@@ -133,6 +133,13 @@ class StoreOptions:
     retry_max_delay: float = 1.0
     """Longest pause between two attempts, in seconds; pauses grow exponentially from 50 ms, with full jitter."""
 
+    failover_patience: float = 45.0
+    """Seconds for which a command is sent again, beyond `retry_attempts`, where a lost primary is replaced by another
+    server: in a cluster and under Sentinel. 0 for no longer than elsewhere; `retry_attempts=1` never sends again.
+
+    The default outlasts a failover at their own defaults: a cluster waits 15 s for a silent primary, Sentinel 30 s.
+    """
+
     @property
     def blob_grace_ms(self) -> int:
         return seconds_to_ms("options.blob_grace", self.blob_grace)
@@ -157,6 +164,8 @@ class StoreOptions:
             seconds_to_ms("options.deletion_marker_ttl", self.deletion_marker_ttl)
         for name in ("blob_grace", "upload_grace", "retry_max_delay"):
             seconds_to_ms(f"options.{name}", getattr(self, name))
+        if self.failover_patience != 0:
+            seconds_to_ms("options.failover_patience", self.failover_patience)
         whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
         for name in ("max_commit_bytes", "max_commit_nodes"):
             if getattr(self, name) is not None:

@@ -83,7 +83,7 @@ async def test_no_right_is_spare(real_server):
     await admin.config_resetstat()
     cache = cache_for(real_server, "auditor")
     await everything(cache, audits=True)
-    client = await cache.shared._backend._opened()
+    client = await (await cache.shared._backend.topology()).node(None)
     await client.execute_command("EVAL", "return redis.call('TIME')", 0)
     called = {name.removeprefix("cmdstat_") for name in await admin.info("commandstats")}
     assert set(commands_of("auditor")) - called == set()

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis.backend import Backend
@@ -18,6 +17,7 @@ from lash_redis.connections import connector
 from lash_redis.errors import InvalidRecord, StoreError
 from lash_redis.keys import Layout, checked_namespace
 from lash_redis.options import StoreOptions
+from lash_redis.topology import Topology
 
 
 class Connection:
@@ -29,17 +29,21 @@ class Connection:
         self._source = connector(url)
         self.sharded = self._source.sharded
         self._opening = asyncio.Lock()
-        self._client: redis.Redis | None = None
+        self._topology: Topology | None = None
         self._backend = Backend(self, StoreOptions())
 
-    async def open(self) -> redis.Redis:
+    async def open(self) -> Topology:
         async with self._opening:
-            if self._client is None:
-                self._client = await self._source.open()
-            return self._client
+            if self._topology is None:
+                self._topology = await self._source.open()
+            return self._topology
 
     async def close(self) -> None:
-        await self._source.close()
+        try:
+            if self._topology is not None:
+                await self._topology.close()
+        finally:
+            await self._source.close()
 
     async def ask(self, *commands: tuple[Any, ...]) -> list[Any]:
         """The replies to some commands.
