@@ -28,6 +28,10 @@ NATIVE: Final = (
 )  # fmt: skip
 """The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
 
+CLUSTER: Final = ("asking", "cluster|slots", "command", "readonly")
+"""What finds the nodes of a cluster, follows a slot that moves, and reads from a replica. COMMAND is what an injected
+`RedisCluster` begins with."""
+
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")
 """Called by a name that is handed over: `mismatch` in `lua/include/head.lua`."""
@@ -35,10 +39,11 @@ _CLUSTERED = {"spublish"}
 """Called in a cluster alone; Redis 6.2 does not even know its name."""
 
 
-def commands_of(role: Role) -> list[str]:
+def commands_of(role: Role, *, cluster: bool = False) -> list[str]:
     """Every command the account needs, in lower case, a subcommand behind `|`."""
     inside = {name.lower() for script in scripts.every() for name in _CALL.findall(script.text)}
-    return sorted({*NATIVE, *ROLES[role], *inside, *_SIZES} - _CLUSTERED)
+    called = {*NATIVE, *ROLES[role], *inside, *_SIZES}
+    return sorted(called | {*CLUSTER} if cluster else called - _CLUSTERED)
 
 
 def key_patterns(namespace: str) -> list[str]:
@@ -47,14 +52,18 @@ def key_patterns(namespace: str) -> list[str]:
     return [f"{layout.prefix(0).partition(':0')[0]}:*", layout.key]
 
 
-def rules(namespace: str, role: Role) -> list[str]:
+def rules(namespace: str, role: Role, *, cluster: bool = False) -> list[str]:
     """The words behind `ACL SETUSER <name> on ><password>`: nothing is allowed but what stands here.
 
-    Redis and Valkey from 6.2 on. A client that selects a database other than 0 needs `+select`, one with a
+    `cluster`: for a node of a cluster; the account is to be made on every node, replicas too. Under Sentinel it is to
+    be made on every data node; the account on the sentinels needs `+sentinel|masters +sentinel|slaves`.
+
+    Redis and Valkey from 6.2 on (a cluster of 6.2 does not know `+spublish`, and does without). A client that selects a database other than 0 needs `+select`, one with a
     `health_check_interval` needs `+ping`.
     """
     if role not in ROLES:
         raise InvalidRecord("role", f"takes one of {', '.join(ROLES)}, not {role!r}")
     patterns = [f"~{pattern}" for pattern in key_patterns(namespace)]
     channels = [f"&{key_patterns(namespace)[0]}"]  # a channel is named like a key
-    return ["resetkeys", "resetchannels", *patterns, *channels, "-@all", *(f"+{name}" for name in commands_of(role))]
+    allowed = (f"+{name}" for name in commands_of(role, cluster=cluster))
+    return ["resetkeys", "resetchannels", *patterns, *channels, "-@all", *allowed]

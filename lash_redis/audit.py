@@ -147,14 +147,17 @@ class Audit:
             self._tell()
 
     async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[tuple[SessionKeys, bytes]]]:
-        """The sessions, parted so that no step reads many more bytes than it may."""
+        """The sessions, parted so that no step reads many more bytes than it may, nor of two shards at once.
+
+        (A key may lie where its session does not belong; and one moment is one slot's.)
+        """
         trip = [commands.facts_read(keys) for keys, _ in sessions]
         facts = await self._namespace.read(trip, atomic=False, faults=True)
         steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
         room = STEP_BYTES
         for session, stored in zip(sessions, facts, strict=True):
             room -= commands.bytes_told(stored)
-            if room < 0 and steps[-1]:
+            if steps[-1] and (room < 0 or session[0].prefix != steps[-1][-1][0].prefix):
                 steps.append([])
                 room = STEP_BYTES
             steps[-1].append(session)
@@ -227,12 +230,13 @@ class Audit:
     async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
         """Ask what is wrong with these blobs' holders, of the heads of every session that is or was known."""
         repair = self._repair and shard.is_sound
+        prefix = shard.keys.prefix  # of every head here, even of one that lies in the wrong shard
         for _ in range(ATTEMPTS):
             heads: list[tuple[bytes, SessionKeys]] = []
             async for entries in walk(self._namespace, shard.keys):
-                heads += [(entry.entry, self._layout.session(entry_ids(entry.entry)[0])) for entry in entries]
+                heads += [(entry.entry, SessionKeys(prefix, entry_ids(entry.entry)[0])) for entry in entries]
             unlisted = shard.session_ids.difference(keys.session_id for _, keys in heads)
-            heads += [(b"", self._layout.session(session_id)) for session_id in sorted(unlisted)]
+            heads += [(b"", SessionKeys(prefix, session_id)) for session_id in sorted(unlisted)]
             call = commands.recount_call(shard.keys, refs, heads, self._namespace.options, repair=repair)
             reply = await self._namespace.run(call, writes=repair)
             problems = commands.recount_reply(call, shard.keys, refs, reply)

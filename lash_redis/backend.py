@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from redis import exceptions
+from redis.asyncio.sentinel import MasterNotFoundError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from lash_redis import scripts
@@ -46,6 +47,14 @@ FAILURES = (exceptions.RedisError, RuntimeError)
 REFUSED_WHOLE = ("-OOM", "-READONLY", "MISCONF", NOREPLICAS)
 """Errors that a script's first write gets or none of its writes, where redis-py has no class for them."""
 
+
+NOT_SENT = (
+    "Timeout connecting",
+    "Too many connections",
+    "No connection available",
+    "The previous master is now a slave",
+)
+"""What redis-py says where it has sent nothing; and, last, in the place of a READONLY to a connection of Sentinel's."""
 
 NOT_LOADED = (
     "the server does not know the script {!r}, and allow_eval is False: run SessionCache.preload() or "
@@ -112,15 +121,14 @@ class Backend:
 
         return await self._attempts(send, call.script, writes=True)
 
+    async def everywhere(self, *command: Any) -> list[Any]:
+        """The replies of every server to a command that has no key and does nothing the second time."""
+        return await self._attempts(lambda topology: topology.everywhere(*command), str(command[0]), writes=False)
+
     async def preload(self) -> None:
         """Make every script known to every server, replicas among them: one of those may be the primary tomorrow."""
         for script in scripts.every():
-            command = "SCRIPT", "LOAD", script.text
-
-            async def load(topology: Topology, command: Command = command) -> list[Any]:
-                return await topology.everywhere(*command)
-
-            await self._attempts(load, "SCRIPT", writes=False)
+            await self.everywhere("SCRIPT", "LOAD", script.text)
 
     async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
         """Every key that matches, some at a time; a key may come twice. For maintenance only.
@@ -324,10 +332,12 @@ def _worth_retrying(error: BaseException) -> bool:
 
 
 def _never_sent(error: BaseException) -> bool:
-    """Whether the failure was to connect, so that the command cannot have left this process."""
+    """Whether the command was not executed: it cannot have left this process, or a replica has refused it."""
+    if isinstance(error, MasterNotFoundError | exceptions.MaxConnectionsError):
+        return True
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionRefusedError | FileNotFoundError | PermissionError | socket.gaierror):
             return True
         cause = cause.__cause__ or cause.__context__
-    return str(error).startswith(("Timeout connecting", "Too many connections", "No connection available"))
+    return str(error).startswith(NOT_SENT)

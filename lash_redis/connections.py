@@ -14,8 +14,9 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
+from lash_redis import topology
 from lash_redis.errors import BackendError, InvalidRecord
-from lash_redis.topology import LOOK_TIMEOUT, NEVER, Address, Clients, Cluster, OneServer, Sentinels, Topology
+from lash_redis.topology import LOOK_TIMEOUT, NEVER, Address, Clients, Cluster, Node, OneServer, Sentinels, Topology
 
 if TYPE_CHECKING:
     from fakeredis import FakeServer
@@ -36,7 +37,7 @@ PLAIN: Final = frozenset(
         "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_read_size", "socket_timeout",
     }
 )  # fmt: skip
-"""The settings of a given cluster or Sentinel client, with those of TLS, that the connections to its nodes get."""
+"""The settings of a given client, with those of TLS, that connections of our own to its replicas get."""
 
 
 @runtime_checkable
@@ -88,6 +89,9 @@ class Given:
     async def open(self) -> Topology:
         if self._process != os.getpid():
             raise BackendError("this client was made before the process forked; a child needs a client of its own")
+        return await self._open()
+
+    async def _open(self) -> Topology:
         return OneServer(self._client, limit=self._client.connection_pool.max_connections, ours=False)
 
     async def close(self) -> None:
@@ -95,38 +99,33 @@ class Given:
 
 
 class GivenSentinel(Given):
-    """The caller's `Sentinel.master_for`: asked who is the primary. Connections to the nodes are ours, made like it."""
+    """The caller's `Sentinel.master_for`. To replicas it leads by connections of our own, made like its."""
 
     def __init__(self, client: redis.Redis, pool: SentinelConnectionPool) -> None:
         super().__init__(client)
-        self.resends = False
+        kind = SSLConnection if issubclass(pool.connection_class, SSLConnection) else Connection
+        self._clients = Clients(kind, {**_plain(pool.connection_kwargs), "max_connections": pool.max_connections})
         self._pool = pool
 
-    async def open(self) -> Topology:
-        await super().open()
-        manager, settings = self._pool.sentinel_manager, self._pool.connection_kwargs
-        kind = SSLConnection if issubclass(self._pool.connection_class, SSLConnection) else Connection
-        limited = {**settings, "max_connections": self._pool.max_connections}
-        return Sentinels(manager, self._pool.service_name, Clients(kind, _plain(limited)), ours=False)
+    async def _open(self) -> Topology:
+        primary = Node(self._client, self._pool.max_connections)
+        return Sentinels(self._pool.sentinel_manager, self._pool.service_name, self._clients, given=primary)
 
 
-class GivenCluster(_Ours):
-    """The caller's `RedisCluster`: says where the cluster is. Connections to the nodes are ours, made like its own.
-
-    So the cache may serve other event loops and forked children than the client.
-    """
+class GivenCluster(Given):
+    """The caller's `RedisCluster`, over its own connections; its own way of sending again is not used."""
 
     sharded = True
 
     def __init__(self, client: redis.RedisCluster) -> None:
-        self._client = client
+        self.resends = False
+        self._process = os.getpid()
+        self._cluster = client
+        settings: dict[str, Any] = client.connection_kwargs
+        self._clients = Clients(settings["connection_class"], _plain(settings))
 
-    async def open(self) -> Topology:
-        settings: dict[str, Any] = self._client.connection_kwargs
-        nodes = self._client.nodes_manager
-        seeds = [(node.host, int(node.port)) for node in nodes.startup_nodes.values()]
-        remap = nodes.remap_host_port if nodes.address_remap else None
-        return Cluster(seeds, Clients(settings["connection_class"], _plain(settings)), remap)
+    async def _open(self) -> Topology:
+        return topology.GivenCluster(self._cluster, self._clients)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +183,7 @@ class BySentinel(_Ours):
     async def open(self) -> Topology:
         settings = {"socket_timeout": LOOK_TIMEOUT, "socket_connect_timeout": LOOK_TIMEOUT, "retry": NEVER, **self._own}
         manager: Sentinel = Sentinel(self._sentinels, sentinel_kwargs=settings)  # type: ignore[no-untyped-call]
-        return Sentinels(manager, self._service, self._clients, ours=True)
+        return Sentinels(manager, self._service, self._clients)
 
 
 def _clients(url: str) -> tuple[Clients, dict[str, Any]]:
@@ -290,6 +289,8 @@ def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
     """`client`, if this package can work with it."""
     if isinstance(client, redis.RedisCluster):
         settings = client.connection_kwargs
+        if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
+            raise InvalidRecord("client", "was made to read from replicas, where a session may be an earlier one")
     elif isinstance(client, redis.Redis):
         settings = client.connection_pool.connection_kwargs
     else:

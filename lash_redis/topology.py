@@ -4,9 +4,9 @@ A topology holds a plain client for each server and a map of who serves what. Th
 command and again after a failure that may mean that it is out of date. MOVED and ASK are followed, because whoever
 answers so has executed nothing; nothing else is ever sent again here (that is for `backend.py`).
 
-Plain clients, and not `redis.asyncio.RedisCluster` and `SentinelManagedConnection`: those send ASKING on another
-connection than its command, close connections that other tasks use, fail where all connections are in use, and turn
-"I am a replica now", which executed nothing, into a lost connection, which may have.
+Plain clients, even over the connections of a given `RedisCluster`: redis-py's own way to send there sends ASKING on
+another connection than its command, fails where all connections are in use, and sends a command that may have been
+executed again.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Topology:
 
     def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
         """The node to ask this once, or None where the key has moved for good: then its place is known by now."""
-        raise error
+        raise error  # nobody but a cluster's node redirects
 
     async def _known(self) -> Map:
         known = self._map
@@ -410,6 +410,9 @@ class OneServer(Topology):
     async def _look(self) -> Map:
         return Map([Owner(self._node)])
 
+    def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
+        raise exceptions.ResponseError(f"this server is a node of a cluster: connect by redis+cluster:// ({error})")
+
     async def close(self) -> None:
         if self._ours:
             await self._node.close()
@@ -446,22 +449,29 @@ class _Several(Topology):
 
 
 class Sentinels(_Several):
-    """The primary of a service, as Sentinel names it, and its replicas."""
+    """The primary of a service, as Sentinel names it, and its replicas.
 
-    def __init__(self, sentinel: Sentinel, service: str, clients: Clients, *, ours: bool) -> None:
+    `given` is a client that finds the primary by itself; then it is used, and replicas alone are connected to here.
+    """
+
+    def __init__(self, sentinel: Sentinel, service: str, clients: Clients, *, given: Node | None = None) -> None:
         super().__init__(clients)
         self._sentinel = sentinel
         self._service = service
-        self._ours = ours
+        self._given = given
 
     async def _look(self) -> Map:
+        primary = self._given or self._node_at(await self._primary())
+        replicas = await self._sentinel.discover_slaves(self._service)
+        return Map([Owner(primary, [self._node_at((str(host), int(port))) for host, port in replicas])])
+
+    async def _primary(self) -> Address:
         try:
-            primary = await self._sentinel.discover_master(self._service)
+            host, port = await self._sentinel.discover_master(self._service)
         except exceptions.ConnectionError as error:
             await self._explain(error)
             raise
-        replicas = await self._sentinel.discover_slaves(self._service)
-        return Map([Owner(self._node_at(primary), [self._node_at((str(host), int(port))) for host, port in replicas])])
+        return host, port
 
     async def _explain(self, error: exceptions.ConnectionError) -> None:
         """Say why no sentinel names a primary, without redis-py's text: it may hold a password."""
@@ -476,14 +486,14 @@ class Sentinels(_Several):
                 refused = failure if isinstance(failure, (*DENIED, exceptions.ResponseError)) else refused
             else:
                 if self._service not in services:
-                    raise exceptions.ResponseError(f"the sentinels know no service {self._service!r}") from error
+                    raise exceptions.RedisError(f"the sentinels know no service {self._service!r}") from error
         if refused is not None and len(said) == len(self._sentinel.sentinels):
             raise refused
         raise NoPrimary(f"no sentinel names a primary of {self._service!r}; {'; '.join(said)}") from error
 
     async def close(self) -> None:
         await super().close()
-        if self._ours:
+        if self._given is None:
             await _all(each.aclose() for each in self._sentinel.sentinels)
 
 
@@ -549,6 +559,108 @@ class Cluster(_Several):
             by_slot[low : high + 1] = [owners[places]] * (high + 1 - low)
         self._last = [self._mapped(place) for places in owners for place in places]
         return Map(list(owners.values()), by_slot)
+
+
+class GivenCluster(_Several):
+    """The nodes of a `RedisCluster` that the caller made, over its connections; replicas are read over our own.
+
+    `clients` makes those.
+    """
+
+    sharded = True
+
+    def __init__(self, client: redis.RedisCluster, clients: Clients) -> None:
+        super().__init__(clients)
+        self._client = client
+        self._members: dict[Any, Node] = {}
+        self._has_looked = False
+
+    def _node_of(self, member: Any) -> Node:
+        node = self._members.get(member)
+        if node is None:
+
+            def reader() -> redis.Redis:
+                return self._clients.client(redis_connect_func=_as_reader, host=member.host, port=member.port)
+
+            client = redis.Redis(connection_pool=_NodePool(member))  # type: ignore[arg-type]
+            node = self._members[member] = Node(client, self._clients.limit, reader)
+        return node
+
+    async def _look(self) -> Map:
+        manager = self._client.nodes_manager
+        try:
+            await self._client.initialize()
+            if self._has_looked:
+                await manager.initialize()
+        except exceptions.RedisClusterException as error:
+            if isinstance(error.__cause__, (*DENIED, exceptions.NoPermissionError)):
+                raise error.__cause__ from error
+            raise NoPrimary(str(error)) from error
+        self._has_looked = True
+        owners: dict[tuple[str, ...], Owner] = {}
+        by_slot: list[Owner | None] = [None] * SLOTS
+        for slot, members in manager.slots_cache.items():
+            names = tuple(member.name for member in members)
+            if names not in owners:
+                primary, *replicas = map(self._node_of, members)
+                owners[names] = Owner(primary, replicas)
+            by_slot[slot] = owners[names]
+        return Map(list(owners.values()), by_slot)
+
+    def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
+        member = self._client.get_node(host=error.host, port=error.port)
+        if member is not None and not isinstance(error, exceptions.MovedError):
+            return self._node_of(member)
+        self._doubt(known)
+        return None
+
+    async def close(self) -> None:
+        """Close the readers; the client is the caller's."""
+        self._map = None
+        while self._members:
+            await self._members.popitem()[1].close()
+
+
+class _NodePool:
+    """The connections of one node of a `RedisCluster`, as a pool that a plain client takes them from."""
+
+    def __init__(self, member: Any) -> None:
+        self._member = member
+        self.connection_kwargs = member.connection_kwargs
+
+    def get_encoder(self) -> Any:
+        return self._member.get_encoder()
+
+    def get_protocol(self) -> Any:
+        return self.connection_kwargs.get("protocol")
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        connection = self._member.acquire_connection()
+        try:
+            await self._member.disconnect_if_needed(connection)
+            await connection.connect()
+            try:
+                is_clean = not await connection.can_read()
+            except (exceptions.ConnectionError, exceptions.TimeoutError, OSError):
+                is_clean = False
+            if not is_clean:  # the server has ended it, or a reply was left
+                await connection.disconnect()
+                await connection.connect()
+        except BaseException:
+            try:
+                await connection.disconnect(nowait=True)
+            finally:
+                self._member.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        self._member.release(connection)
+
+    async def aclose(self) -> None:
+        """The cluster's client closes its connections."""
+
+    disconnect = aclose
 
 
 def _is_out_of_date(reply: Any) -> bool:

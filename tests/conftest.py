@@ -13,7 +13,7 @@ import redis.asyncio
 from proxy import Proxy
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from servers import Kind, RunningServers, Server, Snapshot, require, snapshot, table
+from servers import Kind, RunningServers, Server, Snapshot, every, require, snapshot, table
 
 from lash_redis import RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
@@ -41,9 +41,9 @@ async def _served(request: pytest.FixtureRequest, running: RunningServers) -> As
         await server.close_clients()
 
 
-@pytest.fixture(params=table(), ids=lambda kind: kind.name)
+@pytest.fixture(params=every(), ids=lambda kind: kind.name)
 async def server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
-    """An empty server of each kind."""
+    """An empty server of each kind, the groups among them."""
     async with _served(request, _running) as served:
         yield served
 
@@ -145,13 +145,13 @@ def url(embedded: EmbeddedServer) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A line for each server: what it is, how its tests went. A missing server is never passed over in silence."""
-    outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in table()}
+    outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in every()}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, ()):
             name = dict(getattr(report, "user_properties", ())).get("server")  # a file that does not import has none
             if name in outcomes:
                 outcomes[name][outcome] += 1
     terminalreporter.section("servers")
-    for kind in table():
+    for kind in every():
         counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[kind.name].items()) or "no tests"
         terminalreporter.line(f"{kind}; {counts}" if kind.missing else f"{kind}: {counts}", red=bool(kind.missing))

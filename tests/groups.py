@@ -27,8 +27,10 @@ from urllib.parse import quote
 
 import redis
 import redis.asyncio
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
 from redis.crc import key_slot
-from servers import Kind, table
+from servers import Kind, every
 
 from lash_redis.embedded import EmbeddedServer
 
@@ -44,9 +46,9 @@ MEMBER = {"save": "", "appendonly": "no", "repl-diskless-sync": "yes", "repl-dis
 
 
 def preferred() -> Kind:
-    """The kind of server a group is made of where a test does not care: Redis 7 if it is there, else Valkey."""
-    real = [kind for kind in table() if kind.real and not kind.missing]
-    return max(real, key=lambda kind: (kind.product == "Redis", kind.version))
+    """The kind of server a group is made of where a test does not care."""
+    (kind,) = (kind for kind in every() if kind.group == "cluster")
+    return kind
 
 
 class Member:
@@ -208,6 +210,21 @@ class _Line:
     slots: frozenset[int]
 
 
+class _Door(redis.asyncio.RedisCluster):
+    """A raw client to which the cluster looks like one server with all the keys."""
+
+    async def keys(self, pattern: str = "*", **more: Any) -> list[bytes]:
+        await self.initialize()
+        keys: list[bytes] = await self.execute_command("KEYS", pattern, target_nodes=self.get_primaries())
+        return keys
+
+    async def script_exists(self, *shas: str) -> list[bool]:
+        """Whether any node knows each script."""
+        await self.initialize()
+        known = [await self.execute_command("SCRIPT EXISTS", *shas, target_nodes=node) for node in self.get_primaries()]
+        return [any(each) for each in zip(*known, strict=True)]
+
+
 class Cluster(_Group):
     """Three primaries, which share the slots evenly, and a replica of each.
 
@@ -257,8 +274,13 @@ class Cluster(_Group):
 
     def client(self, **settings: Any) -> redis.asyncio.RedisCluster:
         """A raw client of the cluster; the caller closes it."""
-        startup = [redis.asyncio.cluster.ClusterNode("127.0.0.1", node.port) for node in self.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=startup, **settings)
+        startup = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
+        return _Door(startup_nodes=startup, **settings)
+
+    @staticmethod
+    def opened(client: redis.asyncio.RedisCluster) -> list[Any]:
+        """What else is to be closed with `client`: nothing."""
+        return []
 
     def node_id(self, node: Member) -> str:
         return self._ids[self.nodes.index(node)]
@@ -464,8 +486,15 @@ class SentinelGroup(_Group):
         return f"redis+sentinel://{user}{sentinels}/{self.SERVICE}{query}"
 
     def client(self, **settings: Any) -> redis.asyncio.Redis:
-        """A raw client of the node that is the primary just now; the caller closes it."""
-        return redis.asyncio.Redis(host="127.0.0.1", port=self.primary.port, password=self.password, **settings)
+        """A client of whichever node is the primary; the caller closes it, and the sentinels' clients behind it."""
+        sentinels = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+        manager = Sentinel(sentinels, sentinel_kwargs={"password": self.sentinel_password})
+        return manager.master_for(self.SERVICE, **{"password": self.password, **settings})
+
+    @staticmethod
+    def opened(client: redis.asyncio.Redis) -> list[redis.asyncio.Redis]:
+        """The sentinels' clients behind `client`."""
+        return list(client.connection_pool.sentinel_manager.sentinels)
 
     @property
     def primary(self) -> Member:

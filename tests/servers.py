@@ -1,7 +1,7 @@
 """One test body, many servers: which there are, where their binaries come from, and what is missing.
 
-Every real server is a process of ours, started when the first test asks for it and shared by the session; a server
-that happens to run on the machine is never used.
+Every real server is a process of ours, or a group of them (`groups.py`), started when the first test asks for it and
+shared by the session; a server that happens to run on the machine is never used.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version as distribution_version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fakeredis
 import pytest
@@ -27,6 +27,9 @@ from lash_redis import acl, scripts
 from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer, wheel_binary
 from lash_redis.errors import BackendError
+
+if TYPE_CHECKING:
+    from groups import Cluster, SentinelGroup
 
 Version = tuple[int, ...]
 
@@ -40,6 +43,8 @@ class Kind:
     version: Version = ()
     binary: Path | None = None
     missing: str | None = None
+    group: str = ""
+    """`cluster` or `sentinel` where it is several processes of that binary."""
 
     @property
     def real(self) -> bool:
@@ -49,10 +54,14 @@ class Kind:
         if self.missing:
             return f"{self.name}: MISSING - {self.missing}"
         where = self.binary or "in this process"
+        if self.group:
+            where = f"{GROUPS[self.group]} {where}"
         return f"{self.name}  ({self.product} {'.'.join(map(str, self.version))}, {where})"
 
 
 FAKE = "fakeredis"
+
+GROUPS = {"cluster": "3 primaries, 3 replicas of", "sentinel": "primary, 2 replicas, 3 sentinels of"}
 
 
 @cache
@@ -73,6 +82,14 @@ def table() -> tuple[Kind, ...]:
         )
     rows = {kind.name: kind for kind in (on_path, fake, *wheels)}
     return tuple(sorted(rows.values(), key=lambda kind: kind.name))
+
+
+@cache
+def every() -> tuple[Kind, ...]:
+    """The table, and behind it the groups: of Redis 7 if it is there, else of Valkey; a missing one keeps its row."""
+    real = [kind for kind in table() if kind.real]
+    of = max(real, key=lambda kind: (not kind.missing, kind.version >= (7,), kind.product == "Redis", kind.version))
+    return *table(), *(replace(of, name=f"{group}-{of.name}", group=group) for group in GROUPS)
 
 
 def require(kind: Kind) -> None:
@@ -120,8 +137,9 @@ class Server:
     kind: Kind
     url: str = ""
     tcp_url: str = ""
+    group: Cluster | SentinelGroup | None = None
     _fake: fakeredis.FakeServer = field(default_factory=fakeredis.FakeServer)
-    _clients: list[redis.asyncio.Redis] = field(default_factory=list)
+    _clients: list[Any] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -135,7 +153,10 @@ class Server:
     def client(self, *, url: str | None = None, **kwargs: Any) -> redis.asyncio.Redis:
         """A new raw client (bytes in, bytes out), closed when the test ends. `url` is for a proxy in between."""
         client: redis.asyncio.Redis
-        if self.kind.real:
+        if self.group is not None:
+            client = self.group.client(**kwargs)
+            self._clients += self.group.opened(client)
+        elif self.kind.real:
             client = redis.asyncio.Redis.from_url(url or self.url, **kwargs)
         else:
             client = fakeredis.FakeAsyncRedis(server=self._fake, **kwargs)
@@ -147,12 +168,18 @@ class Server:
         if not self.kind.real:
             return self.client()
         name = f"{role}-{namespace}"
-        with redis.Redis.from_url(self.url) as admin:
-            admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">pw", *acl.rules(namespace, role))
-            if role == "runner":
-                for script in scripts.every():
-                    admin.script_load(script.text)
+        rules = acl.rules(namespace, role, cluster=self.kind.group == "cluster")
+        for url in self._urls():
+            with redis.Redis.from_url(url) as admin:
+                admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">pw", *rules)
+                if role == "runner":
+                    for script in scripts.every():
+                        admin.script_load(script.text)
         return self.client(username=name, password="pw")
+
+    def _urls(self) -> list[str]:
+        """Every data node."""
+        return [f"unix://{node.server.socket_path}" for node in self.group.nodes] if self.group else [self.url]
 
     async def close_clients(self) -> None:
         while self._clients:
@@ -167,11 +194,16 @@ class RunningServers:
 
     def __init__(self) -> None:
         self._embedded: dict[str, EmbeddedServer] = {}
+        self._groups: dict[str, Cluster | SentinelGroup] = {}
 
     def emptied(self, kind: Kind) -> Server:
         """A server of this kind without a key; one that died under an earlier test is started anew."""
         if not kind.real:
             return Server(kind)
+        if kind.group:
+            group = self._group(kind)
+            group.flush()
+            return Server(kind, group.url, group.url, group)
         embedded = self._embedded.setdefault(kind.name, EmbeddedServer(binary=kind.binary, port=0))
         embedded.start()
         url = f"unix://{embedded.socket_path}"
@@ -179,7 +211,20 @@ class RunningServers:
             client.flushall()
         return Server(kind, url, embedded.url)
 
+    def _group(self, kind: Kind) -> Cluster | SentinelGroup:
+        from groups import Cluster, SentinelGroup  # made of what this module finds
+
+        group = self._groups.get(kind.name)
+        if group is None:
+            # Nobody fails here, but a busy machine may well keep a member silent for seconds.
+            calm = Cluster(kind, node_timeout_ms=30_000) if kind.group == "cluster" else None
+            group = self._groups[kind.name] = calm or SentinelGroup(kind, down_after_ms=30_000)
+            group.start()
+        return group
+
     def stop(self) -> None:
+        while self._groups:
+            self._groups.popitem()[1].stop()
         while self._embedded:
             self._embedded.popitem()[1].stop()
 

@@ -404,8 +404,8 @@ UNSEEN: dict[str, set[str]] = {
 
 async def restore(raw: redis.asyncio.Redis, stored: Stored) -> None:
     """Put exactly these keys into the database."""
+    await raw.flushall()
     async with raw.pipeline(transaction=False) as pipe:
-        pipe.flushall()
         for key, (kind, value, _) in stored.items():
             match kind:
                 case b"hash":

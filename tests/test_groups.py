@@ -93,13 +93,13 @@ async def test_sentinels_replace_a_primary_that_was_killed(sentinels):
     client = sentinels.client()
     await client.set("key", "value")
     await client.wait(2, 5000)
-    await client.aclose()
     old = sentinels.primary
     sentinels.kill(old)
     sentinels.wait_for_failover(old)
-    client = sentinels.client()
+    await client.connection_pool.disconnect()
     assert await client.get("key") == b"value"
-    await client.aclose()
+    for opened in (client, *sentinels.opened(client)):
+        await opened.aclose()
     sentinels.restart(old)
     sentinels.wait_until_ok()
     assert old in sentinels.replicas()

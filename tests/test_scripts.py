@@ -238,10 +238,11 @@ async def test_every_script_runs(open_cache, client):
     await cache.session("lost").commit_runtime_state(commit(None, append("a"), session_id="lost"))
     await client.delete(*[await key_of(client, family, "lost") for family in ("head", "log", "nodes")])
     assert [line async for line in cache.sessions()] == []
-    await client.eval(SCRIPTS["read"].text, 1, "key", "", "HGETALL", 1, 0)
-    await client.eval(SCRIPTS["mark"].text, 1, "key", "chat")
-    await client.eval(SCRIPTS["relist"].text, 7, *"abcdefg", "chat")
-    await client.eval(SCRIPTS["recount"].text, 2, "a", "b", "scope", "check", 60_000, 0)
+    a, b, *others = (f"{{slot}}{letter}" for letter in "abcdefg")
+    await client.eval(SCRIPTS["read"].text, 1, a, "", "HGETALL", 1, 0)
+    await client.eval(SCRIPTS["mark"].text, 1, a, "chat")
+    await client.eval(SCRIPTS["relist"].text, 7, a, b, *others, "chat")
+    await client.eval(SCRIPTS["recount"].text, 2, a, b, "scope", "check", 60_000, 0)
     known = await client.script_exists(*(script.sha for script in SCRIPTS.values()))
     assert dict(zip(SCRIPTS, map(bool, known), strict=True)) == dict.fromkeys(SCRIPTS, True)
 

@@ -35,7 +35,9 @@ Url = Annotated[
     str,
     typer.Option(
         envvar="LASH_REDIS_URL",
-        help="redis://, rediss://, unix://, or embedded://[directory]: a server that ends with this command.",
+        help="redis://, rediss://, unix://, redis+cluster://host:port,host:port, "
+        "redis+sentinel://host:port,host:port/service, or "
+        "embedded://[directory]: a server that ends with this command.",
     ),
 ]
 Namespace = Annotated[str, typer.Option(help="The namespace of the sessions.")]
@@ -290,6 +292,10 @@ def acl(
         str | None,
         typer.Option(metavar="NAME", help="Accounts are NAME-loader and so on; else lash-NAMESPACE-loader."),
     ] = None,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="For the nodes of a cluster: to be run on every one."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print an ACL SETUSER for each account that sessions need, with no right more; put the passwords in yourself.
@@ -298,9 +304,9 @@ def acl(
     `auditor` may SCAN, for `audit`. Connects to nothing.
     """
     with _ending(as_json):
-        lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user)
+        lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user, cluster=cluster)
         if as_json:
-            print_json({"ok": True, "accounts": rights.accounts(namespace)})
+            print_json({"ok": True, "accounts": rights.accounts(namespace, cluster=cluster)})
         else:
             sys.stdout.write("".join(f"{line}\n" for line in lines))
 

@@ -19,6 +19,9 @@ from lash_redis.keys import Layout, checked_namespace
 from lash_redis.options import StoreOptions
 from lash_redis.topology import Topology
 
+PATIENCE = 5.0
+"""Seconds that a person waits for a primary that somebody may name yet."""
+
 
 class Connection:
     """A `Connector` that any number of `SessionCache`s may share: opened once, closed by whoever made it."""
@@ -30,7 +33,7 @@ class Connection:
         self.sharded = self._source.sharded
         self._opening = asyncio.Lock()
         self._topology: Topology | None = None
-        self._backend = Backend(self, StoreOptions())
+        self._backend = Backend(self, StoreOptions(failover_patience=PATIENCE))
 
     async def open(self) -> Topology:
         async with self._opening:
@@ -52,6 +55,18 @@ class Connection:
             BackendError: no answer, or (see `refused`) an error for one.
         """
         return await self._backend.send(commands, atomic=False)
+
+    async def ask_everywhere(self, *command: Any) -> list[Any]:
+        """The replies of every server, the primaries' first, to a command without a key.
+
+        Raises:
+            BackendError: as for `ask`.
+        """
+        return await self._backend.everywhere(*command)
+
+    @property
+    async def is_cluster(self) -> bool:
+        return (await self._backend.topology()).sharded
 
     async def options_of(self, namespace: str) -> StoreOptions:
         """The options to open a namespace with: as many shards as it has, the default if it is new."""

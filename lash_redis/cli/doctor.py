@@ -7,7 +7,7 @@ layout of the namespace `lash-doctor`; its scratch session is gone after a minut
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
@@ -48,6 +48,8 @@ CLOCK_TOLERANCE = 1.0
 
 MINIMUM = {"redis": (6, 2), "valkey": (7, 2)}
 
+_BY_WEIGHT: tuple[State, ...] = ("fail", "warn", "unknown", "ok")
+
 _MARKS: Mapping[State, tuple[str, str]] = {
     "ok": ("✔ ok", "green"),
     "warn": ("! warn", "yellow"),
@@ -70,7 +72,7 @@ class Finding:
 
 
 async def examine(url: str, namespace: str) -> list[Finding]:
-    """Look at a server.
+    """Look at a server, or at every server of a cluster or under Sentinel: then the worst of what they say is told.
 
     Raises:
         BackendError: it cannot be reached, or does not let us in.
@@ -80,21 +82,43 @@ async def examine(url: str, namespace: str) -> list[Finding]:
         ping = await _timed(lambda: _ask(source, "PING"))
         if isinstance(ping, BackendError) and not refused(ping):
             raise ping
-        info = await _ask(source, "INFO")
-        facts = info if isinstance(info, dict) else None
-        denied = "" if facts is not None else f"INFO: {info}"
+        replies = await _ask_everywhere(source, "INFO")
+        infos = replies if isinstance(replies, list) else [None]
+        denied = "" if isinstance(replies, list) else f"INFO: {replies}"
+        saves = await _ask_everywhere(source, "CONFIG", "GET", "save")
+        snapshots = saves if isinstance(saves, list) else [None] * len(infos)
+        primaries = [info for info in infos if info is None or info.get("role") != "slave"] or infos[:1]
         return [
-            _version(facts, denied),
-            _topology(facts, denied),
-            _role(facts, denied),
-            _eviction(facts, denied),
-            await _persistence(source, facts, denied),
+            _worst(_version(info, denied) for info in infos),
+            _topology(primaries, denied, is_cluster=await source.is_cluster),
+            _worst(_role(info, denied) for info in primaries),
+            _worst(_eviction(info, denied) for info in infos),
+            _worst(_persistence(info, saved, denied) for info, saved in zip(infos, snapshots, strict=True)),
             await _clock(source),
             await _layout(source, namespace),
             *await _works(source, ping),
         ]
     finally:
         await source.close()
+
+
+def _worst(findings: Iterable[Finding]) -> Finding:
+    """Of what is found on several servers, what most needs a look."""
+    return min(findings, key=lambda finding: _BY_WEIGHT.index(finding.state))
+
+
+async def _ask_everywhere(source: Connection, *command: Any) -> list[Any] | BackendError:
+    """The replies of every server to a command that may be denied: then the error.
+
+    Raises:
+        BackendError: a server did not answer.
+    """
+    try:
+        return await source.ask_everywhere(*command)
+    except BackendError as error:
+        if not refused(error):
+            raise
+        return error
 
 
 async def _ask(source: Connection, *command: Any) -> Any:
@@ -144,13 +168,20 @@ def _version(info: Mapping[str, Any] | None, denied: str) -> Finding:
     return Finding("version", "ok", f"{product} {text}")
 
 
-def _topology(info: Mapping[str, Any] | None, denied: str) -> Finding:
-    if info is None or "cluster_enabled" not in info:
-        return Finding("cluster", "unknown", denied or "INFO does not say", "make sure that it is not a cluster node")
-    if info["cluster_enabled"]:
-        advice = "this version speaks to one server or a primary with replicas; use a server with cluster-enabled no"
-        return Finding("cluster", "fail", "cluster mode is on", advice)
-    return Finding("cluster", "ok", "one server, no cluster mode")
+def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_cluster: bool) -> Finding:
+    known = [info for info in primaries if info is not None and "cluster_enabled" in info]
+    if not known:
+        advice = "make sure that redis+cluster:// leads to a cluster, and no other URL to a node of one"
+        return Finding("cluster", "unknown", denied or "INFO does not say", advice)
+    if not is_cluster:
+        if known[0]["cluster_enabled"]:
+            return Finding("cluster", "fail", "a node of a cluster", "connect by redis+cluster:// instead")
+        return Finding("cluster", "ok", "one server, no cluster mode")
+    replicas = [int(info.get("connected_slaves", 0)) for info in known]
+    found = f"{len(known)} primaries, {sum(replicas)} replicas"
+    if min(replicas) == 0:
+        return Finding("cluster", "warn", found, "give every primary a replica: without, its sessions go with it")
+    return Finding("cluster", "ok", found)
 
 
 def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
@@ -177,7 +208,7 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
     return Finding("eviction", "warn", f"{policy}, {room}", advice)
 
 
-async def _persistence(source: Connection, info: Mapping[str, Any] | None, denied: str) -> Finding:
+def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Finding:
     if info is None or "aof_enabled" not in info:
         advice = "make sure that appendonly is yes if sessions are to survive a restart"
         return Finding("persistence", "unknown", denied or "INFO does not say", advice)
@@ -186,7 +217,6 @@ async def _persistence(source: Connection, info: Mapping[str, Any] | None, denie
             return Finding("persistence", "fail", f"the last {what} could not be written", "look at its disk and log")
     if info["aof_enabled"]:
         return Finding("persistence", "ok", "append-only file")
-    saves = await _ask(source, "CONFIG", "GET", "save")
     advice = "set appendonly yes if sessions are to survive a restart of the server"
     if not isinstance(saves, dict):
         return Finding("persistence", "warn", "no append-only file (whether snapshots are made is not told)", advice)

@@ -20,7 +20,7 @@ EXIT_CODES = (
 )
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_SECRET = re.compile(r"((?:^|&)password=)[^&]*")
+_SECRET = re.compile(r"((?:^|&)(?:sentinel_)?password=)[^&]*")
 
 
 class CommandError(Exception):

@@ -16,11 +16,11 @@ MAY: Mapping[Role, str] = {
 """What the account of each role may do, in the namespace and nowhere else."""
 
 
-def accounts(namespace: str) -> list[dict[str, Any]]:
-    return [{"role": role, "rules": rules(namespace, role)} for role in ROLES]
+def accounts(namespace: str, *, cluster: bool = False) -> list[dict[str, Any]]:
+    return [{"role": role, "rules": rules(namespace, role, cluster=cluster)} for role in ROLES]
 
 
-def lines(namespace: str, user: str) -> list[str]:
+def lines(namespace: str, user: str, *, cluster: bool = False) -> list[str]:
     """For each role what it may do, as a comment, and the command that makes the account `<user>-<role>` (anew).
 
     Raises:
@@ -30,6 +30,7 @@ def lines(namespace: str, user: str) -> list[str]:
         raise InvalidRecord("user", f"{user!r} is no name for an account: it takes no spaces, quotes or brackets")
     found = []
     for role in ROLES:
+        words = " ".join(rules(namespace, role, cluster=cluster))
         found.append(f"# {user}-{role}: {MAY[role]}")
-        found.append(f"ACL SETUSER {user}-{role} reset on ><password> {' '.join(rules(namespace, role))}")
+        found.append(f"ACL SETUSER {user}-{role} reset on ><password> {words}")
     return found
