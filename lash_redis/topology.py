@@ -465,6 +465,13 @@ class Sentinels(_Several):
         replicas = await self._sentinel.discover_slaves(self._service)
         return Map([Owner(primary, [self._node_at((str(host), int(port))) for host, port in replicas])])
 
+    async def everywhere(self, *command: Any) -> list[Any]:
+        try:
+            return await super().everywhere(*command)
+        finally:
+            if self._given is not None:  # whoever gave a client need not close anything but that
+                await self._close_all_but([])
+
     async def _primary(self) -> Address:
         try:
             host, port = await self._sentinel.discover_master(self._service)
