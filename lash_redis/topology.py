@@ -411,7 +411,11 @@ class OneServer(Topology):
         return Map([Owner(self._node)])
 
     def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
-        raise exceptions.ResponseError(f"this server is a node of a cluster: connect by redis+cluster:// ({error})")
+        raise _misled(error) from error
+
+    async def pipeline(self, commands: Sequence[Command], atomic: bool) -> list[Any]:
+        replies = await super().pipeline(commands, atomic)
+        return [_misled(reply) if isinstance(reply, exceptions.AskError) else reply for reply in replies]
 
     async def close(self) -> None:
         if self._ours:
@@ -668,6 +672,10 @@ class _NodePool:
         """The cluster's client closes its connections."""
 
     disconnect = aclose
+
+
+def _misled(error: exceptions.AskError) -> exceptions.ResponseError:
+    return exceptions.ResponseError(f"this server is a node of a cluster: connect by redis+cluster:// ({error})")
 
 
 def _is_out_of_date(reply: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from groups import Cluster, RunningGroups, SentinelGroup
 from proxy import Proxy
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -53,6 +54,25 @@ async def real_server(request: pytest.FixtureRequest, _running: RunningServers) 
     """An empty server of each kind that is a process: for sockets, server time, memory, CPU."""
     async with _served(request, _running) as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def _groups() -> Iterator[RunningGroups]:
+    groups = RunningGroups()
+    yield groups
+    groups.stop()
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, _groups: RunningGroups) -> Iterator[Cluster]:
+    """An empty cluster whose members a test may kill, freeze and move slots between; it is healed afterwards."""
+    yield from _groups.lent(request, Cluster)
+
+
+@pytest.fixture
+def sentinels(request: pytest.FixtureRequest, _groups: RunningGroups) -> Iterator[SentinelGroup]:
+    """An empty primary with its replicas under Sentinel, likewise."""
+    yield from _groups.lent(request, SentinelGroup)
 
 
 @pytest.fixture

@@ -17,20 +17,21 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import quote
 
+import pytest
 import redis
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
 from redis.crc import key_slot
-from servers import Kind, every
+from servers import Kind, every, require
 
 from lash_redis.embedded import EmbeddedServer
 
@@ -45,9 +46,9 @@ PORTS = range(11_000, 22_000)
 MEMBER = {"save": "", "appendonly": "no", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 
 
-def preferred() -> Kind:
+def preferred(group: type[_Group]) -> Kind:
     """The kind of server a group is made of where a test does not care."""
-    (kind,) = (kind for kind in every() if kind.group == "cluster")
+    (kind,) = (kind for kind in every() if kind.group == group.KIND)
     return kind
 
 
@@ -113,7 +114,10 @@ class Member:
 class _Group:
     """Members that start and end together, and a directory that ends with them."""
 
-    def __init__(self, kind: Kind) -> None:
+    KIND: ClassVar[str]
+
+    def __init__(self, kind: Kind | None) -> None:
+        kind = kind or preferred(type(self))
         assert kind.binary is not None
         self.kind = kind
         self.binary = kind.binary
@@ -231,12 +235,13 @@ class Cluster(_Group):
     `node_timeout_ms` is how long a member is silent until the others look for another primary.
     """
 
+    KIND = "cluster"
     PRIMARIES: ClassVar = 3
 
     def __init__(
         self, kind: Kind | None = None, *, node_timeout_ms: int = 1500, options: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(kind or preferred())
+        super().__init__(kind)
         self._ids = [f"{random.getrandbits(160):040x}" for _ in range(2 * self.PRIMARIES)]
         self.nodes: list[Member] = []
         for at, port in enumerate(_free_ports(len(self._ids), bus=True)):
@@ -417,6 +422,7 @@ class SentinelGroup(_Group):
     `password` is asked by the data nodes for the user `default`, `sentinel_password` by the sentinels.
     """
 
+    KIND = "sentinel"
     SERVICE: ClassVar = "lash"
 
     def __init__(
@@ -428,7 +434,7 @@ class SentinelGroup(_Group):
         sentinel_password: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(kind or preferred())
+        super().__init__(kind)
         self.password = password
         self.sentinel_password = sentinel_password
         first, *others = _free_ports(3, bus=False)
@@ -555,6 +561,34 @@ def _row(reply: Any) -> dict[str, str]:
     """A map, which RESP2 answers as a list of names and values by turns."""
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     return {_text(name): _text(value) for name, value in pairs}
+
+
+Group = TypeVar("Group", Cluster, SentinelGroup)
+
+
+class RunningGroups:
+    """A group of each kind for tests that do it harm: started when first asked for, healed and emptied in between."""
+
+    def __init__(self) -> None:
+        self._groups: dict[type[_Group], _Group] = {}
+
+    def lent(self, request: pytest.FixtureRequest, group: type[Group]) -> Iterator[Group]:
+        kind = preferred(group)
+        request.node.user_properties.append(("server", kind.name))
+        require(kind)
+        running = self._groups.get(group)
+        if not isinstance(running, group):
+            running = self._groups[group] = group(kind)
+            running.start()
+        running.flush()
+        try:
+            yield running
+        finally:
+            running.heal()
+
+    def stop(self) -> None:
+        while self._groups:
+            self._groups.popitem()[1].stop()
 
 
 def _text(reply: Any) -> str:
