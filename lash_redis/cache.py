@@ -40,9 +40,13 @@ from lash_redis.store import RedisSessionStore
 class SessionCache:
     """The sessions of one namespace, on one client.
 
-    `client` is a `redis.asyncio.Redis` that returns bytes; it is used, never configured and never closed. `ttl` is the
-    seconds a session outlives its last commit, None for ever. Constructing does no I/O and needs no running loop. One
-    cache serves any number of sessions and concurrent tasks of one event loop.
+    `client` is a `redis.asyncio.Redis` (of `Sentinel.master_for`, too) or `RedisCluster` that returns bytes; it is
+    used, never configured and never closed. Tasks beyond its `max_connections` (100 by redis-py's default) wait for
+    each other. Make it with a `socket_timeout`, and without a retry policy of its own, which makes outcomes unknown.
+
+    `ttl` is the seconds a session outlives its last commit, None for ever. Constructing does no I/O and needs no
+    running loop. One cache serves any number of sessions and concurrent tasks; one that `connect` made also any number
+    of event loops, and processes forked after it was made.
     """
 
     def __init__(
@@ -88,7 +92,10 @@ class SessionCache:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what `connect` opened: the client, and an embedded server. A client that was given stays open."""
+        """Close what `connect` opened: the connections of this event loop and process, and an embedded server.
+
+        A client that was given stays open.
+        """
         await self.shared.close()
 
     def session(self, session_id: str) -> RedisSessionStore:
@@ -288,7 +295,11 @@ def connect(
 ) -> SessionCache:
     """A `SessionCache` on its own connection, closed by `async with` or `aclose`. Nothing connects before an await.
 
-    `redis://`, `rediss://` and `unix://` take what `redis.asyncio.from_url` takes. `embedded://[directory]` starts a
+    `redis://`, `rediss://` and `unix://` take what `redis.asyncio.from_url` takes; `?max_connections=` (100) is how
+    many commands may be on their way at once, more of them wait. So do `redis+cluster://host:port,host:port` (any nodes
+    of the cluster; it tells the others) and `redis+sentinel://host:port,host:port/service[/database]`: user and
+    password are the data nodes', the sentinels' are `?sentinel_username=` and `?sentinel_password=`. A lost primary is
+    waited for as `StoreOptions.failover_patience` says. `embedded://[directory]` starts a
     server of this process at first use and stops it at the end; with a directory its data stays. `memory://` is
     fakeredis in this process: for tests, no durability, no other process.
 

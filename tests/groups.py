@@ -43,7 +43,13 @@ ANSWER = 5.0
 PORTS = range(11_000, 22_000)
 """Below those that connections get by themselves, and with room for a cluster's bus 10,000 above."""
 
-MEMBER = {"save": "", "appendonly": "no", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
+MEMBER = {
+    "save": "",
+    "appendonly": "no",
+    "repl-diskless-sync": "yes",
+    "repl-diskless-sync-delay": "0",
+    "repl-ping-replica-period": "1",
+}
 
 
 def preferred(group: type[_Group]) -> Kind:
@@ -394,6 +400,8 @@ class Cluster(_Group):
             told = node.info("replication")
             if told["role"] == "slave" and told["master_link_status"] != "up":
                 return False
+            if any(len(members) < 2 for _, _, *members in node.ask("CLUSTER", "SLOTS")):
+                return False  # a replica that has not been heard of yet
             seen.add(frozenset((line.node, line.primary, line.slots) for line in lines))
         if len(seen) != 1:
             return False
@@ -486,8 +494,8 @@ class SentinelGroup(_Group):
 
     @property
     def url(self) -> str:
-        user = f":{quote(self.password)}@" if self.password else ""
-        query = f"?sentinel_password={quote(self.sentinel_password)}" if self.sentinel_password else ""
+        user = f":{quote(self.password, safe='')}@" if self.password else ""
+        query = f"?sentinel_password={quote(self.sentinel_password, safe='')}" if self.sentinel_password else ""
         sentinels = ",".join(sentinel.address for sentinel in self.sentinels)
         return f"redis+sentinel://{user}{sentinels}/{self.SERVICE}{query}"
 
