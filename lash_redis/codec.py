@@ -8,9 +8,11 @@ check are `Corrupt`, never a guess.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from threading import Lock
 from typing import Any, Final, overload
 
 import msgpack
@@ -137,6 +139,12 @@ class StoredCheckpoint:
         return value
 
 
+def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, bytes]:
+    """The components' bytes that a checkpoint was read from, by ref; empty for one that was made otherwise."""
+    stored = getattr(checkpoint, "_stored", None)
+    return stored.blobs if isinstance(stored, StoredCheckpoint) else {}
+
+
 # Nodes
 
 
@@ -202,22 +210,81 @@ def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:
     return node
 
 
+class _Shelf:
+    """Records that several reads of a log share. It only grows, and at its end: what a read sees of it is a prefix."""
+
+    __slots__ = ("nodes", "places", "records")
+
+    def __init__(self, records: list[bytes], places: list[int] | None) -> None:
+        self.records = records
+        self.places = places
+        """The positions in the log, ascending; None where the first record is at 0 and none is left out."""
+        self.nodes: list[SessionNodeRecord | None] = []
+        """What has been looked at; may end before the records do."""
+
+    def pieces(self, ranges: Iterable[tuple[int, int]]) -> _Shelf:
+        """Those records alone, on a shelf of their own."""
+        records: list[bytes] = []
+        places: list[int] = []
+        nodes: list[SessionNodeRecord | None] = []
+        for start, stop in ranges:
+            records += self.records[start:stop]
+            places += range(start, stop) if self.places is None else self.places[start:stop]
+            looked_at = self.nodes[start:stop]
+            nodes += looked_at
+            nodes += [None] * (stop - start - len(looked_at))
+        shelf = _Shelf(records, None if _is_whole(places) else places)
+        shelf.nodes = nodes
+        return shelf
+
+    def agrees(self, at: int, records: Sequence[bytes], places: Sequence[int]) -> bool:
+        """Whether what stands from index `at` on is `records` at `places`, as far as both go."""
+        count = min(len(self.records) - at, len(records))
+        known = range(at, at + count) if self.places is None else self.places[at : at + count]
+        return self.records[at : at + count] == records[:count] and list(known) == places[:count]
+
+    def grow(self, records: list[bytes], places: list[int]) -> None:
+        if not records:
+            return
+        count = len(self.records)
+        if self.places is None and not (places[0] == count and places[-1] == count + len(places) - 1):
+            self.places = list(range(count))
+        if self.places is not None:
+            self.places += places
+        self.records += records
+
+
+def _is_whole(places: Sequence[int]) -> bool:
+    return not places or places[-1] == len(places) - 1
+
+
+_GROWING = Lock()
+"""Two threads may bring one read up to date at once."""
+
+
 class StoredNodes(Sequence[SessionNodeRecord]):
     """The nodes of a read: an immutable sequence that decodes a record when it is looked at.
 
     Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` when looked at.
+    `places` are the records' positions in the log, ascending; without, the first is at 0 and none is left out.
     """
 
-    __slots__ = ("_key", "_nodes", "_places", "_records")
+    __slots__ = ("_count", "_key", "_shelf")
 
     def __init__(self, records: Sequence[bytes], key: str, places: Sequence[int] | None = None) -> None:
-        self._records = records
+        whole = places is None or _is_whole(places)
+        self._shelf = _Shelf(list(records), None if whole or places is None else list(places))
         self._key = key
-        self._places = range(len(records)) if places is None else places
-        self._nodes: list[SessionNodeRecord | None] | None = None
+        self._count = len(records)
+
+    @classmethod
+    def _of(cls, shelf: _Shelf, count: int, key: str) -> StoredNodes:
+        nodes = cls.__new__(cls)
+        nodes._shelf, nodes._count, nodes._key = shelf, count, key
+        return nodes
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> SessionNodeRecord: ...
@@ -225,20 +292,23 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def __getitem__(self, index: slice) -> Sequence[SessionNodeRecord]: ...
     def __getitem__(self, index: int | slice) -> SessionNodeRecord | Sequence[SessionNodeRecord]:
         if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
-        if self._nodes is None:
-            self._nodes = [None] * len(self._records)
-        node = self._nodes[index]
+            return tuple(self[at] for at in range(*index.indices(self._count)))
+        if not -self._count <= index < self._count:
+            raise IndexError("there are not so many nodes")
+        at, shelf = index % self._count, self._shelf
+        if at >= len(shelf.nodes):
+            shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
+        node = shelf.nodes[at]
         if node is None:
-            stored = _StoredNode(self._records[index], self._key, self._places[index])
-            node = self._nodes[index] = SessionNodeRecord.from_stored(stored)
+            node = SessionNodeRecord.from_stored(_StoredNode(shelf.records[at], self._key, self.place(at)))
+            shelf.nodes[at] = node
         return node
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
-        return (self[at] for at in range(len(self)))
+        return (self[at] for at in range(self._count))
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, StoredNodes) and self._records == other._records:
+        if isinstance(other, StoredNodes) and self._records() == other._records():
             return True
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):
             return NotImplemented
@@ -251,7 +321,50 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         return repr(tuple(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredNodes, (list(self._records), self._key, list(self._places))
+        places = self._shelf.places
+        return StoredNodes, (self._records(), self._key, places and places[: self._count])
+
+    def _records(self) -> list[bytes]:
+        records = self._shelf.records
+        return records if len(records) == self._count else records[: self._count]
+
+    # What only a refresh asks for
+
+    def place(self, index: int) -> int:
+        """The position in the log of the node at `index`, from 0."""
+        return index if self._shelf.places is None else self._shelf.places[index]
+
+    def index_of(self, place: int) -> int | None:
+        """Where the node is whose record is at `place` of the log, if it is among these."""
+        places = self._shelf.places
+        if places is None:
+            return place if 0 <= place < self._count else None
+        index = bisect_left(places, place, 0, self._count)
+        return index if index < self._count and places[index] == place else None
+
+    def record(self, index: int) -> bytes:
+        return self._shelf.records[index]
+
+    def pieces(self, ranges: Sequence[tuple[int, int]]) -> StoredNodes:
+        """The nodes from each start up to each stop, ascending; what was looked at need not be decoded again."""
+        if ranges and ranges[0][0] == 0 and len(ranges) == 1:
+            return self if ranges[0][1] == self._count else self._of(self._shelf, ranges[0][1], self._key)
+        return self._of(self._shelf.pieces(ranges), sum(stop - start for start, stop in ranges), self._key)
+
+    def extended(self, records: list[bytes], places: list[int]) -> StoredNodes:
+        """These and more, at `places` behind the last of them. O(records), unless these were extended otherwise before.
+
+        Then what comes of it stands on a copy.
+        """
+        if not records:
+            return self
+        with _GROWING:
+            shelf = self._shelf
+            if not shelf.agrees(self._count, records, places):
+                shelf = shelf.pieces([(0, self._count)])
+            known = len(shelf.records) - self._count
+            shelf.grow(records[known:], places[known:])
+        return self._of(shelf, self._count + len(records), self._key)
 
 
 # Heads
