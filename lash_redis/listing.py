@@ -11,7 +11,7 @@ from lash_redis.errors import Corrupt
 from lash_redis.keys import ShardKeys, catalogue_entry, entry_ids
 from lash_redis.models import Cursor, SessionPickerInfo
 from lash_redis.namespace import Namespace
-from lash_redis.store import RedisSessionStore
+from lash_redis.reader import Reader
 
 PAGE = 100
 """Lines fetched at once."""
@@ -163,11 +163,11 @@ async def _add_first_messages(
     # The first message was tombstoned, or the log is another by now: the graph itself has to tell.
     for at, line in begun.items():
         try:
-            found = await RedisSessionStore(namespace, line.keys.session_id).snapshot()
+            found = await Reader(namespace, line.keys).snapshot()
             if found is None:
                 lines[at] = None
             else:
-                lines[at] = replace(line.info, first_user_message=found.graph.first_user_message())
+                lines[at] = replace(line.info, first_user_message=found.stored.graph.first_user_message())
         except Corrupt as error:
             lines[at] = replace(line.info, fault=commands.fault_of(error))
 

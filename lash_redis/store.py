@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import isawaitable
 from time import monotonic
 from typing import Any, Literal
@@ -33,7 +33,6 @@ from lash_redis.errors import (
     SessionDeleted,
     SessionEvicted,
     StoreError,
-    UnsupportedReadScope,
 )
 from lash_redis.keys import checked_id
 from lash_redis.lease import Lease
@@ -48,7 +47,6 @@ from lash_redis.models import (
     PersistedSessionRead,
     RuntimeCommit,
     RuntimeCommitResult,
-    SessionGraph,
     SessionHeadMeta,
     SessionMeta,
     SessionNodeRecord,
@@ -67,23 +65,11 @@ from lash_redis.options import (
     seconds_to_ms,
     whole,
 )
+from lash_redis.reader import MAX_TURNS, Reader
 
 log = logging.getLogger("lash_redis")
 
 NO_REFS: commands.Refs = (None,) * len(codec.COMPONENTS)
-
-MAX_TURNS = 8
-"""How often a read or commit starts again because the session moved under it, before it gives up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One revision of a session as it is stored: the head, all of its fields, the graph, the components' bytes."""
-
-    head: commands.StoredHead
-    fields: Mapping[bytes, bytes]
-    graph: SessionGraph
-    blobs: Mapping[str, bytes]
 
 
 class RedisSessionStore:
@@ -96,6 +82,7 @@ class RedisSessionStore:
     def __init__(self, namespace: Namespace, session_id: str) -> None:
         self._namespace = namespace
         self._keys = namespace.layout.session(checked_id("session_id", session_id))
+        self._reader = Reader(namespace, self._keys)
         self._refs: commands.Refs | None = None
         self._commits = 0
 
@@ -124,15 +111,33 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::load_session.
         """
-        if isinstance(scope, FullGraph):
-            read = await self._load_full()
-        elif isinstance(scope, ActivePath):
-            if scope.leaf_node_id is not None:
-                checked_id("ActivePath.leaf_node_id", scope.leaf_node_id)
-            read = await self._load_path(scope.leaf_node_id)
-        else:
-            raise UnsupportedReadScope(scope)
-        if read is None or not self._namespace.options.slide_on_load:
+        return await self._seen(await self._reader.load(scope))
+
+    async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
+        """What `load_session(read.scope)` would return now, made of `read` and what is new since; None without a head.
+
+        If nothing is new it is `read` itself, for one round trip of a few hundred bytes whatever the session holds. New
+        nodes cost their own bytes, in the same round trip up to some 64 of them, else in a second; components this
+        process lacks take one more, as in `load_session`. What was looked at stays decoded. The session is loaded anew
+        where `read` is not part of it any more (its graph was replaced, it was deleted and began again, a failover took
+        commits back), where its path turns to nodes that `read` does not hold, where nodes were tombstoned and freed
+        since, and where links are by id alone. So is a read that does not know where it came from (see
+        `PersistedSessionRead`): with its full graph. With `StoreOptions.slide_on_load` a `touch` follows.
+
+        Raises:
+            SessionBindingMismatch: `read` is of another session.
+            InvalidLeaf, Corrupt, SessionEvicted: as `load_session` would.
+        """
+        commands.check_kind("read", read, PersistedSessionRead)
+        if read.session_id != self.session_id:
+            raise SessionBindingMismatch(self.session_id, read.session_id)
+        return await self._seen(await self._reader.refresh(read))
+
+    async def _seen(self, read: PersistedSessionRead | None) -> PersistedSessionRead | None:
+        if read is None:
+            return None
+        self._refs = read._origin.head.refs
+        if not self._namespace.options.slide_on_load:
             return read
         try:
             return read if await self.touch() else None  # it expired in between
@@ -140,76 +145,6 @@ class RedisSessionStore:
             return None
         except SessionEvicted:
             return read  # whole by what this process had of it; but what is torn is not kept alive
-
-    async def _load_full(self) -> PersistedSessionRead | None:
-        found = await self.snapshot()
-        return None if found is None else self._seen(found.head.read(found.graph, found.blobs), found.head)
-
-    async def snapshot(self) -> Snapshot | None:
-        """All that is stored of the session at one revision, None if it has no head."""
-        lost: tuple[int, str] | None = None
-        for _ in range(MAX_TURNS):
-            replies = await self._read(commands.full_read(self._keys))
-            found = commands.full_reply(self._keys, replies)
-            if found is None:
-                return None
-            head, graph = found
-            blobs, missing = await self._namespace.blobs(self._keys, head.refs)
-            if missing is None:
-                return Snapshot(head, replies[0], graph, blobs)
-            # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
-            if lost == (head.facts.revision, missing.key):
-                raise missing
-            lost = head.facts.revision, missing.key
-        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} reads in a row")
-
-    async def _load_path(self, leaf: str | None) -> PersistedSessionRead | None:
-        strict = self._strict
-        lost: tuple[int, str] | None = None
-        for _ in range(MAX_TURNS):
-            plan = commands.path_plan(
-                self._keys, leaf, await self._read(commands.path_read(self._keys, leaf)), strict=strict
-            )
-            if plan is None:
-                return None
-            if plan.by_id:
-                return await self._load_path_by_id(leaf)
-            known, unknown = self._namespace.cached_blobs(plan.head.refs)
-            graph = SessionGraph((), plan.leaf)
-            contents: list[bytes | None] = []
-            if plan.spans or unknown:
-                replies = await self._read(commands.span_read(self._keys, plan, unknown))
-                parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                found = commands.span_reply(self._keys, plan, parts)
-                if found is None:
-                    break
-                graph = found
-            missing = self._namespace.take_blobs(self._keys, unknown, contents, known)
-            if missing is None:
-                return self._seen(plan.head.read(graph, known), plan.head)
-            if lost == (plan.head.facts.revision, missing.key):
-                raise missing
-            lost = plan.head.facts.revision, missing.key
-        return await self._load_path_by_id(leaf)
-
-    async def _load_path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
-        """The path cut out of the whole graph: where only ids express the links, or the log will not hold still."""
-        read = await self._load_full()
-        if read is None:
-            return None
-        graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
-        path = graph.fork_current_path()
-        if leaf is None and graph.leaf_node_id is not None and not path.nodes and self._strict:
-            raise InvalidLeaf(graph.leaf_node_id)
-        return replace(read, graph=path)
-
-    @property
-    def _strict(self) -> bool:
-        return self._namespace.options.graph_checks == "strict"
-
-    def _seen(self, read: PersistedSessionRead, head: commands.StoredHead) -> PersistedSessionRead:
-        self._refs = head.refs
-        return read
 
     async def load_head(self) -> SessionHeadMeta | None:
         """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
@@ -307,12 +242,12 @@ class RedisSessionStore:
         """
         missing: Corrupt | None = None
         for _ in range(MAX_TURNS):
-            read = await self._load_path(leaf)
+            read = await self._reader.load(ActivePath(leaf))
             if read is None:
                 return None
             if leaf is not None and not read.graph.nodes:
                 raise InvalidLeaf(leaf)
-            blobs, missing = await self._namespace.blobs(self._keys, self._refs or NO_REFS)
+            blobs, missing = await self._namespace.blobs(self._keys, read._origin.head.refs)
             if missing is None:
                 return read, blobs
         assert missing is not None

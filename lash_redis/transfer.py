@@ -45,6 +45,7 @@ from lash_redis.models import (
     Unchanged,
 )
 from lash_redis.options import KEEP, MAX_SECONDS, Keep, checked_progress
+from lash_redis.reader import Reader
 
 FORMAT: Final = 1
 WINDOW: Final = 16
@@ -141,10 +142,9 @@ async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> As
 
 async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[str, bytes]] | None:
     """A session's line and the blobs it names; None where there is no such session."""
-    store = cache.session(session_id)
-    found = await store.snapshot()
+    keys = cache.layout.session(session_id)
+    found = await Reader(cache.shared, keys).snapshot()
     if found is None:
-        keys = cache.layout.session(session_id)
         (stored,) = await cache.shared.read([commands.created_read(keys)], atomic=False)
         facts, record, own_ttl = stored
         if facts is not None:  # its first commit came in between
@@ -158,8 +158,8 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
             "ttl_ms": None if own_ttl is None else int(own_ttl),
             "meta": codec.decode_meta(record, keys.head).to_json(),
         }, {}
-    head, fields = found.head, found.fields
-    read = head.read(found.graph, found.blobs)
+    head, read = found.stored.head, found.read()
+    fields = head.fields
     stored_meta, ttl = fields.get(b"meta"), fields.get(b"ttl")
     line = {
         "kind": "session",

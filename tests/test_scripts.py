@@ -13,18 +13,18 @@ from builders import append, commit, key_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import HydratedSessionCheckpoint, SessionMeta, scripts
+from lash_redis import FullGraph, HydratedSessionCheckpoint, SessionMeta, scripts
 
 READS = {
-    "EXISTS", "GET", "HEXISTS", "HGET", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN", "LRANGE",
-    "PTTL", "TIME", "TYPE", "ZCARD", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
+    "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",
+    "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
 }  # fmt: skip
 """What a script may call above WRITE. A command that is missing here is taken for a write."""
 
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
-READ_ONLY = {"node", "read"}
+READ_ONLY = {"node", "read", "refresh"}
 UNSAID = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}}
 """Replies that an included function makes and the script does not give: delete removes a torn session, too; release and
 renew look at the head alone."""
@@ -226,6 +226,7 @@ async def test_every_script_runs(open_cache, client):
     await store.commit_runtime_state(commit(1, append("c", parent="a")))
     await cache.put_blob(b"bytes")
     await store.load_node("a")
+    await store.refresh(await store.load_session(FullGraph()))
     await store.tombstone_nodes(["b"])
     await store.vacuum()
     await store.gc_unreachable()

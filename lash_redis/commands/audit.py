@@ -88,11 +88,11 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
         lease_reply(keys, fields.get(b"lease"))
         found = full_reply(keys, [fields, records, dead, len(nodes), len(jumps)])
         if found is not None:
-            head, graph = found
+            head = found.head
             audited.node_count = head.facts.live
             for ref in {ref for ref in head.refs if ref}:
                 audited.holds[bytes.fromhex(ref), head.facts.hold] += 1
-            live = {node.node_id: node for node in graph.nodes}
+            live = {node.node_id: node for node in found.graph.nodes}
             audited.problems += _of_the_head(keys, head, fields, meta)
             audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
             audited.problems += _of_users(keys, head, nodes, live)

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
 
 from lash_redis import codec
 from lash_redis.commands.calls import Command, Refs
 from lash_redis.errors import Corrupt, InvalidLeaf, SessionEvicted
 from lash_redis.keys import SessionKeys
 from lash_redis.models import (
+    ActivePath,
     BlobRef,
+    FullGraph,
     HydratedSessionCheckpoint,
     PersistedSessionRead,
     SessionGraph,
     SessionHeadMeta,
     SessionMeta,
+    SessionReadScope,
 )
+
+Jump: TypeAlias = tuple[int, int]
+"""A node's position and its parent's, where that is not the position before."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHead:
-    """A head as read: what scripts decide on, what the client keeps, the ledger."""
+    """A head as read: all of its fields, and of these what scripts decide on, what the client keeps, the ledger."""
 
     keys: SessionKeys
+    fields: Mapping[bytes, bytes]
     facts: codec.Facts
     body: codec.HeadBody
     ledger: Sequence[Any]
@@ -48,19 +56,54 @@ class StoredHead:
         checkpoint = self.body.checkpoint
         return (checkpoint.tool_state_ref, checkpoint.plugin_snapshot_ref, checkpoint.execution_state_ref)
 
-    def read(self, graph: SessionGraph, blobs: Mapping[str, bytes]) -> PersistedSessionRead:
-        """The session with `graph` and with the components that `blobs` holds the bytes of."""
-        body, checkpoint = self.body, self.body.checkpoint
-        return PersistedSessionRead(
+    @property
+    def receipts(self) -> bytes:
+        return self.fields.get(b"receipts", b"")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRead:
+    """What a read was made of, and so what a refresh of it need not fetch again."""
+
+    scope: SessionReadScope
+    head: StoredHead
+    nodes: codec.StoredNodes | None
+    """None where the path was found by ids alone: then nothing tells which of the log's records it needs."""
+    dead: frozenset[int] = frozenset()
+    """Positions of nodes that are tombstoned and not yet freed."""
+    hidden: Sequence[int] = ()
+    """Of a path: these and the positions of freed ones, as far as they are known; ascending."""
+    jumps: Sequence[Jump] = ()
+    """Of a path: all there are."""
+
+    @property
+    def leaf(self) -> str | None:
+        explicit = self.scope.leaf_node_id if isinstance(self.scope, ActivePath) else None
+        return self.head.body.leaf_node_id if explicit is None else explicit
+
+    @property
+    def graph(self) -> SessionGraph:
+        return SessionGraph(() if self.nodes is None else self.nodes, self.leaf)
+
+    def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
+        """The read, with the components that `blobs` holds the bytes of, and the graph where it is there already."""
+        head, body = self.head, self.head.body
+        read = PersistedSessionRead(
             session_id=body.session_id,
-            head_revision=self.facts.revision,
+            head_revision=head.facts.revision,
             config=body.config,
-            graph=graph,
+            graph=self.graph if graph is None else graph,
             checkpoint_ref=body.checkpoint_ref,
-            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(checkpoint, blobs, self.keys)),
-            token_ledger=tuple(self.ledger),
+            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(body.checkpoint, blobs, head.keys)),
+            token_ledger=tuple(head.ledger),
             commit_id=body.commit_id,
         )
+        return self.behind(read)
+
+    def behind(self, read: PersistedSessionRead) -> PersistedSessionRead:
+        """`read`, which from now on is known to come from here."""
+        object.__setattr__(read, "_origin", self)
+        return read
 
 
 def head_read(keys: SessionKeys) -> list[Command]:
@@ -73,7 +116,7 @@ def size_read(keys: SessionKeys) -> list[Command]:
 
 
 def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) -> StoredHead | None:
-    """The head in `fields`; `sizes` is how many entries log, nodes, jumps and dead hold.
+    """The head in `fields`; `sizes` is how many entries log, nodes, jumps and dead hold, if that is yet to be compared.
 
     Raises:
         SessionEvicted: some of the session's keys are gone, others remain.
@@ -89,6 +132,7 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
         raise Corrupt("head", keys.head, "its body or refs are gone")
     head = StoredHead(
         keys,
+        fields,
         codec.decode_facts(facts, keys.head),
         codec.decode_body(body, refs, keys.head),
         codec.decode_ledger(fields.items(), keys.head),
@@ -97,7 +141,8 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
         raise Corrupt("head", keys.head, f"it belongs to session {head.body.session_id!r}")
     if len(head.ledger) != head.facts.usage:
         raise Corrupt("ledger", keys.head, f"{len(head.ledger)} rows, the facts count {head.facts.usage}")
-    _check_sizes(keys, head.facts, sizes)
+    if sizes:
+        _check_sizes(keys, head.facts, sizes)
     return head
 
 
@@ -126,7 +171,7 @@ def full_read(keys: SessionKeys) -> list[Command]:
     ]
 
 
-def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> tuple[StoredHead, SessionGraph] | None:
+def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     fields, records, dead, ids, jumps = replies
     head = head_reply(keys, fields, len(records), ids, jumps, len(dead))
     if head is None:
@@ -135,39 +180,40 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> tuple[StoredHead, S
     size = sum(map(len, records))
     if size != facts.bytes:
         raise Corrupt("log", keys.log, f"its records have {size} bytes, the head counts {facts.bytes}")
-    _check_leaf(keys, head, records)
+    check_leaf(keys, head, lambda at: records[at])
     if facts.live == facts.length:
-        return head, SessionGraph(codec.StoredNodes(records, keys.log), head.body.leaf_node_id)
-    hidden = _positions(keys, dead)
+        return StoredRead(FullGraph(), head, codec.StoredNodes(records, keys.log))
+    hidden = positions(keys, dead)
     for position, node_id in dead.items():
         if int(position) >= len(records):
             raise Corrupt("dead", keys.dead, f"{position!r} is outside the log")
-        _check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
+        check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
     places = [at for at, record in enumerate(records) if record and at not in hidden]
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
-    nodes = codec.StoredNodes([records[at] for at in places], keys.log, places)
-    return head, SessionGraph(nodes, head.body.leaf_node_id)
+    return StoredRead(FullGraph(), head, codec.StoredNodes([records[at] for at in places], keys.log, places), hidden)
 
 
-def _positions(keys: SessionKeys, dead: Iterable[bytes]) -> set[int]:
+def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
     try:
-        return set(map(int, dead))
+        return frozenset(map(int, dead))
     except ValueError as error:
         raise Corrupt("dead", keys.dead, f"a field is no position: {error}") from error
 
 
-def _check_leaf(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -> None:
+def check_leaf(keys: SessionKeys, head: StoredHead, record_at: Callable[[int], bytes | None]) -> None:
+    """Compare the head's leaf with the record at its position, where `record_at` has one."""
     at, leaf = head.facts.leaf, head.body.leaf_node_id
     if head.facts.loose:
         return
-    if at >= len(records) or (at < 0) != (leaf is None):
-        raise Corrupt("head", keys.head, f"its leaf {leaf!r} is at position {at} of {len(records)}")
-    if leaf is not None and records[at]:
-        _check_id(keys, records[at], at, leaf)
+    if at >= head.facts.length or (at < 0) != (leaf is None):
+        raise Corrupt("head", keys.head, f"its leaf {leaf!r} is at position {at} of {head.facts.length}")
+    record = None if leaf is None else record_at(at)
+    if leaf is not None and record:
+        check_id(keys, record, at, leaf)
 
 
-def _check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
+def check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
     found = codec.StoredNodes([record], keys.log, [at])[0].node_id
     if found != expected:
         raise Corrupt("log", keys.log, f"record {at} is node {found!r} where {expected!r} belongs")
@@ -191,9 +237,18 @@ class PathPlan:
     """Which parts of the log make up an active path, root first; `by_id` where only the whole log can tell."""
 
     head: StoredHead
-    leaf: str | None
-    spans: Sequence[tuple[int, int]]
+    scope: ActivePath
+    spans: Sequence[tuple[int, int]] = ()
+    dead: frozenset[int] = frozenset()
+    jumps: Sequence[Jump] = ()
     by_id: bool = False
+
+    def read(self, nodes: codec.StoredNodes) -> StoredRead:
+        hidden = set(self.dead)
+        if nodes and nodes.place(0) > self.spans[0][0]:
+            # What the path was cut off at is an empty record, of which no tombstone tells.
+            hidden.add(max(min(stop, nodes.place(0) - 1) for start, stop in self.spans if start < nodes.place(0)))
+        return StoredRead(self.scope, self.head, nodes, self.dead, sorted(hidden), self.jumps)
 
     @property
     def fetched(self) -> Sequence[tuple[int, int]]:
@@ -218,43 +273,45 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
     if head is None:
         return None
     facts = head.facts
-    wanted = head.body.leaf_node_id if leaf is None else leaf
+    scope, wanted = ActivePath(leaf), head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
-        return PathPlan(head, wanted, (), by_id=True)
-    if wanted is None:
-        return PathPlan(head, None, ())
-    hidden = _positions(keys, dead)
-    if leaf is None:
+        return PathPlan(head, scope, by_id=True)
+    hidden, links, at = positions(keys, dead), jump_list(keys, jumps), -1
+    if wanted is not None and leaf is None:
         at = facts.leaf
         if not 0 <= at < length:
             raise Corrupt("head", keys.head, f"its leaf {wanted!r} is at position {at} of {length}")
         if at in hidden and strict:
             raise InvalidLeaf(wanted)
-    elif place[0] is None or place[0] == b"?":
-        return PathPlan(head, wanted, ())
-    else:
+    elif wanted is not None and place[0] not in (None, b"?"):
         try:
             at = int(place[0].removesuffix(b"u"))
         except ValueError as error:
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is no position") from error
         if not 0 <= at < length:
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} points outside the log")
-    return PathPlan(head, wanted, _spans(keys, jumps, sorted(hidden), at))
+    return PathPlan(head, scope, spans_of(links, sorted(hidden), at), hidden, links)
 
 
-def _spans(keys: SessionKeys, jumps: Sequence[bytes], hidden: Sequence[int], at: int) -> list[tuple[int, int]]:
-    """The path that ends at `at` as ranges of the log, root first; a tombstone ends it."""
+def jump_list(keys: SessionKeys, jumps: Sequence[bytes], after: int = -1) -> list[Jump]:
+    """The jumps, which ascend from behind position `after`."""
     try:
         pairs = [(int(position), int(parent)) for position, parent in (jump.split(b":") for jump in jumps)]
     except ValueError as error:
         raise Corrupt("jumps", keys.jumps, f"an element is unreadable: {error}") from error
-    starts = [position for position, _ in pairs]
-    if any(parent >= position for position, parent in pairs) or starts != sorted(set(starts)):
-        raise Corrupt("jumps", keys.jumps, "its elements do not ascend")
+    for position, parent in pairs:
+        if parent >= position or position <= after:
+            raise Corrupt("jumps", keys.jumps, "its elements do not ascend")
+        after = position
+    return pairs
+
+
+def spans_of(jumps: Sequence[Jump], hidden: Sequence[int], at: int) -> list[tuple[int, int]]:
+    """The path that ends at `at` as ranges of the log, root first; a hidden node ends it."""
     spans: list[tuple[int, int]] = []
     while at >= 0:
-        index = bisect_right(starts, at) - 1
-        start, parent = pairs[index] if index >= 0 else (0, -1)
+        index = bisect_right(jumps, at, key=itemgetter(0)) - 1
+        start, parent = jumps[index] if index >= 0 else (0, -1)
         cut = bisect_right(hidden, at) - 1
         if cut >= 0 and hidden[cut] >= start:
             start, parent = hidden[cut] + 1, -1
@@ -275,13 +332,13 @@ def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> li
     return commands + blob_read(keys, blobs)
 
 
-def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> SessionGraph | None:
-    """The graph of the path, or None where the log has changed since the plan was made, or is not as planned."""
+def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> StoredRead | None:
+    """The path, or None where the log has changed since the plan was made, or is not as planned."""
     if replies[0] is None or codec.decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
         return None
     spans = plan.spans
     if not spans:
-        return SessionGraph((), plan.leaf)
+        return plan.read(codec.StoredNodes((), keys.log))
     parts: list[list[bytes]] = list(replies[1:])
     if len(plan.fetched) < len(spans):
         base, whole = spans[0][0], parts[0]
@@ -300,14 +357,22 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Ses
         records, places = records[cut:], places[cut:]
     if not records:
         return None
-    nodes = codec.StoredNodes(records, keys.log, places)
-    if plan.leaf is not None:
-        _check_id(keys, records[-1], places[-1], plan.leaf)
-    joints = {start for start, _ in spans}
-    for index in range(1, len(places)):
-        if places[index] in joints and nodes[index].parent_node_id != nodes[index - 1].node_id:
-            raise Corrupt("jumps", keys.jumps, f"record {places[index]} is not a child of record {places[index - 1]}")
-    return SessionGraph(nodes, plan.leaf)
+    read = plan.read(codec.StoredNodes(records, keys.log, places))
+    check_path(keys, read, spans)
+    return read
+
+
+def check_path(keys: SessionKeys, path: StoredRead, spans: Sequence[tuple[int, int]], after: int = -1) -> None:
+    """The path ends at its leaf; each span begins with a child of the node before it, as is known up to `after`."""
+    nodes = path.nodes
+    if nodes is None:
+        return
+    if nodes and path.leaf is not None:
+        check_id(keys, nodes.record(len(nodes) - 1), nodes.place(len(nodes) - 1), path.leaf)
+    for start, _ in spans:
+        index = nodes.index_of(start) if start > after else None
+        if index and nodes[index].parent_node_id != nodes[index - 1].node_id:
+            raise Corrupt("jumps", keys.jumps, f"record {start} is not a child of record {nodes.place(index - 1)}")
 
 
 def blob_read(keys: SessionKeys, refs: Sequence[BlobRef]) -> list[Command]:

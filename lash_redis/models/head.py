@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint
 from lash_redis.models.graph import SessionGraph
@@ -40,20 +40,6 @@ class SessionHeadMeta(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class PersistedSessionRead(Record):
-    """One revision of a session. `commit_id` is that of the commit which made it."""
-
-    session_id: str
-    head_revision: U64
-    config: PersistedSessionConfig
-    graph: SessionGraph
-    checkpoint_ref: BlobRef | None = None
-    checkpoint: HydratedSessionCheckpoint | None = None
-    token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
-    commit_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class FullGraph(Variant):
     """Read every live node."""
 
@@ -66,3 +52,27 @@ class ActivePath(Variant):
 
 
 SessionReadScope: TypeAlias = FullGraph | ActivePath
+
+
+@dataclass(frozen=True, slots=True)
+class PersistedSessionRead(Record):
+    """One revision of a session. `commit_id` is that of the commit which made it.
+
+    A read remembers where it came from, so that `RedisSessionStore.refresh` fetches only what is new since, also after
+    pickling. One that was made by hand, from JSON or by `dataclasses.replace` does not.
+    """
+
+    session_id: str
+    head_revision: U64
+    config: PersistedSessionConfig
+    graph: SessionGraph
+    checkpoint_ref: BlobRef | None = None
+    checkpoint: HydratedSessionCheckpoint | None = None
+    token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    commit_id: str | None = None
+    _origin: Annotated[Any, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def scope(self) -> SessionReadScope:
+        """What a refresh reads: what was read, and `FullGraph()` where this read does not know."""
+        return FullGraph() if self._origin is None else self._origin.scope

@@ -41,15 +41,15 @@ local function write_facts(f)
 end
 
 -- The session's facts, or nil where it has no head. Where something is wrong, the second value is the rest of a reply.
--- The third is what else the head holds: refs, receipts, and false for a ttl, parent, deletion or lease that is not
--- there.
+-- The third is what the head holds: facts as text, refs, receipts, and false for a ttl, parent, deletion or lease that
+-- is not there.
 -- The further arguments are keys that cannot be there without a head.
 local function open_head(head, ...)
   local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts', 'ttl', 'parent', 'deleted', 'lease')
   if stored.err then return nil, unusable('head', stored) end
   local others = {
-    refs = stored[2] or '', receipts = stored[3] or '', ttl = stored[4], parent = stored[5], deleted = stored[6],
-    lease = stored[7],
+    facts = stored[1], refs = stored[2] or '', receipts = stored[3] or '', ttl = stored[4], parent = stored[5],
+    deleted = stored[6], lease = stored[7],
   }
   if others.ttl and not string.match(others.ttl, '^%d+$') then
     return nil, {'corrupt', 'head', 'its ttl is unreadable'}

@@ -1,0 +1,202 @@
+"""Bringing a read up to date: what a session is asked for beyond it, and the read that both make together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, Literal, TypeAlias
+
+from lash_redis import codec, scripts
+from lash_redis.commands.calls import Command, ScriptCall, status
+from lash_redis.commands.reads import (
+    StoredHead,
+    StoredRead,
+    check_leaf,
+    check_path,
+    head_reply,
+    jump_list,
+    positions,
+    spans_of,
+)
+from lash_redis.errors import Corrupt
+from lash_redis.keys import SessionKeys
+from lash_redis.models import ActivePath
+
+REFRESH_LIMIT: Final = 64
+"""How many new nodes a script hands over. Natively they take a second round trip, which pays from some 200 on; but no
+script shall hold the server up for long.
+"""
+
+Unmoved: TypeAlias = Literal["same", "far", "other", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a read lacks: the head as it is, the ends of log and jumps; how long all keys are, if that is unchecked."""
+
+    fields: Mapping[bytes, bytes]
+    records: Sequence[bytes]
+    jumps: Sequence[bytes]
+    dead: Sequence[bytes]
+    """Dead positions; none where they are those that the read knows."""
+    sizes: Sequence[int] = ()
+
+
+def refresh_call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
+    nodes, facts, dead = known.nodes, known.head.facts, known.dead
+    last = None if nodes is None else nodes.index_of(facts.length - 1)
+    return ScriptCall(
+        scripts.REFRESH,
+        keys.own,
+        [
+            keys.session_id,
+            known.head.fields[b"facts"],
+            codec.tag_of(known.head.body.commit_id),
+            b"" if nodes is None or last is None else nodes.record(last)[:4],
+            " ".join(map(str, dead)) if len(dead) <= REFRESH_LIMIT else "",
+            0 if nodes is None else REFRESH_LIMIT,
+        ],
+    )
+
+
+def refresh_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Unmoved:
+    word = status(call, reply, keys)
+    if word != "newer":
+        return word  # type: ignore[return-value]
+    _, _, head, records, jumps, dead = reply
+    return Delta(dict(zip(head[::2], head[1::2], strict=True)), records, jumps, dead)
+
+
+def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
+    """What `refresh.lua` would hand over, and the last record that is known."""
+    facts = known.head.facts
+    return [
+        ("HGETALL", keys.head),
+        ("LRANGE", keys.log, max(facts.length - 1, 0), -1),
+        ("LRANGE", keys.jumps, facts.jumps, -1),
+        ("HKEYS", keys.dead),
+        ("LLEN", keys.log),
+        ("HLEN", keys.nodes),
+        ("LLEN", keys.jumps),
+    ]
+
+
+def delta_reply(replies: Sequence[Any]) -> Delta:
+    fields, records, jumps, dead, length, ids, jump_count = replies
+    return Delta(fields, records, jumps, dead, (length, ids, jump_count, len(dead)))
+
+
+def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead | None:
+    """The read brought up to date; None where it must be loaded anew, which also tells what is wrong, if something is.
+
+    Raises:
+        Corrupt, SessionEvicted: the head's, as a load raises them.
+    """
+    head = head_reply(keys, delta.fields, *delta.sizes)
+    nodes = known.nodes
+    if head is None or nodes is None:
+        return None
+    try:
+        dead = positions(keys, delta.dead) if delta.dead or head.facts.dead == 0 else known.dead
+        log = _Log.grown(known, nodes, head, delta, dead)
+        if log is None:
+            return None
+        check_leaf(keys, head, log.record)
+        return log.path(keys, known, delta.jumps) if isinstance(known.scope, ActivePath) else log.graph(known)
+    except Corrupt:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """A log of which a reader holds some nodes and has just got the end."""
+
+    head: StoredHead
+    nodes: codec.StoredNodes
+    end: Sequence[bytes]
+    start: int
+    """Where the end begins."""
+    dead: frozenset[int]
+
+    @classmethod
+    def grown(
+        cls, known: StoredRead, nodes: codec.StoredNodes, head: StoredHead, delta: Delta, dead: frozenset[int]
+    ) -> _Log | None:
+        """None where the nodes are not part of the log, or cannot be known to be."""
+        before, now, end = known.head.facts, head.facts, delta.records
+        overlap = before.length + len(end) - now.length
+        last = nodes.index_of(before.length - 1)
+        if now.epoch != before.epoch or now.length < before.length or overlap not in (0, 1):
+            return None
+        if overlap and last is not None and end[0] != nodes.record(last):
+            return None
+        end = end[overlap:]
+        # The receipts tell which commits made the log, back to the 32nd; further back the last record must do.
+        later = now.revision - before.revision
+        shared = head.receipts[: max(0, len(head.receipts) - later * codec.RECEIPT_BYTES)]
+        if not known.head.receipts.endswith(shared) or (later == 0 and now.committed != before.committed):
+            return None
+        if not shared and last is None and before.length > 0:
+            return None
+        empty = sum(not record for record in end)
+        freed = (now.length - now.live - len(dead)) - (before.length - before.live - len(known.dead))
+        if freed == empty and now.bytes != before.bytes + sum(map(len, end)):
+            return None
+        return cls(head, nodes, end, before.length, dead)
+
+    def record(self, at: int) -> bytes | None:
+        """What lies at a position; None where it is not held."""
+        if at >= self.start:
+            return self.end[at - self.start]
+        index = self.nodes.index_of(at)
+        return None if index is None else self.nodes.record(index)
+
+    def _with(self, pieces: Sequence[tuple[int, int]], places: list[int]) -> codec.StoredNodes:
+        return self.nodes.pieces(pieces).extended([self.end[at - self.start] for at in places], places)
+
+    def graph(self, known: StoredRead) -> StoredRead | None:
+        facts, held = self.head.facts, self.nodes
+        gone = sorted(index for place in self.dead - known.dead if (index := held.index_of(place)) is not None)
+        edges = [-1, *gone, len(held)]
+        pieces = [(left + 1, right) for left, right in pairwise(edges) if left + 1 < right]
+        nodes = self._with(
+            pieces, [at for at, record in enumerate(self.end, self.start) if record and at not in self.dead]
+        )
+        if len(nodes) != facts.live or max(self.dead, default=-1) >= facts.length:
+            return None
+        return StoredRead(known.scope, self.head, nodes, self.dead)
+
+    def path(self, keys: SessionKeys, known: StoredRead, jumps: Sequence[bytes]) -> StoredRead | None:
+        before, now, held = known.head.facts, self.head.facts, self.nodes
+        empty = {at for at, record in enumerate(self.end, self.start) if not record}
+        hidden = self.dead.union(known.hidden, empty)
+        at = now.leaf
+        if known.scope != ActivePath():
+            if not held:
+                return None
+            at = held.place(len(held) - 1)
+        # One that was hidden and freed since then is in the count alone: it may be any of those that are held.
+        unseen = before.length - before.live - len(known.hidden)
+        if now.loose or at in hidden or now.length - now.live - len(hidden) != unseen:
+            return None
+        links = [*known.jumps, *jump_list(keys, jumps, known.jumps[-1][0] if known.jumps else -1)]
+        ordered = sorted(hidden)
+        spans = spans_of(links, ordered, at)
+        pieces: list[tuple[int, int]] = []
+        places: list[int] = []
+        for start, stop in spans:
+            last = min(stop, self.start - 1)
+            places += range(max(start, self.start), stop + 1)
+            if start > last:
+                continue
+            left, right = held.index_of(start), held.index_of(last)
+            if left is None or right is None or right - left != last - start:
+                return None
+            if pieces and pieces[-1][1] == left:
+                left = pieces.pop()[0]
+            pieces.append((left, right + 1))
+        read = StoredRead(known.scope, self.head, self._with(pieces, places), self.dead, ordered, links)
+        whole = pieces == [(0, len(held))]
+        check_path(keys, read, spans, after=held.place(len(held) - 1) if whole else -1)
+        return read

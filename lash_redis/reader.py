@@ -1,0 +1,141 @@
+"""How a session is read: whole, along a path, brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lash_redis import codec, commands
+from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
+from lash_redis.keys import SessionKeys, checked_id
+from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionReadScope
+from lash_redis.namespace import Namespace
+
+MAX_TURNS = 8
+"""How often a read or commit starts again because the session moved under it, before it gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One revision of a session as it is stored: the head, the graph, the components' bytes."""
+
+    stored: commands.StoredRead
+    blobs: Mapping[str, bytes]
+
+    def read(self) -> PersistedSessionRead:
+        return self.stored.shown(self.blobs)
+
+
+class Reader:
+    """The reads of one session. Each read knows where it came from: `PersistedSessionRead._origin`."""
+
+    def __init__(self, namespace: Namespace, keys: SessionKeys) -> None:
+        self._namespace = namespace
+        self._keys = keys
+
+    @property
+    def _strict(self) -> bool:
+        return self._namespace.options.graph_checks == "strict"
+
+    async def load(self, scope: SessionReadScope) -> PersistedSessionRead | None:
+        """`RedisSessionStore.load_session`, without sliding."""
+        if isinstance(scope, FullGraph):
+            found = await self.snapshot()
+            return None if found is None else found.read()
+        if not isinstance(scope, ActivePath):
+            raise UnsupportedReadScope(scope)
+        if scope.leaf_node_id is not None:
+            checked_id("ActivePath.leaf_node_id", scope.leaf_node_id)
+        return await self._path(scope.leaf_node_id)
+
+    async def snapshot(self) -> Snapshot | None:
+        """All that is stored of the session at one revision, None if it has no head."""
+        lost: tuple[int, str] | None = None
+        for _ in range(MAX_TURNS):
+            stored = commands.full_reply(
+                self._keys, await self._namespace.read(commands.full_read(self._keys), atomic=True)
+            )
+            if stored is None:
+                return None
+            head = stored.head
+            blobs, missing = await self._namespace.blobs(self._keys, head.refs)
+            if missing is None:
+                return Snapshot(stored, blobs)
+            # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
+            if lost == (head.facts.revision, missing.key):
+                raise missing
+            lost = head.facts.revision, missing.key
+        raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} reads in a row")
+
+    async def _path(self, leaf: str | None) -> PersistedSessionRead | None:
+        namespace, strict = self._namespace, self._strict
+        lost: tuple[int, str] | None = None
+        for _ in range(MAX_TURNS):
+            plan = commands.path_plan(
+                self._keys, leaf, await namespace.read(commands.path_read(self._keys, leaf), atomic=True), strict=strict
+            )
+            if plan is None:
+                return None
+            if plan.by_id:
+                return await self._path_by_id(leaf)
+            known, unknown = namespace.cached_blobs(plan.head.refs)
+            stored: commands.StoredRead | None = plan.read(codec.StoredNodes((), self._keys.log))
+            contents: list[bytes | None] = []
+            if plan.spans or unknown:
+                replies = await namespace.read(commands.span_read(self._keys, plan, unknown), atomic=True)
+                parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
+                stored = commands.span_reply(self._keys, plan, parts)
+            if stored is None:
+                break
+            missing = namespace.take_blobs(self._keys, unknown, contents, known)
+            if missing is None:
+                return stored.shown(known)
+            if lost == (plan.head.facts.revision, missing.key):
+                raise missing
+            lost = plan.head.facts.revision, missing.key
+        return await self._path_by_id(leaf)
+
+    async def _path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
+        """The path cut out of the whole graph: where only ids express the links, or the log will not hold still."""
+        found = await self.snapshot()
+        if found is None:
+            return None
+        read = found.read()
+        graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
+        path = graph.fork_current_path()
+        if leaf is None and graph.leaf_node_id is not None and not path.nodes and self._strict:
+            raise InvalidLeaf(graph.leaf_node_id)
+        stored = replace(found.stored, scope=ActivePath(leaf), nodes=None)
+        return stored.behind(replace(read, graph=path))
+
+    async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
+        """`RedisSessionStore.refresh`, without sliding."""
+        known = read._origin
+        if known is None or known.head.keys != self._keys or (self._strict and _is_cut(read)):
+            return await self.load(read.scope)
+        keys = known.head.keys  # whose names are made already
+        call = commands.refresh_call(keys, known)
+        delta = commands.refresh_reply(call, keys, await self._namespace.run(call, writes=False))
+        if delta == "same":
+            return read
+        if delta == "absent":
+            return None
+        if delta == "far" and known.nodes is not None and known.scope in (FullGraph(), ActivePath()):
+            delta = commands.delta_reply(await self._namespace.read(commands.delta_read(keys, known), atomic=True))
+        now = commands.refreshed(keys, known, delta) if isinstance(delta, commands.Delta) else None
+        if now is None:
+            return await self.load(known.scope)
+        if now.nodes is known.nodes and now.head.facts.revision == known.head.facts.revision:
+            return now.behind(read)
+        graph = read.graph.with_leaf(now.leaf) if now.nodes is known.nodes else now.graph
+        held = codec.stored_blobs(read.checkpoint)
+        refs = set(filter(None, now.head.refs))
+        fetched, missing = await self._namespace.blobs(keys, sorted(refs - held.keys()))
+        if missing is not None:
+            return await self.load(known.scope)
+        return now.shown(fetched | {ref: held[ref] for ref in refs & held.keys()}, graph)
+
+
+def _is_cut(read: PersistedSessionRead) -> bool:
+    """Whether it is a path to a head's leaf that does not resolve: only a store with lenient checks hands one out."""
+    return not read.graph.nodes and read.graph.leaf_node_id is not None and read.scope == ActivePath()
