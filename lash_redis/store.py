@@ -348,39 +348,54 @@ class RedisSessionStore:
         self,
         fn: Callable[[PersistedSessionRead | None], RuntimeCommit | Awaitable[RuntimeCommit]],
         *,
+        since: PersistedSessionRead | None = None,
         attempts: int = 8,
         ttl: float | Keep | None = KEEP,
     ) -> RuntimeCommitResult:
-        """Load, let `fn` make a commit of what it sees, commit; on a conflict load again and ask again.
+        """The way to write: `fn` makes a commit of what it sees; on a conflict it sees what is new and is asked again.
 
-        `fn` is called once per attempt with the session as it then is (None before the first commit), and must make a
-        new commit each time: a stale one is never sent twice. A commit without `expected_head_revision` is made to
-        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms;
-        each is a full load and a commit.
+        `fn` is called once per attempt with the session as it then is (None before the first commit), and makes a new
+        commit each time: one that was refused is not sent again. A commit without `expected_head_revision` is made to
+        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms.
+
+        The first attempt loads the session, or refreshes `since`, a read of it that the caller still has; each further
+        one refreshes what the one before saw. So a process that keeps the read of its last turn makes the next in two
+        round trips, and a conflict costs what the others wrote, however long the session is. `fn` sees what `since` is
+        a read of: its active path, if it is one; without `since`, the full graph.
 
         Raises:
+            SessionBindingMismatch: `since` or the commit is of another session.
             HeadRevisionConflict: the last attempt's, when all lost.
             OutcomeUnknown: its `commit` is the one to send again; calling `update` again could make the turn twice.
+            What else `refresh` and `commit_runtime_state` raise, and `fn`: none of it is tried again.
         """
         if not callable(fn):
             raise InvalidRecord("fn", f"takes a function, not {type(fn).__name__}")
+        if since is not None:
+            commands.check_kind("since", since, PersistedSessionRead)
         retrying = AsyncRetrying(
             stop=stop_after_attempt(whole("attempts", attempts, 1)),
             wait=wait_random_exponential(multiplier=0.01, max=self._namespace.options.retry_max_delay),
             retry=retry_if_exception_type(HeadRevisionConflict),
             reraise=True,
         )
+        read, refused = since, dict[str, HeadRevisionConflict]()
         async for attempt in retrying:
             with attempt:
-                read = await self.load_session(FullGraph())
+                read = await (self.load_session(FullGraph()) if read is None else self.refresh(read))
                 made = fn(read)
                 commit = await made if isawaitable(made) else made
                 commands.check_kind("the commit that fn made", commit, RuntimeCommit)
+                if commit.commit_id in refused:
+                    raise refused[commit.commit_id]
                 if commit.expected_head_revision is None:
                     revision, builds_on = (0, None) if read is None else (read.head_revision, read.commit_id)
                     commit = replace(commit, expected_head_revision=revision, builds_on=commit.builds_on or builds_on)
                 try:
                     return await self.commit_runtime_state(commit, ttl=ttl)
+                except HeadRevisionConflict as conflict:
+                    refused[commit.commit_id] = conflict
+                    raise
                 except OutcomeUnknown as error:
                     error.commit = commit
                     raise

@@ -38,13 +38,16 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
         await store.commit_runtime_state(made, ttl=2000, durability=Replicas(1, 1))
     await store.commit_runtime_state(commit(2, Unchanged("c"), checkpoint=HydratedSessionCheckpoint()))
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m"))
-    await store.load_session(FullGraph())
+    read = await store.load_session(FullGraph())
+    assert await store.refresh(read) is read
     await store.load_session(ActivePath("b"))
     await store.load_head()
     await store.load_node("b")
     await store.load_session_meta()
     await store.tombstone_nodes(["b"])
+    assert len((await store.refresh(read)).graph.nodes) == 2
     await store.vacuum()
+    await store.update(lambda read: commit(None, Unchanged(read.graph.leaf_node_id)), since=read)
     await store.touch()
     await store.touch(ttl=None)
     async with await store.acquire_lease("worker") as lease:

@@ -436,6 +436,8 @@ ARGUMENTS: dict[str, tuple[Callable[[Door, Any], Awaitable[Any]], tuple[Any, ...
     "ids": (lambda door, value: door.store.tombstone_nodes(value), ("ab", b"ab", 1, None, {}, {"a"}, iter("ab"))),
     "ids[1]": (lambda door, value: door.store.tombstone_nodes(["a", value]), NO_ID + NONE),
     "fn": (lambda door, value: _update(door, value), (None, 1, "x", full_commit())),
+    "read": (lambda door, value: door.store.refresh(value), NO_RECORD + NONE),
+    "since": (lambda door, value: _update(door, lambda read: full_commit(), since=value), NO_RECORD),
     "attempts": (
         lambda door, value: _update(door, lambda read: full_commit(), attempts=value),
         (0, -1, True, None, 1.5, "x", NAN),
