@@ -41,6 +41,16 @@ class RuntimePersistence(Protocol):
     async def gc_unreachable(self) -> GcReport: ...
 
 
+@runtime_checkable
+class Refreshing(RuntimePersistence, Protocol):
+    """A store of one session that brings a read up to date by what is new since; beyond the contract."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None: ...
+
+
 async def load_persisted_session_state(store: RuntimePersistence) -> PersistedSessionState | None:
     """The state of a session with its full graph, or None if it has no head."""
     read = await store.load_session(FullGraph())
@@ -62,7 +72,12 @@ async def refresh_persisted_session_state(store: RuntimePersistence, state: Pers
     """Bring `state` up to what is stored; without a head it stays as it is.
 
     What the store does not own stays too: the live provider, session id, turn limit, autonomy and prompt of the policy.
+    A `Refreshing` store fetches only what is new since the full read that `state` comes from, if it comes from one.
     """
-    read = await store.load_session(FullGraph())
+    known = state._read
+    if known is not None and isinstance(store, Refreshing) and store.session_id == known.session_id:
+        read = await store.refresh(known)
+    else:
+        read = await store.load_session(FullGraph())
     if read is not None:
         state.adopt(read)

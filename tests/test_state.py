@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
+from builders import append, commit, plugins, tools, used
 
+from lash_redis import (
+    load_persisted_session_state,
+    load_persisted_session_state_active_path,
+    refresh_persisted_session_state,
+)
 from lash_redis.models import (
     Append,
     BlobRef,
@@ -31,7 +38,9 @@ from lash_redis.models import (
     ToolState,
     Unchanged,
 )
+from lash_redis.runtime import Refreshing, RuntimePersistence
 
+STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 TOOLS, PLUGINS, EXECUTION, MANIFEST = (BlobRef(digit * 64) for digit in "abcd")
 ENTRY = TokenLedgerEntry("turn", "m", TokenUsage(5, 1))
 NODE = SessionNodeRecord("m1", None, "t", EventPayload({"Conversation": {"id": "m1", "role": "User", "parts": []}}))
@@ -233,3 +242,97 @@ def test_a_new_state_is_called_root_and_writes_no_empty_parts() -> None:
 def test_a_state_takes_no_fields_it_does_not_have() -> None:
     with pytest.raises(AttributeError):
         PersistedSessionState().colour = 1  # type: ignore[attr-defined]
+
+
+# Brought up to date
+
+
+async def furnished(store):
+    await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=STATES, usage_deltas=[used(input=1)]))
+
+
+async def test_a_refreshed_state_is_what_a_loaded_one_would_be(cache, store):
+    await furnished(store)
+    for load in (load_persisted_session_state, load_persisted_session_state_active_path):
+        state = await load(cache.session("chat"))
+        head = await store.load_head()
+        state.turn_index = 99
+        state.graph_replace_required = True
+        state.policy = SessionPolicy(model="mine", provider=ProviderHandle("openai"), max_turns=4)
+        await refresh_persisted_session_state(store, state)
+        assert (state.turn_index, state.graph_replace_required, state.policy.model) == (0, False, "")
+        assert (state.policy.provider, state.policy.max_turns) == (ProviderHandle("openai"), 4)
+        name = f"c{head.head_revision}"
+        await store.commit_runtime_state(commit(None, append(name, parent="a"), usage_deltas=[used(input=1)]))
+        await refresh_persisted_session_state(store, state)
+        state.policy = SessionPolicy(model="", standard_context_approach=None)
+        assert state == await load_persisted_session_state(cache.session("chat"))
+        assert [node.node_id for node in state.session_graph.nodes][-1] == name
+
+
+async def test_without_a_head_a_state_stays_as_it_is(store, client):
+    await furnished(store)
+    state = await load_persisted_session_state(store)
+    await client.flushall()
+    await refresh_persisted_session_state(store, state)
+    assert (state.head_revision, len(state.session_graph.nodes)) == (1, 2)
+    fresh = PersistedSessionState("chat")
+    await refresh_persisted_session_state(store, fresh)
+    assert fresh == PersistedSessionState("chat")
+
+
+async def test_a_state_is_brought_up_to_date_by_what_is_new_since(proxy, through_proxy):
+    """From the first refresh on, also where it began with the active path; and again after its own commits."""
+    store = through_proxy().session("chat")
+    await furnished(store)
+    for load in (load_persisted_session_state, load_persisted_session_state_active_path):
+        state = await load(store)
+        await refresh_persisted_session_state(store, state)
+        with proxy.measure() as seen:
+            await refresh_persisted_session_state(store, state)
+        assert seen.names() == ["EVALSHA"]
+        grown = state.session_graph.append_event({"n": state.head_revision})
+        made = RuntimeCommit.persisted_state_with_graph_commit(state, Append(grown.nodes[-1:], grown.leaf_node_id))
+        state.apply_persisted_commit_result(await store.commit_runtime_state(made))
+        with proxy.measure() as seen:
+            await refresh_persisted_session_state(store, state)
+        assert seen.names() == ["EVALSHA"]
+        assert state.session_graph.nodes == grown.nodes
+
+
+async def test_a_state_of_one_session_becomes_that_of_another_store(cache, store):
+    await furnished(store)
+    await cache.session("other").commit_runtime_state(commit(None, append("x"), session_id="other"))
+    state = await load_persisted_session_state(store)
+    await refresh_persisted_session_state(cache.session("other"), state)
+    assert (state.session_id, [node.node_id for node in state.session_graph.nodes]) == ("other", ["x"])
+    await refresh_persisted_session_state(cache.session("other"), state)
+    assert state.session_id == "other"
+
+
+async def test_a_store_that_only_keeps_the_contract_is_loaded_in_full(store):
+    class Plain:
+        def __getattr__(self, name):
+            if name in ("refresh", "session_id"):
+                raise AttributeError(name)
+            return getattr(store, name)
+
+    assert isinstance(store, Refreshing)
+    assert isinstance(Plain(), RuntimePersistence)
+    assert not isinstance(Plain(), Refreshing)
+    await furnished(store)
+    state = await load_persisted_session_state(Plain())
+    await store.commit_runtime_state(commit(None, append("c", parent="b")))
+    await refresh_persisted_session_state(Plain(), state)
+    assert state.session_graph.leaf_node_id == "c"
+
+
+async def test_where_a_state_comes_from_is_not_part_of_it(store):
+    await furnished(store)
+    state = await load_persisted_session_state(store)
+    again = PersistedSessionState.from_json(state.to_json())
+    again.head_revision, again.commit_id = state.head_revision, state.commit_id
+    assert again == state
+    assert "_read" not in repr(state)
+    await refresh_persisted_session_state(store, again)
+    await refresh_persisted_session_state(store, pickle.loads(pickle.dumps(state)))

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from lash_redis.models.commit import RuntimeCommitResult
 from lash_redis.models.components import BlobRef, PluginSessionSnapshot, ToolState
 from lash_redis.models.graph import SessionGraph
-from lash_redis.models.head import PersistedSessionRead
+from lash_redis.models.head import FullGraph, PersistedSessionRead
 from lash_redis.models.session import ModeTurnOptions, PersistedTurnState, SessionPolicy
 from lash_redis.models.usage import PromptUsage, SessionUsageReport, TokenLedgerEntry, TokenUsage, merge_token_ledger
 from lash_redis.models.wire import U64, Record, Rule
@@ -42,6 +42,10 @@ class PersistedSessionState(Record):
     """The next commit sends the whole graph."""
     commit_id: Annotated[str | None, Rule.IN_MEMORY] = None
     """The commit that made `head_revision`."""
+    _read: Annotated[PersistedSessionRead | None, Rule.IN_MEMORY] = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """The full read this state comes from, for the next refresh to begin at."""
 
     @classmethod
     def from_read(cls, read: PersistedSessionRead) -> Self:
@@ -65,6 +69,7 @@ class PersistedSessionState(Record):
             head_revision=read.head_revision,
             commit_id=read.commit_id,
         )
+        state._read = read if read.scope == FullGraph() else None
         if checkpoint is not None:
             turn: PersistedTurnState = checkpoint.turn_state
             state.turn_index = turn.turn_index
