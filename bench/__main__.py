@@ -18,12 +18,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, memory, reads, report, startup
+from bench import commits, fleet, memory, reads, refresh, report, startup
 from lash_redis.connections import CONNECT_TIMEOUT, REPLY_TIMEOUT
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 
-GROUPS = ("commits", "reads", "memory", "fleet", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -66,6 +66,8 @@ async def measured(url: str, groups: list[str], *, quick: bool) -> tuple[dict[st
             rows += await commits.measured(client, url, quick=quick)
         if "reads" in groups:
             rows += await reads.measured(client, url, quick=quick)
+        if "refresh" in groups:
+            rows += await refresh.measured(client, url, quick=quick)
         if "fleet" in groups:
             rows += await fleet.measured(client, quick=quick)
     return head, rows

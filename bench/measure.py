@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -18,13 +19,16 @@ import redis.asyncio as redis
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`make` prepares one operation and is not timed; `run` does it and is."""
+    """`make` prepares one operation, perhaps by awaiting something, and is not timed; `run` does it and is."""
 
     run: Callable[..., Awaitable[object]]
     make: Callable[[], Any] | None = None
 
-    def made(self) -> tuple[Any, ...]:
-        return () if self.make is None else (self.make(),)
+    async def made(self) -> tuple[Any, ...]:
+        if self.make is None:
+            return ()
+        argument = self.make()
+        return (await argument if isawaitable(argument) else argument,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times
         dice.shuffle(order)
         for name in order:
             contender = contenders[name]
-            arguments = contender.made()
+            arguments = await contender.made()
             started = perf_counter_ns()
             result = await contender.run(*arguments)
             took = perf_counter_ns() - started
@@ -93,7 +97,7 @@ async def _processor(client: redis.Redis) -> float:
 
 async def server_cost(client: redis.Redis, contender: Contender, repeats: int) -> ServerCost:
     """What `repeats` operations cost the server, by INFO. Nothing else may run on it meanwhile."""
-    operations = [contender.made() for _ in range(repeats)]
+    operations = [await contender.made() for _ in range(repeats)]
     before, started = await _commandstats(client), await _processor(client)
     for arguments in operations:
         await contender.run(*arguments)
@@ -176,3 +180,4 @@ async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
         server.close()
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
