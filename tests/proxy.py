@@ -147,6 +147,7 @@ class Proxy:
         task = asyncio.get_running_loop().create_task(link.run())
         self._links.add(task)
         task.add_done_callback(self._links.discard)
+        task.add_done_callback(lambda _: link.close())  # also where it was cancelled before it ran
 
 
 class _Link:
@@ -155,6 +156,7 @@ class _Link:
     def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.proxy = proxy
         self.client = reader, writer
+        self.server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.traffic = Traffic()
         self.unanswered: deque[Action] = deque()
         self.all_answered = asyncio.Event()
@@ -182,6 +184,10 @@ class _Link:
             for writer in (to_client, to_server):
                 with suppress(OSError):
                     await writer.wait_closed()
+
+    def close(self) -> None:
+        for _, writer in (self.client, *([self.server] if self.server else [])):
+            writer.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         upstream = self.proxy._upstream
@@ -219,8 +225,8 @@ class _Link:
         dropping = False
         while chunk := await reader.read(CHUNK):
             for reply in _values(buffer, chunk):
-                # A push, or a message to a subscriber, answers no command.
-                asked = bool(self.unanswered) and not reply.startswith(b">")
+                # A message to a subscriber, or any other push, answers no command.
+                asked = bool(self.unanswered) and (not reply.startswith(b">") or b"subscribe\r\n" in reply[:30])
                 action = self.unanswered[0] if asked else Action.PASS
                 if action is Action.HOLD_REPLY:
                     await self.proxy._released.wait()
