@@ -77,6 +77,7 @@ from lash_redis.runtime import (
     refresh_persisted_session_state,
 )
 from lash_redis.store import RedisSessionStore
+from lash_redis.watch import SessionChange, SessionWatch
 
 __version__ = "0.1.0"
 
@@ -128,6 +129,7 @@ __all__ = [
     "RuntimePersistence",
     "SessionBindingMismatch",
     "SessionCache",
+    "SessionChange",
     "SessionCheckpoint",
     "SessionDeleted",
     "SessionEvicted",
@@ -143,6 +145,7 @@ __all__ = [
     "SessionReadScope",
     "SessionStoreCreateRequest",
     "SessionUsageReport",
+    "SessionWatch",
     "StoreError",
     "StoreGcPolicy",
     "StoreOptions",

@@ -24,13 +24,14 @@ ROLES: Final[dict[Role, tuple[str, ...]]] = {
 
 NATIVE: Final = (
     "exec", "exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "lindex", "llen", "lrange", "multi", "pttl",
-    "set", "time", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore", "zscore",
+    "set", "subscribe", "time", "unsubscribe", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore",
+    "zscore",
 )  # fmt: skip
 """The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
 
-CLUSTER: Final = ("asking", "cluster|slots", "command", "readonly")
-"""What finds the nodes of a cluster, follows a slot that moves, and reads from a replica. COMMAND is what an injected
-`RedisCluster` begins with."""
+CLUSTER: Final = ("asking", "cluster|slots", "command", "readonly", "ssubscribe", "sunsubscribe")
+"""What finds the nodes of a cluster, follows a slot that moves, reads from a replica, and listens to a slot's channels.
+COMMAND is what an injected `RedisCluster` begins with."""
 
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import redis.asyncio as redis
 from redis import exceptions
 from redis.asyncio.sentinel import MasterNotFoundError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
@@ -93,6 +94,16 @@ class Backend:
                 await place.topology.close()
         finally:
             await self._connector.close()
+
+    async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
+        """A client of the one server that speaks on the channel named like `key`.
+
+        `again`: after a failure, which may mean that it is another one by now.
+        """
+        topology = await self.topology()
+        if again:
+            topology.doubt()
+        return await topology.node(key)
 
     async def run(self, call: ScriptCall, *, writes: bool = True) -> Any:
         """Send a script: its reply.
@@ -319,6 +330,13 @@ class _Fate:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, exceptions.OutOfMemoryError) or "-OOM" in str(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether what failed may go well a little later, or elsewhere in a cluster."""
+    if isinstance(error, BackendError) and error.__cause__ is not None:
+        error = error.__cause__
+    return _worth_retrying(error) or isinstance(error, exceptions.MovedError | exceptions.AskError | OSError)
 
 
 def _worth_retrying(error: BaseException) -> bool:

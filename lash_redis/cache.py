@@ -35,6 +35,7 @@ from lash_redis.models.wire import check_json
 from lash_redis.namespace import Namespace, continuing
 from lash_redis.options import KEEP, Keep, StoreOptions, checked_progress, seconds_to_ms, whole
 from lash_redis.store import RedisSessionStore
+from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 
 class SessionCache:
@@ -218,6 +219,17 @@ class SessionCache:
             if place is None:
                 raise InvalidRecord("after", f"{after!r} is no cursor, nor a session that is listed")
         return place
+
+    def watch(self, *, poll: float = POLL, patience: float = PATIENCE) -> SessionWatch:
+        """Watch many sessions at once: `async with cache.watch() as watch`, `watch.add(session_id)`, `async for`.
+
+        One connection of the client, in a cluster one for each server, besides those that its calls use. A revision is
+        known a fraction of a millisecond after its commit, and costs no command. Each session is looked at (two
+        commands) when it is added, after a reconnect, when its deadline has passed, and `poll` seconds after the last
+        time: so also what was not said is found, by a writer who may not publish, or on a connection that died
+        silently. After an outage of `patience` seconds the iteration ends with BackendError.
+        """
+        return SessionWatch(self.shared, poll=poll, patience=patience)
 
     async def gc(self, progress: Callable[[int, int], None] | None = None) -> GcReport:
         """`RedisSessionStore.gc_unreachable` for every shard: delete the blobs that no session holds.

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import redis.asyncio as redis
+
 from lash_redis import codec, commands
 from lash_redis.backend import Backend
 from lash_redis.blobs import BlobCache, KnownBlobs
@@ -70,6 +72,10 @@ class Namespace:
         if not self._laid_out:
             await self._check_layout(writes=False)
         return await self._backend.send(trip, atomic=atomic, faults=faults)
+
+    async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
+        """`Backend.listener`."""
+        return await self._backend.listener(key, again=again)
 
     def scan(self, count: int) -> AsyncIterator[list[bytes]]:
         """`Backend.scan` for every key of the namespace's shards. For maintenance only."""

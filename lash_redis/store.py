@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
@@ -66,6 +66,7 @@ from lash_redis.options import (
     whole,
 )
 from lash_redis.reader import MAX_TURNS, Reader
+from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 log = logging.getLogger("lash_redis")
 
@@ -165,6 +166,37 @@ class RedisSessionStore:
     async def load_session_meta(self) -> SessionMeta | None:
         """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
         return commands.meta_reply(self._keys, await self._read(commands.meta_read(self._keys)))
+
+    async def watch(
+        self, since: commands.Since = None, *, poll: float = POLL, patience: float = PATIENCE
+    ) -> AsyncGenerator[int, None]:
+        """The head's revision, whenever its commit is not the one seen last; several commits may be told as one.
+
+        `since` is the head that the caller has seen: what a load, a look or a commit answered, or the revision alone
+        (0: any head is news; but only what was answered tells a revision from one that came round again after a
+        failover). None: what comes after this call's own first look. A session that is not there yet is waited for.
+
+        None is missed, across reconnects and failovers; after a failover that lost a commit, a revision may come again,
+        or a lower one. Meta, tombstones and touches are no news. A revision is known a fraction of a millisecond after
+        its commit; one that was not said (by a writer who may not publish, on a connection that died silently) within
+        `poll` seconds. Takes a connection of the client of its own, and two commands every `poll` seconds: for many
+        sessions see `SessionCache.watch`.
+
+        Leaving the loop ends it, at once where the iterator is closed (`aclose`, or `contextlib.aclosing`).
+
+        Raises:
+            SessionDeleted: the session was deleted, now or before.
+            SessionGone: it was there and is not: expired, evicted, or lost in a failover.
+            Corrupt, SessionEvicted: its head is unreadable, or gone while other keys of it remain.
+            BackendError: the server refused, or an outage outlasted `patience` seconds; watch again, with the last
+                revision as `since`.
+        """
+        async with SessionWatch(self._namespace, poll=poll, patience=patience) as watch:
+            watch.add(self.session_id, since)
+            async for change in watch:
+                if change.ended is not None:
+                    raise change.ended
+                yield change.revision
 
     async def _read(self, trip: Sequence[commands.Command]) -> list[Any]:
         return await self._namespace.read(trip, atomic=True)

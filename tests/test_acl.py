@@ -62,6 +62,13 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     await store.gc_unreachable()
     await cache.gc()
     await import_sessions(cache, [line async for line in export_sessions(cache)])
+    async with cache.watch() as watch:
+        watch.add("never")
+        watch.add("chat", 0)
+        assert (await anext(watch)).revision == 3
+        watch.remove("chat")
+        watch.add("gone", 0)
+        assert (await anext(watch)).revision == 1
     if audits:
         assert (await cache.audit(repair=True)).problems == ()
 
