@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ from lash_redis import (
     StoreOptions,
     ToolState,
     ToolStateEntry,
+    Unchanged,
 )
 from lash_redis.cli import app, connection
 from lash_redis.cli.connection import Connection
@@ -49,7 +51,7 @@ from lash_redis.cli.sessions import ago
 from lash_redis.cli.worker import Settings, play
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-COMMANDS = ["list", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]
+COMMANDS = ["list", "watch", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]
 
 runner = CliRunner(env={"COLUMNS": "160"})
 Answer = TypeVar("Answer")
@@ -208,6 +210,67 @@ def test_stored_text_in_a_list_cannot_drive_the_terminal(url: str) -> None:
 )
 def test_how_long_ago_is_said_in_the_largest_unit(seconds: float, words: str) -> None:
     assert ago(seconds) == words
+
+
+# watch
+
+
+@contextmanager
+def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[None]]) -> Iterator[None]:
+    """`body` runs while the block does, from the moment somebody watches a session."""
+
+    def run_body() -> None:
+        with redis.Redis.from_url(url) as client:
+            deadline = time.monotonic() + 20
+            while not client.pubsub_channels() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        within(url, body)
+
+    thread = threading.Thread(target=run_body)
+    thread.start()
+    yield
+    thread.join()
+
+
+async def say_more_and_delete(cache: SessionCache) -> None:
+    await cache.session("one").update(lambda read: RuntimeCommit("one", graph=Unchanged("m1")))
+    await asyncio.sleep(0.2)
+    await cache.delete("one")
+
+
+def test_watch_prints_each_revision_until_the_session_is_deleted(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
+    with meanwhile(url, say_more_and_delete):
+        ended = run("watch", "one", "--since", "0", "--url", url)
+    assert ended.exit_code == 1
+    assert [line.split("  ")[1] for line in ended.stdout.splitlines()] == ["revision 1", "revision 2"]
+    assert ended.stderr == "lash-redis: SessionDeleted: session 'one' was deleted\n"
+
+
+def test_watch_prints_a_document_a_line(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
+    with meanwhile(url, say_more_and_delete):
+        ended = run("watch", "one", "--json", "--url", url)
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == [
+        {"ok": True, "session_id": "one", "head_revision": 2},
+        {"ok": False, "exit_code": 1, "error": "SessionDeleted: session 'one' was deleted"},
+    ]
+
+
+def test_watch_of_a_session_that_is_gone_since_ends_with_1(url: str) -> None:
+    ended = run("watch", "one", "--since", "3", "--url", url)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert ended.stderr == "lash-redis: SessionGone: there is no session 'one'\n"
+
+
+def test_ctrl_c_ends_a_watch_with_130(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello"))
+    with lash_redis_program("watch", "one", "--since", "0", "--url", url, start_new_session=True) as program:
+        assert program.stdout is not None
+        assert "revision 1" in program.stdout.readline()
+        os.killpg(program.pid, signal.SIGINT)
+        _, err = program.communicate(timeout=20)
+    assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
 
 
 # fork

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from lash_redis.cli.output import (
     USAGE,
     CommandError,
     print_json,
+    print_json_line,
     screen,
 )
 from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
@@ -54,30 +55,30 @@ app = typer.Typer(
 
 
 @contextmanager
-def _ending(as_json: bool) -> Iterator[None]:
-    """Every way a command can end early, as an exit code and a line that says why."""
+def _ending(as_json: bool, document: Callable[[dict[str, Any]], None] = print_json) -> Iterator[None]:
+    """Every way a command can end early, as an exit code and a line that says why; with `--json` as a document too."""
+
+    def ended(code: int, text: str) -> typer.Exit:
+        if as_json:
+            document({"ok": False, "exit_code": code, "error": text})
+        sys.stderr.write(f"lash-redis: {text}\n")
+        return typer.Exit(code)
+
     try:
         yield
     except typer.Abort:  # ctrl-C or ctrl-D where a question was asked: the line is not at its end
         sys.stderr.write("\n")
-        raise _ended(INTERRUPTED, "interrupted", as_json) from None
+        raise ended(INTERRUPTED, "interrupted") from None
     except KeyboardInterrupt:
-        raise _ended(INTERRUPTED, "interrupted", as_json) from None
+        raise ended(INTERRUPTED, "interrupted") from None
     except CommandError as error:
-        raise _ended(error.code, error.text, as_json) from error
+        raise ended(error.code, error.text) from error
     except (InputError, InvalidRecord) as error:
-        raise _ended(USAGE, str(error), as_json) from error
+        raise ended(USAGE, str(error)) from error
     except (BackendError, OutcomeUnknown) as error:
-        raise _ended(UNREACHABLE, str(error), as_json) from error
+        raise ended(UNREACHABLE, str(error)) from error
     except StoreError as error:
-        raise _ended(UNFIT, f"{type(error).__name__}: {error}", as_json) from error
-
-
-def _ended(code: int, text: str, as_json: bool) -> typer.Exit:
-    if as_json:
-        print_json({"ok": False, "exit_code": code, "error": text})
-    sys.stderr.write(f"lash-redis: {text}\n")
-    return typer.Exit(code)
+        raise ended(UNFIT, f"{type(error).__name__}: {error}") from error
 
 
 @app.command(epilog=EXIT_CODES)
@@ -171,6 +172,32 @@ def list_sessions(
             print_json(page.to_json())
         else:
             sessions.print_page(page, namespace, screen())
+
+
+@app.command(epilog=EXIT_CODES)
+def watch(
+    session: Annotated[str, typer.Argument(help="The session's id; it need not be there yet.")],
+    since: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="REVISION", help="The revision that was seen last; without, where it stands now."),
+    ] = None,
+    url: Url = "embedded://",
+    namespace: Namespace = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
+) -> None:
+    """Print a session's revision whenever it has moved, until ctrl-C; several commits may be one line.
+
+    Ends with 1 when the session was deleted, has expired or cannot be read, and with 3 after a minute without a server.
+    """
+    with _ending(as_json, print_json_line):
+
+        def tell(revision: int) -> None:
+            if as_json:
+                print_json_line({"ok": True, "session_id": session, "head_revision": revision})
+            else:
+                sessions.print_revision(revision)
+
+        asyncio.run(sessions.watch(url, namespace, session, since, tell))
 
 
 @app.command(epilog=EXIT_CODES)

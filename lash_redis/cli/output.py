@@ -48,6 +48,12 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
+def print_json_line(document: dict[str, Any]) -> None:
+    """One of the documents of a command that goes on; whoever reads has it at once."""
+    sys.stdout.write(f"{json.dumps(document, ensure_ascii=False)}\n")
+    sys.stdout.flush()
+
+
 def plain(text: str, style: str = "") -> Text:
     """Stored text as text: no markup of ours, no escape sequences of others."""
     return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n")), style=style)

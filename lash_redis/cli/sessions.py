@@ -1,9 +1,11 @@
-"""`lash-redis list`, `fork` and `delete`: which sessions there are, a new one that begins like another, one less."""
+"""`lash-redis list`, `watch`, `fork` and `delete`: which sessions there are, where one stands, one more, one less."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -92,6 +94,25 @@ def ago(seconds: float) -> str:
         if seconds >= (2 * size if unit == "days" else size):
             return f"{seconds // size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago" if seconds >= 1 else "now"
+
+
+# watch
+
+
+async def watch(url: str, namespace: str, session_id: str, since: int | None, tell: Callable[[int], None]) -> None:
+    """Tell the session's revision whenever it has moved, until it has ended.
+
+    Raises:
+        SessionDeleted, SessionGone, Corrupt, BackendError: as of `RedisSessionStore.watch`.
+    """
+    async with opened(url, namespace) as cache, aclosing(cache.session(session_id).watch(since)) as revisions:
+        async for revision in revisions:
+            tell(revision)
+
+
+def print_revision(revision: int) -> None:
+    sys.stdout.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  revision {revision}\n")
+    sys.stdout.flush()
 
 
 # fork
