@@ -160,11 +160,14 @@ class Backend:
                 if int(cursor) == 0:
                     break
 
-    async def send(self, commands: Sequence[Command], *, atomic: bool, faults: bool = False) -> list[Any]:
+    async def send(
+        self, commands: Sequence[Command], *, atomic: bool, faults: bool = False, replica: bool = False
+    ) -> list[Any]:
         """Send native commands in one round trip; `atomic`: as one transaction, so that they see one moment.
 
         For reads, and for writes that do nothing the second time. `faults`: a `Corrupt` that one of them meets stands
-        in the place of its reply.
+        in the place of its reply. `replica`: ask a replica, if there is one, and nobody else: its failure is the
+        call's.
 
         Raises:
             Corrupt: a key holds another type.
@@ -174,7 +177,10 @@ class Backend:
             return []
 
         async def send(topology: Topology) -> list[Any]:
-            replies = await _replies(topology, commands, atomic=atomic, allow_eval=self._options.allow_eval)
+            if replica:
+                replies = await topology.pipeline_of_replica(commands, atomic)
+            else:
+                replies = await _replies(topology, commands, atomic=atomic, allow_eval=self._options.allow_eval)
             for at, (command, reply) in enumerate(zip(commands, replies, strict=True)):
                 if not isinstance(reply, exceptions.ResponseError):
                     continue
@@ -186,10 +192,15 @@ class Backend:
                 replies[at] = fault
             return replies
 
-        return await self._attempts(send, str(commands[0][0]), writes=False)
+        return await self._attempts(send, str(commands[0][0]), writes=False, once_only=replica)
 
     async def _attempts(
-        self, send: Callable[[Topology], Awaitable[Reply]], what: scripts.Script | str, *, writes: bool
+        self,
+        send: Callable[[Topology], Awaitable[Reply]],
+        what: scripts.Script | str,
+        *,
+        writes: bool,
+        once_only: bool = False,
     ) -> Reply:
         fate = _Fate(what, writes=writes, ambiguous=self._connector.resends)
         topology = await self.topology()
@@ -213,7 +224,7 @@ class Backend:
             try:
                 return await once()
             except FAILURES as error:
-                if attempts == 1 or not _worth_retrying(error):
+                if once_only or attempts == 1 or not _worth_retrying(error):
                     raise
             retrying = AsyncRetrying(
                 stop=is_over,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import redis.asyncio as redis
 
@@ -48,6 +49,14 @@ class Namespace:
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
+        self._asks_replicas = False
+
+    @property
+    def replicas(self) -> Self:
+        """The same namespace, as replicas know it: they are asked for reads, once, and may be behind."""
+        view = copy(self)
+        view._asks_replicas = True
+        return view
 
     async def close(self) -> None:
         await self._backend.close()
@@ -71,7 +80,7 @@ class Namespace:
         """`Backend.send` for reads, in a namespace that is laid out as expected."""
         if not self._laid_out:
             await self._check_layout(writes=False)
-        return await self._backend.send(trip, atomic=atomic, faults=faults)
+        return await self._backend.send(trip, atomic=atomic, faults=faults, replica=self._asks_replicas)
 
     async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
         """`Backend.listener`."""

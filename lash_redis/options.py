@@ -105,6 +105,14 @@ class StoreOptions:
     `socket_timeout` above the wait.
     """
 
+    read_from: Literal["primary", "replica"] = "primary"
+    """Who is asked by `load_session`, `load_head` and `load_session_meta`.
+
+    `replica`: one of those that follow the primary, in a cluster or under Sentinel; what it shows is one revision, but
+    may not be the newest: a commit that builds on it is then refused. Where it has nothing, or nothing whole, or does
+    not answer, the primary is asked after all. `refresh`, `update` and all else ask the primary.
+    """
+
     allow_eval: bool = True
     """Whether a script that the server does not know is sent as text. Without, `SessionCache.preload` must have run."""
 
@@ -156,6 +164,8 @@ class StoreOptions:
         if not isinstance(self.gc_policy, StoreGcPolicy):
             raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
         checked_durability("options.durability", self.durability)
+        if self.read_from not in ("primary", "replica"):
+            raise InvalidRecord("options.read_from", f"takes 'primary' or 'replica', not {self.read_from!r}")
         whole("options.shards", self.shards, 1, MAX_SHARDS)
         for name in ("slide_on_load", "allow_eval"):
             if type(getattr(self, name)) is not bool:

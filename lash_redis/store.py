@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 from tenacity import (
@@ -70,6 +70,8 @@ from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 log = logging.getLogger("lash_redis")
 
+Answer = TypeVar("Answer")
+
 NO_REFS: commands.Refs = (None,) * len(codec.COMPONENTS)
 
 
@@ -112,7 +114,16 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::load_session.
         """
-        return await self._seen(await self._reader.load(scope))
+        return await self._seen(await self._asked(lambda namespace: Reader(namespace, self._keys).load(scope)))
+
+    async def _asked(self, ask: Callable[[Namespace], Awaitable[Answer | None]]) -> Answer | None:
+        """What `ask` gets, of a replica where that is wanted and one has it whole, else of the primary."""
+        if self._namespace.options.read_from == "replica":
+            with suppress(Corrupt, InvalidLeaf, BackendError):  # it may be behind; the primary has the last word
+                answer = await ask(self._namespace.replicas)
+                if answer is not None:
+                    return answer
+        return await ask(self._namespace)
 
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
         """What `load_session(read.scope)` would return now, made of `read` and what is new since; None without a head.
@@ -149,11 +160,14 @@ class RedisSessionStore:
 
     async def load_head(self) -> SessionHeadMeta | None:
         """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
-        head = commands.head_reply(self._keys, *await self._read(commands.head_read(self._keys)))
+        head = await self._asked(self._head)
         if head is None:
             return None
         self._refs = head.refs
         return head.meta()
+
+    async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
+        return commands.head_reply(self._keys, *await namespace.read(commands.head_read(self._keys), atomic=True))
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
         """A live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
@@ -165,7 +179,10 @@ class RedisSessionStore:
 
     async def load_session_meta(self) -> SessionMeta | None:
         """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
-        return commands.meta_reply(self._keys, await self._read(commands.meta_read(self._keys)))
+        return await self._asked(self._meta)
+
+    async def _meta(self, namespace: Namespace) -> SessionMeta | None:
+        return commands.meta_reply(self._keys, await namespace.read(commands.meta_read(self._keys), atomic=True))
 
     async def watch(
         self, since: commands.Since = None, *, poll: float = POLL, patience: float = PATIENCE
@@ -197,9 +214,6 @@ class RedisSessionStore:
                 if change.ended is not None:
                     raise change.ended
                 yield change.revision
-
-    async def _read(self, trip: Sequence[commands.Command]) -> list[Any]:
-        return await self._namespace.read(trip, atomic=True)
 
     # Writes
 
@@ -540,7 +554,9 @@ class RedisSessionStore:
 
         For people to look at: who may write is known only to the commit that is checked.
         """
-        return commands.lease_reply(self._keys, *await self._read([commands.lease_read(self._keys)]))
+        return commands.lease_reply(
+            self._keys, *await self._namespace.read([commands.lease_read(self._keys)], atomic=False)
+        )
 
     async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None:
         """`Lease.renew`."""
@@ -631,7 +647,7 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::gc_unreachable.
         """
-        head = commands.head_reply(self._keys, *await self._read(commands.head_read(self._keys)))
+        head = await self._head(self._namespace)
         return GcReport(
             root_count=0 if head is None else 1,
             retained_blob_count=0 if head is None else 1 + len({ref for ref in head.refs if ref}),
