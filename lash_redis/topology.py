@@ -16,7 +16,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from inspect import signature
 from typing import Any, ClassVar, Final, TypeVar
 
 import hiredis
@@ -44,7 +44,7 @@ LOOK_TIMEOUT: Final = 2.0
 
 QUIET: dict[str, Any] = {}
 """Without the notices of Redis Enterprise: a pool that expects them does not see that a connection has a reply left."""
-if find_spec("redis.maint_notifications"):  # newer redis-py
+if "maint_notifications_config" in signature(AbstractConnection.__init__).parameters:  # newer redis-py
     from redis.maint_notifications import MaintNotificationsConfig
 
     QUIET["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
@@ -603,18 +603,20 @@ class GivenCluster(_Several):
     def __init__(self, client: redis.RedisCluster, clients: Clients) -> None:
         super().__init__(clients)
         self._client = client
-        self._members: dict[Any, Node] = {}
+        self._members: dict[str, tuple[Any, Node]] = {}
         self._has_looked = False
 
     def _node_of(self, member: Any) -> Node:
-        node = self._members.get(member)
-        if node is None:
+        known = self._members.get(member.name)
+        if known is not None and known[0] is member:
+            return known[1]
 
-            def reader() -> redis.Redis:
-                return self._clients.client(redis_connect_func=_as_reader, host=member.host, port=member.port)
+        def reader() -> redis.Redis:
+            return self._clients.client(redis_connect_func=_as_reader, host=member.host, port=member.port)
 
-            client = redis.Redis(connection_pool=_NodePool(member))  # type: ignore[arg-type]
-            node = self._members[member] = Node(client, self._clients.limit, reader)
+        client = redis.Redis(connection_pool=_NodePool(member))  # type: ignore[arg-type]
+        node = Node(client, self._clients.limit, reader)
+        self._members[member.name] = member, node
         return node
 
     async def _look(self) -> Map:
@@ -649,7 +651,8 @@ class GivenCluster(_Several):
         """Close the readers; the client is the caller's."""
         self._map = None
         while self._members:
-            await self._members.popitem()[1].close()
+            _, (_, node) = self._members.popitem()
+            await node.close()
 
 
 class _NodePool:
@@ -668,10 +671,12 @@ class _NodePool:
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         connection = self._member.acquire_connection()
         try:
-            await self._member.disconnect_if_needed(connection)
+            if hasattr(connection, "should_reconnect") and connection.should_reconnect():  # newer redis-py
+                await connection.disconnect()
             await connection.connect()
             try:
-                is_clean = not await connection.can_read()
+                has_data = connection.can_read if hasattr(connection, "can_read") else connection.can_read_destructive
+                is_clean = not await has_data()
             except (exceptions.ConnectionError, exceptions.TimeoutError, OSError):
                 is_clean = False
             if not is_clean:  # the server has ended it, or a reply was left

@@ -288,6 +288,8 @@ class Cluster(_Group):
         startup = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
         return _Door(startup_nodes=startup, **settings)
 
+    managed = client
+
     @staticmethod
     def opened(client: redis.asyncio.RedisCluster) -> list[Any]:
         """What else is to be closed with `client`: nothing."""
@@ -500,7 +502,11 @@ class SentinelGroup(_Group):
         return f"redis+sentinel://{user}{sentinels}/{self.SERVICE}{query}"
 
     def client(self, **settings: Any) -> redis.asyncio.Redis:
-        """A client of whichever node is the primary; the caller closes it, and the sentinels' clients behind it."""
+        """A raw client of the node that is the primary just now; the caller closes it."""
+        return redis.asyncio.Redis(host="127.0.0.1", port=self.primary.port, **{"password": self.password, **settings})
+
+    def managed(self, **settings: Any) -> redis.asyncio.Redis:
+        """A client of whichever node is the primary; the caller closes it, and what it has `opened`."""
         sentinels = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
         manager = Sentinel(sentinels, sentinel_kwargs={"password": self.sentinel_password})
         return manager.master_for(self.SERVICE, **{"password": self.password, **settings})

@@ -154,7 +154,7 @@ class Server:
         """A new raw client (bytes in, bytes out), closed when the test ends. `url` is for a proxy in between."""
         client: redis.asyncio.Redis
         if self.group is not None:
-            client = self.group.client(**kwargs)
+            client = self.group.managed(**kwargs)
             self._clients += self.group.opened(client)
         elif self.kind.real:
             client = redis.asyncio.Redis.from_url(url or self.url, **kwargs)

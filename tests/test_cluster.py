@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from builders import append, commit, ids_of
 from groups import Cluster, Member
 from servers import Kind, require, table
 from test_acl import everything
+from typer.testing import CliRunner
 from writers import Writers
 
 import lash_redis
@@ -25,6 +27,7 @@ from lash_redis import (
     StoreOptions,
 )
 from lash_redis.acl import ROLES
+from lash_redis.cli.commands import app
 from lash_redis.keys import Layout, slot_of
 
 ONE_SHARD = StoreOptions(shards=1)
@@ -226,6 +229,43 @@ async def test_a_primary_frozen_under_load_is_replaced_and_loses_nothing_that_ca
             read = await cache.session(session).load_session(FullGraph())
             assert set(writers.acknowledged[session][count:]) <= set(ids_of(read))
         assert set(writers.seen) <= {"HeadRevisionConflict", "SessionGone"}
+
+
+async def test_a_replica_is_read_where_it_is_asked_for(cluster):
+    async with lash_redis.connect(cluster.url) as cache:
+        store = cache.session("chat")
+        await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 5000))
+        head = cache.layout.session("chat").head
+        topology = await cache.shared._backend.topology()
+        primary = cluster.primary_of(head)
+        for asked, member in ((False, primary), (True, cluster.replica_of(primary))):
+            client = await topology.node(head, replica=asked)
+            assert client.connection_pool.connection_kwargs["port"] == member.port
+            assert await client.hexists(head, "facts")
+
+
+def test_doctor_looks_at_every_node_of_a_cluster(cluster):
+    cluster.nodes[4].ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        ended = CliRunner().invoke(app, ["doctor", "--url", cluster.url, "--json"])
+    finally:
+        cluster.nodes[4].ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    found = {each["check"]: (each["state"], each["found"]) for each in json.loads(ended.stdout)["findings"]}
+    assert found["cluster"] == ("ok", "3 primaries, 3 replicas")
+    assert found["eviction"] == ("warn", "allkeys-lru, no memory limit")
+    assert found["permissions"][0] == "ok"
+
+
+def test_doctor_knows_a_node_of_a_cluster_that_it_was_led_to_alone(cluster):
+    ended = CliRunner().invoke(app, ["doctor", "--url", cluster.nodes[0].url, "--json"])
+    (found,) = (each for each in json.loads(ended.stdout)["findings"] if each["check"] == "cluster")
+    assert (found["state"], found["advice"]) == ("fail", "connect by redis+cluster:// instead")
+
+
+def test_the_rules_for_a_cluster_hold_what_finds_its_nodes():
+    plain = CliRunner().invoke(app, ["acl"]).stdout.split()
+    clustered = CliRunner().invoke(app, ["acl", "--cluster"]).stdout.split()
+    assert set(clustered) - set(plain) == {"+asking", "+cluster|slots", "+command", "+readonly", "+spublish"}
 
 
 def spread(shards: int, nodes: int, namespace: str) -> tuple[int, int]:

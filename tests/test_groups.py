@@ -90,7 +90,7 @@ def test_a_replica_follows_a_primary_that_was_killed_and_the_primary_comes_back_
 
 
 async def test_sentinels_replace_a_primary_that_was_killed(sentinels):
-    client = sentinels.client()
+    client = sentinels.managed()
     await client.set("key", "value")
     await client.wait(2, 5000)
     old = sentinels.primary

@@ -6,11 +6,13 @@ import pytest
 from groups import SentinelGroup
 from servers import Kind, require, table
 from test_acl import everything
+from typer.testing import CliRunner
 from writers import Writers
 
 import lash_redis
 from lash_redis import FullGraph, StoreOptions
 from lash_redis.acl import ROLES
+from lash_redis.cli.commands import app
 
 SESSIONS = [f"s{at}" for at in range(12)]
 
@@ -25,6 +27,15 @@ async def test_passwords_of_the_nodes_and_of_the_sentinels_are_two():
         async with lash_redis.connect(group.url) as cache:
             await everything(cache, audits=True)
             await cache.preload()
+
+
+def test_doctor_speaks_to_the_primary_and_shows_no_password():
+    with SentinelGroup(password="hidden", sentinel_password="secret") as group:
+        ended = CliRunner().invoke(app, ["doctor", "--url", group.url])
+    assert "primary, 2 replicas" in ended.stdout
+    assert "all of it works" in ended.stdout
+    assert "hidden" not in ended.stdout
+    assert "secret" not in ended.stdout
 
 
 async def test_every_node_knows_the_scripts_after_a_preload(sentinels):
@@ -66,7 +77,7 @@ async def test_a_primary_killed_under_load_is_replaced_and_nobody_is_told(kind: 
 
 
 async def test_a_given_sentinel_client_outlasts_a_failover_too(sentinels):
-    client = sentinels.client(socket_timeout=2)
+    client = sentinels.managed(socket_timeout=2)
     cache = lash_redis.SessionCache(client)
     writers = Writers(cache, SESSIONS)
     killed = sentinels.primary

@@ -33,7 +33,7 @@ class Connection:
         self.sharded = self._source.sharded
         self._opening = asyncio.Lock()
         self._topology: Topology | None = None
-        self._backend = Backend(self, StoreOptions(failover_patience=PATIENCE))
+        self._backend = Backend(self, replace(StoreOptions(), failover_patience=PATIENCE))
 
     async def open(self) -> Topology:
         async with self._opening:
