@@ -45,7 +45,7 @@ SLOW = 600.0
 
 async def until(claim: Callable[[], Any], what: str = "what was to come") -> None:
     """Return when `claim` holds (or what it awaits is true); it is an error if that does not come in some seconds."""
-    end = asyncio.get_running_loop().time() + 5
+    end = asyncio.get_running_loop().time() + 10
     while True:
         held = claim()
         if await held if isawaitable(held) else held:
@@ -127,7 +127,7 @@ async def announce(client: redis.asyncio.Redis, message: bytes, session_id: str 
 async def first(changes: AsyncIterator[Any]) -> Any:
     """What is told next; it is an error if nothing is in some seconds."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             return await anext(changes)
     except TimeoutError:
         raise AssertionError("nothing was told") from None
