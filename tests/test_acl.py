@@ -65,10 +65,10 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     async with cache.watch() as watch:
         watch.add("never")
         watch.add("chat", 0)
-        assert (await anext(watch)).revision == 3
+        assert (await anext(watch)).session_id == "chat"
         watch.remove("chat")
         watch.add("gone", 0)
-        assert (await anext(watch)).revision == 1
+        assert (await anext(watch)).session_id == "gone"
     if audits:
         assert (await cache.audit(repair=True)).problems == ()
 
