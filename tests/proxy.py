@@ -40,6 +40,8 @@ class Action(Enum):
     connection. In a transaction, choose EXEC."""
     HOLD_REPLY = auto()
     """Its reply, and with it every later one of its connection, waits for `Proxy.release`."""
+    HALF_REPLY = auto()
+    """Half of its reply is delivered; the rest waits for `Proxy.release` and is then lost with the connection."""
 
 
 def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
@@ -86,6 +88,7 @@ class Proxy:
         self._faults: list[Exception] = []
         self._measuring: list[Traffic] = []
         self._released = asyncio.Event()
+        self._held = asyncio.Event()
         self.on_command: Callable[[Command], Action] = lambda command: Action.PASS
         self.connections: list[Traffic] = []
         """The traffic of each connection so far, in order of arrival."""
@@ -107,7 +110,20 @@ class Proxy:
     def release(self) -> None:
         """Let every reply pass that is held now."""
         self._released.set()
-        self._released = asyncio.Event()
+        self._released, self._held = asyncio.Event(), asyncio.Event()
+
+    async def holding(self) -> None:
+        """Return when a reply is held: the server has executed its command."""
+        await self._held.wait()
+
+    async def lead_to(self, upstream: str) -> None:
+        """End every connection that stands; those that come lead to another server."""
+        self._upstream = urlsplit(upstream)
+        await self.sever()
+
+    async def _hold(self) -> None:
+        self._held.set()
+        await self._released.wait()
 
     async def accept(self) -> None:
         """Take connections, on the same port as before."""
@@ -177,10 +193,10 @@ class _Link:
         finally:
             for flow in flows:
                 flow.cancel()
-            ends = await asyncio.gather(*flows, return_exceptions=True)
-            self.proxy._faults += [end for end in ends if isinstance(end, Exception) and not isinstance(end, OSError)]
             to_client.close()
             to_server.close()
+            ends = await asyncio.gather(*flows, return_exceptions=True)
+            self.proxy._faults += [end for end in ends if isinstance(end, Exception) and not isinstance(end, OSError)]
             for writer in (to_client, to_server):
                 with suppress(OSError):
                     await writer.wait_closed()
@@ -228,8 +244,12 @@ class _Link:
                 # A message to a subscriber, or any other push, answers no command.
                 asked = bool(self.unanswered) and (not reply.startswith(b">") or b"subscribe\r\n" in reply[:30])
                 action = self.unanswered[0] if asked else Action.PASS
-                if action is Action.HOLD_REPLY:
-                    await self.proxy._released.wait()
+                if action is Action.HALF_REPLY and not dropping:
+                    to_client.write(reply[: len(reply) // 2])
+                    await to_client.drain()
+                    dropping = True
+                if action in (Action.HOLD_REPLY, Action.HALF_REPLY):
+                    await self.proxy._hold()
                 dropping = dropping or action is Action.DROP_REPLY
                 if asked:
                     self.unanswered.popleft()

@@ -10,6 +10,8 @@ import redis.asyncio
 from proxy import Action, Proxy, on
 from servers import Server
 
+from lash_redis.embedded import EmbeddedServer
+
 
 @pytest.fixture
 async def raw(real_server: Server) -> redis.asyncio.Redis:
@@ -162,3 +164,26 @@ async def test_what_on_command_raises_ends_the_connection_and_is_raised_when_the
 
     with pytest.raises(LookupError):
         await connect()
+
+
+async def test_half_a_reply_is_delivered_and_the_rest_is_lost_with_the_connection(real_server, proxy, raw):
+    await raw.set("key", b"x" * 1000)
+    proxy.on_command = on(Action.HALF_REPLY, "GET")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    writer.write(b"GET key\r\n")
+    async with asyncio.timeout(15):
+        await proxy.holding()
+        half = await reader.readexactly(504)
+        proxy.release()
+        assert await reader.read() == b""
+    assert half == b"$1000\r\n" + b"x" * 497
+    writer.close()
+
+
+async def test_a_proxy_leads_those_that_come_later_to_another_server(real_server, proxy, proxied):
+    await proxied.set("key", "here")
+    with EmbeddedServer(port=0) as other:
+        await proxy.lead_to(other.url)
+        client = real_server.client(url=proxy.url)
+        assert await client.get("key") is None
+        await client.aclose()
