@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-quick soak dist clean
+.PHONY: demo test lint format bench bench-quick soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -30,6 +30,9 @@ bench-quick: $(READY)
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
 	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/test_soak.py
+
+faults: $(READY)  ## workers, servers and groups of servers killed, frozen and cut off, and a table of what became of the turns
+	$(BIN)/python tests/faults.py
 
 dist: $(READY)
 	$(BIN)/python -m build
