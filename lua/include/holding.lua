@@ -38,7 +38,8 @@ local function drop_holder(blob, hold, count, promised, grace, now, free)
     return
   end
   redis.call('HDEL', blob, hold)
-  local latest = held_until(blob, now)
+  -- Most blobs are held once, so that nothing but `c` is left.
+  local latest = redis.call('HLEN', blob) > 1 and held_until(blob, now) or nil
   if latest ~= 0 then redis.call('PEXPIREAT', blob, math.max(latest or now + grace, promised)) end
   if not latest then
     free[#free + 1] = math.max(now, promised)
