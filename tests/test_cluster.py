@@ -265,7 +265,9 @@ def test_doctor_knows_a_node_of_a_cluster_that_it_was_led_to_alone(cluster):
 def test_the_rules_for_a_cluster_hold_what_finds_its_nodes():
     plain = CliRunner().invoke(app, ["acl"]).stdout.split()
     clustered = CliRunner().invoke(app, ["acl", "--cluster"]).stdout.split()
-    assert set(clustered) - set(plain) == {"+asking", "+cluster|slots", "+command", "+readonly", "+spublish"}
+    assert set(clustered) - set(plain) == {
+        "+asking", "+cluster|slots", "+command", "+readonly", "+spublish", "+ssubscribe", "+sunsubscribe",
+    }  # fmt: skip
 
 
 def spread(shards: int, nodes: int, namespace: str) -> tuple[int, int]:
