@@ -139,7 +139,7 @@ def test_a_cache_made_before_a_fork_serves_the_children_and_the_parent(before, u
 
 
 async def test_thousands_of_tasks_at_once_wait_for_a_connection(url):
-    async with lash_redis.connect(url, options=ONCE) as cache:
+    async with lash_redis.connect(url) as cache:  # a loop so busy may well be late for a connection's greeting
         await asyncio.gather(*(began(cache, f"s{at}") for at in range(2000)))
         heads = await asyncio.gather(*(cache.session(f"s{at}").load_head() for at in range(2000)))
         assert [head.head_revision for head in heads] == [1] * 2000
