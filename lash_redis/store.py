@@ -428,7 +428,10 @@ class RedisSessionStore:
         read, refused = since, dict[str, HeadRevisionConflict]()
         async for attempt in retrying:
             with attempt:
-                read = await (self.load_session(FullGraph()) if read is None else self.refresh(read))
+                if read is None:
+                    read = await self._seen(await self._reader.load(FullGraph()))
+                else:
+                    read = await self.refresh(read)
                 made = fn(read)
                 commit = await made if isawaitable(made) else made
                 commands.check_kind("the commit that fn made", commit, RuntimeCommit)

@@ -80,10 +80,10 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 
 
 def one_by_one(send):
-    async def scattered(self, commands, *, atomic, faults=False):
+    async def scattered(self, commands, *, atomic, **more):
         replies = []
         for command in commands:
-            replies += await send(self, [command], atomic=False, faults=faults)
+            replies += await send(self, [command], atomic=False, **more)
             await asyncio.sleep(0)
         return replies
 
@@ -258,9 +258,9 @@ async def test_ids_that_cannot_exist_are_refused_by_reads(store):
 
 
 def counting(run):
-    async def extra(self, commands, *, atomic, faults=False):
+    async def extra(self, commands, *, atomic, **more):
         await run(self, [("PING",)], atomic=False)
-        return await run(self, commands, atomic=atomic, faults=faults)
+        return await run(self, commands, atomic=atomic, **more)
 
     return extra
 
@@ -480,7 +480,7 @@ async def test_a_damaged_record_is_corrupt_when_it_is_looked_at(scope, open_cach
     assert await store.load_node("a") == node("a")
 
 
-@broken_by(Python("commands.reads:_check_id", lambda _: lambda *_: None, "trusts the places"))
+@broken_by(Python("commands.reads:check_id", lambda _: lambda *_: None, "trusts the places"))
 async def test_a_record_in_the_place_of_another_is_corrupt(open_cache, client):
     await a_session(open_cache().session("chat"))
     log = await key_of(client, "log")

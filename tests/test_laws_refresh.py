@@ -589,10 +589,10 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 
 
 def one_by_one(send):
-    async def scattered(self, commands, *, atomic, faults=False):
+    async def scattered(self, commands, *, atomic, **more):
         replies = []
         for command in commands:
-            replies += await send(self, [command], atomic=False, faults=faults)
+            replies += await send(self, [command], atomic=False, **more)
             await asyncio.sleep(0)
         return replies
 

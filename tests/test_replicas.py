@@ -77,14 +77,15 @@ async def test_a_replica_that_is_behind_shows_an_older_revision_and_no_commit_bu
         seen = {ids_of(await store.load_session(FullGraph()))[-1] for _ in range(8)}
         read = await store.load_session(FullGraph())
         refreshed = await store.refresh(read)
+        with pytest.raises(HeadRevisionConflict):
+            await store.commit_runtime_state(commit(read.head_revision, append("c", parent="a")))
+        shown = []
+        made = commit(2, append("c", parent="b"))
+        await store.update(lambda now: shown.append(ids_of(now)) or made, attempts=1)
         for replica in replicas:
             replica.ask("REPLICAOF", "127.0.0.1", primary.port)
         assert seen == {"a"}
         assert ids_of(refreshed) == ["a", "b"]
-        with pytest.raises(HeadRevisionConflict):
-            await store.commit_runtime_state(commit(read.head_revision, append("c", parent="a")))
-        shown = []
-        await store.update(lambda now: shown.append(ids_of(now)) or commit(2, append("c", parent="b")))
         assert shown == [["a", "b"]]
         await asyncio.to_thread(sentinels.wait_until_ok)
 
