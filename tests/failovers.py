@@ -95,7 +95,9 @@ async def lose_primary(
     """kill -9 of the primary, which comes back as an empty replica; or SIGSTOP until another one has taken over, and
     then SIGCONT, so that it goes on as a primary that is none any more. `replicas`: how many a commit waits for."""
     done = "frozen until another has taken over, then thawed" if freeze else "killed (-9)"
-    waits = f", commits wait for {replicas} replicas" if replicas else ", asynchronous replication"
+    waits = ", asynchronous replication"
+    if replicas:
+        waits = f", commits wait for {'the replica' if replicas == 1 else f'{replicas} replicas'}"
     where = "cluster" if isinstance(group, Cluster) else "Sentinel"
     row = Row(f"{where}: primary {done}{waits}", group.kind.name)
     async with under_load(group, row, count=count, turns=turns, options=options_for(replicas)) as field:
