@@ -1,11 +1,13 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes.
+# The stores of `bench-peers` and all they need live in one of their own.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 
-.PHONY: demo test lint format bench bench-quick soak faults dist clean
+.PHONY: demo test lint format bench bench-quick bench-peers bench-check bench-scale soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -22,11 +24,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## commit and read against the bare thing, in one interleaved run
-	$(BIN)/python -m bench
+bench: $(READY)  ## every budget and the whole grid against the bare thing and a raw socket, on every server; half an hour
+	$(BIN)/python -m bench --json bench/results/bench.json
+	$(BIN)/python -m bench.plots bench/results/bench.json
 
-bench-quick: $(READY)
+bench-quick: $(READY)  ## the same on one server, fewer rounds and fewer settings; under two minutes
 	$(BIN)/python -m bench --quick
+
+bench-peers: $(READY) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
+	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
+	$(BIN)/python -m bench.plots bench/results/peers.json
+
+bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved run
+	$(BIN)/python -m bench.check $(BASE)
+
+bench-scale: $(READY)  ## what one server holds as workers grow, and 100,000 sessions with a few in the lead
+	$(BIN)/python -m bench.scale
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
 	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/test_soak.py
@@ -44,5 +57,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,memory,cli]' --group dev
 	touch $@
 
+$(PEERS)/.ready: bench/peers-requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[embedded,cli]' --requirement bench/peers-requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

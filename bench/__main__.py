@@ -1,6 +1,7 @@
-"""Does the package keep its budgets? One table per server, in Markdown, each line beside the bare thing of `bare.py`.
+"""Does the package keep its budgets, and what becomes of each operation where one thing changes (`grid.py`)?
 
-Ratios are medians over the rounds of one interleaved run. A missed budget is printed, and fails nothing.
+One table of each per server, in Markdown, each line beside the bare thing of `bare.py`. Ratios are medians over the
+rounds of one interleaved run. A missed budget is printed, and fails nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, memory, reads, refresh, report, startup
+from bench import commits, fleet, grid, memory, reads, refresh, report, startup
 from lash_redis.connections import CONNECT_TIMEOUT, REPLY_TIMEOUT
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup", "grid")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -86,11 +87,15 @@ def main() -> None:
             sys.exit(f"bench: {error}")
         if "startup" in groups and not runs:
             rows += startup.measured(3 if options.quick else 7)
+        lines, missing = grid.measured(binary, quick=options.quick) if "grid" in groups else ([], [])
         head["seconds"] = round(perf_counter() - started)
-        print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
-        runs.append({"header": head, "rows": [row.json() for row in rows]})
+        tables = [report.table(rows)] if rows else []
+        tables += [grid.table(lines)] if lines else []
+        print(", ".join(f"{name} {value}" for name, value in head.items()), *tables, *missing, sep="\n\n", end="\n\n")
+        runs.append({"header": head, "rows": [row.json() for row in rows], "grid": [line.json() for line in lines]})
     if options.json:
-        options.json.write_text(json.dumps(runs, indent=1) + "\n")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from bench import workload
 from lash_redis import SessionNodeRecord
 
 COMMIT = """
-for index = 3, 6 do redis.call('SET', KEYS[index], ARGV[index + 3]) end
+for index = 3, #KEYS do redis.call('SET', KEYS[index], ARGV[index + 3]) end
 redis.call('HSET', KEYS[1], 'revision', ARGV[1], 'leaf', ARGV[2], 'commit', ARGV[3], 'config', ARGV[4], 'ref', ARGV[5])
-redis.call('RPUSH', KEYS[2], unpack(ARGV, 10))
+redis.call('RPUSH', KEYS[2], unpack(ARGV, #KEYS + 4))
 return ARGV[1]
 """
 COMMIT_SHA = sha1(COMMIT.encode(), usedforsecurity=False).hexdigest()
+
+Command = tuple[Any, ...]
 
 _CONFIG = msgpack.packb(workload.CONFIG.to_msgpack())
 _MANIFEST = workload.text(workload.MANIFEST_BYTES - 300).encode()
@@ -31,10 +33,14 @@ _MANIFEST = workload.text(workload.MANIFEST_BYTES - 300).encode()
 class Session:
     """The same session without any of our care. `turn` makes the arguments of a commit, all of them encoded."""
 
-    def __init__(self, client: redis.Redis, session_id: str, tools: bytes) -> None:
+    def __init__(
+        self, client: redis.Redis, session_id: str, tools: bytes, sizes: workload.Sizes = workload.USUAL
+    ) -> None:
         self.client = client
         self.head, self.log = f"bare:head:{session_id}", f"bare:log:{session_id}"
-        self.blobs = [f"bare:{name}:{session_id}" for name in ("tools", "plugin", "execution", "manifest")]
+        self.sizes = sizes
+        names = {"tools": sizes.tools, "plugin": sizes.plugin, "execution": sizes.execution, "manifest": 1}
+        self.blobs = [f"bare:{name}:{session_id}" for name, size in names.items() if size]
         self.tools = tools
         self.nodes = 0
         self.turns = 0
@@ -43,13 +49,17 @@ class Session:
     def turn(self, nodes: Sequence[SessionNodeRecord] | None = None) -> list[Any]:
         if nodes is None:
             nodes = workload.line(self.nodes, 2, self.leaf)
-        plugin = msgpack.packb(workload.plugin_snapshot(self.turns).to_msgpack())
+        contents = [self.tools] if self.sizes.tools else []
+        if self.sizes.plugin:
+            contents.append(msgpack.packb(workload.plugin_snapshot(self.turns, self.sizes.plugin).to_msgpack()))
+        if self.sizes.execution:
+            contents.append(workload.execution_state(self.turns, self.sizes.execution))
         self.nodes += len(nodes)
         self.turns += 1
         self.leaf = nodes[-1].node_id
+        keys = [self.head, self.log, *self.blobs]
         head: list[Any] = [self.turns, self.leaf, f"{self.turns:032x}", _CONFIG, f"{self.turns:064x}"]
-        blobs = [self.tools, plugin, workload.execution_state(self.turns), _MANIFEST]
-        return [6, self.head, self.log, *self.blobs, *head, *blobs, *map(workload.packed, nodes)]
+        return [len(keys), *keys, *head, *contents, _MANIFEST, *map(workload.packed, nodes)]
 
     async def begin(self, nodes: Sequence[SessionNodeRecord]) -> None:
         await self.client.script_load(COMMIT)
@@ -59,14 +69,21 @@ class Session:
     async def commit(self, arguments: list[Any]) -> None:
         await self.client.evalsha(COMMIT_SHA, *arguments)
 
+    def reading(self, spans: Sequence[tuple[int, int]] = ((0, -1),)) -> list[Command]:
+        """The commands that read the session, of its log these spans."""
+        ranges: list[Command] = [("LRANGE", self.log, first, last) for first, last in spans]
+        return [("HGETALL", self.head), *ranges, *(("GET", blob) for blob in self.blobs)]
+
     async def read(self) -> list[Any]:
-        pipeline = self.client.pipeline(transaction=False)
-        pipeline.hgetall(self.head)
-        pipeline.lrange(self.log, 0, -1)
-        for blob in self.blobs:
-            pipeline.get(blob)
-        return await pipeline.execute()
+        return await pipelined(self.client, self.reading())
 
     async def read_decoded(self) -> list[Any]:
         replies = await self.read()
         return [msgpack.unpackb(record) for record in replies[1]]
+
+
+async def pipelined(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return await pipeline.execute()

@@ -9,7 +9,7 @@ import msgpack
 import redis.asyncio as redis
 
 from bench import bare, workload
-from bench.measure import Contender, interleaved, server_costs, wire_to
+from bench.measure import Contender, interleaved, server_costs, traffic, wire_to
 from bench.report import Row, served, timed
 from lash_redis import RuntimeCommit, SessionCache, ToolState, connect
 
@@ -90,16 +90,15 @@ async def _measured(
 
 async def _wired(url: str, tools: ToolState) -> list[Row]:
     """Round trips, commands and bytes of one commit, counted on the wire and by INFO."""
-    turns, seen = 20, {}
+    seen = {}
     async with wire_to(url) as (relay, wire), redis.from_url(relay) as client, redis.from_url(url) as direct:
         session = await begun(SessionCache(client, "bench-wire"), "wire", tools, 10)
         plain = bare.Session(client, "wire", msgpack.packb(tools.to_msgpack()))
         await plain.begin(workload.line(0, 10, None))
         for name, contender in {"ours": ours([session]), "bare": bared(plain)}.items():
-            wire.reset()
-            costs = (await server_costs(direct, {name: contender}, repeats=turns, blocks=1))[name][0]
-            inside = sum(costs.calls.values()) - costs.calls["evalsha"]
-            seen[name] = (wire.round_trips / turns, costs.calls["evalsha"], inside, wire.up / turns, wire.down / turns)
+            costs = await traffic(direct, wire, contender, repeats=20)
+            scripts = costs.server.calls["evalsha"]
+            seen[name] = (costs.round_trips, scripts, costs.commands - scripts, costs.up, costs.down)
     text = {name: f"1 script, {s[2]:.0f} commands in it, {s[3] / 1024:.1f} KB up" for name, s in seen.items()}
     names = ("round_trips", "scripts", "commands_inside", "bytes_up", "bytes_down")
     numbers = {name: dict(zip(names, s, strict=True)) for name, s in seen.items()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from statistics import median
-from time import perf_counter_ns
+from statistics import median, quantiles
+from time import perf_counter, perf_counter_ns
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -43,7 +43,43 @@ class Times:
 
     def ratio(self, ours: str, other: str) -> float:
         """The median of the rounds' ratios: what both suffered in a round cancels out."""
-        return median(a / b for a, b in zip(self.by_name[ours], self.by_name[other], strict=True))
+        return median(self.ratios(ours, other))
+
+    def ratios(self, ours: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(self.by_name[ours], self.by_name[other], strict=True)]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """The quartiles; of a single value, that value three times."""
+    if len(values) < 2:
+        return (values[0],) * 3
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def together(contenders: Sequence[Contender]) -> Contender:
+    """One operation of each at the same time: one contender."""
+    if len(contenders) == 1:
+        return contenders[0]
+
+    async def run(prepared: Sequence[tuple[Any, ...]]) -> None:
+        await asyncio.gather(*(one.run(*made) for one, made in zip(contenders, prepared, strict=True)))
+
+    async def make() -> list[tuple[Any, ...]]:
+        return [await one.made() for one in contenders]
+
+    return Contender(run, make)
+
+
+async def rounds_within(contenders: Mapping[str, Contender], seconds: float, *, least: int = 12) -> int:
+    """How many rounds of the contenders fit into `seconds`, warm-up included; at most 1,500."""
+    took = float("inf")
+    for _ in range(3):
+        started = perf_counter()
+        for contender in contenders.values():
+            await contender.run(*await contender.made())
+        took = min(took, perf_counter() - started)
+    return max(least, min(1500, int(seconds / took / 1.1)))
 
 
 async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times:
@@ -181,3 +217,30 @@ async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Per operation: turns from asking to answering, bytes, what the server did."""
+
+    round_trips: float
+    up: float
+    down: float
+    server: ServerCost
+
+    @property
+    def commands(self) -> float:
+        """All that the server executed, commands inside scripts included."""
+        return sum(self.server.calls.values())
+
+
+async def traffic(client: redis.Redis, wire: Wire, contender: Contender, repeats: int, warm: int = 1) -> Traffic:
+    """What one operation of a contender behind `wire` costs, after `warm` that do not count.
+
+    Nothing else may pass there, or run on the server.
+    """
+    for _ in range(warm):
+        await contender.run(*await contender.made())
+    wire.reset()
+    cost = await server_cost(client, contender, repeats)
+    return Traffic(wire.round_trips / repeats, wire.up / repeats, wire.down / repeats, cost)

@@ -11,7 +11,7 @@ import msgpack
 import redis.asyncio as redis
 
 from bench import bare, workload
-from bench.measure import Contender, interleaved, server_costs, wire_to
+from bench.measure import Contender, interleaved, server_costs, traffic, wire_to
 from bench.report import Row, served, timed
 from lash_redis import ActivePath, FullGraph, PersistedSessionRead, SessionCache, StoreOptions, ToolState, connect
 
@@ -83,7 +83,7 @@ async def _paths(cache: SessionCache, tools: ToolState, rounds: int) -> list[Row
 
 async def _wired(url: str) -> list[Row]:
     """Round trips, commands and bytes of one full read, counted on the wire and by INFO."""
-    rows, repeats = [], 10
+    rows = []
     async with wire_to(url) as (relay, wire), redis.from_url(relay) as client, redis.from_url(url) as direct:
         plain = bare.Session(client, "read-1000", b"")
         contenders = {
@@ -93,16 +93,13 @@ async def _wired(url: str) -> list[Row]:
         }
         text, numbers = {}, {}
         for name, contender in contenders.items():
-            await contender.run()
-            wire.reset()
-            (cost,) = (await server_costs(direct, {name: contender}, repeats, blocks=1))[name]
-            commands = sum(cost.calls.values())
-            text[name] = f"{commands:.0f} commands, {wire.down / repeats / 1024:,.0f} KB down"
+            costs = await traffic(direct, wire, contender, repeats=10)
+            text[name] = f"{costs.commands:.0f} commands, {costs.down / 1024:,.0f} KB down"
             numbers[name] = {
-                "round_trips": wire.round_trips / repeats,
-                "commands": commands,
-                "up": wire.up / repeats,
-                "down": wire.down / repeats,
+                "round_trips": costs.round_trips,
+                "commands": costs.commands,
+                "up": costs.up,
+                "down": costs.down,
             }
         for name, budget in (("warm", 1), ("cold", 2)):
             trips = numbers[name]["round_trips"]

@@ -76,8 +76,12 @@ def served(
 
 
 def table(rows: Sequence[Row]) -> str:
-    lines = [["what", "ours p50 / p99", "against", "ratio", "budget", "met"], *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    return markdown([["what", "ours p50 / p99", "against", "ratio", "budget", "met"], *(row.cells() for row in rows)])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of these lines, the first of which names the columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     text = [f"| {' | '.join(cells)} |" for cells in padded]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

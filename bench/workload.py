@@ -9,7 +9,8 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import msgpack
@@ -33,7 +34,23 @@ from lash_redis import (
 from lash_redis.models.components import PluginSnapshotEntry, PluginSnapshotMeta
 
 EVENT_BYTES = 600
-TOOLS_BYTES, PLUGIN_BYTES, EXECUTION_BYTES, MANIFEST_BYTES = 20_480, 4_096, 8_192, 2_048
+MANIFEST_BYTES = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a session's components; 0: it has none. The default is the workload of the budgets."""
+
+    tools: int = 20_480
+    plugin: int = 4_096
+    execution: int = 8_192
+
+    @classmethod
+    def of(cls, kib: int) -> Sizes:
+        return cls(kib * 1024, kib * 1024, kib * 1024)
+
+
+USUAL = Sizes()
 
 _WORDS = re.findall(
     r"\w+",
@@ -105,7 +122,7 @@ def record_bytes(commit: RuntimeCommit) -> int:
     return sum(map(len, map(packed, commit.graph.nodes))) if isinstance(commit.graph, Append) else 0
 
 
-def tool_state(size: int = TOOLS_BYTES) -> ToolState:
+def tool_state(size: int = USUAL.tools) -> ToolState:
     tools: dict[str, ToolStateEntry] = {}
     used = 0
     while used < size:
@@ -120,28 +137,36 @@ def tool_state(size: int = TOOLS_BYTES) -> ToolState:
     return ToolState(1, tools)
 
 
-_PLUGIN_TEXT = text(PLUGIN_BYTES - 700)
-_EXECUTION = json.dumps({"variables": {f"name_{n}": text(60) for n in range(200)}}).encode()[:EXECUTION_BYTES]
+@cache
+def _filling(size: int) -> str:
+    return text(size)
 
 
-def plugin_snapshot(turn: int) -> PluginSessionSnapshot:
+@cache
+def _execution(size: int) -> bytes:
+    names = range(max(200, size // 40))
+    return json.dumps({"variables": {f"name_{n}": text(60) for n in names}}).encode()[:size]
+
+
+def plugin_snapshot(turn: int, size: int = USUAL.plugin) -> PluginSessionSnapshot:
     state: dict[str, Any] = {
         "turn": turn,
-        "notes": _PLUGIN_TEXT,
+        "notes": _filling(size - 700),
         "seen": [{"step": step, "ok": True, "took_ms": step * 7} for step in range(20)],
     }
     return PluginSessionSnapshot({"memory": PluginSnapshotEntry(PluginSnapshotMeta("memory", "1.0", turn, state))})
 
 
-def execution_state(turn: int) -> bytes:
-    return b"turn %08d" % turn + _EXECUTION[13:]
+def execution_state(turn: int, size: int = USUAL.execution) -> bytes:
+    return b"turn %08d" % turn + _execution(size)[13:]
 
 
 class Session:
     """A session of ours as its runtime drives it. `turn` makes a commit that builds on the one made before."""
 
-    def __init__(self, cache: SessionCache, session_id: str) -> None:
+    def __init__(self, cache: SessionCache, session_id: str, sizes: Sizes = USUAL) -> None:
         self.store = cache.session(session_id)
+        self.sizes = sizes
         self.nodes = 0
         self.turns = 0
         self.leaf: str | None = None
@@ -155,6 +180,8 @@ class Session:
         """
         if nodes is None:
             nodes = line(self.nodes, 2, self.leaf)
+        plugin = plugin_snapshot(self.turns, self.sizes.plugin) if states and self.sizes.plugin else None
+        execution = execution_state(self.turns, self.sizes.execution) if states and self.sizes.execution else None
         commit = RuntimeCommit(
             session_id=self.store.session_id,
             expected_head_revision=self.turns,
@@ -163,9 +190,9 @@ class Session:
             checkpoint=HydratedSessionCheckpoint(
                 turn_state=PersistedTurnState(self.turns, TokenUsage(1200 + self.turns, 340, 900, 20)),
                 tool_state_ref=self.tool_ref,
-                plugin_snapshot=plugin_snapshot(self.turns) if states else None,
+                plugin_snapshot=plugin,
                 plugin_snapshot_revision=self.turns,
-                execution_state=execution_state(self.turns) if states else None,
+                execution_state=execution,
             ),
             usage_deltas=[TokenLedgerEntry("turn", "some-model-large", TokenUsage(1200, 340, 900, 20))],
             builds_on=self.commit_id,
@@ -175,7 +202,7 @@ class Session:
         self.leaf, self.commit_id = nodes[-1].node_id, commit.commit_id
         return commit
 
-    async def begin(self, tools: ToolState, nodes: Sequence[SessionNodeRecord], *, states: bool = True) -> None:
+    async def begin(self, tools: ToolState | None, nodes: Sequence[SessionNodeRecord], *, states: bool = True) -> None:
         """Commit the tool state with the first nodes, then the rest in commits of 2,000."""
         for at in range(0, len(nodes), 2000):
             commit = self.turn(nodes[at : at + 2000], states=states)

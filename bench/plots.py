@@ -1,0 +1,164 @@
+"""Pictures of what `python -m bench` and `python -m bench.peers` wrote with --json: how time grows, and beside whom.
+
+pygal, because it draws SVG and nothing else, in pure Python, and takes a style sheet: a picture follows the reader's
+light or dark mode. `figures.json` beside the pictures holds the numbers drawn, and on what they were measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pygal
+from pygal.style import Style
+
+WHERE = Path(__file__).parent / "plots"
+
+_LIGHT, _DARK = ("#24292f", "#8c959f", "#d0d7de"), ("#e6edf3", "#8d96a0", "#444c56")
+"""Text, axes, guides."""
+_COLORS = ("#d9480f", "#2f81f7", "#3fa34d", "#8a63d2", "#b08800", "#bf4b8a", "#6e7781")
+"""Ours first; each tells itself from white and from near black."""
+
+
+def _css(colors: tuple[str, str, str]) -> str:
+    text, axis, guide = colors
+    return (
+        f"text {{ fill: {text} !important; stroke: none !important; }} .axis .line {{ stroke: {axis} !important; }}"
+        f" .guides.line, .guide.line, .major.line {{ stroke: {guide} !important; }}"
+    )
+
+
+_STYLE = Style(
+    background="transparent",
+    plot_background="transparent",
+    foreground=_LIGHT[0],
+    foreground_strong=_LIGHT[0],
+    foreground_subtle=_LIGHT[1],
+    colors=_COLORS,
+    font_family="system-ui, sans-serif",
+    stroke_width="2.5",
+    label_font_size=13,
+    major_label_font_size=13,
+    legend_font_size=13,
+    title_font_size=16,
+    opacity=".9",
+    stroke_opacity="1",
+    guide_stroke_color=_LIGHT[2],
+    major_guide_stroke_color=_LIGHT[2],
+)
+
+_CONFIG = {
+    "style": _STYLE,
+    "css": [
+        "file://style.css",
+        "file://graph.css",
+        f"inline:{_css(_LIGHT)} @media (prefers-color-scheme: dark) {{ {_css(_DARK)} }}",
+    ],
+    "js": (),
+    "logarithmic": True,
+    "width": 760,
+    "height": 420,
+    "margin_bottom": 40,
+    "no_prefix": True,
+    "legend_at_bottom": True,
+    "legend_at_bottom_columns": 4,
+    "show_x_guides": False,
+    "truncate_legend": -1,
+    "dots_size": 3.5,
+    "disable_xml_declaration": True,
+    "value_formatter": lambda value: f"{value:,.0f} µs" if value < 1000 else f"{value / 1000:,.4g} ms",
+}
+
+
+class Figure:
+    """Lines over what stands below, one for each contender; microseconds up, by powers of ten."""
+
+    def __init__(self, name: str, title: str, below: str, labels: Sequence[str]) -> None:
+        self.name = name
+        self.numbers: dict[str, Any] = {"title": title, "below": below, "labels": list(labels), "p50_us": {}}
+
+    def add(self, contender: str, values: Sequence[float | None]) -> None:
+        self.numbers["p50_us"][contender] = [value and round(value, 1) for value in values]
+
+    def draw(self, folder: Path) -> None:
+        numbers = self.numbers
+        chart = pygal.Line(**_CONFIG, title=numbers["title"], x_title=numbers["below"], x_labels=numbers["labels"])
+        times = [value for series in numbers["p50_us"].values() for value in series if value]
+        steps = (1, 2, 5) if max(times) < 100 * min(times) else (1,)
+        marks = [step * 10**power for power in range(1, 8) for step in steps]
+        chart.y_labels = [mark for mark in marks if min(times) / 2 <= mark <= max(times) * 2]
+        for contender, values in numbers["p50_us"].items():
+            chart.add(contender, values)
+        # What would differ from day to day, and a script that pictures in a page may not run.
+        svg = re.sub(r"<!--.*?-->|<script.*?</script>", "", chart.render(is_unicode=True), flags=re.DOTALL)
+        (folder / f"{self.name}.svg").write_text(svg + "\n")
+
+
+def of_grid(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Commits and reads by the number of nodes and by the size of the components."""
+    figures = []
+    for name, title, operation, dimension, base in (
+        ("commit-by-nodes", "A commit of two messages and 32 KB of state", "commit", "nodes", "1,000"),
+        ("read-by-nodes", "A full read", "full read", "nodes", "1,000"),
+        (
+            "commit-by-size",
+            "A commit of two messages, by the size of each of its components",
+            "commit",
+            "each component",
+            "",
+        ),
+    ):
+        chosen = [line for line in lines if line["operation"] == operation and line["dimension"] == dimension]
+        usual = [line | {"at": base} for line in lines if line["operation"] == operation and not line["at"]]
+        by_at = {line["at"]: line for line in (*chosen, *(usual if base else ()))}
+        if len(by_at) < 2:
+            continue
+        labels = sorted(by_at, key=lambda at: int(at.split()[0].replace(",", "")))
+        figure = Figure(name, f"{title}, p50", "messages" if dimension == "nodes" else "KB in each component", labels)
+        for side, label in (
+            ("ours", "lash_redis"),
+            ("bare", "bare: no checks"),
+            ("floor", "raw socket, packed beforehand"),
+        ):
+            figure.add(label, [by_at[at]["sides"][side]["p50_us"] for at in labels])
+        figures.append(figure)
+    return figures
+
+
+def of_peers(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    figures = []
+    for work, title in (("commit", "A turn saved"), ("resume", "A session resumed")):
+        chosen = [line for line in lines if line["work"] == work]
+        if not chosen:
+            continue
+        sizes = sorted({line["messages"] for line in chosen})
+        figure = Figure(f"peers-{work}", f"{title}, p50", "messages", [f"{size:,}" for size in sizes])
+        for peer in dict.fromkeys(line["peer"] for line in chosen):
+            times = {line["messages"]: line["p50_us"] for line in chosen if line["peer"] == peer}
+            figure.add(peer, [times.get(size) for size in sizes])
+        figures.append(figure)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="what --json wrote")
+    parser.add_argument("--to", type=Path, default=WHERE, metavar="DIRECTORY")
+    options = parser.parse_args()
+    options.to.mkdir(parents=True, exist_ok=True)
+    kept = options.to / "figures.json"
+    drawn: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for path in options.results:
+        run = json.loads(path.read_text())["runs"][0]
+        for figure in (*of_grid(run.get("grid", ())), *of_peers(run.get("peers", ()))):
+            figure.draw(options.to)
+            drawn[figure.name] = {"header": run["header"], **figure.numbers}
+    kept.write_text(json.dumps(drawn, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
