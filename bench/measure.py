@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from statistics import median, quantiles
+from threading import Thread
 from time import perf_counter, perf_counter_ns
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -172,6 +173,8 @@ class Wire:
     round_trips: int = 0
     up: int = 0
     down: int = 0
+    lose: int = 0
+    """The answer of this turn from now on (1: the next) is lost, and its connection with it; 0: none is."""
     _asking: bool = field(default=False, repr=False)
 
     def reset(self) -> None:
@@ -189,6 +192,11 @@ class Wire:
         while data := await source.read(1 << 20):
             self.down += len(data)
             self.round_trips += self._asking
+            if self._asking and self.lose:
+                self.lose -= 1
+                if self.lose == 0:
+                    self._asking = False
+                    break
             self._asking = False
             target.write(data)
         target.close()
@@ -214,9 +222,26 @@ async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", wire
     finally:
         server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        links = list(tasks)
+        for link in links:
+            link.cancel()
+        await asyncio.gather(*links, return_exceptions=True)
+
+
+@contextmanager
+def wire_in_thread(url: str) -> Iterator[tuple[str, Wire]]:
+    """`wire_to` on a loop of its own, for clients that block theirs."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    relay = wire_to(url)
+    try:
+        yield asyncio.run_coroutine_threadsafe(relay.__aenter__(), loop).result()
+    finally:
+        asyncio.run_coroutine_threadsafe(relay.__aexit__(None, None, None), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @dataclass(frozen=True, slots=True)

