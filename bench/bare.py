@@ -51,9 +51,11 @@ class Session:
             nodes = workload.line(self.nodes, 2, self.leaf)
         contents = [self.tools] if self.sizes.tools else []
         if self.sizes.plugin:
-            contents.append(msgpack.packb(workload.plugin_snapshot(self.turns, self.sizes.plugin).to_msgpack()))
+            contents.append(
+                msgpack.packb(workload.plugin_snapshot(self.head, self.turns, self.sizes.plugin).to_msgpack())
+            )
         if self.sizes.execution:
-            contents.append(workload.execution_state(self.turns, self.sizes.execution))
+            contents.append(workload.execution_state(self.head, self.turns, self.sizes.execution))
         self.nodes += len(nodes)
         self.turns += 1
         self.leaf = nodes[-1].node_id

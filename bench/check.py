@@ -2,8 +2,8 @@
 
 Each side is a process of its own that runs this tree's benchmark on its own `lash_redis` and `lua`; the parent asks
 them for blocks of one operation in random order, never two at once. A third process runs the base again: what it
-differs from the base by is noise, and only what lies outside its quartiles is called faster or slower. A ratio is that of a round's blocks, by their medians; times are the clients',
-server time is that of the commands (INFO commandstats).
+differs from the base by is noise, and only what lies outside its quartiles is called faster or slower. A ratio is that
+of a round's blocks, by their medians; times are the clients', server time is that of the commands (INFO commandstats).
 """
 
 from __future__ import annotations

@@ -175,6 +175,8 @@ class Wire:
     down: int = 0
     lose: int = 0
     """The answer of this turn from now on (1: the next) is lost, and its connection with it; 0: none is."""
+    heard: list[bytes] | None = field(default=None, repr=False)
+    """What was asked, a request for each turn, while there is a list to keep it in. One connection at a time."""
     _asking: bool = field(default=False, repr=False)
 
     def reset(self) -> None:
@@ -184,6 +186,11 @@ class Wire:
     async def _asked(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while data := await source.read(1 << 20):
             self.up += len(data)
+            if self.heard is not None:
+                if self._asking and self.heard:
+                    self.heard[-1] += data
+                else:
+                    self.heard.append(data)
             self._asking = True
             target.write(data)
         target.close()

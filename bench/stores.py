@@ -61,12 +61,12 @@ class Turn:
 
     def state(self) -> dict[str, Any]:
         """As plain JSON values, for the stores that keep state."""
-        plugin = workload.plugin_snapshot(self.number).plugins["memory"].meta.state
+        plugin = workload.plugin_snapshot(self.writer, self.number).plugins["memory"].meta.state
         return {
             "writer": self.writer,
             "tools": TOOLS_JSON,
             "plugin": plugin,
-            "execution": workload.execution_state(self.number).decode(),
+            "execution": workload.execution_state(self.writer, self.number).decode(),
         }
 
 

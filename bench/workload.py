@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from zlib import crc32
 
 import msgpack
 
@@ -148,8 +149,10 @@ def _execution(size: int) -> bytes:
     return json.dumps({"variables": {f"name_{n}": text(60) for n in names}}).encode()[:size]
 
 
-def plugin_snapshot(turn: int, size: int = USUAL.plugin) -> PluginSessionSnapshot:
+def plugin_snapshot(owner: str, turn: int, size: int = USUAL.plugin) -> PluginSessionSnapshot:
+    """Unlike that of any other session or turn: an equal one would be stored, and sent, once for both."""
     state: dict[str, Any] = {
+        "owner": owner,
         "turn": turn,
         "notes": _filling(size - 700),
         "seen": [{"step": step, "ok": True, "took_ms": step * 7} for step in range(20)],
@@ -157,8 +160,8 @@ def plugin_snapshot(turn: int, size: int = USUAL.plugin) -> PluginSessionSnapsho
     return PluginSessionSnapshot({"memory": PluginSnapshotEntry(PluginSnapshotMeta("memory", "1.0", turn, state))})
 
 
-def execution_state(turn: int, size: int = USUAL.execution) -> bytes:
-    return b"turn %08d" % turn + _execution(size)[13:]
+def execution_state(owner: str, turn: int, size: int = USUAL.execution) -> bytes:
+    return b"%08x turn %08d" % (crc32(owner.encode()), turn) + _execution(size)[22:]
 
 
 class Session:
@@ -180,8 +183,9 @@ class Session:
         """
         if nodes is None:
             nodes = line(self.nodes, 2, self.leaf)
-        plugin = plugin_snapshot(self.turns, self.sizes.plugin) if states and self.sizes.plugin else None
-        execution = execution_state(self.turns, self.sizes.execution) if states and self.sizes.execution else None
+        owner, sizes = self.store.session_id, self.sizes
+        plugin = plugin_snapshot(owner, self.turns, sizes.plugin) if states and sizes.plugin else None
+        execution = execution_state(owner, self.turns, sizes.execution) if states and sizes.execution else None
         commit = RuntimeCommit(
             session_id=self.store.session_id,
             expected_head_revision=self.turns,

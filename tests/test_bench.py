@@ -1,0 +1,135 @@
+"""What the benchmarks count, compare and draw is what they say."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import hiredis
+import pytest
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from bench import check, floor, grid, report, stage, workload
+from bench.measure import Contender, Times, spread, together, traffic, wire_to
+from bench.plots import Figure
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    times = Times({"ours": [10.0, 30.0, 200.0], "bare": [5.0, 10.0, 100.0]})
+    assert times.ratio("ours", "bare") == 2.0
+
+
+def test_a_spread_is_the_quartiles() -> None:
+    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == (2.0, 3.0, 4.0)
+    assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+async def test_contenders_together_each_run_once_with_what_they_prepared() -> None:
+    seen: list[str] = []
+
+    def saying(word: str) -> Contender:
+        async def run(made: str) -> None:
+            seen.append(made)
+
+        return Contender(run, lambda: word)
+
+    both = together([saying("a"), saying("b")])
+    await both.run(*both.made())
+    assert sorted(seen) == ["a", "b"]
+
+
+def test_a_setting_of_the_grid_changes_one_thing() -> None:
+    usual = stage.Setting()
+    for point in grid.points(quick=False):
+        changed = [
+            each.name for each in fields(usual) if getattr(point.setting, each.name) != getattr(usual, each.name)
+        ]
+        assert len(changed) == (0 if point.dimension == "as in the budgets" else 1), point
+
+
+def test_the_spans_of_a_path_leave_out_the_branches_beside_it() -> None:
+    assert stage.spans_of(workload.forked(10, 4, 2)) == [(0, 1), (8, 9)]
+    assert stage.spans_of(workload.line(0, 3, None)) == [(0, 2)]
+
+
+def test_no_two_sessions_or_turns_have_an_equal_component() -> None:
+    states = {workload.execution_state(owner, turn) for owner in ("a", "b") for turn in (1, 2)}
+    assert len(states) == 4
+    assert {len(state) for state in states} == {8192}
+    assert workload.plugin_snapshot("a", 1) != workload.plugin_snapshot("b", 1)
+
+
+def test_a_table_is_as_wide_as_its_widest_cells() -> None:
+    assert report.markdown([["what", "µs"], ["a commit", "7"]]) == (
+        "| what     | µs |\n|----------|----|\n| a commit | 7  |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("current", "verdict"),
+    [((0.7, 0.8, 0.9), "faster"), ((1.1, 1.2, 1.3), "slower"), ((0.9, 0.97, 1.2), "")],
+)
+def test_only_what_lies_outside_the_noise_is_called_faster_or_slower(
+    current: tuple[float, float, float], verdict: str
+) -> None:
+    sides = {"base": (1.0, 1.0, 1.0), "current": current, "base again": (0.95, 1.0, 1.05)}
+    assert check.Comparison("commit", 500.0, 100.0, sides, sides).cells()[4] == verdict
+
+
+async def test_every_operation_runs_for_every_contender(url: str) -> None:
+    settled = stage.Stage(stage.Setting(nodes=10, sessions=100, tasks=2))
+    async with stage.way_to(url, 2) as way:
+        await settled.set_up(way, stage.OPERATIONS)
+        for operation in stage.OPERATIONS:
+            contenders = settled.contenders(operation, way)
+            assert list(contenders) == ["ours", "bare", "floor"]
+            for contender in contenders.values():
+                await contender.run(*contender.made())
+
+
+async def test_the_floor_gets_every_reply_and_raises_an_error_among_them(url: str) -> None:
+    socket = await floor.Socket.to(url)
+    try:
+        assert await socket.ask(floor.packed([("SET", "key", "value"), ("GET", "key")]), 2) == [b"OK", b"value"]
+        with pytest.raises(hiredis.ReplyError):
+            await socket.ask(floor.packed([("LRANGE", "key", 0, -1)]), 1)
+    finally:
+        socket.close()
+
+
+async def test_traffic_counts_what_one_operation_costs(url: str) -> None:
+    async with (
+        wire_to(url) as (relay, wire),
+        redis.asyncio.from_url(relay) as client,
+        redis.asyncio.from_url(url) as own,
+    ):
+        cost = await traffic(own, wire, Contender(lambda: client.set("key", "x" * 1000)), repeats=5)
+    assert (cost.round_trips, cost.commands) == (1, 1)
+    assert 1000 < cost.up < 1100
+    assert cost.down == len(b"+OK\r\n")
+
+
+async def test_a_lost_answer_ends_the_connection_after_the_command_was_done(url: str) -> None:
+    async with wire_to(url) as (relay, wire), redis.asyncio.from_url(relay, retry=Retry(NoBackoff(), 0)) as client:
+        await client.set("key", 1)
+        wire.lose = 1
+        with pytest.raises(RedisConnectionError):
+            await client.incr("key")
+        assert wire.lose == 0
+        assert await client.get("key") == b"2"
+
+
+def test_a_picture_follows_the_readers_mode_and_is_the_same_every_day(tmp_path: Path) -> None:
+    figure = Figure("picture", "A commit", "messages", ["10", "100"])
+    figure.add("ours", [500.0, 520.0])
+    figure.add("other", [1000.0, None])
+    drawn = []
+    for _ in range(2):
+        figure.draw(tmp_path)
+        drawn.append((tmp_path / "picture.svg").read_text())
+    assert drawn[0] == drawn[1]
+    assert "prefers-color-scheme" in drawn[0].replace(": ", ":")
+    assert "<script" not in drawn[0]
