@@ -13,7 +13,7 @@ import redis.asyncio as redis
 from bench import bare, commits, workload
 from bench.measure import Contender, Times, interleaved
 from bench.report import Row
-from lash_redis import SessionCache, SessionPickerInfo, StoreOptions
+from lash_redis import SessionCache, SessionPickerInfo, StoreOptions, ToolState
 
 PAGE = 100
 PAGES_TIMED = 20
@@ -61,7 +61,7 @@ class _Fleet:
         self.record_bytes = 0
         self.latest: list[workload.Session] = []
 
-    async def grow(self, count: int, tools: workload.ToolState) -> None:
+    async def grow(self, count: int, tools: ToolState) -> None:
         for number in range(self.made, self.made + count):
             session = workload.Session(self._cache, f"session-{number:07d}")
             nodes = workload.line(0, 20, None)
@@ -103,7 +103,7 @@ def _flat(what: str, first: Times, last: Times) -> Row:
     return Row(what, texts[1], texts[0], ratios[1] / ratios[0], 1.1, numbers={"first": ratios[0], "last": ratios[1]})
 
 
-async def _expiring(client: redis.Redis, count: int, tools: workload.ToolState) -> Row:
+async def _expiring(client: redis.Redis, count: int, tools: ToolState) -> Row:
     """The same with a ttl: deadlines of keys, holds and the catalogue's second list come on top."""
     fleet = _Fleet(SessionCache(client, "expiring-fleet", ttl=86_400, options=StoreOptions(shards=1)))
     await fleet.grow(100, tools)

@@ -29,7 +29,7 @@ class Socket(asyncio.Protocol):
         if parts.scheme == "unix":
             _, socket = await loop.create_unix_connection(cls, unquote(parts.path))
         else:
-            _, socket = await loop.create_connection(cls, parts.hostname, parts.port)
+            _, socket = await loop.create_connection(cls, parts.hostname or "127.0.0.1", parts.port or 6379)
         if protocol := parse_qs(parts.query).get("protocol"):
             await socket.ask(packed([("HELLO", protocol[0])]), 1)
         return socket

@@ -113,7 +113,7 @@ def of_grid(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
         ),
     ):
         chosen = [line for line in lines if line["operation"] == operation and line["dimension"] == dimension]
-        usual = [line | {"at": base} for line in lines if line["operation"] == operation and not line["at"]]
+        usual = [{**line, "at": base} for line in lines if line["operation"] == operation and not line["at"]]
         by_at = {line["at"]: line for line in (*chosen, *(usual if base else ()))}
         if len(by_at) < 2:
             continue

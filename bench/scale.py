@@ -179,7 +179,8 @@ async def _recordings(url: str) -> tuple[list[bytes], list[list[bytes]], list[by
 
 
 async def _resume(wire: Wire, cache: SessionCache, session_id: str) -> bytes:
-    wire.heard = heard = []
+    heard: list[bytes] = []
+    wire.heard = heard
     await cache.session(session_id).load_session(FullGraph())
     assert len(heard) == 1, "its components are in this process: one round trip"
     return heard[0]
@@ -212,7 +213,7 @@ async def recorded(url: str) -> list[Line]:
         sockets = [await floor.Socket.to(url) for _ in range(8)]
         await _send(sockets[0], beginnings)
         for what, requests in (("commits", turns), ("resumes", [resumes[place::8] * 12 for place in range(8)])):
-            shares = [[] for _ in sockets]
+            shares: list[list[list[bytes]]] = [[] for _ in sockets]
             for place, each in enumerate(requests):
                 shares[place % 8].append(each)
             orders = [[one for turn in zip(*share, strict=True) for one in turn] for share in shares]
@@ -232,11 +233,10 @@ async def recorded(url: str) -> list[Line]:
 
 def crowd(url: str, seconds: float, ttl: float, sessions: int) -> list[Window]:
     samples = []
-    asked = {"sessions": sessions, "seconds": seconds, "exponent": EXPONENT}
     with blocking.Redis.from_url(url) as client, working(url, CROWD_WORKERS, "crowd", ttl) as workers:
         client.flushall()
         meter = Meter(client)
-        wait = workers.start("crowd", **asked)
+        wait = workers.start("crowd", sessions=sessions, seconds=seconds, exponent=EXPONENT)
         start = monotonic()
         for window in range(1, WINDOWS + 1):
             sleep(max(0.0, start + window * seconds / WINDOWS - monotonic()))

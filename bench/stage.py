@@ -137,7 +137,7 @@ class Stage:
         await way.client.evalsha(bare.COMMIT_SHA, *self._plain.turn())
         self._now = await _read(session.store)
         records = {node.node_id: workload.packed(node) for node in self._nodes}
-        await way.client.hset("bare:records", mapping=records)  # type: ignore[misc,arg-type]
+        await way.client.hset("bare:records", mapping=records)  # type: ignore[arg-type]
 
     async def _make_listed(self, way: Way) -> None:
         pipeline = way.client.pipeline(transaction=False)

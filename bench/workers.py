@@ -27,6 +27,7 @@ from lash_redis import (
     RuntimeCommit,
     SessionCache,
     SessionGraph,
+    ToolState,
     connect,
 )
 
@@ -94,7 +95,8 @@ async def crowd(cache: SessionCache, number: int, asked: dict[str, Any]) -> list
     """
     dice = random.Random(number)
     weights = list(accumulate(1 / rank ** asked["exponent"] for rank in range(1, asked["sessions"] + 1)))
-    tools, seen = workload.tool_state(), []
+    tools = workload.tool_state()
+    seen: list[tuple[float, str, float]] = []
     start = monotonic()
     while (now := monotonic() - start) < asked["seconds"]:
         (rank,) = dice.choices(range(asked["sessions"]), cum_weights=weights)
@@ -115,7 +117,7 @@ async def crowd(cache: SessionCache, number: int, asked: dict[str, Any]) -> list
     return seen
 
 
-def _turn(session_id: str, read: PersistedSessionRead | None, tools: workload.ToolState, mark: str) -> RuntimeCommit:
+def _turn(session_id: str, read: PersistedSessionRead | None, tools: ToolState, mark: str) -> RuntimeCommit:
     """Two messages more; one that has grown long keeps its last ones alone."""
     stored = read.graph.nodes if read else ()
     leaf = read.graph.leaf_node_id if read else None
