@@ -37,7 +37,7 @@ async def test_contenders_together_each_run_once_with_what_they_prepared() -> No
         return Contender(run, lambda: word)
 
     both = together([saying("a"), saying("b")])
-    await both.run(*both.made())
+    await both.run(*await both.made())
     assert sorted(seen) == ["a", "b"]
 
 
@@ -87,7 +87,7 @@ async def test_every_operation_runs_for_every_contender(url: str) -> None:
             contenders = settled.contenders(operation, way)
             assert list(contenders) == ["ours", "bare", "floor"]
             for contender in contenders.values():
-                await contender.run(*contender.made())
+                await contender.run(*await contender.made())
 
 
 async def test_the_floor_gets_every_reply_and_raises_an_error_among_them(url: str) -> None:
