@@ -35,6 +35,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--server", metavar="PATH", action="append", help=servers)
     ports = "loopback TCP instead of a unix socket, on port N or any that is free"
     parser.add_argument("--port", type=int, nargs="?", const=0, metavar="N", help=ports)
+    seconds = f"of the rounds of each line of the grid; default {grid.SECONDS}, with --quick {grid.QUICK_SECONDS}"
+    parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     return parser.parse_args(arguments)
 
@@ -87,7 +89,10 @@ def main() -> None:
             sys.exit(f"bench: {error}")
         if "startup" in groups and not runs:
             rows += startup.measured(3 if options.quick else 7)
-        lines, missing = grid.measured(binary, quick=options.quick) if "grid" in groups else ([], [])
+        lines: list[grid.Line] = []
+        missing: list[str] = []
+        if "grid" in groups:
+            lines, missing = grid.measured(binary, quick=options.quick, seconds=options.seconds)
         head["seconds"] = round(perf_counter() - started)
         tables = [report.table(rows)] if rows else []
         tables += [grid.table(lines)] if lines else []

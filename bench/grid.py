@@ -26,8 +26,8 @@ SIDES = ("ours", "bare", "floor")
 BY_NODES = tuple(operation for operation in OPERATIONS if operation != "listing")
 BY_SIZE = ("commit", "full read", "cold read", *REFRESHES)
 
-MEASURED_WITHIN = {"quick": 0.25, "full": 3.0}
-"""Seconds of one line's rounds."""
+QUICK_SECONDS, SECONDS = 0.25, 3.0
+"""Of one line's rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,11 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def measured(binary: Path | None, *, quick: bool) -> tuple[list[Line], list[str]]:
+def measured(binary: Path | None, *, quick: bool, seconds: float | None = None) -> tuple[list[Line], list[str]]:
     """The lines, and what could not be measured here. On a server of its own, emptied before each setting."""
     lines: list[Line] = []
     missing: list[str] = []
+    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     with EmbeddedServer(binary=binary, port=0) as server:
         for point in points(quick=quick):
             factory = loop_factory(point.setting.loop)
@@ -119,7 +120,6 @@ def measured(binary: Path | None, *, quick: bool) -> tuple[list[Line], list[str]
                 missing.append(f"{point.setting.loop} is not installed: its lines are missing")
                 continue
             url = server.url if point.setting.transport == "TCP" else f"unix://{server.socket_path}"
-            seconds = MEASURED_WITHIN["quick" if quick else "full"]
             with asyncio.Runner(loop_factory=factory) as runner:
                 lines += runner.run(_lines(url, point, seconds))
     return lines, missing
