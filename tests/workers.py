@@ -160,6 +160,9 @@ async def take(work: Work, session: str, way: Way, turn: str, tries: int = TRIES
             await way(work, store, turn)
         except (HeadRevisionConflict, LeaseBusy, LeaseLost, OutcomeUnknown, BackendError) as error:
             work.note("error", turn, type(error).__name__)
+            if isinstance(error, LeaseLost) and error.revision is not None:  # lost after all was stored
+                work.note("acknowledged", turn)
+                work.done.add(turn)
             if work.sent and isinstance(error, OutcomeUnknown) and turn not in work.done:
                 await settle(work, store, turn, work.sent)
         if turn in work.done:
