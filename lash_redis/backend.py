@@ -80,6 +80,8 @@ class Backend:
         place = places.get(self)
         if place is None or place.process != os.getpid():
             place = places[self] = _Place()
+        if place.is_closed:
+            raise BackendError("this cache was closed")
         if place.topology is None:
             async with place.opening:
                 if place.topology is None:
@@ -87,8 +89,10 @@ class Backend:
         return place.topology
 
     async def close(self) -> None:
-        """Close what this process and event loop have opened, and what all of them share."""
-        place = _places_of_the_running_loop().pop(self, None)
+        """Close what this process and event loop have opened, and what all of them share; from here nothing is sent."""
+        places = _places_of_the_running_loop()
+        place = places.get(self)
+        places[self] = _Place(is_closed=True)
         try:
             if place is not None and place.topology is not None and place.process == os.getpid():
                 await place.topology.close()
@@ -240,7 +244,8 @@ class Backend:
 class _Place:
     """What one process has in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_closed: bool = False) -> None:
+        self.is_closed = is_closed
         self.process = os.getpid()
         self.opening = asyncio.Lock()
         self.topology: Topology | None = None

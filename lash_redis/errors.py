@@ -51,7 +51,10 @@ class HeadRevisionConflict(Refused):
 
     def __str__(self) -> str:
         expected = "None" if self.expected is None else f"Some({self.expected})"
-        return f"store head revision conflict: expected {expected}, actual {self.actual}"
+        text = f"store head revision conflict: expected {expected}, actual {self.actual}"
+        if self.expected == self.actual:
+            return f"{text}; that revision is another commit than the one this was built on"
+        return text
 
 
 class SessionGone(HeadRevisionConflict):

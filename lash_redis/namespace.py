@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -17,6 +18,8 @@ from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnkn
 from lash_redis.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import StoreOptions
+
+log = logging.getLogger("lash_redis")
 
 
 @contextmanager
@@ -49,6 +52,7 @@ class Namespace:
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
+        self._told: set[str] = set()
         self._asks_replicas = False
 
     @property
@@ -71,10 +75,14 @@ class Namespace:
         return await self._backend.run(call, writes=writes)
 
     async def run_and_wait(self, call: commands.ScriptCall, wait: commands.Command) -> tuple[Any, Any]:
-        """`Backend.run_and_wait`, in a namespace that is laid out as expected."""
+        """`Backend.run_and_wait`, in a namespace that is laid out as expected. What `wait` fails on is logged once."""
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
-        return await self._backend.run_and_wait(call, wait)
+        reply, waited = await self._backend.run_and_wait(call, wait)
+        if isinstance(waited, Exception) and str(waited) not in self._told:
+            self._told.add(str(waited))
+            log.warning("commits are made, but whether they are durable is unknown: %s: %s", wait[0], waited)
+        return reply, waited
 
     async def read(self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False) -> list[Any]:
         """`Backend.send` for reads, in a namespace that is laid out as expected."""

@@ -87,6 +87,7 @@ class RedisSessionStore:
         self._keys = namespace.layout.session(checked_id("session_id", session_id))
         self._reader = Reader(namespace, self._keys)
         self._refs: commands.Refs | None = None
+        self._head_seen: tuple[int, str] | None = None
         self._commits = 0
 
     @property
@@ -149,6 +150,7 @@ class RedisSessionStore:
         if read is None:
             return None
         self._refs = read._origin.head.refs
+        self._head_seen = read._origin.head.facts.revision, read._origin.head.body.commit_id
         if not self._namespace.options.slide_on_load:
             return read
         try:
@@ -163,7 +165,7 @@ class RedisSessionStore:
         head = await self._asked(self._head)
         if head is None:
             return None
-        self._refs = head.refs
+        self._refs, self._head_seen = head.refs, (head.facts.revision, head.body.commit_id)
         return head.meta()
 
     async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
@@ -231,6 +233,8 @@ class RedisSessionStore:
         `ttl` becomes the session's own: seconds it outlives its last commit or touch, None for ever. Without it the
         session keeps its own, or goes by the cache's. It is no part of a commit's meaning: a retry does not change it.
 
+        A commit that names the revision this handle saw last, and no `builds_on`, builds on the commit that was seen.
+
         `durability` (default: that of `StoreOptions`) waits, in the same round trip, until the commit is as safe as it
         says. One that could not be confirmed in time is made all the same: `durable` of the result is then False.
 
@@ -254,8 +258,11 @@ class RedisSessionStore:
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
         if checked_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
+        if commit.builds_on is None and self._head_seen and commit.expected_head_revision == self._head_seen[0]:
+            commit = replace(commit, builds_on=self._head_seen[1])
         prepared = commands.prepare_commit(commit, options)
         result = await self._publish(prepared, own_ttl, options)
+        self._head_seen = result.head_revision, result.commit_id
         await self._collect_if_due()
         return result
 
@@ -360,7 +367,7 @@ class RedisSessionStore:
         if durability is None:
             return await self._namespace.run(call), None
         reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability))
-        return reply, commands.wait_reply(durability, self.session_id, waited)
+        return reply, commands.wait_reply(durability, waited)
 
     async def _confirmed(self, durability: Durability) -> bool:
         """Whether what an earlier attempt wrote is as safe as `durability` asks: WAIT alone would not wait for it."""
@@ -397,12 +404,14 @@ class RedisSessionStore:
         since: PersistedSessionRead | None = None,
         attempts: int = 8,
         ttl: float | Keep | None = KEEP,
+        durability: Durability | None = None,
     ) -> RuntimeCommitResult:
         """The way to write: `fn` makes a commit of what it sees; on a conflict it sees what is new and is asked again.
 
         `fn` is called once per attempt with the session as it then is (None before the first commit), and makes a new
         commit each time: one that was refused is not sent again. A commit without `expected_head_revision` is made to
-        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms.
+        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms; so
+        what is paid for, such as a model call, belongs before `update` or under a lease, not into `fn`.
 
         The first attempt loads the session, or refreshes `since`, a read of it that the caller still has; each further
         one refreshes what the one before saw. So a process that keeps the read of its last turn makes the next in two
@@ -441,7 +450,7 @@ class RedisSessionStore:
                     revision, builds_on = (0, None) if read is None else (read.head_revision, read.commit_id)
                     commit = replace(commit, expected_head_revision=revision, builds_on=commit.builds_on or builds_on)
                 try:
-                    return await self.commit_runtime_state(commit, ttl=ttl)
+                    return await self.commit_runtime_state(commit, ttl=ttl, durability=durability)
                 except HeadRevisionConflict as conflict:
                     refused[commit.commit_id] = conflict
                     raise

@@ -355,3 +355,13 @@ def any_server(_running: Any) -> Server:
     real = [kind for kind in table() if kind.real and not kind.missing]
     served: Server = _running.emptied(real[0]) if real else pytest.skip("no server at all")
     return served
+
+
+@pytest.mark.parametrize("scheme", ["embedded", "memory", "redis"])
+async def test_a_cache_that_was_closed_stays_closed(scheme, real_server):
+    cache = lash_redis.connect(real_server.tcp_url if scheme == "redis" else f"{scheme}://")
+    await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    await cache.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await cache.session("chat").load_session(FullGraph())
+    await cache.aclose()

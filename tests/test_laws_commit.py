@@ -566,3 +566,25 @@ async def test_a_blob_that_went_away_meanwhile_is_sent_after_all(store, client):
     await store.commit_runtime_state(commit(1, checkpoint=state))
     assert await holders(client) == [1]
     assert (await store.load_session(FullGraph())).checkpoint.tool_state == tools("x" * 5_000)
+
+
+@broken_by(Python("store:RedisSessionStore.load_head", lambda head: _forgetting(head), "remembers no commit"))
+async def test_a_handle_builds_on_the_commit_it_saw_though_nobody_says_so(open_cache, client):
+    """The revision that a failover took back has come round again with another content."""
+    worker, other = open_cache().session("chat"), open_cache().session("chat")
+    await other.commit_runtime_state(commit(None, append("lost")))
+    assert (await worker.load_head()).head_revision == 1
+    await client.delete(*[await key_of(client, family) for family in ("head", "log", "nodes")])
+    await other.commit_runtime_state(commit(None, append("kept")))
+    with pytest.raises(HeadRevisionConflict, match="expected Some\\(1\\), actual 1; that revision is another commit"):
+        await worker.commit_runtime_state(commit(1, replace_full("mine")))
+    assert ids_of(await other.load_session(FullGraph())) == ["kept"]
+
+
+def _forgetting(load_head):
+    async def forgets(self):
+        found = await load_head(self)
+        self._head_seen = None
+        return found
+
+    return forgets

@@ -41,7 +41,7 @@ async def opened(group: _Group, *, given: bool) -> AsyncIterator[SessionCache]:
         async with lash_redis.connect(group.url, namespace="laws") as cache:
             yield cache
         return
-    client = group.client()
+    client = group.managed() if isinstance(group, SentinelGroup) else group.client()
     try:
         yield SessionCache(client, "laws")
     finally:

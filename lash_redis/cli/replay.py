@@ -299,7 +299,10 @@ def print_report(report: Report, screen: Console) -> None:
     table.add_row("bytes", *(Text(name, style="dim") for name in ("in all", "a session", "largest")))
     table.add_row("sessions", *(shown_bytes(stored[name]) for name in ("sessions", "session_p50", "session_max")))
     table.add_row("blobs", shown_bytes(stored["blobs"]), f"{stored['blob_count']} blobs", "shared")
-    measure = {"memory usage": "bytes by MEMORY USAGE", "record bytes": "bytes of the records; MEMORY USAGE is denied"}
+    measure = {
+        "memory usage": "bytes by MEMORY USAGE",
+        "record bytes": "bytes of the records; MEMORY USAGE gave no answer",
+    }
     note = Text(f"\nresume: a handle that knows nothing, until every node is decoded; {measure[report.measure]}", "dim")
     if failed:
         verdict = Text(f"{len(failed)} of {len(report.sessions)} sessions are not what was read", style="bold red")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from lash_redis import scripts
 from lash_redis.commands.calls import Command, ScriptCall
 from lash_redis.keys import SessionKeys
 from lash_redis.options import Durability, Replicas
-
-log = logging.getLogger("lash_redis")
 
 
 def wait_command(durability: Durability) -> Command:
@@ -19,10 +16,9 @@ def wait_command(durability: Durability) -> Command:
     return ("WAITAOF", 1, durability.replicas, durability.timeout_ms)
 
 
-def wait_reply(durability: Durability, session_id: str, reply: Any) -> bool:
-    """Whether as many replicas or disks have it as were asked for; a server that cannot say so is told in the log."""
+def wait_reply(durability: Durability, reply: Any) -> bool:
+    """Whether as many replicas or disks have it as were asked for; an error of the server says nothing."""
     if isinstance(reply, Exception):
-        log.warning("the commit of session %r is made, but whether it is durable is unknown: %s", session_id, reply)
         return False
     if isinstance(durability, Replicas):
         return int(reply) >= durability.n
