@@ -27,6 +27,7 @@ from lash_redis import (
     RuntimeCommit,
     SessionCache,
     SessionGraph,
+    StoreOptions,
     ToolState,
     connect,
 )
@@ -153,13 +154,14 @@ JOBS: dict[str, Callable[[SessionCache, int, dict[str, Any]], Awaitable[Any]]] =
 class Workers:
     """Worker processes; `run` gives the first few of them one job and waits for all of their answers."""
 
-    def __init__(self, url: str, count: int, namespace: str, ttl: float | None) -> None:
+    def __init__(self, url: str, count: int, *settings: Any) -> None:
+        """`settings`: namespace, ttl and blob grace of their caches."""
         context = get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for number in range(count):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, url, namespace, ttl, number), daemon=True)
+            process = context.Process(target=_work, args=(theirs, url, number, *settings), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)
@@ -182,20 +184,22 @@ class Workers:
 
 
 @contextmanager
-def working(url: str, count: int, namespace: str, ttl: float | None = None) -> Iterator[Workers]:
-    workers = Workers(url, count, namespace, ttl)
+def working(
+    url: str, count: int, namespace: str, ttl: float | None = None, blob_grace: float = 60.0
+) -> Iterator[Workers]:
+    workers = Workers(url, count, namespace, ttl, blob_grace)
     try:
         yield workers
     finally:
         workers.stop()
 
 
-def _work(pipe: Connection, url: str, namespace: str, ttl: float | None, number: int) -> None:
-    asyncio.run(_serve(pipe, url, namespace, ttl, number))
+def _work(pipe: Connection, *settings: Any) -> None:
+    asyncio.run(_serve(pipe, *settings))
 
 
-async def _serve(pipe: Connection, url: str, namespace: str, ttl: float | None, number: int) -> None:
-    async with connect(url, namespace=namespace, ttl=ttl) as cache:
+async def _serve(pipe: Connection, url: str, number: int, namespace: str, ttl: float | None, blob_grace: float) -> None:
+    async with connect(url, namespace=namespace, ttl=ttl, options=StoreOptions(blob_grace=blob_grace)) as cache:
         await cache.session("nobody").load_head()
         pipe.send("ready")
         while True:
