@@ -6,7 +6,7 @@ one client that does nothing else (`recorded`), which fills the server's core.
 
 Then a crowd: 8 workers take turns of 100,000 sessions by Zipf's law, with a ttl of seconds. A session is resumed, then
 committed to with two messages and 12 KB of state; it begins where it is not there, and at 200 messages is cut to 20.
-What a turn replaced is kept for `blob_grace`, here a third of the ttl, so that a minute shows where memory stands still.
+What a turn replaced is kept for `blob_grace`, here a third of the ttl, so that a minute shows where memory ends.
 """
 
 from __future__ import annotations
