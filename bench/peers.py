@@ -305,7 +305,7 @@ def verdict_table(found: Sequence[Verdict]) -> str:
 
 async def measured(url: str, said: Sequence[stores.Message], seconds: float) -> dict[str, Any]:
     async with redis.from_url(url) as client:
-        head = await report.header(client, url, quick=seconds < SECONDS)
+        head = await report.header(client, url, quick=False) | {"mode": f"{seconds:g} s a line"}
         head |= {package: report.version_of(package) for package in PACKAGES}
         seen = await counted(url, said)
         found = await verdicts(url, said, seen)
