@@ -355,6 +355,16 @@ def is_passing(error: BaseException) -> bool:
     return _worth_retrying(error) or isinstance(error, exceptions.MovedError | exceptions.AskError | OSError)
 
 
+def end_if_cancelled() -> None:
+    """For a task of ours that was cancelled and does not know it.
+
+    redis-py sends under `asyncio.wait_for`, which before Python 3.12 swallows a cancellation when all is sent.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _worth_retrying(error: BaseException) -> bool:
     if isinstance(error, NOT_READY):
         return True

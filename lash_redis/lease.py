@@ -11,6 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Annotated, Final, Protocol, Self
 
+from lash_redis.backend import end_if_cancelled
 from lash_redis.errors import BackendError, InvalidRecord, LeaseLost, OutcomeUnknown, SessionDeleted, StoreError
 from lash_redis.models.lease import LeaseClaim, LeaseInfo, Seconds
 from lash_redis.models.wire import Rule
@@ -116,11 +117,15 @@ class Lease(LeaseClaim):
             if _result_of(keeper) is not None:
                 task.uncancel()
             raise
+        else:
+            if _result_of(keeper) is not None:  # the block was cancelled and did not learn of it
+                task.uncancel()
 
     async def _keep(self, interval: float, task: asyncio.Task[object]) -> StoreError:
         """Renew until it is lost; then cancel `task` and say why."""
         lost: StoreError = LeaseLost(self.session_id, self.owner, "expired")
         while self.remaining > 0:
+            end_if_cancelled()
             await asyncio.sleep(min(interval, self.remaining))
             if self.remaining == 0:
                 break

@@ -22,7 +22,7 @@ import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis import commands
-from lash_redis.backend import FAILURES, is_passing
+from lash_redis.backend import FAILURES, end_if_cancelled, is_passing
 from lash_redis.errors import BackendError, Corrupt, SessionEvicted, StoreError
 from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.namespace import Namespace
@@ -232,11 +232,11 @@ class SessionWatch:
         """Give a line to every session without one; after a pause where it lost one."""
         clock = asyncio.get_running_loop().time
         while True:
-            _end_if_cancelled()
+            end_if_cancelled()
             await self._to_place.wait()
             self._to_place.clear()
             while self._homeless:
-                _end_if_cancelled()
+                end_if_cancelled()
                 lost = [session for session in self._homeless if session.lost_at is not None]
                 until = min((session.lost_at or 0 for session in lost), default=None)
                 if until is not None:
@@ -385,7 +385,7 @@ class _Line:
             reading.add_done_callback(lambda _: self._wake.set())
             try:
                 while self.sessions:
-                    _end_if_cancelled()
+                    end_if_cancelled()
                     if reading.done():
                         reading.result()
                     await self._speak(connection)
@@ -532,16 +532,6 @@ class _Line:
         if session is not None and session.must_look:
             self._to_look[session] = None
             self._wake.set()
-
-
-def _end_if_cancelled() -> None:
-    """For a task of ours that was cancelled and does not know it.
-
-    redis-py sends under `asyncio.wait_for`, which before Python 3.12 swallows a cancellation when all is sent.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -634,6 +635,30 @@ async def test_what_a_block_raises_comes_out_as_it_is(store):
 
 async def _hold(lease):
     async with lease.renewing():
+        await asyncio.sleep(20)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_block_ends_though_a_cancellation_is_swallowed(is_lost, store, monkeypatch):
+    """As `asyncio.wait_for` does before Python 3.12 when what it waits for is done at the same moment."""
+    lease = await store.acquire_lease("worker", ttl=60)
+    reached = asyncio.Event()
+
+    async def renew(lease, ttl=None):
+        reached.set()
+        if is_lost:
+            raise LeaseLost("chat", "worker", "taken")
+        await _swallowing()
+
+    monkeypatch.setattr(Lease, "renew", renew)
+    async with asyncio.timeout(5):
+        async with lease.renewing(0.01):
+            await (_swallowing() if is_lost else reached.wait())
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def _swallowing():
+    with suppress(asyncio.CancelledError):
         await asyncio.sleep(20)
 
 
