@@ -54,13 +54,15 @@ class Namespace:
         self._laid_out = False
         self._told: set[str] = set()
         self._asks_replicas = False
+        self._replicas: Self | None = None
 
     @property
     def replicas(self) -> Self:
         """The same namespace, as replicas know it: they are asked for reads, once, and may be behind."""
-        view = copy(self)
-        view._asks_replicas = True
-        return view
+        if self._replicas is None:
+            self._replicas = copy(self)
+            self._replicas._asks_replicas = True
+        return self._replicas
 
     async def close(self) -> None:
         await self._backend.close()

@@ -54,6 +54,16 @@ async def test_under_sentinel_every_read_of_a_session_is_a_replicas(sentinels: S
         assert sum(map(reads_of, sentinels.replicas())) > of_replicas
 
 
+async def test_a_process_that_only_reads_asks_the_primary_for_the_layout_once(sentinels: SentinelGroup):
+    async with lash_redis.connect(sentinels.url, options=OPTIONS) as writer:
+        await furnished(writer)
+    async with lash_redis.connect(sentinels.url, options=OPTIONS) as cache:
+        before = sentinels.primary.info("commandstats").get("cmdstat_get", {}).get("calls", 0)
+        for _ in range(5):
+            assert (await cache.session("chat").load_head()).head_revision == 1
+        assert sentinels.primary.info("commandstats")["cmdstat_get"]["calls"] == before + 1
+
+
 async def test_in_a_cluster_too(cluster: Cluster):
     async with lash_redis.connect(cluster.url, options=OPTIONS) as cache:
         await furnished(cache, Replicas(1, 5_000))
