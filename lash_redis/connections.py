@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis import exceptions
@@ -38,6 +38,15 @@ PLAIN: Final = frozenset(
     }
 )  # fmt: skip
 """The settings of a given client, with those of TLS, that connections of our own to its replicas get."""
+
+
+UNSAYABLE: Final = frozenset(
+    {
+        "connection_class", "credential_provider", "decode_responses", "encoder_class", "parser_class",
+        "redis_connect_func", "retry",
+    }
+)  # fmt: skip
+"""Settings of which a URL can give but a name, which redis-py then takes for the thing itself."""
 
 
 @runtime_checkable
@@ -149,7 +158,7 @@ class ByCluster(_Ours):
 
     def __init__(self, url: str) -> None:
         self._seeds, rest = _several(url, PORT)
-        if urlsplit(url).path not in ("", "/", "/0"):
+        if _split(url).path not in ("", "/", "/0"):
             raise InvalidRecord("url", "a cluster has database 0 alone")
         self._clients, _ = _clients(rest)
 
@@ -165,13 +174,13 @@ class BySentinel(_Ours):
 
     def __init__(self, url: str) -> None:
         self._sentinels, rest = _several(url, SENTINEL_PORT)
-        service, _, db = urlsplit(url).path.strip("/").partition("/")
+        service, _, db = _split(url).path.strip("/").partition("/")
         if not service or not (db.isdecimal() or not db):
             raise InvalidRecord(
                 "url", "redis+sentinel:// takes sentinels, the name of a service, and perhaps a database"
             )
         self._service = unquote(service)
-        split = urlsplit(rest)
+        split = _split(rest)
         query = dict(parse_qsl(split.query))
         self._own = {
             name.removeprefix("sentinel_"): query.pop(name)
@@ -186,6 +195,14 @@ class BySentinel(_Ours):
         return Sentinels(manager, self._service, self._clients)
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; what the standard library says of one that has none may quote a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise InvalidRecord("url", "has an address that cannot be understood") from None
+
+
 def _clients(url: str) -> tuple[Clients, dict[str, Any]]:
     """How clients are made by `url`, and where it leads: a host and port, or a path."""
     try:
@@ -194,6 +211,11 @@ def _clients(url: str) -> tuple[Clients, dict[str, Any]]:
         # What the standard library says of an address may quote a password that holds one of /, ? and #.
         told = str(error) if str(error).startswith("Invalid value for") else "has an address that cannot be understood"
         raise InvalidRecord("url", told) from None
+    for name in sorted(UNSAYABLE & settings.keys()):
+        if isinstance(settings[name], str):
+            raise InvalidRecord("url", f"cannot set {name!r}")
+    if settings.get("max_connections", 0) < 0:
+        raise InvalidRecord("url", "takes a max_connections of at least 0")
     kind: type[AbstractConnection] = settings.pop("connection_class", Connection)
     where: dict[str, Any] = {name: settings.pop(name) for name in ("host", "port", "path") if name in settings}
     if kind is not redis.UnixDomainSocketConnection:

@@ -242,7 +242,10 @@ def test_a_key_lies_in_the_slot_that_redis_puts_it_in():
         "redis+cluster://h?nothing=1", "redis+cluster://:secret/x@h", "redis+sentinel://h", "redis+sentinel://h/",
         "redis+sentinel://h/service/secret", "redis+sentinel://h:secret/service", "redis+sentinel:///service",
         "redis+sentinel://h/service?wrong=1", "rediss+sentinel://h/service", "redis://u:secret/@h", "redis://h:secret",
-        "redis://h?wrong=1", "cluster://:secret@h",
+        "redis://h?wrong=1", "cluster://:secret@h", "redis+cluster://:[secret@h", "redis+sentinel://:[secret@h/service",
+        "redis+cluster://:\u2100secret@h", "redis+sentinel://:\u2100secret@h/service", "redis+cluster://[::1",
+        "redis://h?max_connections=-1", "redis+sentinel://h/service?max_connections=-1", "redis://h?retry=secret",
+        "redis://h?decode_responses=true", "redis+cluster://h?connection_class=secret",
     ],
 )  # fmt: skip
 def test_a_url_that_leads_nowhere_is_refused_by_name_without_its_password(url):
