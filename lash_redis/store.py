@@ -435,10 +435,11 @@ class RedisSessionStore:
             reraise=True,
         )
         read, refused = since, dict[str, HeadRevisionConflict]()
+        scope = FullGraph() if since is None else since.scope
         async for attempt in retrying:
             with attempt:
                 if read is None:
-                    read = await self._seen(await self._reader.load(FullGraph()))
+                    read = await self._seen(await self._reader.load(scope))
                 else:
                     read = await self.refresh(read)
                 made = fn(read)

@@ -147,6 +147,25 @@ async def test_it_begins_at_a_read_that_the_caller_still_has(scope, store, open_
     assert await store.update(lambda read: commit(None, Unchanged(read.graph.leaf_node_id)), since=read)
 
 
+async def test_what_began_anew_meanwhile_is_seen_as_it_was_read_before(open_cache):
+    store = open_cache(deletion_marker_ttl=0).session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    read = await store.load_session(ActivePath())
+    await store.delete()
+    shown = []
+
+    async def turn(read):
+        shown.append(read)
+        if read is None:
+            await store.commit_runtime_state(commit(None, append("b")))
+            await store.commit_runtime_state(commit(1, append("c")))
+            return commit(None, append("d"))
+        return commit(None, append("d", parent="c"))
+
+    await store.update(turn, since=read)
+    assert [read and read.scope for read in shown] == [None, ActivePath()]
+
+
 async def test_what_it_begins_at_is_a_read_of_this_session(cache, store):
     await store.commit_runtime_state(commit(None, append("a")))
     turn, shown = adding("b")
