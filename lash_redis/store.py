@@ -351,7 +351,7 @@ class RedisSessionStore:
                 if not outcome.replayed:
                     self._refs = prepared.refs
                 elif prepared.commit.releases is not None:
-                    with suppress(LeaseLost):  # the first attempt released it
+                    with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
                         await self.release_lease(prepared.commit.releases)
                 for held in filter(None, prepared.refs):
                     namespace.known.add(self._keys.blob(held))

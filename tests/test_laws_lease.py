@@ -26,6 +26,8 @@ from lash_redis import (
     LeaseBusy,
     LeaseInfo,
     LeaseLost,
+    OutcomeUnknown,
+    RedisSessionStore,
     RuntimeCommit,
     SessionBindingMismatch,
     SessionDeleted,
@@ -385,6 +387,18 @@ async def test_a_replayed_commit_releases_its_lease_all_the_same(store):
     assert (await store.commit_runtime_state(again)).replayed
     assert await store.load_lease() is None
     assert (await store.commit_runtime_state(again)).replayed
+
+
+async def test_a_replayed_commit_whose_lease_cannot_be_released_does_not_deny_the_commit(store, monkeypatch):
+    first = commit(None, append("a"))
+    await store.commit_runtime_state(first)
+    again = replace(first, releases=await store.acquire_lease("worker"))
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisSessionStore, "release_lease", _unreachable)
+        with pytest.raises(OutcomeUnknown, match="1 commit was made before"):
+            await store.commit_runtime_state(again)
+    assert (await store.commit_runtime_state(again)).replayed
+    assert await store.load_lease() is None
 
 
 async def test_a_commit_names_one_lease_and_of_its_own_session(store, open_cache):
