@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 from typing import Annotated, Final, Protocol, Self
@@ -84,6 +84,7 @@ class Lease(LeaseClaim):
     async def renewing(self, every: float | None = None) -> AsyncIterator[Self]:
         """Renew it in the background while the block runs; the block ends with `LeaseLost` the moment it is lost.
 
+        One that has no time left by this process's clock, or was adopted, is renewed first.
         `every`: seconds between renewals, at most a third of `ttl`, which is the default. The block is cancelled, as
         `asyncio.timeout` does it, when a renewal is refused, or when no renewal has come through until the lease's time
         is up by this process's clock. A process that was frozen learns of it as soon as it runs again. A block that
@@ -96,6 +97,8 @@ class Lease(LeaseClaim):
         interval = seconds_to_ms("every", self.ttl / RENEWALS if every is None else every) / 1000
         if interval > self.ttl / RENEWALS + 0.001:
             raise InvalidRecord("every", f"takes at most a third of the lease's {self.ttl} seconds, not {every!r}")
+        if self.remaining == 0:  # the server knows better, above all of one that was adopted
+            await self.renew()
         task = asyncio.current_task()
         assert task is not None
         keeper = asyncio.create_task(self._keep(interval, task))
@@ -139,6 +142,16 @@ class Lease(LeaseClaim):
                 break
         task.cancel()
         return lost
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As it travels by JSON: without its store, to be adopted elsewhere."""
+        return type(self).from_json, (self.to_json(),)
+
+    def __copy__(self) -> Self:
+        return replace(self)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return replace(self)
 
     def _bound(self) -> LeaseHolder:
         if self._store is None:

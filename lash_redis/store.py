@@ -559,7 +559,9 @@ class RedisSessionStore:
         Raises:
             SessionBindingMismatch: it is another session's.
         """
+        commands.check_kind("lease", lease, Lease)
         commands.check_lease("lease", lease, self.session_id)
+        seconds_to_ms("lease.ttl", lease.ttl)
         return replace(lease, _store=self)
 
     async def load_lease(self) -> LeaseInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import pickle
 from contextlib import suppress
@@ -34,6 +35,7 @@ from lash_redis import (
     SessionEvicted,
     SessionStoreCreateRequest,
 )
+from lash_redis.models import LeaseClaim
 
 
 async def let_it_lapse(client, session_id: str = "chat") -> None:
@@ -531,16 +533,49 @@ async def test_generations_count_to_the_end_and_never_wrap(store, client, keyspa
 async def test_a_lease_travels_as_json_and_is_adopted_elsewhere(store, open_cache):
     lease = await store.acquire_lease("worker", ttl=60)
     text = json.dumps(lease.to_json())
-    copy = Lease.from_json(json.loads(text))
+    sent = Lease.from_json(json.loads(text))
     with pytest.raises(InvalidRecord, match="adopt_lease"):
-        await copy.renew()
+        await sent.renew()
     elsewhere = open_cache().session("chat")
-    adopted = elsewhere.adopt_lease(copy)
-    await elsewhere.commit_runtime_state(commit(None, append("a"), lease=copy))
+    adopted = elsewhere.adopt_lease(sent)
+    await elsewhere.commit_runtime_state(commit(None, append("a"), lease=sent))
     await adopted.renew()
     await adopted.release()
     with pytest.raises(SessionBindingMismatch):
-        open_cache().session("other").adopt_lease(copy)
+        open_cache().session("other").adopt_lease(sent)
+
+
+async def test_an_adopted_lease_is_kept_by_who_adopts_it(store, open_cache):
+    sent = Lease.from_json((await store.acquire_lease("worker", ttl=60)).to_json())
+    adopted = open_cache().session("chat").adopt_lease(sent)
+    async with adopted.renewing():
+        assert adopted.remaining > 50
+    await adopted.release()
+    with pytest.raises(LeaseLost) as lost:
+        async with adopted.renewing():
+            pass
+    assert lost.value.reason == "released"
+
+
+async def test_a_lease_is_copied_with_its_store_and_pickled_without(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    made = commit(None, append("a"), lease=lease)
+    for same in (copy.copy(lease), copy.deepcopy(lease), copy.deepcopy(made).lease):
+        await same.renew()
+    unknown = OutcomeUnknown("commit: lost")
+    unknown.commit = made
+    for sent in (pickle.loads(pickle.dumps(lease)), pickle.loads(pickle.dumps(unknown)).commit.lease):
+        assert (sent.to_json(), sent.remaining) == (lease.to_json(), 0)
+        await store.adopt_lease(sent).renew()
+
+
+async def test_what_is_adopted_is_a_lease(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    claim = LeaseClaim("chat", "worker", lease.token, lease.generation, lease.deadline)
+    for wrong, field in ((claim, "lease"), (None, "lease"), (replace(lease, ttl=-1.0), "lease.ttl")):
+        with pytest.raises(InvalidRecord) as caught:
+            store.adopt_lease(wrong)
+        assert caught.value.field == field
 
 
 async def test_a_commit_is_written_without_its_lease(store):
@@ -552,8 +587,8 @@ async def test_a_commit_is_written_without_its_lease(store):
 
 def test_the_errors_of_leases_survive_pickling():
     for error in (LeaseBusy("s", "o", 3, 1.5), LeaseLost("s", "o", "taken", 7)):
-        copy = pickle.loads(pickle.dumps(error))
-        assert (type(copy), vars(copy), str(copy)) == (type(error), vars(error), str(error))
+        sent = pickle.loads(pickle.dumps(error))
+        assert (type(sent), vars(sent), str(sent)) == (type(error), vars(error), str(error))
 
 
 # Renewing in the background
