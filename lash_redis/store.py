@@ -519,7 +519,8 @@ class RedisSessionStore:
         lease was released or ran out, as long as the session lives; one that nobody ever committed to is forgotten a
         day after its last lease. `wait`: seconds to keep asking while somebody else holds it, with random pauses.
 
-        A held lease keeps its session alive: one that would expire first is touched. One round trip.
+        A held lease keeps its session alive: one that would expire first is touched, and no commit or touch lets it
+        end earlier, however short its ttl. One round trip.
 
         Raises:
             LeaseBusy: somebody else holds it; says who and until when.
@@ -588,7 +589,7 @@ class RedisSessionStore:
         commands.release_reply(call, self._keys, lease, await self._namespace.run(call))
 
     async def _outlive(self, held: commands.Acquired) -> None:
-        """Touch a session that would expire before its lease."""
+        """Touch a session that would expire before its lease: it then lives as long as that at least."""
         if 0 < held.until_ms < held.deadline_ms:
             await self.touch()
 

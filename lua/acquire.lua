@@ -55,9 +55,10 @@ if is_live then deadline = math.max(deadline, lease.deadline) end
 local lapsed = lease and lease.token ~= '' and not is_live
 local before = lapsed and {'lapsed', lease.owner, lease.generation, lease.deadline} or {'', '', '0', 0}
 local is_alone = not facts and redis.call('HEXISTS', head, 'meta') == 0
+local lives = lives_until(head, facts, is_alone, now)
 
 -- WRITE
 
 redis.call('HSET', head, 'lease', write_lease(generation, deadline, token, owner))
 if is_alone then redis.call('PEXPIREAT', head, deadline + remains) end
-return {'acquired', session, generation, deadline, facts and facts.deadline or 0, unpack(before)}
+return {'acquired', session, generation, deadline, lives, unpack(before)}

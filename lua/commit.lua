@@ -259,7 +259,8 @@ end
 
 local ttl = own_ttl ~= '' and own_ttl or stored.ttl
 ttl = ttl and tonumber(ttl) or default_ttl
-local deadline = ttl > 0 and now + ttl or 0
+local frees = held_lease and releases == held_lease.generation .. ' ' .. held_lease.token .. ' ' .. held_lease.owner
+local deadline = outlasting(ttl > 0 and now + ttl or 0, not frees and held_lease)
 local had, hold = facts.hold, hold_of(deadline, grace)
 local slides = had ~= hold
 
@@ -316,12 +317,9 @@ for _, name in ipairs({'ttl', 'meta', 'parent'}) do
     fields[#fields + 1] = extras[name]
   end
 end
-if releases ~= '' and held_lease then
-  local generation, token, owner = string.match(releases, '^(%d+) (%S+) (.*)$')
-  if generation == held_lease.generation and token == held_lease.token and owner == held_lease.owner then
-    fields[#fields + 1] = 'lease'
-    fields[#fields + 1] = write_lease(generation, 0, '', '')
-  end
+if frees then
+  fields[#fields + 1] = 'lease'
+  fields[#fields + 1] = write_lease(held_lease.generation, 0, '', '')
 end
 
 -- WRITE

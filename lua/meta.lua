@@ -28,6 +28,7 @@
 --@include refuse
 --@include head
 --@include clock
+--@include lease
 --@include holders
 --@include catalogue
 
@@ -44,10 +45,12 @@ local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalog
 if wrong then return refuse(session, wrong) end
 if mode == 'create' and redis.call('HEXISTS', head, 'meta') == 1 then return {'exists', session} end
 
+local lease = stored.lease and read_lease(stored.lease)
+if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
 local now = milliseconds()
 local ttl = own_ttl ~= '' and own_ttl or stored.ttl
 ttl = ttl and tonumber(ttl) or default_ttl
-local deadline = ttl > 0 and now + ttl or 0
+local deadline = outlasting(ttl > 0 and now + ttl or 0, lease)
 local hold = facts and facts.hold or hold_of(deadline, grace)
 local entry, former = entry_of(session, parent ~= '' and parent), entry_of(session, stored.parent)
 local committed = facts and facts.committed or redis.call('ZSCORE', sessions, former) or now

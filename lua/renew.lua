@@ -35,9 +35,10 @@ local now = milliseconds()
 local why = lost(lease, token, owner, now)
 if why then return {'lost', session, why} end
 local deadline = math.max(lease.deadline, now + ttl)
+local lives = lives_until(head, holder.facts, holder.is_alone, now)
 
 -- WRITE
 
 redis.call('HSET', head, 'lease', write_lease(lease.generation, deadline, token, owner))
 if holder.is_alone then redis.call('PEXPIREAT', head, deadline + remains) end
-return {'renewed', session, lease.generation, deadline, holder.deadline}
+return {'renewed', session, lease.generation, deadline, lives}

@@ -28,6 +28,7 @@
 --@include refuse
 --@include head
 --@include clock
+--@include lease
 --@include holders
 --@include catalogue
 
@@ -45,10 +46,12 @@ if before ~= stored.refs then return {'refs', session, stored.refs} end
 local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
 if wrong then return refuse(session, wrong) end
 
+local lease = stored.lease and read_lease(stored.lease)
+if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
 local now = milliseconds()
 local ttl = own_ttl ~= '' and own_ttl or stored.ttl
 ttl = ttl and tonumber(ttl) or default_ttl
-local deadline = ttl > 0 and now + ttl or 0
+local deadline = outlasting(ttl > 0 and now + ttl or 0, lease)
 local hold = hold_of(deadline, grace)
 local had, fields, entry = facts and facts.hold, {'ttl', ttl}, entry_of(session, stored.parent)
 if own_ttl == '' then fields = {} end

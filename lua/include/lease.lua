@@ -25,14 +25,26 @@ local function lost(lease, token, owner, now)
   return lease.deadline <= now and 'expired' or nil
 end
 
+-- When a session expires that else would at `deadline` (0: never): not before its lease, which would end with it.
+local function outlasting(deadline, lease)
+  return deadline > 0 and lease and math.max(deadline, lease.deadline) or deadline
+end
+
+-- Until when the session itself lives; 0: for ever, or it is nothing but a lease. One that has only meta knows of no
+-- deadline but that of its key.
+local function lives_until(head, facts, is_alone, now)
+  if facts or is_alone then return facts and facts.deadline or 0 end
+  local left = redis.call('PTTL', head)
+  return left < 0 and 0 or now + left
+end
+
 -- A head's lease (false for none), and what it hangs on: whether the session was deleted, whether the head is nothing
--- but a lease, the session's deadline. Where something is wrong, the third value is the rest of a reply.
+-- but a lease, its facts. Where something is wrong, the third value is the rest of a reply.
 local function open_lease(head)
   local stored = redis.pcall('HMGET', head, 'lease', 'facts', 'meta', 'deleted')
   if stored.err then return nil, nil, unusable('head', stored) end
   local lease, facts = stored[1] and read_lease(stored[1]), stored[2] and read_facts(stored[2])
   if lease == nil then return nil, nil, {'corrupt', 'head', 'its lease is unreadable'} end
   if facts == nil then return nil, nil, {'corrupt', 'head', 'its facts are unreadable'} end
-  local deadline = facts and facts.deadline or 0
-  return lease, {is_deleted = stored[4], is_alone = not (facts or stored[3]), deadline = deadline}
+  return lease, {is_deleted = stored[4], is_alone = not (facts or stored[3]), facts = facts}
 end
