@@ -585,7 +585,7 @@ class RedisSessionStore:
     async def release_lease(self, lease: LeaseClaim) -> None:
         """`Lease.release`."""
         commands.check_lease("lease", lease, self.session_id)
-        call = commands.release_call(self._keys, lease)
+        call = commands.release_call(self._keys, lease, uuid4().hex[:16])
         commands.release_reply(call, self._keys, lease, await self._namespace.run(call))
 
     async def _outlive(self, held: commands.Acquired) -> None:

@@ -5,6 +5,7 @@
 -- ARGV   1 session  str  session id, echoed
 --        2 owner    str  who holds it
 --        3 token    str  what it was acquired with
+--        4 request  str  which release this is: a retry is told what it did
 --
 -- Reply  released <session> <generation>       it is free; the generation stays, so it never repeats
 --        lost <session> <why>                  it is expired, taken, released or gone; nothing written
@@ -20,17 +21,18 @@
 --@include lease
 
 local head = KEYS[1]
-local session, owner, token = ARGV[1], ARGV[2], ARGV[3]
+local session, owner, token, request = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 -- CHECK
 
 local lease, holder, wrong = open_lease(head)
 if wrong then return refuse(session, wrong) end
 if holder.is_deleted then return {'deleted', session} end
+if lease and lease.token == '' and lease.owner == request then return {'released', session, lease.generation} end
 local why = lost(lease, token, owner, milliseconds())
 if why then return {'lost', session, why} end
 
 -- WRITE
 
-redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', ''))
+redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', request))
 return {'released', session, lease.generation}

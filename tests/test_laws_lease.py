@@ -15,6 +15,7 @@ from breaking import Lua, Python, broken_by
 from builders import append, commit, facts_of, ids_of, key_of, tools
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from proxy import Action, on
 
 from lash_redis import (
     BackendError,
@@ -108,7 +109,7 @@ async def test_an_owner_that_asks_again_gets_a_new_token_and_the_old_one_is_wort
 
 @broken_by(
     Lua("acquire", "add64(lease and lease.generation or '0', '1')", "'1'"),
-    Lua("release", "write_lease(lease.generation, 0, '', '')", "write_lease('0', 0, '', '')"),
+    Lua("release", "write_lease(lease.generation, 0, '', request)", "write_lease('0', 0, '', request)"),
 )
 async def test_each_change_of_hands_counts_one_and_the_count_survives_everything(store, open_cache, client):
     for generation in range(1, 4):
@@ -249,6 +250,20 @@ async def test_a_second_release_is_refused(store):
         with pytest.raises(LeaseLost) as lost:
             await again()
         assert lost.value.reason == "released"
+
+
+@broken_by(Lua("release", "lease.owner == request", "false"))
+async def test_a_release_whose_reply_is_lost_is_no_loss(proxy, through_proxy):
+    cache = through_proxy()
+    await cache.preload()
+    store = cache.session("chat")
+    lease = await store.acquire_lease("worker")
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
+    await lease.release()
+    assert await store.load_lease() is None
+    with pytest.raises(LeaseLost):
+        await lease.release()
+    assert (await store.acquire_lease("other")).displaced is None
 
 
 async def test_a_token_without_its_owner_renews_nothing(store):

@@ -58,8 +58,9 @@ def renew_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: A
     return Acquired(int(reply[2]), reply[3], reply[4])
 
 
-def release_call(keys: SessionKeys, lease: LeaseClaim) -> ScriptCall:
-    return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token])
+def release_call(keys: SessionKeys, lease: LeaseClaim, request: str) -> ScriptCall:
+    """`request`: letters and digits that no other release has."""
+    return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token, request])
 
 
 def release_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: Any) -> None:

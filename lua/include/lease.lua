@@ -1,6 +1,7 @@
 -- Who alone works on a session, in the head's field `lease`: generation (a counter, to 2^63-1), deadline (ms since 1970
--- by the server's clock), token, owner, separated by blanks. A released lease keeps its generation, with deadline 0 and
--- nothing behind: so the generation counts the changes of hands and never comes round again while the session lives.
+-- by the server's clock), token, owner, separated by blanks. A released lease keeps its generation, with deadline 0, no
+-- token and at most the name of its release behind: so the generation counts the changes of hands and never comes round
+-- again while the session lives.
 
 -- What the field holds; nil where it is unreadable.
 local function read_lease(text)
