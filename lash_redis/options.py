@@ -183,11 +183,19 @@ class StoreOptions:
         whole("options.retry_attempts", self.retry_attempts, 1)
 
 
+def _told(value: Any) -> str:
+    """`value` as a message shows it; Python writes out no int of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} too long to show"
+
+
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value`, if it is an int within bounds."""
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InvalidRecord(name, f"takes a whole number, {bounds}, not {value!r}")
+        raise InvalidRecord(name, f"takes a whole number, {bounds}, not {_told(value)}")
     return value
 
 
@@ -201,14 +209,14 @@ def checked_progress(progress: Any) -> Any:
 def seconds_to_ms(name: str, value: Any) -> int:
     """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {value!r}")
+        raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {_told(value)}")
     return max(1, round(value * 1000))
 
 
 def seconds(name: str, value: Any) -> float:
     """`value`, if it is a number of seconds from 0 to 100 years."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds, 0 to 100 years, not {value!r}")
+        raise InvalidRecord(name, f"takes seconds, 0 to 100 years, not {_told(value)}")
     return float(value)
 
 

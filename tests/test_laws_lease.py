@@ -184,6 +184,21 @@ async def test_a_token_is_visible_ascii(token, store):
         await store.acquire_lease("w", token=token)
 
 
+async def test_a_number_too_long_to_show_names_its_field(store):
+    lease, huge = await store.acquire_lease("worker"), 10**5_000
+    for field, call in (
+        ("ttl", lambda: store.acquire_lease("worker", huge)),
+        ("wait", lambda: store.acquire_lease("worker", wait=huge)),
+        ("ttl", lambda: lease.renew(huge)),
+        ("every", lambda: lease.renewing(huge).__aenter__()),
+        ("poll", lambda: anext(store.watch(poll=huge))),
+        ("since", lambda: anext(store.watch(since=-huge))),
+    ):
+        with pytest.raises(InvalidRecord) as caught:
+            await call()
+        assert caught.value.field == field
+
+
 @pytest.mark.parametrize("owner", ["host name with blanks", "a\nb", "ünïcode ✓", "7 8 9", "x" * 60_000])
 async def test_any_text_may_name_an_owner(owner, store, client):
     lease = await store.acquire_lease(owner)
