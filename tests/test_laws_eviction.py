@@ -249,16 +249,17 @@ async def test_under_eviction_every_read_is_right_or_a_typed_error(small, open_r
 
 async def test_a_log_evicted_between_the_two_trips_of_a_path_is_told_as_evicted(open_cache, client, monkeypatch):
     await furnished(open_cache())
-    store = open_cache().session("chat")
-    lost, read, trips = await key_of(client, "log"), store._read, []
+    cache = open_cache()
+    store = cache.session("chat")
+    lost, read, trips = await key_of(client, "log"), cache.shared.read, []
 
-    async def losing(trip):
+    async def losing(trip, **how):
         trips.append(trip)
         if len(trips) == 2:
             await client.delete(lost)
-        return await read(trip)
+        return await read(trip, **how)
 
-    monkeypatch.setattr(store, "_read", losing)
+    monkeypatch.setattr(cache.shared, "read", losing)
     with pytest.raises(SessionEvicted) as refused:
         await store.load_session(ActivePath())
     assert refused.value.key == lost.decode()
