@@ -35,9 +35,9 @@ class LeaseHolder(Protocol):
 class Lease(LeaseClaim):
     """The right to work on a session alone, from `RedisSessionStore.acquire_lease`.
 
-    It keeps other workers that ask for it from paying for the same model call; it is no lock on the session. Who may
-    write is decided by the revision a commit builds on; a commit that carries the lease (`RuntimeCommit.lease`) is
-    refused besides once the lease is lost.
+    It puts workers that ask for it one after the other, so that who comes later can see whether the model was called
+    already; it is no lock on the session. Who may write is decided by the revision a commit builds on; a commit that
+    carries the lease (`RuntimeCommit.lease`) is refused besides once the lease is lost.
 
     `async with` releases it at the end of the block; where it is lost by then there is nothing left to release, which
     is no error. `renewing` keeps it as long as a block takes.
@@ -46,7 +46,10 @@ class Lease(LeaseClaim):
     ttl: Seconds = 30.0
     """Seconds it lives after it was acquired or renewed."""
     displaced: LeaseInfo | None = None
-    """The holder whose time was up when this lease was acquired; None where the lease was free or one's own."""
+    """The holder whose time was up when this lease was acquired; None where the lease was free or one's own.
+
+    None, too, where the reply was lost and the claim was sent again: then it was this holder's already.
+    """
     _store: Annotated[LeaseHolder | None, Rule.IN_MEMORY] = field(default=None, repr=False)
     _ends: Annotated[float, Rule.IN_MEMORY] = field(default=0.0, repr=False)
 

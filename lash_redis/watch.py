@@ -59,7 +59,8 @@ class SessionWatch:
 
     Made by `SessionCache.watch`. An async context manager and, inside it, an async iterator of `SessionChange` for one
     consumer at a time; it waits where there is nothing to tell, also while no session is watched. Leaving it ends every
-    task, connection and subscription of it; leave it before the cache is closed.
+    task, connection and subscription of it; leave it before the cache is closed. A client of the caller's needs a
+    connection more than its other calls take: a pool of one would leave them none.
 
     Told is a head's revision whenever its commit is not the one seen last: every revision is seen at least as
     "something newer", across reconnects and failovers. Commits that come faster than they are taken are told as one,
