@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -551,7 +552,8 @@ class SentinelGroup(_Group):
         if len({self._named_by(sentinel) for sentinel in self.sentinels}) != 1:
             return False
         primary = self.primary
-        if primary.info("replication")["role"] != "master":
+        told = primary.info("replication")
+        if told["role"] != "master" or not _are_fed(told):
             return False
         for node in self.replicas():
             told = node.info("replication")
@@ -569,6 +571,11 @@ class SentinelGroup(_Group):
 
     def _told(self) -> str:
         return "\n".join(repr(each.ask("INFO", "sentinel")) for each in self.sentinels if each.is_up)
+
+
+def _are_fed(told: Mapping[str, Any]) -> bool:
+    """Whether all replicas of a primary get what is written: one that has just been sent a copy waits a second yet."""
+    return all(each["state"] == "online" for name, each in told.items() if re.fullmatch(r"slave\d+", name))
 
 
 def _row(reply: Any) -> dict[str, str]:

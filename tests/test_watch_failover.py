@@ -12,7 +12,7 @@ from groups import Cluster, SentinelGroup, _Group
 from servers import require, table
 
 import lash_redis
-from lash_redis import BackendError, OutcomeUnknown, RedisSessionStore, SessionCache, SessionWatch
+from lash_redis import BackendError, OutcomeUnknown, RedisSessionStore, Replicas, SessionCache, SessionWatch
 
 SLOW = 600.0
 """Seconds of `poll` that no test lives to see."""
@@ -49,13 +49,13 @@ async def opened(group: _Group, *, given: bool) -> AsyncIterator[SessionCache]:
             await each.aclose()
 
 
-async def say(store: RedisSessionStore, revision: int) -> None:
+async def say(store: RedisSessionStore, revision: int, durability: Replicas | None = None) -> None:
     """Commit, and again until it is known to stand."""
     made = commit(revision - 1, session_id=store.session_id)
     async with asyncio.timeout(30):
         while True:
             try:
-                await store.commit_runtime_state(made)
+                await store.commit_runtime_state(made, durability=durability)
             except (OutcomeUnknown, BackendError):
                 await asyncio.sleep(0.05)
             else:
@@ -97,8 +97,8 @@ async def following(cache: SessionCache) -> AsyncIterator[Followed]:
         assert isinstance(end, asyncio.CancelledError), repr(end)
 
 
-async def say_all(cache: SessionCache, revision: int) -> None:
-    await asyncio.gather(*(say(cache.session(name), revision) for name in NAMES))
+async def say_all(cache: SessionCache, revision: int, durability: Replicas | None = None) -> None:
+    await asyncio.gather(*(say(cache.session(name), revision, durability) for name in NAMES))
 
 
 # A given RedisCluster forgets a node that died without closing its idle connections to it.
@@ -108,7 +108,7 @@ async def test_a_watch_of_a_cluster_survives_the_death_of_a_primary(given, clust
     await asyncio.to_thread(cluster.heal)
     cluster.flush()
     async with opened(cluster, given=given) as cache, following(cache) as followed:
-        await say_all(cache, 1)
+        await say_all(cache, 1, Replicas(1, 5_000))
         await followed.reach(1)
         killed = cluster.primary_of(cache.layout.session(NAMES[0]).head)
         killed.kill()
@@ -154,7 +154,7 @@ async def test_a_watch_under_sentinel_survives_the_death_of_the_primary(given, s
     await asyncio.to_thread(sentinels.heal)
     sentinels.flush()
     async with opened(sentinels, given=given) as cache, following(cache) as followed:
-        await say_all(cache, 1)
+        await say_all(cache, 1, Replicas(2, 5_000))
         await followed.reach(1)
         killed = sentinels.primary
         killed.kill()
