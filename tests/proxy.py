@@ -12,6 +12,7 @@ bytes       of complete requests passed to the server, and of replies (and pushe
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -82,7 +83,7 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream)
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._port = 0
         self._links: set[asyncio.Task[None]] = set()
         self._faults: list[Exception] = []
@@ -127,15 +128,18 @@ class Proxy:
 
     async def accept(self) -> None:
         """Take connections, on the same port as before."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self._port, limit=CHUNK)
-            self._port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self._port))
+            self._listener.setblocking(False)
+            self._port = self._listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listener, self._take)
 
     async def refuse(self) -> None:
         """Refuse new connections (ECONNREFUSED) until `accept`; those that stand go on."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def sever(self) -> None:
         """End every connection that stands."""
@@ -157,13 +161,27 @@ class Proxy:
         if self._faults and error is None:
             raise self._faults[0]
 
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(self, reader, writer)
-        self.connections.append(link.traffic)
-        task = asyncio.get_running_loop().create_task(link.run())
+    def _take(self) -> None:
+        """Accept one connection. Not by asyncio's server: one that is closed just then leaves the connection open."""
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._links.add(task)
         task.add_done_callback(self._links.discard)
-        task.add_done_callback(lambda _: link.close())  # also where it was cancelled before it ran
+        task.add_done_callback(lambda _: connection.close())
+
+    async def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK)
+        link = _Link(self, reader, writer)
+        self.connections.append(link.traffic)
+        try:
+            await link.run()
+        finally:
+            link.close()
 
 
 class _Link:
