@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -231,7 +232,7 @@ class Map:
         return owner
 
 
-class Topology:
+class Topology(ABC):
     """Sends commands where their keys live. One for each process and event loop."""
 
     sharded: ClassVar[bool] = False
@@ -244,12 +245,13 @@ class Topology:
         self._map: Map | None = None
         self._looking = asyncio.Lock()
 
+    @abstractmethod
     async def _look(self) -> Map:
         """Ask who serves what."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _close_all_but(self, members: Iterable[Node]) -> None:
-        """Nothing here is opened for a while only."""
+        """Let go of servers that are no members any more."""
 
     def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
         """The node to ask this once, or None where the key has moved for good: then its place is known by now."""
@@ -414,9 +416,9 @@ class Topology:
             return client
         return self._reading(random.choice(owner.replicas))
 
+    @abstractmethod
     async def close(self) -> None:
         """Close the connections that this topology opened."""
-        raise NotImplementedError
 
 
 class OneServer(Topology):
@@ -429,6 +431,9 @@ class OneServer(Topology):
 
     async def _look(self) -> Map:
         return Map([Owner(self._node)])
+
+    async def _close_all_but(self, members: Iterable[Node]) -> None:
+        """There is no other."""
 
     def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
         raise _misled(error) from error
@@ -460,7 +465,7 @@ class _Several(Topology):
         return node
 
     async def _close_all_but(self, members: Iterable[Node]) -> None:
-        """Let go of servers that are no members any more, once nothing is on its way to them."""
+        """Once nothing is on its way to them."""
         kept = set(members)
         for address, node in list(self._nodes.items()):
             if node not in kept and not node.busy:

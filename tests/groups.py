@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ class Member:
         return f"<{self.name} {self.address}>"
 
 
-class _Group:
+class _Group(ABC):
     """Members that start and end together, and a directory that ends with them."""
 
     KIND: ClassVar[str]
@@ -132,8 +133,9 @@ class _Group:
         self.root = self._directory()
 
     @property
+    @abstractmethod
     def members(self) -> Sequence[Member]:
-        raise NotImplementedError
+        """All of them."""
 
     def _directory(self) -> Path:
         """A directory that is removed with the group, and soon after this process where it dies first."""
@@ -173,11 +175,13 @@ class _Group:
         """Return when every member is up and all of them see the group alike."""
         _until(self._is_ok, f"{self!r} to be well", self._told)
 
+    @abstractmethod
     def _is_ok(self) -> bool:
-        raise NotImplementedError
+        """Whether every member is up and all of them see the group alike."""
 
+    @abstractmethod
     def _told(self) -> str:
-        raise NotImplementedError
+        """How they see it, for people."""
 
     def heal(self) -> None:
         """Thaw and restart whatever a test froze or killed, and wait until all is well."""
