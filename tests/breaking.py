@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha1
@@ -76,3 +77,16 @@ def broken_by(*breakages: Breakage) -> Callable[[Law], Law]:
         return law
 
     return mark
+
+
+def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
+    """`Backend.send` that reads key by key, so that anything may come in between."""
+
+    async def scattered(self: Any, commands: Any, *, atomic: bool, **more: Any) -> list[Any]:
+        replies: list[Any] = []
+        for command in commands:
+            replies += await send(self, [command], atomic=False, **more)
+            await asyncio.sleep(0)
+        return replies
+
+    return scattered

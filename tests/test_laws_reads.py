@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from breaking import Lua, Python, broken_by
+from breaking import Lua, Python, broken_by, one_by_one
 from builders import (
     FAMILIES,
     append,
@@ -77,17 +77,6 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 
 
 # One revision
-
-
-def one_by_one(send):
-    async def scattered(self, commands, *, atomic, **more):
-        replies = []
-        for command in commands:
-            replies += await send(self, [command], atomic=False, **more)
-            await asyncio.sleep(0)
-        return replies
-
-    return scattered
 
 
 @broken_by(Python("backend:Backend.send", one_by_one, "reads key by key"))

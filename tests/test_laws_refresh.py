@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import redis.asyncio
-from breaking import Lua, Python, broken_by
+from breaking import Lua, Python, broken_by, one_by_one
 from builders import (
     FAMILIES,
     append,
@@ -586,17 +586,6 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 
 
 # One revision
-
-
-def one_by_one(send):
-    async def scattered(self, commands, *, atomic, **more):
-        replies = []
-        for command in commands:
-            replies += await send(self, [command], atomic=False, **more)
-            await asyncio.sleep(0)
-        return replies
-
-    return scattered
 
 
 @broken_by(Python("backend:Backend.send", one_by_one, "reads key by key"))
