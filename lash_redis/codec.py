@@ -12,8 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from struct import Struct
 from threading import Lock
-from typing import Any, Final, overload
+from typing import Any, Final, NamedTuple, overload
+from zlib import crc32
 
 import msgpack
 
@@ -34,7 +36,9 @@ from lash_redis.models import (
     TokenUsage,
     ToolState,
 )
+from lash_redis.models.wire import Unread
 from lash_redis.options import BlobProfile
+from lash_redis.unpacking import UNREADABLE, unpack
 
 TAG_BYTES: Final = 8
 RECEIPT_BYTES: Final = 2 * TAG_BYTES
@@ -127,12 +131,12 @@ class StoredCheckpoint:
         if ref is None:
             return None
         try:
-            value = msgpack.unpackb(self.blobs[ref])
+            value = unpack(self.blobs[ref])
             if name == "tool_state":
                 return ToolState.from_json(value)
             if name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
-        except (ValueError, TypeError, msgpack.UnpackException, InvalidRecord) as error:
+        except (*UNREADABLE, InvalidRecord) as error:
             raise Corrupt("blob", self.keys.blob(ref), f"holds no {name}: {error}") from error
         if name != "execution_state" or not isinstance(value, bytes):
             raise Corrupt("blob", self.keys.blob(ref), f"holds no {name} but {type(value).__name__}")
@@ -151,62 +155,70 @@ def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, b
 def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
     """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
     record = pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
-    return zlib.crc32(record).to_bytes(4, "big") + record
+    return crc32(record).to_bytes(4, "big") + record
 
 
-_set_node_id = SessionNodeRecord.__dict__["node_id"].__set__
-_set_parent_node_id = SessionNodeRecord.__dict__["parent_node_id"].__set__
-_set_timestamp = SessionNodeRecord.__dict__["timestamp"].__set__
-_set_payload = SessionNodeRecord.__dict__["payload"].__set__
+class _StoredPayload(NamedTuple):
+    """The bytes behind an event or body, decoded when it is first asked for."""
 
+    data: bytes
+    key: str
+    place: int
 
-class _StoredNode:
-    """The bytes behind one record of a read, decoded when one of its fields is first asked for."""
-
-    __slots__ = ("key", "payload", "place", "raw", "tag")
-
-    payload: bytes
-    tag: str | None
-
-    def __init__(self, raw: bytes | None, key: str, place: int) -> None:
-        self.raw = raw
-        self.key = key
-        self.place = place
-
-    def load(self, record: SessionNodeRecord, name: str) -> Any:
-        """Set the fields of `record`: the payload when it is the one asked for, else those before it."""
-        if self.raw is not None:
-            self._load_header(record, self.raw)
-        if name == "payload":
-            self._load_payload(record)
-        return getattr(record, name)
-
-    def _load_header(self, record: SessionNodeRecord, raw: bytes) -> None:
-        body = raw[4:]
-        if zlib.crc32(body) != int.from_bytes(raw[:4], "big"):
-            raise Corrupt("node", self.key, f"record {self.place} does not match its checksum")
+    def load(self, payload: EventPayload | PluginPayload, name: str) -> Any:
         try:
-            node_id, parent, timestamp, self.tag, self.payload = msgpack.unpackb(body)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise Corrupt("node", self.key, f"record {self.place} is not a node: {error}") from error
-        _set_node_id(record, node_id)
-        _set_parent_node_id(record, parent)
-        _set_timestamp(record, timestamp)
-        self.raw = None
-
-    def _load_payload(self, record: SessionNodeRecord) -> None:
-        try:
-            value = msgpack.unpackb(self.payload)
-        except (ValueError, msgpack.UnpackException) as error:
+            value = unpack(self.data)
+        except UNREADABLE as error:
             raise Corrupt("node", self.key, f"record {self.place} has an unreadable payload: {error}") from error
-        _set_payload(record, EventPayload(value) if self.tag is None else PluginPayload(self.tag, value))
+        object.__setattr__(payload, name, value)
+        _set_stored(payload, None)
+        return value
 
 
-def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:
-    """The node of a record, checked and decoded at once."""
-    stored = _StoredNode(raw, key, place)
-    node = SessionNodeRecord.from_stored(stored)
-    stored.load(node, "payload")
+_CRC: Final = Struct(">I")
+_new: Final = object.__new__
+_tuple: Final = tuple.__new__
+_set_node_id: Final = SessionNodeRecord.__dict__["node_id"].__set__
+_set_parent_node_id: Final = SessionNodeRecord.__dict__["parent_node_id"].__set__
+_set_timestamp: Final = SessionNodeRecord.__dict__["timestamp"].__set__
+_set_payload: Final = SessionNodeRecord.__dict__["payload"].__set__
+_set_event: Final = EventPayload.__dict__["event"].__set__
+_set_body: Final = PluginPayload.__dict__["body"].__set__
+_set_plugin_type: Final = PluginPayload.__dict__["plugin_type"].__set__
+_set_stored: Final = Unread.__dict__["_stored"].__set__
+_get_stored: Final = Unread.__dict__["_stored"].__get__
+
+
+def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> SessionNodeRecord:
+    """The node of a record that matches its checksum. What its payload says is decoded when that is looked at.
+
+    `whole`: it is decoded at once, because it will be looked at. Slots are set one by one: a frozen dataclass's
+    `__init__` would take longer than all else.
+    """
+    body = raw[4:]
+    if len(raw) < 4 or crc32(body) != _CRC.unpack_from(raw)[0]:
+        raise Corrupt("node", key, f"record {place} does not match its checksum")
+    try:
+        node_id, parent, timestamp, tag, data = unpack(body)
+        value = unpack(data) if whole else None
+    except UNREADABLE as error:
+        raise Corrupt("node", key, f"record {place} is not a node: {error}") from error
+    payload: EventPayload | PluginPayload
+    if tag is None:
+        payload = _new(EventPayload)
+        if whole:
+            _set_event(payload, value)
+    else:
+        payload = _new(PluginPayload)
+        _set_plugin_type(payload, tag)
+        if whole:
+            _set_body(payload, value)
+    _set_stored(payload, None if whole else _tuple(_StoredPayload, (data, key, place)))
+    node = _new(SessionNodeRecord)
+    _set_node_id(node, node_id)
+    _set_parent_node_id(node, parent)
+    _set_timestamp(node, timestamp)
+    _set_payload(node, payload)
     return node
 
 
@@ -295,17 +307,28 @@ class StoredNodes(Sequence[SessionNodeRecord]):
             return tuple(self[at] for at in range(*index.indices(self._count)))
         if not -self._count <= index < self._count:
             raise IndexError("there are not so many nodes")
-        at, shelf = index % self._count, self._shelf
-        if at >= len(shelf.nodes):
-            shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
-        node = shelf.nodes[at]
-        if node is None:
-            node = SessionNodeRecord.from_stored(_StoredNode(shelf.records[at], self._key, self.place(at)))
-            shelf.nodes[at] = node
-        return node
+        at, nodes = index % self._count, self._looked_at()
+        if nodes[at] is None:
+            nodes[at] = decode_node(self._shelf.records[at], self._key, self.place(at))
+        return nodes[at]  # type: ignore[return-value]
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
-        return (self[at] for at in range(self._count))
+        """Whoever looks at what a node says, and asks for the next one, is taken to look at that, too."""
+        nodes, records, places, key = self._looked_at(), self._shelf.records, self._shelf.places, self._key
+        reads_on = False
+        for at in range(self._count):
+            node = nodes[at]
+            if node is None:
+                place = at if places is None else places[at]
+                node = nodes[at] = decode_node(records[at], key, place, reads_on)
+            yield node
+            reads_on = _get_stored(node.payload) is None
+
+    def _looked_at(self) -> list[SessionNodeRecord | None]:
+        shelf = self._shelf
+        if len(shelf.nodes) < self._count:
+            shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
+        return shelf.nodes
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredNodes) and self._records() == other._records():
@@ -424,15 +447,15 @@ def encode_body(
         session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
     ]  # fmt: skip
     body = pack(record, "RuntimeCommit")
-    return zlib.crc32(refs, zlib.crc32(body)).to_bytes(4, "big") + body
+    return crc32(refs, crc32(body)).to_bytes(4, "big") + body
 
 
 def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
     body = data[4:]
-    if zlib.crc32(refs, zlib.crc32(body)) != int.from_bytes(data[:4], "big"):
+    if crc32(refs, crc32(body)) != int.from_bytes(data[:4], "big"):
         raise Corrupt("head", key, "its body and refs do not match their checksum")
     try:
-        session_id, commit_id, leaf, ref, config, turn, revision = msgpack.unpackb(body)
+        session_id, commit_id, leaf, ref, config, turn, revision = unpack(body)
         index, usage, prompt, (mode_id, payload) = turn
         turn_state = {
             "turn_index": index,
@@ -456,7 +479,7 @@ def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
                 execution_state,
             ),
         )
-    except (ValueError, TypeError, AttributeError, msgpack.UnpackException, InvalidRecord) as error:
+    except (*UNREADABLE, AttributeError, InvalidRecord) as error:
         raise Corrupt("head", key, f"its body is unreadable: {error}") from error
 
 
@@ -497,16 +520,16 @@ def decode_facts(data: bytes, key: str) -> Facts:
 
 def encode_meta(meta: SessionMeta) -> bytes:
     body = pack(meta.to_msgpack("SessionMeta"), "SessionMeta")
-    return zlib.crc32(body).to_bytes(4, "big") + body
+    return crc32(body).to_bytes(4, "big") + body
 
 
 def decode_meta(data: bytes, key: str) -> SessionMeta:
     body = data[4:]
-    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
+    if crc32(body) != int.from_bytes(data[:4], "big"):
         raise Corrupt("meta", key, "the record does not match its checksum")
     try:
-        return SessionMeta.from_json(msgpack.unpackb(body), "meta")
-    except (ValueError, msgpack.UnpackException, InvalidRecord) as error:
+        return SessionMeta.from_json(unpack(body), "meta")
+    except (*UNREADABLE, InvalidRecord) as error:
         raise Corrupt("meta", key, f"the record is unreadable: {error}") from error
 
 
@@ -520,7 +543,7 @@ def ledger_field(entry: TokenLedgerEntry) -> bytes:
 
 def ledger_key(field: bytes) -> tuple[str, str]:
     """The `(source, model)` of a ledger field."""
-    source, model = msgpack.unpackb(field[1:])
+    source, model = unpack(field[1:])
     return source, model
 
 
@@ -536,7 +559,7 @@ def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenL
             if len(counters) != 4 or not all(-(2**63) <= counter < 2**63 for counter in counters):
                 raise ValueError("takes four 64-bit counters")
             rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+        except UNREADABLE as error:
             raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error
     rows.sort(key=lambda row: row[0])
     if [order for order, _ in rows] != list(range(len(rows))):

@@ -1,4 +1,4 @@
-"""The graph: its active path, what it says, how it grows; and nodes that are decoded when looked at."""
+"""The graph: its active path, what it says, how it grows; and payloads that are decoded when looked at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lash_redis.errors import Corrupt
-from lash_redis.models import EventPayload, NodePayload, PluginPayload, SessionGraph, SessionNodeRecord
+from lash_redis.models import EventPayload, PluginPayload, SessionGraph, SessionNodeRecord
 from lash_redis.models.graph import stable_key
 
 
@@ -310,76 +310,74 @@ def test_what_a_graph_looked_up_is_no_part_of_its_value() -> None:
     assert dataclasses.replace(looked, nodes=()).find_node("a") is None
 
 
-# Nodes that are decoded when looked at
+# Payloads that are decoded when looked at
 
 
 class Stored:
     """Fills one field at a time and remembers which."""
 
-    def __init__(self, node_id: str = "n", payload: NodePayload | None = None) -> None:
-        body = PluginPayload("notes", [1]) if payload is None else payload
-        self.values = {"node_id": node_id, "parent_node_id": "p", "timestamp": "t", "payload": body}
+    def __init__(self, body: Any = None) -> None:
+        self.values = {"plugin_type": "notes", "body": [1] if body is None else body}
         self.loaded: list[str] = []
 
-    def load(self, record: SessionNodeRecord, name: str) -> Any:
+    def load(self, record: PluginPayload, name: str) -> Any:
         self.loaded.append(name)
         object.__setattr__(record, name, self.values[name])
         return self.values[name]
 
 
-PLAIN = SessionNodeRecord("n", "p", "t", PluginPayload("notes", [1]))
+NOTES = PluginPayload("notes", [1])
+PLAIN = SessionNodeRecord("n", "p", "t", NOTES)
 
 
-def test_a_stored_node_loads_each_field_once_and_only_when_looked_at() -> None:
+def test_a_stored_payload_loads_each_field_once_and_only_when_looked_at() -> None:
     stored = Stored()
-    node = SessionNodeRecord.from_stored(stored)
+    payload = PluginPayload.from_stored(stored)
     assert stored.loaded == []
-    assert (node.node_id, node.node_id) == ("n", "n")
-    assert stored.loaded == ["node_id"]
-    assert node.plugin_body() == [1]
-    assert stored.loaded == ["node_id", "payload"]
+    assert (payload.plugin_type, payload.plugin_type) == ("notes", "notes")
+    assert stored.loaded == ["plugin_type"]
+    assert SessionNodeRecord("n", "p", "t", payload).plugin_body() == [1]
+    assert stored.loaded == ["plugin_type", "body"]
 
 
-def test_a_stored_node_is_like_one_that_was_built() -> None:
-    built = PLAIN
-    assert SessionNodeRecord.from_stored(Stored()) == built
-    assert built == SessionNodeRecord.from_stored(Stored())
-    assert repr(SessionNodeRecord.from_stored(Stored())) == repr(PLAIN)
-    assert SessionNodeRecord.from_stored(Stored()).to_json() == PLAIN.to_json()
-    hashable = PluginPayload("notes", "text")
-    assert hash(SessionNodeRecord.from_stored(Stored("n", hashable))) == hash(
-        SessionNodeRecord("n", "p", "t", hashable)
-    )
+def test_a_stored_payload_is_like_one_that_was_built() -> None:
+    built = NOTES
+    assert PluginPayload.from_stored(Stored()) == built
+    assert built == PluginPayload.from_stored(Stored())
+    assert repr(PluginPayload.from_stored(Stored())) == repr(NOTES)
+    assert SessionNodeRecord("n", "p", "t", PluginPayload.from_stored(Stored())).to_json() == PLAIN.to_json()
+    assert hash(PluginPayload.from_stored(Stored("text"))) == hash(PluginPayload("notes", "text"))
 
 
 @pytest.mark.parametrize(
     "remake",
     [copy.copy, copy.deepcopy, lambda node: pickle.loads(pickle.dumps(node)), dataclasses.replace],
 )
-def test_copies_of_a_stored_node_are_plain_and_full(remake: Any) -> None:
-    node = remake(SessionNodeRecord.from_stored(Stored()))
-    assert node == PLAIN
-    assert not hasattr(node, "_stored")
+def test_copies_of_a_stored_payload_are_plain_and_full(remake: Any) -> None:
+    payload = remake(PluginPayload.from_stored(Stored()))
+    assert payload == NOTES
+    assert not hasattr(payload, "_stored")
 
 
-def test_a_stored_node_cannot_be_written_to() -> None:
+def test_a_stored_payload_cannot_be_written_to() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        SessionNodeRecord.from_stored(Stored()).node_id = "other"  # type: ignore[misc]
+        PluginPayload.from_stored(Stored()).body = "other"  # type: ignore[misc]
 
 
-def test_a_node_has_no_attributes_but_its_own() -> None:
-    for node in (PLAIN, SessionNodeRecord.from_stored(Stored())):
-        with pytest.raises(AttributeError, match="'SessionNodeRecord' object has no attribute 'colour'"):
-            node.colour  # type: ignore[attr-defined]  # noqa: B018
+def test_a_payload_has_no_attributes_but_its_own() -> None:
+    for payload in (NOTES, PluginPayload.from_stored(Stored())):
+        with pytest.raises(AttributeError, match="'PluginPayload' object has no attribute 'colour'"):
+            payload.colour  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_a_look_at_a_broken_stored_node_raises_what_loading_raised() -> None:
+def test_a_look_at_a_broken_stored_payload_raises_what_loading_raised() -> None:
     class Broken:
-        def load(self, record: SessionNodeRecord, name: str) -> Any:
+        def load(self, record: PluginPayload, name: str) -> Any:
             raise Corrupt("node", "log:s", "truncated")
 
-    node = SessionNodeRecord.from_stored(Broken())
-    for look in (lambda: node.payload, lambda: node.message(), lambda: node == PLAIN, lambda: node.to_json()):
+    payload = PluginPayload.from_stored(Broken())
+    node = SessionNodeRecord("n", "p", "t", payload)
+    for look in (lambda: payload.body, node.plugin_body, lambda: payload == NOTES, node.to_json):
         with pytest.raises(Corrupt, match="truncated"):
             look()
 

@@ -20,7 +20,7 @@ from lash_redis.models.wire import Fault, Id, Json, Record, Rule, Unread, decode
 
 
 @dataclass(frozen=True, slots=True)
-class EventPayload(Record):
+class EventPayload(Record, Unread):
     """What happened: `{"Conversation": ...}`, `{"Tool": ...}`, `{"Mode": ...}`, `{"StateSnapshot": ...}`."""
 
     event: Json
@@ -29,7 +29,7 @@ class EventPayload(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class PluginPayload(Record):
+class PluginPayload(Record, Unread):
     """Something a plugin keeps in the graph; no part of the conversation."""
 
     plugin_type: str
@@ -44,7 +44,7 @@ _PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": Event
 
 
 @dataclass(frozen=True, slots=True)
-class SessionNodeRecord(Record, Unread):
+class SessionNodeRecord(Record):
     """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
 
     node_id: Id
