@@ -196,7 +196,7 @@ async def test_a_call_cancelled_at_any_moment_leaves_no_reply_to_another(protoco
                 ]  # fmt: skip
                 call = dice.choice(calls)
                 try:
-                    async with asyncio.timeout(dice.choice([0.0, 0.0002, 0.0005, 0.001, 0.002, 0.005])):
+                    async with asyncio.timeout(dice.choice([0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002])):
                         await call()
                 except TimeoutError:
                     cancelled += 1
