@@ -41,8 +41,6 @@ MAX_JSON_DEPTH = 256
 MAX_U64 = 2**64 - 1
 MIN_I64, MAX_I64 = -(2**63), 2**63 - 1
 
-_CONTAINERS = (dict, list)
-
 
 class Fault(Exception):
     """A value that its field does not take. `path` grows leftwards while the fault unwinds."""
@@ -104,10 +102,10 @@ def check_json(value: object, path: str) -> Any:
 
 
 def _canonical(value: Any, depth: int) -> Any:
-    if isinstance(value, dict | list):
-        if depth > MAX_JSON_DEPTH:
-            raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
-        return _canonical_object(value, depth) if isinstance(value, dict) else _canonical_array(value, depth)
+    if isinstance(value, dict):
+        return _canonical_object(value, depth)
+    if isinstance(value, list):
+        return _canonical_array(value, depth)
     if isinstance(value, str):
         _check_text(value)
         return str(value)
@@ -125,22 +123,22 @@ def _canonical(value: Any, depth: int) -> Any:
 
 
 def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    if depth > MAX_JSON_DEPTH:
+        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
     try:
         keys = sorted(value)  # code point order is UTF-8 byte order
-        plain = "".join(keys).isascii() and set(map(type, keys)) <= _STR
     except TypeError:
-        keys, plain = list(value), False
-    if not plain:
-        for key in keys:
-            _check_key(key)
+        keys = list(value)
     out = {}
     for key in keys:
+        if type(key) is not str or not key.isascii():
+            _check_key(key)
         item = value[key]
         kind = type(item)
-        # Most values are plain: a call for each would take longer than all else here.
+        # What most values are is seen here: a call for each of them would take longer than all else.
         if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
             try:
-                item = _canonical(item, depth + 1)
+                item = _CONTAINERS.get(kind, _canonical)(item, depth + 1)
             except Fault as fault:
                 raise fault.under(_step(key)) from None
         out[key] = item
@@ -148,21 +146,24 @@ def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
 
 
 def _canonical_array(value: list[Any], depth: int) -> list[Any]:
+    if depth > MAX_JSON_DEPTH:
+        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
     out = []
     for at, item in enumerate(value):
         kind = type(item)
         if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
             try:
-                item = _canonical(item, depth + 1)
+                item = _CONTAINERS.get(kind, _canonical)(item, depth + 1)
             except Fault as fault:
                 raise fault.under(_step(at)) from None
         out.append(item)
     return out
 
 
-_STR: Final = frozenset({str})
 _ATOMS: Final = frozenset({bool, NoneType})
 """Types of which every value is JSON."""
+
+_CONTAINERS: Final[dict[type, Callable[[Any, int], Any]]] = {dict: _canonical_object, list: _canonical_array}
 
 
 def _check_text(value: str) -> None:
