@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from lash_redis.models import BlobRef
+
 
 class BlobCache:
     """Bytes by ref, least recently used first out. Right for ever: a ref is the hash of its bytes."""
@@ -51,3 +53,26 @@ class KnownBlobs:
 
     def discard(self, key: str) -> None:
         self._keys.pop(key, None)
+
+
+class WrittenTools:
+    """Tool states as they were written, by their fingerprint (`codec.fingerprint`), least recently used first out.
+
+    A session has the same tools turn after turn, and so have all sessions of an app: they are encoded and hashed once.
+    """
+
+    LIMIT = 64
+
+    def __init__(self) -> None:
+        self._written: OrderedDict[bytes, tuple[BlobRef, bytes]] = OrderedDict()
+
+    def get(self, fingerprint: bytes) -> tuple[BlobRef, bytes] | None:
+        written = self._written.get(fingerprint)
+        if written is not None:
+            self._written.move_to_end(fingerprint)
+        return written
+
+    def put(self, fingerprint: bytes, ref: BlobRef, data: bytes) -> None:
+        self._written[fingerprint] = ref, data
+        if len(self._written) > self.LIMIT:
+            self._written.popitem(last=False)

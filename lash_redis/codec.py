@@ -7,6 +7,7 @@ check are `Corrupt`, never a guess.
 
 from __future__ import annotations
 
+import marshal
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,23 +131,76 @@ class StoredCheckpoint:
         ref = getattr(self.manifest, f"{name}_ref")
         if ref is None:
             return None
+        stored = StoredComponent(name, ref, self.blobs[ref], self.keys.blob(ref))
+        kind = _RECORDS.get(name)
+        return stored.value() if kind is None else kind.from_stored(stored)
+
+
+class StoredComponent:
+    """The bytes behind a component. A commit of one that nobody looked at names its ref, and encodes nothing."""
+
+    __slots__ = ("data", "key", "name", "ref")
+
+    def __init__(self, name: str, ref: BlobRef, data: bytes, key: str) -> None:
+        self.name = name
+        self.ref = ref
+        self.data = data
+        self.key = key
+
+    def load(self, record: ToolState | PluginSessionSnapshot, name: str) -> Any:
+        """All fields at once: from here on the record may be changed under its frozen surface, like any other."""
+        value = self.value()
+        for field in record.__match_args__:
+            object.__setattr__(record, field, getattr(value, field))
+        _set_stored(record, None)
+        return getattr(record, name)
+
+    def value(self) -> Any:
         try:
-            value = unpack(self.blobs[ref])
-            if name == "tool_state":
+            value = unpack(self.data)
+            if self.name == "tool_state":
                 return ToolState.from_json(value)
-            if name == "plugin_snapshot" and "plugins" in value:
+            if self.name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
         except (*UNREADABLE, InvalidRecord) as error:
-            raise Corrupt("blob", self.keys.blob(ref), f"holds no {name}: {error}") from error
-        if name != "execution_state" or not isinstance(value, bytes):
-            raise Corrupt("blob", self.keys.blob(ref), f"holds no {name} but {type(value).__name__}")
+            raise Corrupt("blob", self.key, f"holds no {self.name}: {error}") from error
+        if self.name != "execution_state" or not isinstance(value, bytes):
+            raise Corrupt("blob", self.key, f"holds no {self.name} but {type(value).__name__}")
         return value
+
+
+_RECORDS: Final[Mapping[str, type[ToolState] | type[PluginSessionSnapshot]]] = {
+    "tool_state": ToolState,
+    "plugin_snapshot": PluginSessionSnapshot,
+}
+_set_stored: Final = Unread.__dict__["_stored"].__set__
+
+
+def stored_component(value: ToolState | PluginSessionSnapshot | bytes) -> StoredComponent | None:
+    """What is behind a component that came of a read and was not looked at since."""
+    return getattr(value, "_stored", None)
 
 
 def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, bytes]:
     """The components' bytes that a checkpoint was read from, by ref; empty for one that was made otherwise."""
     stored = getattr(checkpoint, "_stored", None)
     return stored.blobs if isinstance(stored, StoredCheckpoint) else {}
+
+
+def fingerprint(tools: ToolState) -> bytes | None:
+    """Bytes that two tool states share only where they are written alike; for a seventh of what writing takes.
+
+    None where there are none: a value is of an unusual type, or none that can be written at all.
+    """
+    try:
+        entries = [(name, entry.manifest, entry.source_id) for name, entry in tools.tools.items()]
+        return marshal.dumps((tools.generation, entries), _EXACT)
+    except (ValueError, AttributeError):
+        return None
+
+
+_EXACT: Final = 2
+"""The version of marshal's format in which equal values of equal types give equal bytes: it has no references."""
 
 
 # Nodes
@@ -185,7 +239,6 @@ _set_payload: Final = SessionNodeRecord.__dict__["payload"].__set__
 _set_event: Final = EventPayload.__dict__["event"].__set__
 _set_body: Final = PluginPayload.__dict__["body"].__set__
 _set_plugin_type: Final = PluginPayload.__dict__["plugin_type"].__set__
-_set_stored: Final = Unread.__dict__["_stored"].__set__
 _get_stored: Final = Unread.__dict__["_stored"].__get__
 
 

@@ -12,7 +12,7 @@ import redis.asyncio as redis
 
 from lash_redis import codec, commands
 from lash_redis.backend import Backend
-from lash_redis.blobs import BlobCache, KnownBlobs
+from lash_redis.blobs import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
 from lash_redis.keys import Layout, SessionKeys, ShardKeys
@@ -49,6 +49,7 @@ class Namespace:
         self.ttl_ms = ttl_ms
         self.cached = BlobCache(options.blob_cache_bytes)
         self.known = KnownBlobs()
+        self.written = WrittenTools()
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False

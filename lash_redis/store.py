@@ -260,7 +260,7 @@ class RedisSessionStore:
             options = replace(options, durability=durability)
         if commit.builds_on is None and self._head_seen and commit.expected_head_revision == self._head_seen[0]:
             commit = replace(commit, builds_on=self._head_seen[1])
-        prepared = commands.prepare_commit(commit, options)
+        prepared = commands.prepare_commit(commit, options, self._namespace.written)
         result = await self._publish(prepared, own_ttl, options)
         self._head_seen = result.head_revision, result.commit_id
         await self._collect_if_due()
@@ -282,7 +282,7 @@ class RedisSessionStore:
         Raises:
             SessionExists: there is one.
         """
-        prepared = commands.prepare_commit(commit, options)
+        prepared = commands.prepare_commit(commit, options, self._namespace.written)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
         prepared.meaning = origin.meaning or prepared.meaning
         return await self._publish(prepared, own_ttl_ms(ttl), options, origin)

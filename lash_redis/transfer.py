@@ -29,7 +29,7 @@ from lash_redis.errors import (
     SessionGone,
     StoreError,
 )
-from lash_redis.keys import SessionKeys, checked_id, entry_ids
+from lash_redis.keys import checked_id, entry_ids
 from lash_redis.listing import walk
 from lash_redis.models import (
     Append,
@@ -413,10 +413,11 @@ def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[st
     path = f"{where}.checkpoint"
     if codec.ref_of(codec.pack(manifest.to_msgpack(path), path)) != ref:
         raise InvalidRecord(f"{where}.head.checkpoint_ref", "is not the hash of the checkpoint")
-    components = HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(manifest, blobs, SessionKeys("", where)))
     for name in codec.COMPONENTS:
+        named = getattr(manifest, f"{name}_ref")
         try:
-            getattr(components, name)
+            if named is not None:
+                codec.StoredComponent(name, named, blobs[named], where).value()
         except Corrupt as error:
             raise InvalidRecord(f"{path}.{name}_ref", error.reason) from error
 

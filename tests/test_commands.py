@@ -38,6 +38,7 @@ from lash_redis import (
     Unchanged,
     commands,
 )
+from lash_redis.blobs import WrittenTools
 from lash_redis.errors import SessionExists
 from lash_redis.keys import Layout
 
@@ -53,7 +54,7 @@ def user(node_id: str) -> SessionNodeRecord:
 
 
 def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
-    return commands.prepare_commit(made, OPTIONS)
+    return commands.prepare_commit(made, OPTIONS, WrittenTools())
 
 
 def called(made: RuntimeCommit, before: commands.Refs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:

@@ -21,6 +21,7 @@ from lash_redis import (
     PersistedTurnState,
     SessionEvicted,
     StoreGcPolicy,
+    codec,
 )
 
 Checkpoint = HydratedSessionCheckpoint
@@ -56,6 +57,103 @@ async def test_a_component_with_neither_body_nor_ref_is_dropped(open_cache):
     assert (second.tool_state_ref, second.execution_state_ref) == (first.tool_state_ref, None)
     seen = await components(open_cache().session("chat"))
     assert (seen.tool_state, seen.execution_state) == (tools(), None)
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """What was encoded since the test began, by the path of what it was."""
+    paths: list[str] = []
+
+    def pack(value, path, pack=codec.pack):
+        paths.append(path)
+        return pack(value, path)
+
+    monkeypatch.setattr(codec, "pack", pack)
+    return paths
+
+
+async def test_tools_that_were_written_before_are_not_encoded_again(cache, packed):
+    one, two = cache.session("one"), cache.session("two")
+    first = await publish(one, tool_state=tools())
+    assert packed.count("RuntimeCommit.checkpoint.tool_state") == 1
+    again = await publish(one, 1, tool_state=tools())
+    other = await publish(two, tool_state=tools())
+    assert packed.count("RuntimeCommit.checkpoint.tool_state") == 1
+    assert first.manifest.tool_state_ref == again.manifest.tool_state_ref == other.manifest.tool_state_ref
+    assert (await components(two)).tool_state == tools()
+
+
+ENTRY = tools().tools["search"]
+
+
+@broken_by(Python("codec:fingerprint", lambda _: lambda tools: b"", "takes all tools for the same"))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tools: tools.tools["search"].manifest.update(description="other"),
+        lambda tools: tools.tools["search"].manifest.update(flag=True),
+        lambda tools: tools.tools["search"].manifest.update(flag=1.0),
+        lambda tools: tools.tools["search"].manifest["input_schema"].clear(),
+        lambda tools: tools.tools.update(another=ENTRY),
+        lambda tools: tools.tools.pop("search"),
+    ],
+)
+async def test_tools_that_were_changed_where_they_are_are_stored_as_they_are_now(change, cache):
+    store, state = cache.session("chat"), tools()
+    state.tools["search"].manifest.update(flag=1, input_schema={"type": "object"})
+    await publish(store, tool_state=state)
+    change(state)
+    expected = state.to_json()
+    await publish(store, 1, tool_state=state)
+    assert repr((await components(store)).tool_state.to_json()) == repr(expected)
+
+
+async def test_tools_that_cannot_be_written_are_refused_however_often_they_come(store, keyspace):
+    state = tools()
+    await publish(store, tool_state=state)
+    state.tools["search"].manifest["when"] = (1, 2)
+    before = await keyspace()
+    for _ in range(2):
+        with pytest.raises(InvalidRecord) as refused:
+            await publish(store, 1, tool_state=state)
+        assert refused.value.field == "RuntimeCommit.checkpoint.tool_state.tools['search'].manifest.when"
+    assert await keyspace() == before
+
+
+async def test_components_of_a_read_that_nobody_looked_at_are_neither_decoded_nor_encoded(open_cache, packed):
+    await publish(open_cache().session("chat"), tool_state=tools(), plugin_snapshot=plugins())
+    store = open_cache().session("chat")
+    read = await components(store)
+    packed.clear()
+    kept = (await publish(store, 1, tool_state=read.tool_state, plugin_snapshot=read.plugin_snapshot)).manifest
+    assert not [path for path in packed if path.startswith("RuntimeCommit.checkpoint.")]
+    assert (kept.tool_state_ref, kept.plugin_snapshot_ref) == (read.tool_state_ref, read.plugin_snapshot_ref)
+    other = (await publish(open_cache().session("other"), tool_state=read.tool_state)).manifest
+    assert other.tool_state_ref == read.tool_state_ref
+    assert (await components(open_cache().session("other"))).tool_state == tools()
+
+
+async def test_components_of_a_read_that_were_looked_at_and_changed_are_stored_as_they_are_now(open_cache):
+    await publish(open_cache().session("chat"), tool_state=tools(), plugin_snapshot=plugins({"seen": []}))
+    store = open_cache().session("chat")
+    read = await components(store)
+    read.tool_state.tools["search"].manifest["description"] = "other"
+    (entry,) = read.plugin_snapshot.plugins.values()
+    entry.meta.state["seen"].append(1)
+    await publish(store, 1, tool_state=read.tool_state, plugin_snapshot=read.plugin_snapshot)
+    seen = await components(open_cache().session("chat"))
+    assert seen.tool_state.tools["search"].manifest["description"] == "other"
+    assert next(iter(seen.plugin_snapshot.plugins.values())).meta.state == {"seen": [1]}
+
+
+async def test_a_component_of_a_read_that_was_evicted_since_is_stored_again(open_cache, client):
+    await publish(open_cache().session("chat"), tool_state=tools())
+    store = open_cache().session("chat")
+    read = await components(store)
+    (blob,) = await blob_keys(client)
+    await client.delete(blob)
+    await publish(store, 1, tool_state=read.tool_state)
+    assert (await components(open_cache().session("chat"))).tool_state == tools()
 
 
 async def test_a_body_beats_the_ref_beside_it(store):
@@ -372,7 +470,7 @@ async def test_a_component_of_another_kind_is_corrupt_when_it_is_looked_at(compo
     manifest = (await publish(open_cache().session("chat"), tool_state=tools())).manifest
     await publish(open_cache().session("chat"), 1, **{f"{component}_ref": manifest.tool_state_ref})
     with pytest.raises(Corrupt):
-        getattr(await components(open_cache().session("chat")), component)
+        repr(getattr(await components(open_cache().session("chat")), component))
 
 
 async def test_a_blob_that_the_head_names_and_that_is_gone_is_an_eviction(open_cache, client):

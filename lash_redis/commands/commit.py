@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 from lash_redis import codec, scripts
+from lash_redis.blobs import WrittenTools
 from lash_redis.commands.calls import (
     Refs,
     RefsMoved,
@@ -89,8 +90,8 @@ class PreparedCommit:
     """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
 
 
-def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedCommit:
-    """Check, encode and hash a commit.
+def prepare_commit(commit: RuntimeCommit, options: StoreOptions, written: WrittenTools) -> PreparedCommit:
+    """Check, encode and hash a commit; tools that are among those `written` are neither encoded nor hashed again.
 
     Raises:
         InvalidRecord: names the field that cannot be stored.
@@ -118,7 +119,7 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions) -> PreparedComm
         checked_id("RuntimeCommit.graph.leaf_node_id", leaf)
 
     config = commit.config.to_msgpack("RuntimeCommit.config")
-    refs, bodies = _components(commit.checkpoint)
+    refs, bodies = _components(commit.checkpoint, written)
     checkpoint = SessionCheckpoint(
         turn_state=commit.checkpoint.turn_state,
         tool_state_ref=refs[0],
@@ -169,7 +170,7 @@ def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionChec
     )
 
 
-def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobRef, bytes]]:
+def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) -> tuple[Refs, dict[BlobRef, bytes]]:
     """The refs of the checkpoint's components, and the bytes of those that come as bodies (a body beats a ref)."""
     refs: list[BlobRef | None] = []
     bodies: dict[BlobRef, bytes] = {}
@@ -182,11 +183,29 @@ def _components(checkpoint: HydratedSessionCheckpoint) -> tuple[Refs, dict[BlobR
             refs.append(None if ref is None else checked_ref(f"{path}_ref", ref))
             continue
         check_kind(path, value, kind)
-        data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
-        ref = codec.ref_of(data)
+        stored = codec.stored_component(value)
+        if stored is not None:
+            ref, data = stored.ref, stored.data
+        elif kind is ToolState:
+            ref, data = _written_tools(value, path, written)
+        else:
+            data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
+            ref = codec.ref_of(data)
         refs.append(ref)
         bodies[ref] = data
     return tuple(refs), bodies
+
+
+def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[BlobRef, bytes]:
+    fingerprint = codec.fingerprint(tools)
+    known = None if fingerprint is None else written.get(fingerprint)
+    if known is not None:
+        return known
+    data = codec.pack(tools.to_msgpack(path), path)
+    ref = codec.ref_of(data)
+    if fingerprint is not None:
+        written.put(fingerprint, ref, data)
+    return ref, data
 
 
 def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:

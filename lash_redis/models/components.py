@@ -25,7 +25,7 @@ class ToolStateEntry(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class ToolState(Record):
+class ToolState(Record, Unread):
     """Every tool by name; written sorted by name."""
 
     generation: Annotated[U64, Rule.REQUIRED] = 0
@@ -55,7 +55,7 @@ class PluginSnapshotEntry(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class PluginSessionSnapshot(Record):
+class PluginSessionSnapshot(Record, Unread):
     """Every plugin by id; written sorted by id."""
 
     plugins: Mapping[str, PluginSnapshotEntry] = field(default_factory=dict)
