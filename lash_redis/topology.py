@@ -86,12 +86,28 @@ def key_of(command: Command) -> Any:
     return None if name in KEYLESS or len(command) == 1 else command[1]
 
 
+AT_ONCE: Final = 64 * 1024
+"""Bytes that a transport of asyncio takes without asking the writer to wait until they are gone."""
+
+
 class _Packing:
     """Packs a command in C, as redis-py's blocking connections do. In Python, as its asyncio ones do, the 45 arguments
-    of a commit take 38 µs instead of 7."""
+    of a commit take 38 µs instead of 7. And sends what fits at once without a task that times it."""
+
+    _writer: asyncio.StreamWriter | None
+    is_connected: bool
+    health_check_interval: float
 
     def pack_command(self, *args: Any) -> list[bytes]:
         return [hiredis.pack_command(args)]
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Like redis-py's, which makes a task to time each (before Python 3.12): 7 µs, 8% of a PING."""
+        fits = isinstance(command, list) and sum(map(len, command)) <= AT_ONCE
+        if fits and self.is_connected and self._writer is not None and not self.health_check_interval:
+            self._writer.writelines(command)
+        else:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
 
 
 async def _as_reader(connection: AbstractConnection) -> None:
