@@ -111,11 +111,15 @@ async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times
 
 @dataclass(frozen=True, slots=True)
 class ServerCost:
-    """Per operation: µs that commands ran (`time`), µs of processor the server used (`cpu`), commands by name."""
+    """Per operation: µs that commands ran (`time`), µs of processor the server used (`cpu`), commands by name.
+
+    `inside`: of the time of a script, what its commands took.
+    """
 
     time: float
     cpu: float
     calls: Mapping[str, float]
+    inside: float = 0.0
 
 
 async def _commandstats(client: redis.Redis) -> dict[str, tuple[int, int]]:
@@ -143,10 +147,9 @@ async def server_cost(client: redis.Redis, contender: Contender, repeats: int) -
     spent = {name: after[name][1] - before.get(name, (0, 0))[1] for name in after}
     # A script's time holds that of its commands, EXEC's that of the transaction: count them once.
     script = spent.get("evalsha", 0)
-    time = script or sum(spent.values()) - spent.get("exec", 0)
-    return ServerCost(
-        time / repeats, cpu / repeats, {name: count / repeats for name, count in sorted(calls.items()) if count}
-    )
+    rest = sum(spent.values()) - spent.get("exec", 0) - script
+    by_name = {name: count / repeats for name, count in sorted(calls.items()) if count}
+    return ServerCost((script or rest) / repeats, cpu / repeats, by_name, rest / repeats if script else 0.0)
 
 
 async def server_costs(

@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bench import check, floor, grid, report, stage, workload
+from bench import check, floor, grid, report, stage, stages, workload
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
 
 
@@ -144,3 +144,11 @@ def test_a_picture_follows_the_readers_mode_and_is_the_same_every_day(tmp_path: 
     assert drawn[0] == drawn[1]
     assert "prefers-color-scheme" in drawn[0].replace(": ", ":")
     assert "<script" not in drawn[0]
+
+
+async def test_the_steps_of_a_commit_and_a_read_are_those_of_the_store(url: str) -> None:
+    _, steps = await stages.measured(url, 3)
+    for what, taken in steps.items():
+        assert all(took >= 0 for took in taken.values()), what
+    assert steps["commit"]["server: the commands in it"] < steps["commit"]["server: the script"]
+    assert len(steps["read"]) == 10
