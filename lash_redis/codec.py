@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, repeat
 from struct import Struct
 from threading import Lock
 from typing import Any, Final, NamedTuple, overload
@@ -42,6 +43,8 @@ from lash_redis.options import BlobProfile
 from lash_redis.unpacking import UNREADABLE, unpack
 
 TAG_BYTES: Final = 8
+CRC_BYTES: Final = 4
+"""The checksum before a node's record."""
 RECEIPT_BYTES: Final = 2 * TAG_BYTES
 """A receipt: which commit it was, and what it meant."""
 RECEIPTS: Final = 32
@@ -210,6 +213,19 @@ def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> byt
     """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
     record = pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
     return crc32(record).to_bytes(4, "big") + record
+
+
+def timeless(node_id: str, parent: str | None, tag: str | None, payload: bytes) -> bytes:
+    """The part of a node that belongs to a commit's meaning: all but the timestamp."""
+    return pack([node_id, parent, tag, payload], f"node {node_id!r}")
+
+
+def timeless_part(record: bytes, key: str, place: int) -> bytes:
+    """`timeless` of the node of a record."""
+    node = decode_node(record, key, place)
+    payload = node.payload
+    stored = _get_stored(payload)
+    return timeless(node.node_id, node.parent_node_id, getattr(payload, "plugin_type", None), stored.data)
 
 
 class _StoredPayload(NamedTuple):
@@ -441,6 +457,27 @@ class StoredNodes(Sequence[SessionNodeRecord]):
             known = len(shelf.records) - self._count
             shelf.grow(records[known:], places[known:])
         return self._of(shelf, self._count + len(records), self._key)
+
+    # What only a replacement asks for
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    def grew_from(self, other: StoredNodes) -> bool:
+        """Whether these are `other` and perhaps more, as far as is known without comparing them."""
+        return self._shelf is other._shelf and self._count >= other._count
+
+    def doubtful(self, nodes: Sequence[SessionNodeRecord]) -> Iterator[tuple[int, SessionNodeRecord, bytes]]:
+        """Those of the first of `nodes` that may be others than these, each with its index and these' record.
+
+        All but the very records of this read whose payload nobody has looked at: nobody can have changed them.
+        """
+        shelf, own = self._shelf, self._shelf.nodes[: self._count]
+        given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[: self._count]
+        for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
+            if node is not None and (node is not mine or _get_stored(node.payload) is None):
+                yield at, node, record
 
 
 # Heads

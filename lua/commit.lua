@@ -19,7 +19,10 @@
 --        6 before        bytes  refs the client believes the head holds
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
---        9 delta         str    unchanged, append or replace; faulty where the client found the nodes or the leaf wrong
+--        9 delta         bytes  unchanged, append or replace; faulty where the client found the nodes or the leaf
+--                               wrong; extend <nodes> <bytes> <mark>: a replacement that keeps all that is stored and
+--                               sends what it adds, with how many records that is, how long they are together, how the
+--                               last one begins
 --       10 checks        str    strict or lenient
 --       11 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
 --       12 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
@@ -52,6 +55,7 @@
 --        exists <session> <revision>           it was to be new and is not; nothing written
 --        refs <session> <refs>                 the head holds other refs than `before`; nothing written
 --        missing <session> <index> ...         blobs named without content that are not stored; nothing written
+--        unlike <session>                      it would extend another log than the one that is stored; nothing written
 --        faulty <session>                      delta is faulty and nothing else is wrong; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
@@ -135,6 +139,15 @@ if builds_on ~= '' and builds_on ~= string.sub(receipts, -RECEIPT, -RECEIPT / 2 
 end
 if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
+
+-- A tombstone moves no head: only here is it known that the log still is what the client keeps of it, and shows it all.
+local keeps, bytes, ending = string.match(delta, '^extend (%d+) (%d+) (.*)$')
+if keeps then
+  local same = facts and facts.length == tonumber(keeps) and facts.live == facts.length and facts.ids == facts.length
+    and facts.loose == 0 and facts.bytes == tonumber(bytes) and string.sub(call('LINDEX', log, -1), 1, 4) == ending
+  if not same then return {'unlike', session} end
+  delta = 'append'
+end
 
 local is_new = not facts -- though there may be meta, with a deadline of its own
 local committed, moves = now, false

@@ -21,6 +21,7 @@ from lash_redis.commands.calls import (
 )
 from lash_redis.commands.lease import check_leases, fence_of
 from lash_redis.commands.lifecycle import encoded_meta
+from lash_redis.commands.replacing import Log
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -88,10 +89,27 @@ class PreparedCommit:
     nodes: Sequence[SessionNodeRecord] = ()
     fault: Refused | None = None
     """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
+    log: Log | None = None
+    """What is stored where it is made, and will be before what it adds; None where that is not known, or goes."""
+    extends: bytes = b""
+    """Of a replacement that keeps `log`: how the script knows that. The nodes are then those behind it."""
 
 
-def prepare_commit(commit: RuntimeCommit, options: StoreOptions, written: WrittenTools) -> PreparedCommit:
-    """Check, encode and hash a commit; tools that are among those `written` are neither encoded nor hashed again.
+@dataclass(frozen=True, slots=True)
+class SendWhole:
+    """What the replacement would keep is not what is stored, or what it adds does not fit: prepare it without a log.
+
+    Whether it is refused, and why, is for the whole of it to say.
+    """
+
+
+def prepare_commit(
+    commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: Log | None = None
+) -> PreparedCommit:
+    """Check, encode and hash a commit; of a replacement that begins with all of `log`, only the nodes behind it.
+
+    `log`: what is stored where the commit is made, as far as its caller knows; its meaning does not depend on that.
+    Tools that are among those `written` are neither encoded nor hashed again.
 
     Raises:
         InvalidRecord: names the field that cannot be stored.
@@ -139,14 +157,19 @@ def prepare_commit(commit: RuntimeCommit, options: StoreOptions, written: Writte
     prepared = PreparedCommit(
         commit, checkpoint, checkpoint_ref, refs, bodies, body, b"", rows, "unchanged", f"={leaf}" if leaf else ""
     )
+    prepared.log = log
     if not isinstance(delta, Unchanged):
-        _prepare_nodes(prepared, delta, meaning, options)
+        meaning = _prepare_nodes(prepared, delta, options)
+        if prepared.extends and prepared.fault:
+            return prepare_commit(commit, options, written)
     meaning.update(codec.pack([prepared.delta, commit.session_id, leaf, config, manifest, rows], "RuntimeCommit"))
     prepared.meaning = meaning.digest()[: codec.TAG_BYTES]
 
     size = (
         len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
     )
+    if prepared.log is not None and prepared.extends:
+        size += prepared.log.size
     check_value_size("the bytes of a commit", size, options)
     return prepared
 
@@ -229,7 +252,8 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     ]
 
 
-def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meaning: Any, options: StoreOptions) -> None:
+def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> Any:
+    """Encodes the nodes; returns the hash of their meaning."""
     replaces = isinstance(delta, ReplaceFull)
     where = "RuntimeCommit.graph.graph.nodes" if replaces else "RuntimeCommit.graph.nodes"
     nodes = delta.graph.nodes if isinstance(delta, ReplaceFull) else delta.nodes
@@ -238,12 +262,18 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meanin
     if options.max_commit_nodes is not None and len(nodes) > options.max_commit_nodes:
         raise CommitTooLarge("the number of nodes of a commit", len(nodes), options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
+    meaning, kept, log = sha256(), 0, prepared.log
+    if replaces and log is not None and log.begins(nodes, _encode_node):
+        meaning, kept, prepared.extends = log.meaning(), len(log), log.claim
+        nodes = nodes[kept:]
+    elif replaces:
+        prepared.log = None
     prepared.nodes = nodes
     places: dict[str, int] = {}
     users: list[str] = []
     collision: Refused | None = None
     for at, node in enumerate(nodes):
-        record, timeless = _encode_node(node, f"{where}[{at}]")
+        record, timeless = _encode_node(node, f"{where}[{kept + at}]")
         meaning.update(timeless)
         prepared.records.append(record)
         prepared.ids.append(node.node_id)
@@ -270,9 +300,10 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, meanin
     leaf, lost = delta.leaf_node_id, None
     if leaf is not None and leaf in places:
         prepared.leaf = f"@{places[leaf]}"
-    elif replaces and strict and leaf is not None:
+    elif replaces and strict and leaf is not None and not kept:
         lost = InvalidLeaf(leaf)
     prepared.fault = collision or orphan or lost
+    return meaning
 
 
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
@@ -294,7 +325,7 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
     packed = codec.pack(check_json(value, inner), inner)
-    return codec.encode_node(node, packed, tag), codec.pack([node_id, parent, tag, packed], path)
+    return codec.encode_node(node, packed, tag), codec.timeless(node_id, parent, tag, packed)
 
 
 _FIRST_BLOB: Final = 8
@@ -363,7 +394,7 @@ def commit_call(
         codec.encode_refs(before),
         codec.encode_refs(prepared.refs),
         prepared.body,
-        "faulty" if faulty else prepared.delta,
+        "faulty" if faulty else prepared.extends or prepared.delta,
         options.graph_checks,
         prepared.leaf,
         ttl_ms,
@@ -401,7 +432,7 @@ def commit_call(
 
 def commit_reply(
     call: ScriptCall, prepared: PreparedCommit, keys: SessionKeys, reply: Any
-) -> RuntimeCommitResult | RefsMoved | BlobsMissing:
+) -> RuntimeCommitResult | RefsMoved | BlobsMissing | SendWhole:
     """The result, or what to change before the same commit is sent again; raises whatever the script refused it for."""
     commit = prepared.commit
     match status(call, reply, keys):
@@ -417,6 +448,8 @@ def commit_reply(
             return RefsMoved(codec.decode_refs(reply[2]))
         case "missing":
             return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
+        case "unlike" | "collision" | "parent" | "leaf" if prepared.extends:
+            return SendWhole()
         case word:
             raise _refusal(word, prepared, reply)
 

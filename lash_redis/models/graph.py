@@ -128,6 +128,8 @@ class SessionGraph(Record):
     _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )
+    _log: Annotated[Any, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
+    """What a store knows of how the first of these nodes are stored; it lives as long as a graph that holds it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.nodes, list):
@@ -216,6 +218,7 @@ class SessionGraph(Record):
         """The same nodes with another leaf, known or not."""
         graph = SessionGraph(self.nodes, leaf_node_id)
         object.__setattr__(graph, "_places", self._places)
+        object.__setattr__(graph, "_log", self._log)
         return graph
 
     set_leaf_node_id = branch_to = with_leaf
@@ -321,6 +324,7 @@ class SessionGraph(Record):
         if not nodes:
             return self.with_leaf(leaf)
         graph = SessionGraph((*self.nodes, *nodes), leaf)
+        object.__setattr__(graph, "_log", self._log)
         if self._places is not None:
             object.__setattr__(graph, "_places", {**self._places, **fresh})
         return graph

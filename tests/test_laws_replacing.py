@@ -1,0 +1,570 @@
+"""A replacement that keeps what is stored is a replacement like any other, for the price of what it adds."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from breaking import Lua, Python, broken_by
+from builders import (
+    append,
+    chain,
+    commit,
+    facts_of,
+    ids_of,
+    key_of,
+    node,
+    numbered,
+    plugins,
+    replace_full,
+    tools,
+    used,
+)
+
+from lash_redis import (
+    ActivePath,
+    Append,
+    CommitIdReused,
+    CommitTooLarge,
+    Corrupt,
+    EventPayload,
+    FullGraph,
+    HeadRevisionConflict,
+    HydratedSessionCheckpoint,
+    InvalidLeaf,
+    InvalidParent,
+    NodeIdCollision,
+    PersistedSessionRead,
+    PluginPayload,
+    RedisSessionStore,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionGraph,
+    SessionNodeRecord,
+    StoreError,
+    Unchanged,
+    load_persisted_session_state,
+    refresh_persisted_session_state,
+)
+
+KEEPS_NOTHING = Python("commands.replacing:Log.begins", lambda _: lambda *_: False, "keeps nothing")
+KEEPS_ANYTHING = Python("commands.replacing:Log.begins", lambda _: lambda *_: True, "keeps anything")
+TRUSTS_THE_HEAD = Lua("commit", "if not same then return {'unlike', session} end", "")
+
+
+DELTA = 8
+
+
+class Sent:
+    """The commits a handle sends from now on: the bytes of their arguments, and their delta's word."""
+
+    def __init__(self, store: RedisSessionStore) -> None:
+        self.bytes: list[int] = []
+        self.deltas: list[str] = []
+        run = store._namespace.run
+
+        async def counted(call: Any, **more: Any) -> Any:
+            if call.script.name == "commit":
+                args = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in call.args]
+                self.bytes.append(sum(map(len, args)))
+                self.deltas.append(args[DELTA].split(b" ")[0].decode())
+            return await run(call, **more)
+
+        store._namespace.run = counted  # type: ignore[method-assign]
+
+
+def longer(graph: SessionGraph, *added: SessionNodeRecord) -> ReplaceFull:
+    """Made by hand, as who does not know `append_message` would."""
+    return ReplaceFull(SessionGraph((*graph.nodes, *added), added[-1].node_id if added else graph.leaf_node_id))
+
+
+async def full(store: RedisSessionStore) -> PersistedSessionRead:
+    read = await store.load_session(FullGraph())
+    assert read is not None
+    return read
+
+
+def looked_at(read: PersistedSessionRead) -> PersistedSessionRead:
+    read.graph.read_model()
+    return read
+
+
+# What it costs
+
+
+@broken_by(KEEPS_NOTHING)
+@pytest.mark.parametrize("look", [looked_at, lambda read: read], ids=["looked at", "unread"])
+async def test_a_replacement_that_adds_2_nodes_to_1000_sends_what_an_append_of_them_does(look, store, open_cache):
+    ids = numbered(1_000)
+    await store.commit_runtime_state(commit(None, append(*ids)))
+    worker = open_cache().session("chat")
+    sent, read = Sent(worker), look(await full(worker))
+    await worker.commit_runtime_state(commit(1, longer(read.graph, *chain("x", "y", parent=ids[-1]))))
+    await worker.commit_runtime_state(commit(2, append("p", "q", parent="y")))
+    replaced, appended = sent.bytes
+    assert replaced < 1.2 * appended < 2_000
+    assert ids_of(await full(store)) == [*ids, "x", "y", "p", "q"]
+
+
+@broken_by(KEEPS_NOTHING)
+async def test_the_turns_of_a_runtime_send_what_is_new_of_its_graph(store, open_cache):
+    await store.commit_runtime_state(commit(None, append(*numbered(100))))
+    worker = open_cache().session("chat")
+    sent, state = Sent(worker), await load_persisted_session_state(worker)
+    assert state is not None
+    for turn in range(9):
+        for role in ("User", "Assistant"):
+            state.session_graph = state.session_graph.append_message({"id": f"{role}{turn}", "role": role, "parts": []})
+        state.graph_replace_required = True
+        result = await worker.commit_runtime_state(RuntimeCommit.persisted_state(state, [used(input=1)]))
+        state.apply_persisted_commit_result(result)
+        assert (await full(store)).graph == state.session_graph
+        if turn % 3 == 1:
+            state.session_graph.read_model()
+            await refresh_persisted_session_state(worker, state)
+        if turn % 3 == 2:
+            progress = append(f"progress{turn}", parent=state.session_graph.leaf_node_id)
+            result = await worker.commit_runtime_state(RuntimeCommit.persisted_state_with_graph_commit(state, progress))
+            state.apply_persisted_commit_result(result)
+            state.session_graph = SessionGraph((*state.session_graph.nodes, *progress.nodes), progress.leaf_node_id)
+    assert sent.deltas == ["extend", "extend", "extend", "append"] * 3
+    assert max(sent.bytes) < 1_500
+
+
+async def test_a_session_that_is_replaced_from_its_first_commit_on_sends_each_node_once(store):
+    sent, graph = Sent(store), SessionGraph()
+    for revision in range(5):
+        graph = graph.append_event({"z": revision, "a": "x" * 500})
+        await store.commit_runtime_state(commit(revision, ReplaceFull(graph)))
+    assert sent.deltas == ["replace", *["extend"] * 4]
+    assert max(sent.bytes) < 1_200
+    assert (await full(store)).graph == graph
+
+
+@broken_by(KEEPS_NOTHING)
+async def test_an_update_that_replaces_sends_what_is_new(store, open_cache):
+    await store.commit_runtime_state(commit(None, append(*numbered(50))))
+    worker = open_cache().session("chat")
+    sent, read = Sent(worker), None
+    for name in "xyz":
+
+        def turn(read, name=name):
+            return commit(None, longer(read.graph, node(name, read.graph.leaf_node_id)))
+
+        await worker.update(turn, since=read)
+        read = await full(store)
+    assert sent.deltas == ["extend"] * 3
+    assert ids_of(read)[50:] == ["x", "y", "z"]
+
+
+async def test_a_handle_keeps_no_graph_in_memory(store):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    read = await full(store)
+    assert store._log() is not None
+    graph = read.graph.append_event({})
+    del read
+    await store.commit_runtime_state(commit(1, ReplaceFull(graph)))
+    assert store._log() is not None
+    del graph
+    gc.collect()
+    assert store._log() is None
+
+
+@pytest.mark.parametrize("copied", [lambda read: pickle.loads(pickle.dumps(read)), copy.deepcopy])
+async def test_a_copy_of_a_read_is_no_proof_but_a_graph_that_may_be_kept(copied, store):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    sent, read = Sent(store), await full(store)
+    graph = copied(read).graph.append_event({})
+    assert graph._log is None
+    await store.commit_runtime_state(commit(1, ReplaceFull(graph)))
+    assert sent.deltas == ["extend"]
+    assert (await full(store)).graph == graph
+
+
+async def test_who_read_before_is_brought_up_to_date_by_what_is_new(store, open_cache):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    reader, worker = open_cache().session("chat"), open_cache().session("chat")
+    before, read = await full(reader), await full(worker)
+    epoch = before._origin.head.facts.epoch
+    await worker.commit_runtime_state(commit(1, longer(read.graph, node("c", "b"))))
+    now = await reader.refresh(before)
+    assert ids_of(now) == ["a", "b", "c"]
+    assert now._origin.head.facts.epoch == epoch
+
+
+# What is stored
+
+
+def exactly(value: Any) -> str:
+    """Tells 1 from 1.0 and True; the order of keys is not stored."""
+    return json.dumps(value, sort_keys=True)
+
+
+async def changed_in_place(store: RedisSessionStore, change: Callable[[Any], None]) -> SessionGraph:
+    graph = (await full(store)).graph
+    change(graph.nodes[1].payload)
+    await store.commit_runtime_state(commit(1, longer(graph, node("x", "c"))))
+    return graph
+
+
+def said(text: Any) -> Callable[[Any], None]:
+    def change(payload: EventPayload) -> None:
+        payload.event["Conversation"]["text"] = text
+
+    return change
+
+
+IN_PLACE = {
+    "another text": said("goodbye"),
+    "another type": said(True),
+    "an equal number of another type": said(1.0),
+    "something within": lambda payload: payload.event["Conversation"].update(more=[{"a": 1}]),
+    "something gone": lambda payload: payload.event["Conversation"].pop("text"),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+@broken_by(KEEPS_ANYTHING)
+async def test_what_was_changed_in_place_in_a_read_is_stored(change, store, open_cache):
+    nodes = [node("a"), replace(node("b", "a"), payload=EventPayload({"Conversation": {"text": 1}})), node("c", "b")]
+    await store.commit_runtime_state(commit(None, Append(nodes, "c")))
+    graph = await changed_in_place(open_cache().session("chat"), IN_PLACE[change])
+    stored = (await full(store)).graph.nodes[1].payload
+    assert exactly(stored.event) == exactly(graph.nodes[1].payload.event) != exactly(nodes[1].payload.event)
+
+
+@broken_by(KEEPS_ANYTHING)
+async def test_what_was_changed_in_place_in_a_graph_that_was_committed_is_stored(store):
+    graph = SessionGraph().append_event({"z": [1], "a": 2}).append_plugin("p", {"z": [1], "a": 2})
+    event, body = graph.nodes[0].payload.event, graph.nodes[1].payload.body
+    changes = (lambda: event["z"].append(5), lambda: body.update(b=1), lambda: event.update(a=2.0), lambda: None)
+    for revision, change in enumerate(changes):
+        await store.commit_runtime_state(commit(2 * revision, ReplaceFull(graph)))
+        change()
+        await store.commit_runtime_state(commit(2 * revision + 1, ReplaceFull(graph)))
+        stored = (await full(store)).graph.nodes
+        assert [exactly(stored[0].payload.event), exactly(stored[1].payload.body)] == [exactly(event), exactly(body)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda nodes: (replace(nodes[0], timestamp="later"), *nodes[1:]),
+        lambda nodes: (nodes[0], replace(nodes[1], payload=PluginPayload("p", nodes[1].payload.event)), nodes[2]),
+        lambda nodes: (*nodes[:2], replace(nodes[2], parent_node_id="a")),
+        lambda nodes: (nodes[0], node("other", "a"), replace(nodes[2], parent_node_id="other")),
+        lambda nodes: (nodes[0], replace(nodes[2], parent_node_id="a"), replace(nodes[1], parent_node_id="c")),
+        lambda nodes: nodes[:2],
+        lambda nodes: nodes[:0],
+    ],
+    ids=["timestamp", "kind", "parent", "id", "order", "one less", "none"],
+)
+async def test_a_graph_that_keeps_only_a_part_takes_the_place_of_the_whole(changed, store):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    nodes = changed((await full(store)).graph.nodes)
+    nodes = (*nodes, node("x", nodes[-1].node_id if nodes else None))
+    await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(nodes, "x"))))
+    assert (await full(store)).graph == SessionGraph(nodes, "x")
+    assert ids_of(await store.load_session(ActivePath()))[-1] == "x"
+
+
+async def test_a_shorter_graph_leaves_nothing_of_the_rest(store):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    sent, graph = Sent(store), (await full(store)).graph
+    await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(graph.nodes[:2], "b"))))
+    assert ids_of(await full(store)) == ["a", "b"]
+    await store.commit_runtime_state(commit(2, append("c", parent="b")))
+    assert sent.deltas == ["replace", "append"]
+
+
+@pytest.mark.parametrize("leaf", ["a", "c"])
+async def test_the_graph_that_is_stored_may_take_its_own_place_with_any_leaf(leaf, store, client):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    sent, graph = Sent(store), (await full(store)).graph
+    before = await facts_of(client)
+    await store.commit_runtime_state(commit(1, ReplaceFull(graph.with_leaf(leaf))))
+    read = await full(store)
+    assert (read.graph, read.head_revision) == (graph.with_leaf(leaf), 2)
+    assert sent.deltas == ["extend"]
+    assert {name: value for name, value in (await facts_of(client)).items() if before[name] != value}.keys() <= {
+        "revision", "leaf", "committed",
+    }  # fmt: skip
+
+
+async def test_a_path_that_is_all_there_is_can_be_kept_and_a_part_of_it_is_not(store):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    sent = Sent(store)
+    path = await store.load_session(ActivePath())
+    await store.commit_runtime_state(commit(1, longer(path.graph, node("d", "c"))))
+    await store.commit_runtime_state(commit(2, append("e", parent="a")))
+    path = await store.load_session(ActivePath())
+    await store.commit_runtime_state(commit(3, longer(path.graph, node("f", "e"))))
+    assert ids_of(await full(store)) == ["a", "e", "f"]
+    assert sent.deltas == ["extend", "append", "replace"]
+
+
+# What moves no head
+
+
+@pytest.mark.parametrize("vacuumed", [False, True])
+@pytest.mark.parametrize("who", ["this handle", "another process"])
+@broken_by(TRUSTS_THE_HEAD)
+async def test_nodes_that_were_tombstoned_since_the_read_are_brought_back(who, vacuumed, store, open_cache):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    graph = (await full(store)).graph
+    other = store if who == "this handle" else open_cache().session("chat")
+    await other.tombstone_nodes(["b", "c"])
+    if vacuumed:
+        await other.vacuum()
+    sent = Sent(store)
+    await store.commit_runtime_state(commit(1, longer(graph, node("d", "a"))))
+    assert sent.deltas == ["extend", "replace"]
+    assert ids_of(await full(store)) == ["a", "b", "c", "d"]
+    assert (await store.load_node("b")) == node("b", "a")
+    assert (await store.vacuum()).removed_node_count == 0
+
+
+@broken_by(TRUSTS_THE_HEAD, Lua("commit", "and string.sub(call('LINDEX', log, -1), 1, 4) == ending", ""))
+async def test_a_log_that_a_failover_made_another_is_replaced_whole(store, client):
+    """The same commit sent again where it was lost, with another timestamp: the head tells no difference."""
+    await store.commit_runtime_state(commit(None, Append(chain("a", "b", timestamp="early"), "b")))
+    graph = (await full(store)).graph
+    log = await key_of(client, "log")
+    record = await client.lindex(log, -1)
+    await client.lset(log, -1, bytes(4) + record[4:])
+    await store.commit_runtime_state(commit(1, longer(graph, node("c", "b"))))
+    assert list((await full(store)).graph.nodes) == [*chain("a", "b", timestamp="early"), node("c", "b")]
+
+
+async def test_a_record_that_is_damaged_is_told_not_kept(store, client):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    log = await key_of(client, "log")
+    record = await client.lindex(log, 0)
+    await client.lset(log, 0, record[:-1] + bytes([record[-1] ^ 1]))
+    read = await full(store)
+    with pytest.raises(Corrupt):
+        await store.commit_runtime_state(commit(1, longer(read.graph, node("c", "b"))))
+
+
+# Retries
+
+
+ONE_MEANING = Python(
+    "commands.replacing:Log.meaning", lambda _: lambda self: sha256(), "takes what is new for the meaning"
+)
+
+
+async def two_who_may_commit(store, open_cache) -> tuple[RedisSessionStore, RedisSessionStore, RuntimeCommit]:
+    """One who knows what is stored, one who does not, and a replacement that keeps it."""
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    knows, stranger = open_cache().session("chat"), open_cache().session("chat")
+    graph = (await full(knows)).graph.append_plugin("p", {"b": 1, "a": 2}).append_event({"é": [1.5, None]})
+    return knows, stranger, commit(1, ReplaceFull(graph), checkpoint=STATES, usage_deltas=[used(input=5)])
+
+
+STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
+
+
+@pytest.mark.parametrize("first", ["kept", "whole"])
+@broken_by(ONE_MEANING)
+async def test_the_same_replacement_is_a_retry_whether_it_was_sent_whole_or_not(first, store, open_cache, keyspace):
+    knows, stranger, made = await two_who_may_commit(store, open_cache)
+    seen, whole = Sent(knows), RuntimeCommit.from_json(made.to_json())
+    sends = [(knows, made), (stranger, whole)] if first == "kept" else [(stranger, whole), (knows, made)]
+    result = await sends[0][0].commit_runtime_state(sends[0][1])
+    before = await keyspace()
+    assert await sends[1][0].commit_runtime_state(sends[1][1]) == replace(result, replayed=True)
+    assert await sends[0][0].commit_runtime_state(sends[0][1]) == replace(result, replayed=True)
+    assert seen.deltas[0] == "extend"
+    assert await keyspace() == before
+    read = await full(store)
+    assert (read.graph, read.token_ledger, read.head_revision) == (made.graph.graph, (used(input=5),), 2)
+
+
+async def test_the_same_id_with_another_graph_is_refused_whether_it_was_sent_whole_or_not(store, open_cache):
+    knows, stranger, made = await two_who_may_commit(store, open_cache)
+    await knows.commit_runtime_state(made)
+    others = [
+        replace(made, graph=longer(made.graph.graph, node("more"))),
+        replace(made, graph=Append(made.graph.graph.nodes[2:], made.graph.leaf_node_id)),
+        replace(made, graph=replace_full("a", "b")),
+    ]
+    for other in others:
+        for each in (knows, stranger):
+            with pytest.raises(CommitIdReused):
+                await each.commit_runtime_state(other)
+
+
+# Refusals
+
+
+def of(*nodes: SessionNodeRecord, leaf: str | None) -> Callable[[SessionGraph], ReplaceFull]:
+    return lambda graph: ReplaceFull(SessionGraph((*graph.nodes, *nodes), leaf))
+
+
+WRONG = {
+    "an id that is kept": (of(node("a", "c"), leaf="a"), NodeIdCollision),
+    "an id twice": (of(node("x", "c"), node("x", "c"), leaf="x"), NodeIdCollision),
+    "both": (of(node("x", "c"), node("a", "c"), node("x", "c"), leaf="x"), NodeIdCollision),
+    "both the other way": (of(node("x", "c"), node("x", "c"), node("a", "c"), leaf="x"), NodeIdCollision),
+    "a parent that is unknown": (of(node("x", "c"), node("y", "?"), leaf="y"), InvalidParent),
+    "a parent that comes later": (of(node("x", "y"), node("y", "c"), leaf="y"), InvalidParent),
+    "two such": (of(node("w", "?"), node("x", "y"), node("y", "c"), leaf="y"), InvalidParent),
+    "an id that is kept and a parent": (of(node("x", "?"), node("a", "c"), leaf="a"), NodeIdCollision),
+    "a leaf that is unknown": (of(node("x", "c"), leaf="?"), InvalidLeaf),
+    "no leaf": (of(node("x", "c"), leaf=None), InvalidLeaf),
+    "a parent and no leaf": (of(node("x", "?"), leaf=None), InvalidParent),
+    "a parent and an unknown leaf": (of(node("x", "?"), leaf="y"), InvalidLeaf),
+}
+
+
+def believing(reply):
+    return lambda call, prepared, *more: reply(call, replace(prepared, extends=b""), *more)
+
+
+@broken_by(Python("commands:commit_reply", believing, "believes what a part is refused for"))
+async def test_a_graph_is_refused_for_what_is_wrong_with_the_whole_of_it(store, open_cache, keyspace):
+    await _refused_alike("a parent and an unknown leaf", store, open_cache, keyspace)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_what_does_not_fit_is_refused_as_that_of_a_stranger(wrong, store, open_cache, keyspace):
+    await _refused_alike(wrong, store, open_cache, keyspace)
+
+
+async def _refused_alike(wrong: str, store, open_cache, keyspace) -> None:
+    build, error = WRONG[wrong]
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    knows, stranger = open_cache().session("chat"), open_cache().session("chat")
+    read, before, refusals = await full(knows), await keyspace(), []
+    for each in (knows, stranger):
+        for expected in (1, 7):
+            with pytest.raises(error if expected == 1 else HeadRevisionConflict) as refused:
+                await each.commit_runtime_state(commit(expected, build(read.graph)))
+            refusals.append((type(refused.value), str(refused.value)))
+    assert refusals[:2] == refusals[2:]
+    assert await keyspace() == before
+    await knows.commit_runtime_state(commit(1, longer(read.graph, node("d", "c"))))
+    assert ids_of(await full(store)) == ["a", "b", "c", "d"]
+
+
+async def test_of_two_who_keep_the_same_one_wins(store, open_cache):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    workers = [open_cache().session("chat") for _ in range(2)]
+    reads = [await full(worker) for worker in workers]
+    await workers[0].commit_runtime_state(commit(1, longer(reads[0].graph, node("mine", "b"))))
+    with pytest.raises(HeadRevisionConflict) as refused:
+        await workers[1].commit_runtime_state(commit(1, longer(reads[1].graph, node("yours", "b"))))
+    assert (refused.value.expected, refused.value.actual) == (1, 2)
+    read = await workers[1].refresh(reads[1])
+    await workers[1].commit_runtime_state(commit(2, longer(read.graph, node("yours", "mine"))))
+    assert ids_of(await full(store)) == ["a", "b", "mine", "yours"]
+
+
+async def test_limits_count_what_is_kept(open_cache):
+    store = open_cache(max_commit_nodes=3).session("chat")
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    with pytest.raises(CommitTooLarge):
+        await store.commit_runtime_state(commit(1, longer((await full(store)).graph, node("d", "c"))))
+    graph = replace_full("a", "b").graph.append_event({"x": "x" * 3_000})
+    store = open_cache(max_commit_bytes=4_000).session("chat")
+    await store.commit_runtime_state(commit(1, ReplaceFull(graph)))
+    with pytest.raises(CommitTooLarge):
+        await store.commit_runtime_state(commit(2, ReplaceFull(graph.append_event({"x": "x" * 3_000}))))
+
+
+# The same as whole
+
+
+def shown(read: PersistedSessionRead | None) -> Any:
+    if read is None:
+        return None
+    nodes = [(each.node_id, each.parent_node_id, each.timestamp, repr(each.payload)) for each in read.graph.nodes]
+    return read.head_revision, read.graph.leaf_node_id, nodes, read.token_ledger, read.checkpoint_ref
+
+
+async def all_that_is_seen(store: RedisSessionStore, ids: Sequence[str]) -> list[Any]:
+    seen: list[Any] = []
+    for scope in (FullGraph(), ActivePath(), *map(ActivePath, ids)):
+        try:
+            seen.append(shown(await store.load_session(scope)))
+        except StoreError as error:
+            seen.append((type(error), str(error).replace(store.session_id, "it")))
+    return seen + [await store.load_node(each) for each in ids]
+
+
+@pytest.mark.parametrize("checks", ["strict", "lenient"])
+@pytest.mark.parametrize("seed", range(4))
+async def test_nobody_sees_whether_a_graph_was_replaced_whole(seed, checks, open_cache):
+    """The same walk through two sessions: in one, whoever replaces knows what is stored; in the other, nobody does."""
+    dice = random.Random(f"{seed} {checks}")
+    cache = open_cache(graph_checks=checks)
+    knows, plain = cache.session("chat-1"), open_cache(graph_checks=checks).session("chat-2")
+    sent, read, ids = Sent(knows), None, [f"n{at}" for at in range(300)]
+
+    async def both(graph: Any, expected: int | None, commit_id: str) -> None:
+        answers = []
+        for store in (knows, plain):
+            made = commit(expected, graph, session_id=store.session_id, commit_id=commit_id)
+            if store is plain:
+                made = RuntimeCommit.from_json(made.to_json())
+                store = open_cache(graph_checks=checks).session("chat-2")
+            try:
+                result = await store.commit_runtime_state(made)
+                answers.append((result.head_revision, result.replayed))
+            except StoreError as error:
+                answers.append((type(error), str(error).replace(store.session_id, "it")))
+        assert answers[0] == answers[1]
+
+    for step in range(60):
+        read = await (knows.load_session(FullGraph()) if read is None else knows.refresh(read))
+        graph = SessionGraph() if read is None else read.graph
+        if dice.random() < 0.5:
+            graph.read_model()
+        live = [each.node_id for each in graph.nodes]
+        fresh = dice.sample([each for each in ids if each not in live or dice.random() < 0.05], dice.randrange(4))
+        added: list[SessionNodeRecord] = []
+        for each in fresh:
+            parents = [None, *live, *(other.node_id for other in added)] + ["?"] * (dice.random() < 0.1)
+            said = {"Conversation": {"role": dice.choice(["User", "Assistant"]), "id": each, "parts": [step]}}
+            added.append(SessionNodeRecord(each, dice.choice(parents[-4:]), f"t{step}", EventPayload(said)))
+        leaf = dice.choice([*live, *fresh] or [None]) if dice.random() < 0.95 else dice.choice(["?", None])
+        revision = 0 if read is None else read.head_revision
+        match dice.choice(["replace"] * 6 + ["append", "move", "shorter", "hide", "vacuum", "change", "again"]):
+            case "replace":
+                await both(ReplaceFull(SessionGraph((*graph.nodes, *added), leaf)), revision, f"c{step}")
+            case "append":
+                await both(Append(added, leaf), revision, f"c{step}")
+            case "move":
+                await both(Unchanged(leaf), revision, f"c{step}")
+            case "shorter" if dice.random() < 0.5:
+                kept = graph.nodes[: dice.randrange(len(live) + 1)]
+                await both(ReplaceFull(SessionGraph(kept, kept[-1].node_id if kept else None)), revision, f"c{step}")
+            case "hide" if live:
+                hidden = dice.sample(live, 1)
+                await knows.tombstone_nodes(hidden)
+                await plain.tombstone_nodes(hidden)
+                await both(ReplaceFull(SessionGraph((*graph.nodes, *added), leaf)), revision, f"c{step}")
+            case "vacuum":
+                assert await knows.vacuum() == await plain.vacuum()
+            case "change" if live:
+                dice.choice(graph.nodes).payload.event["Conversation"]["parts"].append(step)
+                await both(ReplaceFull(SessionGraph((*graph.nodes, *added), leaf)), revision, f"c{step}")
+                read = None
+            case "again":
+                for _ in range(2):
+                    await both(ReplaceFull(SessionGraph((*graph.nodes, *added), leaf)), revision, f"c{step}")
+        assert await all_that_is_seen(knows, ids[:9]) == await all_that_is_seen(plain, ids[:9])
+    assert {"extend", "replace"} <= set(sent.deltas)
+    lines = [info async for info in cache.sessions()]
+    assert lines[0].first_user_message == lines[1].first_user_message
+    assert lines[0].user_message_count == lines[1].user_message_count > 0
+    assert (await open_cache(role="auditor").audit()).problems == ()
