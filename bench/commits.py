@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -11,7 +12,17 @@ import redis.asyncio as redis
 from bench import bare, workload
 from bench.measure import Contender, interleaved, server_costs, traffic, wire_to
 from bench.report import Row, served, timed
-from lash_redis import RuntimeCommit, SessionCache, ToolState, connect
+from lash_redis import (
+    Append,
+    FullGraph,
+    RedisSessionStore,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionCache,
+    SessionGraph,
+    ToolState,
+    connect,
+)
 
 
 def ours(sessions: list[workload.Session]) -> Contender:
@@ -24,6 +35,33 @@ def ours(sessions: list[workload.Session]) -> Contender:
 
     async def run(made: tuple[workload.Session, RuntimeCommit]) -> None:
         await made[0].take(made[1])
+
+    return Contender(run, make)
+
+
+def replacing(session: workload.Session, *, by: SessionCache | None = None) -> Contender:
+    """Turns of a session that replace its whole graph by one of 2 nodes more.
+
+    With another cache `by` each comes from a process that has just loaded the session and looked at all of it.
+    """
+    graph = SessionGraph()
+
+    async def make() -> tuple[RedisSessionStore, RuntimeCommit]:
+        nonlocal graph
+        store = session.store if by is None else by.session(session.store.session_id)
+        if by is not None or not graph.nodes:
+            read = await store.load_session(FullGraph())
+            assert read is not None
+            read.graph.read_model()
+            graph = read.graph
+        commit = session.turn()
+        assert isinstance(commit.graph, Append)
+        for node in commit.graph.nodes:
+            graph = graph.append_message(node.message() or {})
+        return store, replace(commit, graph=ReplaceFull(graph))
+
+    async def run(made: tuple[RedisSessionStore, RuntimeCommit]) -> None:
+        await made[0].commit_runtime_state(made[1])
 
     return Contender(run, make)
 
@@ -77,6 +115,7 @@ async def _measured(
     costs = await server_costs(client, contenders, repeats=50, blocks=8 if quick else 40)
     rows += served("commit of 2 nodes / bare", costs, "ours", "bare", 1.2)
     rows += await _wired(url, tools)
+    rows += await _replaced(client, cache, tools, rounds=30 if quick else 150)
 
     few = [await begun(cache, f"few-{number}", tools, 10) for number in range(20)]
     many = await begun(cache, "many", tools, large)
@@ -86,6 +125,25 @@ async def _measured(
     times = await interleaved({"build": building(unsent), "ours": ours([thousand])}, rounds // 4)
     rows.append(timed("building the RuntimeCommit (not in the lines above) / commit", times, "build", "ours"))
     return rows
+
+
+async def _replaced(client: redis.Redis, cache: SessionCache, tools: ToolState, *, rounds: int) -> list[Row]:
+    """A replacement of a graph by itself and 2 nodes, beside a commit of these 2 that checks nothing."""
+    plain = bare.Session(client, "replaced", msgpack.packb(tools.to_msgpack()))
+    await plain.begin(workload.line(0, 1000, None))
+    contenders = {
+        "again": replacing(await begun(cache, "replaced", tools, 1000)),
+        "first": replacing(await begun(cache, "replaced-first", tools, 1000), by=cache),
+        "bare": bared(plain),
+    }
+    times = await interleaved(contenders, rounds)
+    rows = [
+        timed("ReplaceFull of 1,000 nodes that adds 2 / bare", times, "again", "bare"),
+        timed("the same, the first after a load / bare", times, "first", "bare"),
+    ]
+    del contenders["first"]  # which can only be made when the one before it is done
+    costs = await server_costs(client, contenders, repeats=10, blocks=4)
+    return rows + served("ReplaceFull of 1,000 nodes that adds 2 / bare", costs, "again", "bare")
 
 
 async def _wired(url: str, tools: ToolState) -> list[Row]:
