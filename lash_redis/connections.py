@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection: a wrong address must not hang a worker. `?socket_connect_timeout=` overrides it."""
 REPLY_TIMEOUT = 10.0
-"""Seconds to wait for a reply. `?socket_timeout=` overrides it."""
+"""Seconds to wait for the replies of a round trip. `?socket_timeout=` overrides it."""
 
 
 SENTINEL_PORT: Final = 26379

@@ -86,28 +86,12 @@ def key_of(command: Command) -> Any:
     return None if name in KEYLESS or len(command) == 1 else command[1]
 
 
-AT_ONCE: Final = 64 * 1024
-"""Bytes that a transport of asyncio takes without asking the writer to wait until they are gone."""
-
-
 class _Packing:
     """Packs a command in C, as redis-py's blocking connections do. In Python, as its asyncio ones do, the 45 arguments
-    of a commit take 38 µs instead of 7. And sends what fits at once without a task that times it."""
-
-    _writer: asyncio.StreamWriter | None
-    is_connected: bool
-    health_check_interval: float
+    of a commit take 38 µs instead of 7."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
         return [hiredis.pack_command(args)]
-
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Like redis-py's, which makes a task to time each (before Python 3.12): 7 µs, 8% of a PING."""
-        fits = isinstance(command, list) and sum(map(len, command)) <= AT_ONCE
-        if fits and self.is_connected and self._writer is not None and not self.health_check_interval:
-            self._writer.writelines(command)
-        else:
-            await super().send_packed_command(command, check_health)  # type: ignore[misc]
 
 
 async def _as_reader(connection: AbstractConnection) -> None:
@@ -207,23 +191,29 @@ class Node:
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The replies as the server gave them, errors among them.
 
-        On a connection of ours, without redis-py's way through a client, which takes as long as a third of a PING.
+        On a connection of ours, without redis-py's way through a client, which takes as long as a third of a PING. All
+        of it is timed at once: redis-py times the sending by a task (before Python 3.12) and each reply by a timer.
         """
         pool = self.client.connection_pool
         connection = await pool.get_connection()
+        limit, connection.socket_timeout = connection.socket_timeout, None
         try:
-            await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
-            replies: list[Any] = []
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except exceptions.ResponseError as error:
-                    replies.append(error)
-            return replies
-        except BaseException:
+            async with asyncio.timeout(limit):
+                await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
+                replies: list[Any] = []
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response())
+                    except exceptions.ResponseError as error:
+                        replies.append(error)
+                return replies
+        except BaseException as error:
             await connection.disconnect(nowait=True)  # a reply may be left on it
+            if isinstance(error, TimeoutError):
+                raise exceptions.TimeoutError(f"no reply within {limit:g} seconds") from error
             raise
         finally:
+            connection.socket_timeout = limit
             await pool.release(connection)
 
     async def close(self) -> None:

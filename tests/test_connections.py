@@ -16,6 +16,7 @@ import pytest
 import redis.asyncio as redis
 from builders import append, commit, ids_of
 from groups import Cluster, SentinelGroup
+from proxy import Action, Proxy, on
 from redis.asyncio.sentinel import Sentinel
 from redis.crc import key_slot
 from servers import Server, table
@@ -162,6 +163,23 @@ async def test_tasks_on_a_given_client_wait_for_its_connections(server):
 
 
 # That none gives a reply to another
+
+
+async def test_a_reply_that_does_not_come_in_time_is_nobodys(any_server):
+    """It is late for the call that waits for it, and lost with its connection: the next one has another."""
+    async with (
+        Proxy(any_server.tcp_url) as proxy,
+        lash_redis.connect(f"{proxy.url}?socket_timeout=0.3", options=ONCE) as cache,
+    ):
+        await began(cache, "late")
+        late = commit(1, append("late.1", parent="late.0"), session_id="late")
+        proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
+        with pytest.raises(OutcomeUnknown, match=r"no reply within 0\.3 seconds"):
+            await cache.session("late").commit_runtime_state(late)
+        proxy.release()
+        assert (await cache.session("late").load_head()).head_revision == 2
+        again = await cache.session("late").commit_runtime_state(late)
+        assert (again.head_revision, again.replayed) == (2, True)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
