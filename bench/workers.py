@@ -89,19 +89,40 @@ async def _for(seconds: float, once: Callable[[], Awaitable[float]]) -> list[flo
     return taken
 
 
+def crowd_name(rank: int) -> str:
+    return f"crowd-{rank}"
+
+
+def weights(sessions: int, exponent: float) -> list[float]:
+    """How often each of a crowd takes its turn, by Zipf's law; the first most often."""
+    return [1 / rank**exponent for rank in range(1, sessions + 1)]
+
+
+async def fill(cache: SessionCache, number: int, asked: dict[str, Any]) -> list[float]:
+    """Begin every session of a crowd that falls to this one `of` so many workers: the µs of each."""
+    tools, taken = workload.tool_state(), []
+    for rank in range(number, asked["sessions"], asked["of"]):
+        store = cache.session(crowd_name(rank))
+        made = _turn(store.session_id, None, tools, f"{number}")
+        started = perf_counter()
+        await store.commit_runtime_state(made)
+        taken.append((perf_counter() - started) * 1e6)
+    return taken
+
+
 async def crowd(cache: SessionCache, number: int, asked: dict[str, Any]) -> list[tuple[float, str, float]]:
     """Turns of sessions drawn by Zipf's law from `sessions`, for `seconds`: seconds since the start, what, its µs.
 
     A session that is not there, or expired, begins; a conflict is counted, and the turn taken again.
     """
     dice = random.Random(number)
-    weights = list(accumulate(1 / rank ** asked["exponent"] for rank in range(1, asked["sessions"] + 1)))
+    chances = list(accumulate(weights(asked["sessions"], asked["exponent"])))
     tools = workload.tool_state()
     seen: list[tuple[float, str, float]] = []
     start = monotonic()
     while (now := monotonic() - start) < asked["seconds"]:
-        (rank,) = dice.choices(range(asked["sessions"]), cum_weights=weights)
-        store = cache.session(f"crowd-{rank}")
+        (rank,) = dice.choices(range(asked["sessions"]), cum_weights=chances)
+        store = cache.session(crowd_name(rank))
         started = perf_counter()
         read = await store.load_session(FullGraph())
         resumed = perf_counter()
@@ -147,7 +168,7 @@ def _turn(session_id: str, read: PersistedSessionRead | None, tools: ToolState, 
 
 
 JOBS: dict[str, Callable[[SessionCache, int, dict[str, Any]], Awaitable[Any]]] = {
-    job.__name__: job for job in (begin, commit, resume, crowd)
+    job.__name__: job for job in (begin, commit, resume, fill, crowd)
 }
 
 

@@ -14,8 +14,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bench import check, floor, grid, report, stage, stages, workload
+from bench import check, cluster, floor, grid, load, recorded, report, scale, stage, stages, workload
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
+from lash_redis import SessionCache
+from lash_redis.keys import Layout
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
@@ -121,6 +123,76 @@ async def test_a_lost_answer_ends_the_connection_after_the_command_was_done(url:
             await client.incr("key")
         assert wire.lose == 0
         assert await client.get("key") == b"2"
+
+
+async def test_what_was_recorded_is_committed_again_in_every_round(url: str) -> None:
+    recording = await recorded.recorded(url, sessions=3, turns=2)
+    (line,) = recorded.played([recorded.Target(url, recording)], "commit", connections=2, rounds=2)
+    assert (line.operation, line.count, line.askers) == ("commit", 2, "connections")
+    assert 14_000 < line.up < 16_000
+    assert line.held == pytest.approx(1e6 / line.server_us)
+    async with redis.asyncio.from_url(url) as client:
+        cache = SessionCache(client, "recorded")
+        heads = [await cache.session(f"{number}").load_head() for number in range(3)]
+    assert [head and head.head_revision for head in heads] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("operation", "trips"), [("resume", 1), ("resume by another", 2), ("refresh", 1)])
+async def test_a_recorded_read_brings_what_it_brought_the_first_time(url: str, operation: str, trips: int) -> None:
+    recording = await recorded.recorded(url, sessions=2, turns=1)
+    target = recorded.Target(url, recording)
+    assert [len(each) for each in recording.orders(operation, 1)[0]] == [trips, trips]
+    with recorded.loaded(target, operation, 1) as load_:
+        recorded.play(load_.connections, load_.orders)
+        assert len(load_.connections[0].taken) == 2
+        answers = [trip.answer for each in load_.orders[0] for trip in each]
+        assert load_.connections[0].down == sum(answers)
+
+
+async def test_a_recorded_read_that_finds_something_else_is_no_measurement(url: str) -> None:
+    recording = await recorded.recorded(url, sessions=1, turns=1)
+    with recorded.loaded(recorded.Target(url, recording), "resume", 1) as load_:
+        recorded.play(load_.connections, [recording.sessions[0]["commit"]])
+        with pytest.raises(AssertionError, match="another answer"):
+            recorded.play(load_.connections, load_.orders)
+
+
+async def test_a_server_is_full_where_its_core_is() -> None:
+    def line(count: int, busy: float) -> load.Line:
+        return load.Line("commit", "connections", count, 1000.0, 1.0, 2.0, busy, 100.0, 90.0)
+
+    lines = [line(1, 0.5), line(2, 0.93), line(4, 1.0)]
+    assert recorded.saturated(lines) == {"commit": lines[1]}
+    assert recorded.saturated(lines[:1]) == {"commit": None}
+
+
+async def test_each_primary_of_a_cluster_hears_its_own_sessions() -> None:
+    with cluster.three() as urls:
+        recordings = await cluster.recordings_of(urls, sessions=9, turns=1)
+        assert sum(len(recording.sessions) for recording in recordings) == 9
+        for url, recording in zip(urls, recordings, strict=True):
+            (line,) = recorded.played([recorded.Target(url, recording)], "commit", 2, 1)
+            assert line.a_second > 0
+
+
+def test_a_crowd_falls_on_nodes_as_their_shards_do() -> None:
+    even = cluster.by_node(Layout("crowd", 64), 3, 10_000, 0.0)
+    assert sum(even) == pytest.approx(1.0)
+    assert max(even) < 0.35
+    assert cluster.by_node(Layout("crowd", 1), 3, 100, 0.8) in ([1, 0, 0], [0, 1, 0], [0, 0, 1])
+
+
+def test_every_session_of_a_crowd_begins_before_turns_are_taken(url: str) -> None:
+    windows = scale.crowd(url, scale.Plan(sessions=40, crowd_seconds=1.0, ttl=60.0))
+    assert [window.begun for window in windows] == [40] + [0] * scale.WINDOWS
+    assert windows[-1].keys >= 40
+    assert windows[-1].until_seconds == 1.0
+
+
+@pytest.mark.parametrize(("a_second", "said"), [(10.0, "in 4 s, until second 0.\n"), (1.0, "longer than the ttl")])
+def test_a_crowd_that_began_too_slowly_says_so(a_second: float, said: str) -> None:
+    began = scale.Window(0.0, a_second, (0.0, 0.0), (1.0, 2.0), 40, 0, 200, 1.0, 0.5)
+    assert said in scale.crowd_table([began], ttl=30.0)
 
 
 DRAWING = """
