@@ -41,8 +41,9 @@ bench-stages: $(READY)  ## where the microseconds of a commit and of a read go
 bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved run
 	$(BIN)/python -m bench.check $(BASE)
 
-bench-scale: $(READY)  ## what one server holds as workers grow, and 100,000 sessions with a few in the lead
-	$(BIN)/python -m bench.scale
+bench-scale: $(READY)  ## what a server's core and three primaries hold, 100,000 sessions over time, and what 10 million need
+	$(BIN)/python -m bench.scale --json bench/results/scale.json
+	$(BIN)/python -m bench.capacity bench/results/scale.json $(wildcard bench/results/bench.json)
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
 	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/test_soak.py

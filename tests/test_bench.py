@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import hiredis
 import pytest
@@ -14,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bench import check, cluster, floor, grid, load, recorded, report, scale, stage, stages, workload
+from bench import capacity, check, cluster, floor, grid, load, recorded, report, scale, stage, stages, workload
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
 from lash_redis import SessionCache
 from lash_redis.keys import Layout
@@ -193,6 +194,66 @@ def test_every_session_of_a_crowd_begins_before_turns_are_taken(url: str) -> Non
 def test_a_crowd_that_began_too_slowly_says_so(a_second: float, said: str) -> None:
     began = scale.Window(0.0, a_second, (0.0, 0.0), (1.0, 2.0), 40, 0, 200, 1.0, 0.5)
     assert said in scale.crowd_table([began], ttl=30.0)
+
+
+def figures(**changed: Any) -> capacity.Figures:
+    usual: dict[str, Any] = {
+        "server_us": {"commit": 80.0, "resume by another": 20.0, "refresh": 10.0},
+        "safe_us": 10.0,
+        "worker_us": {"commit": 600.0, "resume by another": 400.0, "refresh": 200.0},
+        "up": {"commit": 15_000.0, "resume by another": 500.0, "refresh": 700.0},
+        "down": {"commit": 50.0, "resume by another": 75_000.0, "refresh": 50.0},
+        "session_bytes": {20: 30_000.0, 100: 80_000.0},
+        "tools": 20_000.0,
+        "replaced": 10_000.0,
+        "logged": 16_000.0,
+    }
+    return capacity.Figures(**usual | changed)
+
+
+def test_an_estimate_is_the_figures_times_what_is_asked() -> None:
+    asked = capacity.Asked(sessions=1_000_000, turns=10_000.0, grace=60.0, shards=1000)
+    estimate = capacity.Estimate(asked, figures(), "resume by another")
+    assert estimate.cores == pytest.approx(1.1)
+    assert estimate.memory == {"sessions": 80e9, "replaced": 6e9, "tools": 20e6}
+    assert estimate.by_memory == 2  # 86 GB on servers of 64
+    assert estimate.by_cores == 3  # 1.1 cores, half full, and the busiest above the mean
+    assert estimate.primaries == 3
+    assert estimate.wait_us == 1000.0
+    assert {what: told for what, told, _ in estimate.needs()}["calls of workers under way at once"] == "10"
+    assert estimate.bits(estimate.figures.down) == pytest.approx(estimate.top * 8 * 75_050)
+
+
+@pytest.mark.parametrize(("messages", "size"), [(20, 30_000), (60, 55_000), (100, 80_000), (200, 142_500)])
+def test_a_session_between_two_that_were_weighed_lies_on_their_line(messages: int, size: float) -> None:
+    estimate = capacity.Estimate(capacity.Asked(messages=messages), figures(), "refresh")
+    assert estimate.session_bytes == pytest.approx(size)
+
+
+def test_what_ends_first_stands_first() -> None:
+    asked = capacity.Asked(sessions=1_000_000, turns=10_000.0)
+    table = capacity.text(asked, figures(worker_us=dict.fromkeys(("commit", "resume by another", "refresh"), 1e6)))
+    ends = table.partition("What ends first")[2]
+    assert ends.index("the busiest session") < ends.index("memory") < ends.index("network")
+
+
+def test_figures_are_read_from_what_the_benchmark_writes() -> None:
+    def line(operation: str, askers: str, server_us: float, a_second: float = 1.0) -> dict[str, Any]:
+        return asdict(load.Line(operation, askers, 8, a_second, 1.0, 2.0, 1.0, server_us, 1.0, 10.0, 20.0))
+
+    operations = ("commit", "resume by another", "refresh")
+    sent = [line(operation, "connections", 50.0) for operation in operations]
+    sent += [line("refresh", "connections", 40.0, 2.0), line("commit", "workers", 99.0, 9.0)]
+    asked = [line(each, f"to node {n}", 60.0 + n) for each in operations[:2] for n in (1, 2, 3)]
+    asked += [line("commit", "to one server", 55.0), line("commit", "to one with log and replica", 75.0)]
+    waits = {name: {"cluster_us": 500.0} for name in cluster.WAITS}
+    stored = {"sessions": {"20": 1.0, "100": 2.0}, "tools": 3.0, "replaced": 4.0, "logged": 5.0}
+    run = {"scale": sent, "cluster": {"lines": asked, "waits": waits}, "stored": stored}
+    rows = [{"what": "all 100,000 in one pass", "value": 70.0}, {"what": "audit of 100,000 sessions", "value": 600.0}]
+    found = capacity.Figures.of(run, rows)
+    assert found.server_us == {"commit": 63.0, "resume by another": 63.0, "refresh": 40.0}
+    assert found.safe_us == 20.0
+    assert (found.line_us, found.audit_us, found.session_bytes) == (70.0, 600.0, {20: 1.0, 100: 2.0})
 
 
 DRAWING = """
