@@ -43,6 +43,7 @@ bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved 
 
 bench-scale: $(READY)  ## what a server's core and three primaries hold, 100,000 sessions over time, and what 10 million need
 	$(BIN)/python -m bench.scale --json bench/results/scale.json
+	$(BIN)/python -m bench.plots bench/results/scale.json
 	$(BIN)/python -m bench.capacity bench/results/scale.json $(wildcard bench/results/bench.json)
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server

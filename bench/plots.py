@@ -1,4 +1,4 @@
-"""Pictures of what `python -m bench` and `python -m bench.peers` wrote with --json: how time grows, and beside whom.
+"""Pictures of what `bench`, `bench.peers` and `bench.scale` wrote with --json: how time grows, beside whom, under what.
 
 pygal, because it draws SVG and nothing else, in pure Python, and takes a style sheet: a picture follows the reader's
 light or dark mode. `figures.json` beside the pictures holds the numbers drawn, and on what they were measured.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ _CONFIG = {
         f"inline:{_css(_LIGHT)} @media (prefers-color-scheme: dark) {{ {_css(_DARK)} }}",
     ],
     "js": (),
-    "logarithmic": True,
     "width": 760,
     "height": 440,
     "margin_bottom": 50,
@@ -69,29 +68,49 @@ _CONFIG = {
     "truncate_legend": -1,
     "dots_size": 3.5,
     "disable_xml_declaration": True,
-    "value_formatter": lambda value: f"{value:,.0f} µs" if value < 1000 else f"{value / 1000:,.4g} ms",
 }
 
 
-class Figure:
-    """Lines over what stands below, one for each contender; microseconds up, by powers of ten."""
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "µs": lambda value: f"{value:,.0f} µs" if value < 1000 else f"{value / 1000:,.4g} ms",
+    "a second": lambda value: f"{value:,.0f}",
+    "%": lambda value: f"{value:.0f}%",
+    "MB": lambda value: f"{value:,.0f} MB",
+}
+_FROM_NOTHING = ("%", "MB")
+"""What is drawn from 0 on; all else goes up by powers of ten."""
 
-    def __init__(self, name: str, title: str, below: str, labels: Sequence[str]) -> None:
+
+class Figure:
+    """Lines over what stands below, one for each contender."""
+
+    def __init__(self, name: str, title: str, below: str, labels: Sequence[str], unit: str = "µs") -> None:
         self.name = name
-        self.numbers: dict[str, Any] = {"title": title, "below": below, "labels": list(labels), "p50_us": {}}
+        self.numbers: dict[str, Any] = {
+            "title": title,
+            "below": below,
+            "labels": list(labels),
+            "unit": unit,
+            "lines": {},
+        }
 
     def add(self, contender: str, values: Sequence[float | None]) -> None:
-        self.numbers["p50_us"][contender] = [value and round(value, 1) for value in values]
+        self.numbers["lines"][contender] = [value and round(value, 1) for value in values]
 
     def draw(self, folder: Path) -> None:
-        numbers = self.numbers
-        chart = pygal.Line(**_CONFIG, title=numbers["title"], x_title=numbers["below"], x_labels=numbers["labels"])
-        times = [value for series in numbers["p50_us"].values() for value in series if value]
-        steps = (1, 2, 5) if max(times) < 100 * min(times) else (1,)
-        marks = [step * 10**power for power in range(1, 8) for step in steps]
-        chart.y_labels = [mark for mark in marks if min(times) / 2 <= mark <= max(times) * 2]
-        chart.legend_at_bottom_columns = 3 if len(numbers["p50_us"]) <= 3 else 2
-        for contender, values in numbers["p50_us"].items():
+        numbers, unit = self.numbers, self.numbers["unit"]
+        titles = {"title": numbers["title"], "x_title": numbers["below"], "x_labels": numbers["labels"]}
+        shown = {"logarithmic": unit not in _FROM_NOTHING, "value_formatter": _FORMATS[unit]}
+        chart = pygal.Line(**_CONFIG, **titles, **shown)
+        found = [value for series in numbers["lines"].values() for value in series if value]
+        if unit in _FROM_NOTHING:
+            chart.range = (0, 100 if unit == "%" else max(found))
+        else:
+            steps = (1, 2, 5) if max(found) < 100 * min(found) else (1,)
+            marks = [step * 10**power for power in range(1, 8) for step in steps]
+            chart.y_labels = [mark for mark in marks if min(found) / 2 <= mark <= max(found) * 2]
+        chart.legend_at_bottom_columns = 3 if len(numbers["lines"]) <= 3 else 2
+        for contender, values in numbers["lines"].items():
             chart.add(contender, values)
         # What would differ from day to day, and a script that pictures in a page may not run.
         svg = re.sub(r"<!--.*?-->|<script.*?</script>", "", chart.render(is_unicode=True), flags=re.DOTALL)
@@ -145,6 +164,40 @@ def of_peers(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return figures
 
 
+def of_scale(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """What came through, and how much of its core the server used, by how many asked."""
+    labels = [f"{count}" for count in sorted({line["count"] for line in lines})]
+    below = "worker processes, or connections of one bare client"
+    figures = [
+        Figure("scale-a-second", "What one server does a second", below, labels, "a second"),
+        Figure("scale-busy", "The share of its core that the server uses", below, labels, "%"),
+    ]
+    for askers, label in (("connections", "recorded"), ("workers", "workers")):
+        for operation in ("commit", "resume"):
+            chosen = [line for line in lines if (line["askers"], line["operation"]) == (askers, operation)]
+            figures[0].add(f"{operation}s, {label}", [line["a_second"] for line in chosen])
+            figures[1].add(f"{operation}s, {label}", [min(100.0, line["busy"] * 100) for line in chosen])
+    return figures
+
+
+def of_crowd(windows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """How long turns took, and what memory they took, over time; from second 0 on all sessions are there."""
+    labels, below = [f"{window['until_seconds']:.0f}" for window in windows], "seconds"
+    times = Figure("crowd-times", "A crowd's turns over time", below, labels[1:])
+    for operation in ("commit", "resume"):
+        for place, name in enumerate(("p50", "p99")):
+            times.add(f"{operation}, {name}", [window[f"{operation}_us"][place] for window in windows[1:]])
+    memory = Figure("crowd-memory", "Memory of the crowd over time", below, labels, "MB")
+    memory.add("used_memory", [window["used_mb"] for window in windows])
+    return [times, memory]
+
+
+def figures_of(run: Mapping[str, Any]) -> list[Figure]:
+    """All that a run has numbers for."""
+    kinds = {"grid": of_grid, "peers": of_peers, "scale": of_scale, "crowd": of_crowd}
+    return [figure for name, drawn in kinds.items() if run.get(name) for figure in drawn(run[name])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="what --json wrote")
@@ -155,7 +208,7 @@ def main() -> None:
     drawn: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for path in options.results:
         run = json.loads(path.read_text())["runs"][0]
-        for figure in (*of_grid(run.get("grid", ())), *of_peers(run.get("peers", ()))):
+        for figure in figures_of(run):
             figure.draw(options.to)
             drawn[figure.name] = {"header": run["header"], **figure.numbers}
     kept.write_text(json.dumps(drawn, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

@@ -259,12 +259,18 @@ def test_figures_are_read_from_what_the_benchmark_writes() -> None:
 DRAWING = """
 import sys
 from pathlib import Path
-from bench.plots import Figure
+from bench.plots import Figure, figures_of
 
 figure = Figure("picture", "A commit", "messages", ["10", "100"])
 figure.add("ours", [500.0, 520.0])
 figure.add("other", [1000.0, None])
 figure.draw(Path(sys.argv[1]))
+line = {"operation": "commit", "askers": "workers", "count": 1, "a_second": 900.0, "busy": 0.125}
+sent = {**line, "askers": "connections", "a_second": 9000.0, "busy": 1.02}
+window = {"until_seconds": 0.0, "commit_us": (500.0, 900.0), "resume_us": (300.0, 800.0), "used_mb": 70.0}
+run = {"scale": [line, sent], "crowd": [window, {**window, "until_seconds": 10.0}, {**window, "until_seconds": 20.0}]}
+for figure in figures_of(run):
+    figure.draw(Path(sys.argv[1]))
 """
 """In a process of its own: pygal changes how everything after it is imported, which warns."""
 
@@ -277,6 +283,10 @@ def test_a_picture_follows_the_readers_mode_and_is_the_same_every_day(tmp_path: 
     assert drawn[0] == drawn[1]
     assert "prefers-color-scheme" in drawn[0].replace(": ", ":")
     assert "<script" not in drawn[0]
+    names = {"picture", "scale-a-second", "scale-busy", "crowd-times", "crowd-memory"}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    assert "commits, recorded" in (tmp_path / "scale-a-second.svg").read_text()
+    assert "70 MB" in (tmp_path / "crowd-memory.svg").read_text()
 
 
 async def test_the_steps_of_a_commit_and_a_read_are_those_of_the_store(url: str) -> None:
