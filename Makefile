@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test lint format bench bench-quick bench-peers bench-stages bench-check bench-scale soak faults dist clean
+.PHONY: demo test lint format bench bench-quick bench-peers bench-steps bench-check bench-scale soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -35,8 +35,8 @@ bench-peers: $(READY) $(PEERS)/.ready  ## the stores that people use today besid
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
 	$(BIN)/python -m bench.plots bench/results/peers.json
 
-bench-stages: $(READY)  ## where the microseconds of a commit and of a read go
-	$(BIN)/python -m bench.stages
+bench-steps: $(READY)  ## where the microseconds of a commit and of a read go
+	$(BIN)/python -m bench.steps
 
 bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved run
 	$(BIN)/python -m bench.check $(BASE)

@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bench import capacity, check, cluster, floor, grid, load, recorded, report, scale, stage, stages, workload
+from bench import capacity, check, cluster, floor, grid, load, recorded, report, scale, stage, steps, workload
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
 from lash_redis import SessionCache
 from lash_redis.keys import Layout
@@ -290,8 +290,8 @@ def test_a_picture_follows_the_readers_mode_and_is_the_same_every_day(tmp_path: 
 
 
 async def test_the_steps_of_a_commit_and_a_read_are_those_of_the_store(url: str) -> None:
-    _, steps = await stages.measured(url, 3)
-    for what, taken in steps.items():
+    _, found = await steps.measured(url, 3)
+    for what, taken in found.items():
         assert all(took >= 0 for took in taken.values()), what
-    assert steps["commit"]["server: the commands in it"] < steps["commit"]["server: the script"]
-    assert len(steps["read"]) == 10
+    assert found["commit"]["server: the commands in it"] < found["commit"]["server: the script"]
+    assert len(found["read"]) == 10

