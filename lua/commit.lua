@@ -144,7 +144,7 @@ if before ~= refs then return {'refs', session, refs} end
 local keeps, bytes, ending = string.match(delta, '^extend (%d+) (%d+) (.*)$')
 if keeps then
   local same = facts and facts.length == tonumber(keeps) and facts.live == facts.length and facts.ids == facts.length
-    and facts.loose == 0 and facts.bytes == tonumber(bytes) and string.sub(call('LINDEX', log, -1), 1, 4) == ending
+    and facts.loose == '0' and facts.bytes == bytes and string.sub(call('LINDEX', log, -1), 1, 4) == ending
   if not same then return {'unlike', session} end
   delta = 'append'
 end
@@ -160,14 +160,14 @@ if not revision then return refuse(session, {'corrupt', 'head', 'its revision ca
 if is_new then
   -- Epochs never come round again, not even when the session expires and starts anew: a path is read in two trips.
   facts = {
-    epoch = now, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = 0, deadline = 0,
-    hold = 0, users = 0, first = -1,
+    epoch = now, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = '0', deadline = 0,
+    hold = '0', users = 0, first = -1,
   }
 end
 
 local base = delta == 'replace' and 0 or facts.length
 local was_empty = delta == 'replace' or (facts.live == 0 and facts.dead == 0)
-local loose = delta ~= 'replace' and facts.loose or 0
+local loose = delta ~= 'replace' and facts.loose or '0'
 
 -- The position of a stored node; 'named' for an id that is only named, 'dead' for a tombstone (and its position),
 -- 'broken' for an entry that points nowhere, nil for an unknown id.

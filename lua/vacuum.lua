@@ -65,7 +65,7 @@ for index = 1, #picked, 2 do
   end
   positions[#positions + 1] = position
   facts.bytes = facts.bytes - #record
-  if facts.loose == 0 and has_live_child(position) then
+  if facts.loose == '0' and has_live_child(position) then
     kept_ids[#kept_ids + 1] = id
     kept_ids[#kept_ids + 1] = '?'
   else

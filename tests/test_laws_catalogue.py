@@ -339,8 +339,8 @@ async def test_two_namespaces_list_only_their_own(open_cache):
 @broken_by(
     Lua(
         "commit",
-        "redis.call('ZADD', expiries, hold == 0 and '+inf' or hold, entry)",
-        "if hold > 0 then redis.call('ZADD', expiries, hold, entry) end",
+        "redis.call('ZADD', expiries, hold == '0' and '+inf' or hold, entry)",
+        "if hold ~= '0' then redis.call('ZADD', expiries, hold, entry) end",
     )
 )
 async def test_after_the_list_was_lost_a_session_without_a_deadline_stays_in_it(open_cache, client):

@@ -21,7 +21,7 @@ end
 
 -- Let an entry of `sessions` stay until `hold`.
 local function keep_entry(sessions, expiries, entry, hold, now)
-  redis.call('ZADD', expiries, hold == 0 and '+inf' or hold, entry)
+  redis.call('ZADD', expiries, hold == '0' and '+inf' or hold, entry)
   tidy_catalogue(sessions, expiries, now)
 end
 

@@ -1,6 +1,6 @@
 -- The head's `facts`: sixteen numbers in one field, because a field of its own costs 40 to 70 bytes a
 -- session. In this order, separated by blanks:
---   revision   counter, to 2^63-1; kept as a string
+--   revision   counter, to 2^63-1
 --   epoch      which log this is: ms since 1970 when the session began, plus one for each ReplaceFull sent whole
 --   length     elements of the log, vacuumed ones included
 --   live       nodes that reads show
@@ -21,23 +21,22 @@
 
 local FACTS = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+) (%d+) (%d+) (%d+) (%-?%d+)$'
 
+-- Numbers are those that scripts compare or count with; the others stay strings, which costs less.
 local function read_facts(text)
   local revision, epoch, length, live, jumps, dead, ids, bytes, leaf, usage, loose, deadline, hold, committed, users,
     first = string.match(text, FACTS)
   if not revision or #revision > 19 or (#revision == 19 and revision > '9223372036854775807') then return nil end
   return {
-    revision = revision, epoch = tonumber(epoch), length = tonumber(length), live = tonumber(live),
-    jumps = tonumber(jumps), dead = tonumber(dead), ids = tonumber(ids), bytes = tonumber(bytes),
-    leaf = tonumber(leaf), usage = tonumber(usage), loose = tonumber(loose), deadline = tonumber(deadline),
-    hold = tonumber(hold), committed = tonumber(committed), users = tonumber(users), first = tonumber(first),
+    revision = revision, epoch = epoch, length = length + 0, live = live + 0, jumps = jumps + 0, dead = dead + 0,
+    ids = ids + 0, bytes = bytes, leaf = leaf, usage = usage + 0, loose = loose, deadline = deadline + 0, hold = hold,
+    committed = committed, users = users + 0, first = first + 0,
   }
 end
 
+-- Some machines take no more than 31 bits for %d.
 local function write_facts(f)
-  return table.concat({
-    f.revision, f.epoch, f.length, f.live, f.jumps, f.dead, f.ids, f.bytes, f.leaf, f.usage, f.loose, f.deadline,
-    f.hold, f.committed, f.users, f.first,
-  }, ' ')
+  return string.format('%s %s %d %d %d %d %d %.0f %d %d %s %.0f %s %s %d %d', f.revision, f.epoch, f.length, f.live,
+    f.jumps, f.dead, f.ids, f.bytes, f.leaf, f.usage, f.loose, f.deadline, f.hold, f.committed, f.users, f.first)
 end
 
 -- The session's facts, or nil where it has no head. Where something is wrong, the second value is the rest of a reply.
@@ -80,8 +79,8 @@ end
 -- Nil when `key` holds what the head says, else the rest of a reply: evicted (gone) or corrupt (another type or size).
 local function mismatch(family, command, key, expected)
   local size = redis.pcall(command, key)
-  if type(size) == 'table' then return unusable(family, size) end
   if size == expected then return nil end
+  if type(size) == 'table' then return unusable(family, size) end
   if size == 0 then return {'evicted', family, 'is gone, the head counts ' .. expected .. ' entries'} end
   return {'corrupt', family, 'has ' .. size .. ' entries, the head counts ' .. expected}
 end

@@ -20,7 +20,7 @@ end
 -- One holder more until `hold`, where `count` hold it until then already. Now and then, ended holds are dropped.
 local function add_holder(blob, hold, count, now)
   redis.call('HSET', blob, hold, count + 1)
-  if hold == 0 then
+  if hold == '0' then
     redis.call('PERSIST', blob)
   else
     -- A script's clock and that of PTTL may differ by what the script has taken so far.
