@@ -9,8 +9,9 @@ local function limbs(text)
 end
 
 -- The sum of two decimal integers of at most 19 digits as a decimal string, or nil where it leaves -2^63 .. 2^63-1.
+-- Of nine digits, because %d takes 31 bits on some machines, they are added as they are.
 local function add64(a, b)
-  if #a < 16 and #b < 16 then return string.format('%.0f', a + b) end
+  if #a < 10 and #b < 10 then return string.format('%d', a + b) end
   local high, middle, low = limbs(a)
   local high_b, middle_b, low_b = limbs(b)
   high, middle, low = high + high_b, middle + middle_b, low + low_b
