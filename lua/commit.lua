@@ -79,6 +79,7 @@
 --@include holders
 --@include catalogue
 
+local KEYS, ARGV = KEYS, ARGV -- a local is found faster than a global
 local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local sessions, expiries, orphans = KEYS[6], KEYS[7], KEYS[8]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -150,7 +151,7 @@ if keeps then
 end
 
 local is_new = not facts -- though there may be meta, with a deadline of its own
-local committed, moves = now, false
+local committed, moves = string.format('%.0f', now), false
 if origin ~= '' and origin ~= 'new' then
   actual, committed = string.match(origin, '^(%d+) (%d+)$')
   receipts, moves = history, true
@@ -172,10 +173,10 @@ local loose = delta ~= 'replace' and facts.loose or '0'
 -- The position of a stored node; 'named' for an id that is only named, 'dead' for a tombstone (and its position),
 -- 'broken' for an entry that points nowhere, nil for an unknown id.
 local function locate(id)
-  local position = call('HGET', nodes, id)
-  if not position then return nil end
-  if position == '?' then return 'named' end
-  local place = place_of(position, facts)
+  local entry = call('HGET', nodes, id)
+  if not entry then return nil end
+  if entry == '?' then return 'named' end
+  local place = place_of(entry, facts)
   if not place then return 'broken' end
   if facts.dead > 0 and call('HEXISTS', dead, place) == 1 then return 'dead', place end
   return place
@@ -248,8 +249,7 @@ else
   end
 end
 
-local fields = {'facts', '', 'refs', after, 'body', body, 'receipts', ''}
-local usage = facts.usage
+local usage, fields = facts.usage, {}
 for row = 0, rows - 1 do
   local at = usage_rows + 5 * row
   local field = ARGV[at]
@@ -282,22 +282,37 @@ local deadline = outlasting(ttl > 0 and now + ttl or 0, not frees and held_lease
 local had, hold = facts.hold, hold_of(deadline, grace)
 local slides = had ~= hold
 
--- What each blob counts of holders until `had` and `hold`, and its promise; false for one that is not stored.
-local missing, numbers, writes_orphans = {'missing', session}, {}, false
-for index = 0, held + released - 1 do
-  local key = KEYS[blobs + index]
-  local counts, failed = nil, nil
-  if index >= acquired then counts, failed = numbers_of(key, had, hold, 'u') end
-  if not failed and index < held and not (counts and counts[1] > 0) then
-    local there
-    there, failed = is_stored(key)
-    if there and not counts then counts, failed = numbers_of(key, had, hold, 'u') end
-    if not failed and not there then counts = false end
+-- What each blob counts: acquired, the holders until `hold`; released, those until `had`, and the promise; kept, these
+-- and the holders until `hold`. False for one that is not stored.
+local missing, numbers, writes_orphans = {'missing', session}, {}, released > 0
+for index = 0, acquired - 1 do
+  local key, counts = KEYS[blobs + index], false
+  local there, failed = is_stored(key)
+  if there then
+    counts, failed = numbers_of(key, hold, 'u')
+    writes_orphans = true
+  elseif ARGV[values + index] == '' then
+    missing[#missing + 1] = index
   end
   if failed then return refuse(session, failed) end
   numbers[index] = counts
-  if index < held and not counts and ARGV[values + index] == '' then missing[#missing + 1] = index end
-  writes_orphans = writes_orphans or index >= held or (counts and index < acquired)
+end
+for index = acquired, held - 1 do
+  local key = KEYS[blobs + index]
+  local counts, failed = numbers_of(key, had, 'u', hold)
+  if counts and counts[1] == 0 then
+    local there
+    there, failed = is_stored(key)
+    if not there then counts = false end
+    if not there and ARGV[values + index] == '' then missing[#missing + 1] = index end
+  end
+  if failed then return refuse(session, failed) end
+  numbers[index] = counts
+end
+for index = held, held + released - 1 do
+  local counts, failed = numbers_of(KEYS[blobs + index], had, 'u')
+  if failed then return refuse(session, failed) end
+  numbers[index] = counts
 end
 if #missing > 2 then return missing end
 
@@ -318,27 +333,20 @@ if delta == 'replace' then
 end
 facts.revision, facts.usage, facts.loose, facts.leaf = revision, usage, loose, leaf_position
 facts.deadline, facts.hold, facts.committed = deadline, hold, committed
-local first = string.find(users, 'u', 1, true)
-if first and facts.first == -1 then facts.first = base + first - 1 end
-for index = 1, count do
-  if string.byte(users, index) == 117 then facts.users = facts.users + 1 end
-end
 facts.length, facts.live, facts.jumps = facts.length + count, facts.live + count, facts.jumps + #new_jumps
 facts.ids = facts.ids + count - retaken + #new_names / 2
-for index = 0, count - 1 do facts.bytes = facts.bytes + #ARGV[records + index] end
-fields[2] = write_facts(facts)
-fields[8] = string.sub(receipts, -RECEIPT * (RECEIPTS - 1)) .. tag .. meaning
-local extras = {ttl = own_ttl, meta = meta, parent = parent}
-for _, name in ipairs({'ttl', 'meta', 'parent'}) do
-  if extras[name] ~= '' then
-    fields[#fields + 1] = name
-    fields[#fields + 1] = extras[name]
+for index = 0, count - 1 do
+  facts.bytes = facts.bytes + #ARGV[records + index]
+  if string.byte(users, index + 1) == 117 then
+    facts.users = facts.users + 1
+    if facts.first == -1 then facts.first = base + index end
   end
 end
-if frees then
-  fields[#fields + 1] = 'lease'
-  fields[#fields + 1] = write_lease(held_lease.generation, 0, '', '')
-end
+receipts = string.sub(receipts, -RECEIPT * (RECEIPTS - 1)) .. tag .. meaning
+if own_ttl ~= '' then fields[#fields + 1], fields[#fields + 2] = 'ttl', own_ttl end
+if meta ~= '' then fields[#fields + 1], fields[#fields + 2] = 'meta', meta end
+if parent ~= '' then fields[#fields + 1], fields[#fields + 2] = 'parent', parent end
+if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(held_lease.generation, 0, '', '') end
 
 -- WRITE
 
@@ -347,7 +355,11 @@ end
 --@include announcing
 
 -- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
-for from = 1, #fields, CHUNK do call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields))) end
+call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body, 'receipts', receipts,
+  unpack(fields, 1, math.min(CHUNK, #fields)))
+for from = CHUNK + 1, #fields, CHUNK do
+  call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
+end
 if replaced then call('UNLINK', log, nodes, jumps, dead) end
 for from = 0, count - 1, CHUNK do
   local to = math.min(from + CHUNK, count) - 1
@@ -367,21 +379,22 @@ for from = 1, #new_jumps, CHUNK do
 end
 
 local free = {}
-for index = 0, held + released - 1 do
+for index = 0, held - 1 do
   local key, counts = KEYS[blobs + index], numbers[index]
-  if index >= held then
-    if counts[1] > 0 then drop_holder(key, had, counts[1], counts[3], grace, now, free) end
-  elseif not counts then
-    call('HSET', key, 'c', ARGV[values + index], hold, 1)
+  if not counts then
+    call('HSET', key, 'c', ARGV[values + index], hold, '1')
     if deadline > 0 then call('PEXPIREAT', key, hold) end
-  elseif index < acquired or slides or counts[1] == 0 then
-    add_holder(key, hold, counts[2], now)
-    if index < acquired then
-      call('ZREM', orphans, string.sub(key, -64))
-    elseif counts[1] > 0 then
-      drop_holder(key, had, counts[1], counts[3], grace, now, free)
-    end
+  elseif index < acquired then
+    add_holder(key, hold, counts[1], now)
+    call('ZREM', orphans, string.sub(key, -64))
+  elseif slides or counts[1] == 0 then
+    add_holder(key, hold, counts[3], now)
+    if counts[1] > 0 then drop_holder(key, had, counts[1], counts[2], grace, now, free) end
   end
+end
+for index = held, held + released - 1 do
+  local counts = numbers[index]
+  if counts[1] > 0 then drop_holder(KEYS[blobs + index], had, counts[1], counts[2], grace, now, free) end
 end
 
 list_orphans(orphans, free, waiting, grace, now)

@@ -336,7 +336,7 @@ async def full_session(store):
 @broken_by(
     Lua("commit", "  call('PEXPIREAT', head, deadline)\n", ""),
     Lua("commit", "if facts.dead > 0 then call('PEXPIREAT', dead, deadline) end", ""),
-    Lua("commit", "elseif index < acquired or slides or", "elseif index < acquired or"),
+    Lua("commit", "elseif slides or counts[1] == 0 then", "elseif counts[1] == 0 then"),
     Lua("commit", "if moves_entry then keep_entry(", "if is_new then keep_entry("),
 )
 async def test_the_keys_of_a_session_share_the_deadline_of_its_last_commit(open_cache, client):

@@ -152,7 +152,7 @@ async def test_a_line_says_what_the_graph_the_head_and_the_meta_say(open_cache, 
 @broken_by(
     Lua("tombstone", "if position == facts.first then facts.first = -2 end", ""),
     Lua("tombstone", "if is_user then facts.users = facts.users - 1 end", ""),
-    Lua("commit", "if first and facts.first == -1 then", "if first then"),
+    Lua("commit", "if facts.first == -1 then", "if true then"),
 )
 async def test_counts_and_first_message_follow_every_change_of_the_graph(open_cache):
     cache = open_cache()

@@ -40,7 +40,7 @@ async def components(store):
 # Carrying
 
 
-@broken_by(Lua("commit", "ARGV[values + index], hold, 1)", "'', hold, 1)"))
+@broken_by(Lua("commit", "ARGV[values + index], hold, '1')", "'', hold, '1')"))
 async def test_a_ref_alone_keeps_the_component(open_cache):
     first = (await publish(open_cache().session("chat"), tool_state=tools(), execution_state=b"1")).manifest
     refs = {"tool_state_ref": first.tool_state_ref, "execution_state_ref": first.execution_state_ref}

@@ -53,7 +53,7 @@ async def test_a_session_created_with_a_ttl_of_its_own_keeps_it_over_the_caches(
     assert all(close(each, 100) for each in await left(client, "head", "log", "nodes"))
 
 
-@broken_by(Lua("commit", "if extras[name] ~= '' then", "if name ~= 'ttl' and extras[name] ~= '' then"))
+@broken_by(Lua("commit", "if own_ttl ~= '' then fields", "if false then fields"))
 async def test_a_ttl_given_with_a_commit_is_the_sessions_own_from_then_on(open_cache, client):
     store = open_cache(ttl=DAY).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))

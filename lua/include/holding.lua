@@ -52,7 +52,7 @@ end
 local function list_orphans(orphans, free, waiting, grace, now)
   if #free == 0 then return end
   redis.call('ZADD', orphans, unpack(free))
-  if waiting > 0 and math.floor(waiting / 32) == math.floor((waiting + #free / 2) / 32) then return end
+  if waiting > 0 and waiting % 32 + #free / 2 < 32 then return end
   local latest = now
   for index = 1, #free, 2 do latest = math.max(latest, free[index]) end
   if now + redis.call('PTTL', orphans) < latest + grace then
