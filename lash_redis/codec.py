@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, repeat
 from struct import Struct
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Final, NamedTuple, overload
 from zlib import crc32
 
@@ -55,12 +55,31 @@ COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
 _NO_REF: Final = bytes(32)
 
 
+class _Packer(local):
+    """A thread's own packer: making one takes longer than packing most values."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self.pack = msgpack.Packer(strict_types=True).pack
+
+
+_packer: Final = _Packer()
+
+LARGE: Final = 1024 * 1024
+"""Bytes of a value from which on its packer goes with it: its buffer stays as long as that."""
+
+
 def pack(value: Any, path: str) -> bytes:
     """MessagePack of `value`; what it cannot hold (an integer beyond 64 bits, a lone surrogate) is refused by name."""
     try:
-        return msgpack.packb(value, strict_types=True)  # type: ignore[no-any-return]
+        data: bytes = _packer.pack(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(path, str(error)) from error
+    if len(data) > LARGE:
+        _packer.renew()
+    return data
 
 
 def tag_of(text: str) -> bytes:

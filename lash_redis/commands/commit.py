@@ -76,6 +76,8 @@ class PreparedCommit:
     refs: Refs
     bodies: Mapping[BlobRef, bytes]
     """Logical bytes of the components that are at hand, those that came as bodies above all."""
+    stored_refs: bytes
+    """`refs` as the head holds them."""
     body: bytes
     meaning: bytes
     rows: Sequence[Sequence[Any]]
@@ -148,14 +150,23 @@ def prepare_commit(
     named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
     manifest = codec.pack(named, "RuntimeCommit.checkpoint")
     checkpoint_ref = codec.ref_of(manifest)
-    body = codec.encode_body(
-        commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, codec.encode_refs(refs)
-    )
+    stored_refs = codec.encode_refs(refs)
+    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, stored_refs)
     rows = _usage_rows(commit)
 
     meaning = sha256()
     prepared = PreparedCommit(
-        commit, checkpoint, checkpoint_ref, refs, bodies, body, b"", rows, "unchanged", f"={leaf}" if leaf else ""
+        commit=commit,
+        checkpoint=checkpoint,
+        checkpoint_ref=checkpoint_ref,
+        refs=refs,
+        bodies=bodies,
+        stored_refs=stored_refs,
+        body=body,
+        meaning=b"",
+        rows=rows,
+        delta="unchanged",
+        leaf=f"={leaf}" if leaf else "",
     )
     prepared.log = log
     if not isinstance(delta, Unchanged):
@@ -392,7 +403,7 @@ def commit_call(
         codec.tag_of(commit.commit_id),
         prepared.meaning,
         codec.encode_refs(before),
-        codec.encode_refs(prepared.refs),
+        prepared.stored_refs,
         prepared.body,
         "faulty" if faulty else prepared.extends or prepared.delta,
         options.graph_checks,
@@ -424,7 +435,7 @@ def commit_call(
             keys.shard.sessions,
             keys.shard.expiries,
             keys.shard.orphans,
-            *(keys.blob(ref) for ref in (*acquired, *kept, *released)),
+            *map(keys.shard.blob, (*acquired, *kept, *released)),
         ],
         args,
     )
