@@ -107,8 +107,7 @@ async def export_sessions(
     session_count = blob_count = 0
     with Spool.opened() as spool:
         async for batch in _batches(cache, session_ids):
-            lines = await asyncio.gather(*(_exported(cache, session_id) for session_id in batch))
-            for session_id, found in zip(batch, lines, strict=True):
+            for session_id, found in zip(batch, await _exported_together(cache, batch), strict=True):
                 if found is None:
                     if session_ids is None:
                         continue
@@ -138,6 +137,16 @@ async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> As
             seen.update(ids)
             for at in range(0, len(ids), WINDOW):
                 yield ids[at : at + WINDOW]
+
+
+async def _exported_together(cache: SessionCache, ids: Sequence[str]) -> list[Any]:
+    """`_exported` of each; where one fails the others are ended, so that nothing is under way once it is told."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            exported = [tasks.create_task(_exported(cache, session_id)) for session_id in ids]
+    except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
+        raise failures.exceptions[0] from None
+    return [task.result() for task in exported]
 
 
 async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[str, bytes]] | None:

@@ -213,6 +213,18 @@ async def test_named_sessions_are_exported_in_their_order_and_an_unknown_one_is_
         await lines_of(cache, "long", "nowhere")
 
 
+async def test_an_export_that_fails_leaves_nothing_under_way(open_cache, client):
+    """A read that outlived its cache would open a connection that nobody closes."""
+    cache, ids = open_cache(), [f"s{number:02d}" for number in range(20)]
+    for name in ids:
+        await cache.session(name).commit_runtime_state(commit(None, append("a"), session_id=name))
+    await client.delete(cache.layout.session("s00").log)
+    before = asyncio.all_tasks()
+    with pytest.raises(SessionEvicted):
+        await lines_of(cache, *ids)
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_torn_session_stops_the_export_and_is_named(open_cache, client):
     await furnish(open_cache)
     cache = open_cache()
