@@ -420,8 +420,9 @@ class StoredNodes(Sequence[SessionNodeRecord]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredNodes) and self._records() == other._records():
-            return True
-        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            if not (self._read() or other._read()):
+                return True
+        elif not isinstance(other, Sequence) or isinstance(other, str | bytes):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
@@ -433,7 +434,12 @@ class StoredNodes(Sequence[SessionNodeRecord]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         places = self._shelf.places
-        return StoredNodes, (self._records(), self._key, places and places[: self._count])
+        return _revived, (self._records(), self._key, places and places[: self._count], self._read())
+
+    def _read(self) -> dict[int, SessionNodeRecord]:
+        """By their index, the nodes whose payload somebody has looked at, and may have changed since."""
+        nodes = self._shelf.nodes[: self._count]
+        return {at: node for at, node in enumerate(nodes) if node is not None and _get_stored(node.payload) is None}
 
     def _records(self) -> list[bytes]:
         records = self._shelf.records
@@ -497,6 +503,18 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
             if node is not None and (node is not mine or _get_stored(node.payload) is None):
                 yield at, node, record
+
+
+def _revived(
+    records: Sequence[bytes], key: str, places: Sequence[int] | None, read: Mapping[int, SessionNodeRecord]
+) -> StoredNodes:
+    """What was pickled, the nodes that were looked at as they were then."""
+    nodes = StoredNodes(records, key, places)
+    looked_at = nodes._looked_at()
+    for at, node in read.items():
+        _set_stored(node.payload, None)
+        looked_at[at] = node
+    return nodes
 
 
 # Heads

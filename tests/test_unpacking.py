@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -118,3 +120,21 @@ def test_whoever_stops_looking_at_what_nodes_say_is_not_read_ahead_for(unpacked:
     assert len(unpacked) == 4, "it is taken to be looked at, as the one before"
     assert nodes[5].node_id == "f"
     assert len(unpacked) == 5
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
+def test_a_copy_of_nodes_has_what_was_changed_in_place(remake: Any) -> None:
+    nodes = stored(NODES)
+    nodes[1].payload.event["Conversation"]["id"] = "other"
+    copied = remake(nodes)
+    assert copied[1].payload.event["Conversation"]["id"] == "other"
+    assert list(copied) == list(nodes)
+    assert [each.node_id for each in copied] == ["a", "b", "c", "d"]
+    assert copied == nodes
+    assert nodes != stored(NODES)
+    assert stored(NODES) != copied
+
+
+def test_equal_nodes_that_nobody_looked_at_are_compared_by_their_records(unpacked: list[bytes]) -> None:
+    assert stored(NODES) == stored(NODES)
+    assert unpacked == []
