@@ -218,7 +218,7 @@ class Estimate:
                 f"{figures.replaced:,.0f} bytes a turn",
             ),
             (
-                "memory of tool states",
+                "memory of the tool state, one for all sessions",
                 f"{memory['tools'] / 1e6:,.0f} MB",
                 f"{figures.tools:,.0f} bytes in each of {asked.shards:,} shards",
             ),
@@ -271,7 +271,7 @@ class Estimate:
         fuller = max(self.bits(figures.up), self.bits(figures.down))
         apart = hottest(asked) * asked.turns
         for what, times in {
-            "the busiest primary's core": 1e6 / self.turn_us / self.top,
+            "the busiest primary's core, all of it": 1e6 / self.turn_us / self.top,
             f"the busiest primary's network of {asked.gigabits:.0f} Gbit/s, the fuller way": asked.gigabits
             * 1e9
             / fuller,
@@ -310,7 +310,7 @@ def text(asked: Asked, figures: Figures) -> str:
         [
             f"{asked.sessions:,} sessions, {asked.turns:,.0f} turns a second:",
             report.markdown([["what", *titles, "from (the first column)"], *needs]),
-            "What ends first, on these servers, at how many times what was asked:",
+            "What ends first on these servers, each used to its end, at how many times what was asked:",
             report.markdown([["what ends", *titles], *ends]),
             *through_all(asked, figures),
         ]
@@ -319,13 +319,22 @@ def text(asked: Asked, figures: Figures) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.capacity", description=__doc__)
-    parser.add_argument("scale", type=Path, help="what `python -m bench.scale --json` wrote")
+    wrote = "what `python -m bench.scale --json` wrote (%(default)s, by `make bench-scale`)"
+    parser.add_argument("scale", type=Path, nargs="?", default=Path("bench/results/scale.json"), help=wrote)
     parser.add_argument("bench", type=Path, nargs="?", help="what `python -m bench --json` wrote")
-    for name, kind in (("sessions", int), ("turns", float), ("messages", int), ("memory-gb", float), ("fill", float)):
-        parser.add_argument(
-            f"--{name}", type=kind, default=getattr(Asked(), name.replace("-", "_")), help="%(default)s"
-        )
+    asked_for = {
+        "sessions": (int, "that are held"),
+        "turns": (float, "a second"),
+        "messages": (int, "of a session"),
+        "memory_gb": (float, "GB that the sessions of one server may take"),
+        "fill": (float, "share of a server's core that may be in use"),
+    }
+    for name, (kind, what) in asked_for.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, default=getattr(Asked(), name), help=f"{what} (%(default)s)")
     options = parser.parse_args()
+    if not options.scale.is_file():
+        parser.error(f"there is no {options.scale}: run `make bench-scale`, which takes five minutes")
     rows = json.loads(options.bench.read_text())["runs"][0]["rows"] if options.bench else ()
     asked = Asked(options.sessions, options.turns, options.messages, memory_gb=options.memory_gb, fill=options.fill)
     print(text(asked, Figures.of(json.loads(options.scale.read_text())["runs"][0], rows)))

@@ -292,7 +292,10 @@ def connector(url: str) -> Connector:
             return Embedded(Path(rest) if rest else None)
         case "memory" if not rest:
             return InMemory()
-    known = "redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, embedded://[directory] or memory://"
+    known = (
+        "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, embedded://[directory] "
+        "or memory://"
+    )
     raise InvalidRecord("url", f"takes {known}, not {scheme!r}")
 
 
