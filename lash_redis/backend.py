@@ -26,7 +26,7 @@ from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
 from lash_redis.keys import family_of
 from lash_redis.options import StoreOptions
-from lash_redis.topology import DENIED, NOREPLICAS, Topology
+from lash_redis.topology import CLOSED, DENIED, NOREPLICAS, Closed, Topology
 
 Reply = TypeVar("Reply")
 
@@ -54,8 +54,10 @@ NOT_SENT = (
     "Too many connections",
     "No connection available",
     "The previous master is now a slave",
+    CLOSED,
 )
-"""What redis-py says where it has sent nothing; and, last, in the place of a READONLY to a connection of Sentinel's."""
+"""What redis-py says where it has sent nothing, and in the place of a READONLY to a connection of Sentinel's; and what
+we say of a server whose connections were closed."""
 
 NOT_LOADED = (
     "the server does not know the script {!r}, and allow_eval is False: run SessionCache.preload() or "
@@ -372,7 +374,7 @@ def _worth_retrying(error: BaseException) -> bool:
         return str(error).startswith(("BUSY ", "UNBLOCKED")) or any(
             word in str(error) for word in ("READONLY", NOREPLICAS)
         )
-    return isinstance(error, LOST) and not isinstance(error, DENIED)
+    return isinstance(error, LOST) and not isinstance(error, (*DENIED, Closed))
 
 
 def _never_sent(error: BaseException) -> bool:

@@ -50,6 +50,8 @@ if "maint_notifications_config" in signature(AbstractConnection.__init__).parame
 
     QUIET["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
 
+CLOSED: Final = "the connections to this server were closed"
+
 NEVER: Final = Retry(NoBackoff(), 0)
 
 UNBOUNDED: Final = 2**31 - 1
@@ -72,6 +74,10 @@ KEYLESS: Final = frozenset(
     {"ACL", "CLUSTER", "CONFIG", "INFO", "PING", "ROLE", "SCAN", "SCRIPT", "TIME", "WAIT", "WAITAOF"}
 )
 """Commands without a key, as far as this package sends them: any primary may answer."""
+
+
+class Closed(exceptions.ConnectionError):
+    """This topology was closed while a call was under way: nothing was sent, and will not be."""
 
 
 class NoPrimary(exceptions.MasterDownError):
@@ -135,6 +141,7 @@ class Node:
         self.client: Any = client  # Any, because redis-py leaves execute_command untyped
         self._is_ours = isinstance(client, _Client)
         self.busy = 0
+        self._is_closed = False
         self._gate = asyncio.Semaphore(limit)
         self._open_reader = reader
         self._reader: redis.Redis | None = None
@@ -198,6 +205,8 @@ class Node:
         connection = await pool.get_connection()
         limit, connection.socket_timeout = connection.socket_timeout, None
         try:
+            if self._is_closed:
+                raise exceptions.ConnectionError(CLOSED)
             async with asyncio.timeout(limit):
                 await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
                 replies: list[Any] = []
@@ -214,10 +223,16 @@ class Node:
             raise
         finally:
             connection.socket_timeout = limit
+            if self._is_closed:
+                await connection.disconnect(nowait=True)
             await pool.release(connection)
 
     async def close(self) -> None:
-        """Close the clients; that a connection which is lost cannot be closed in order does not matter."""
+        """Close the clients; that a connection which is lost cannot be closed in order does not matter.
+
+        What is under way ends; redis-py's closed pool would open a connection for whoever asks, and nobody close it.
+        """
+        self._is_closed = True
         for client in (self.client, self._reader):
             if client is not None:
                 with suppress(exceptions.RedisError, OSError):
@@ -280,6 +295,7 @@ class Topology(ABC):
     def __init__(self) -> None:
         self._map: Map | None = None
         self._looking = asyncio.Lock()
+        self._is_closed = False
 
     @abstractmethod
     async def _look(self) -> Map:
@@ -294,6 +310,8 @@ class Topology(ABC):
         raise error  # nobody but a cluster's node redirects
 
     async def _known(self) -> Map:
+        if self._is_closed:
+            raise Closed(CLOSED)
         known = self._map
         if known is None:
             async with self._looking:
@@ -448,8 +466,13 @@ class Topology(ABC):
             return client
         return self._reading(random.choice(owner.replicas))
 
-    @abstractmethod
     async def close(self) -> None:
+        """Close the connections that this topology opened; from here nothing is sent, not even once more."""
+        self._is_closed = True
+        await self._close()
+
+    @abstractmethod
+    async def _close(self) -> None:
         """Close the connections that this topology opened."""
 
 
@@ -474,7 +497,7 @@ class OneServer(Topology):
         replies = await super().pipeline(commands, atomic)
         return [_misled(reply) if isinstance(reply, exceptions.AskError) else reply for reply in replies]
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         if self._ours:
             await self._node.close()
 
@@ -503,7 +526,7 @@ class _Several(Topology):
             if node not in kept and not node.busy:
                 await self._nodes.pop(address).close()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         self._map = None
         while self._nodes:
             await self._nodes.popitem()[1].close()
@@ -559,8 +582,8 @@ class Sentinels(_Several):
             raise refused
         raise NoPrimary(f"no sentinel names a primary of {self._service!r}; {'; '.join(said)}") from error
 
-    async def close(self) -> None:
-        await super().close()
+    async def _close(self) -> None:
+        await super()._close()
         if self._given is None:
             await _all(each.aclose() for each in self._sentinel.sentinels)
 
@@ -684,7 +707,7 @@ class GivenCluster(_Several):
         self._doubt(known)
         return None
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Close the readers; the client is the caller's."""
         self._map = None
         while self._members:

@@ -30,6 +30,7 @@ from lash_redis import (
     InvalidRecord,
     OutcomeUnknown,
     SessionCache,
+    SessionHeadMeta,
     SessionMeta,
     StoreOptions,
 )
@@ -163,6 +164,23 @@ async def test_tasks_on_a_given_client_wait_for_its_connections(server):
 
 
 # That none gives a reply to another
+
+
+async def test_what_is_under_way_when_its_cache_is_closed_leaves_no_connection_behind(url):
+    """redis-py's closed pool opens a connection for whoever asks, and nobody would close it."""
+    separator = "&" if "?" in url else "?"
+    cache = lash_redis.connect(f"{url}{separator}max_connections=4")
+    await began(cache, "chat")
+    topology = await cache.shared._backend.topology()
+    pools = [node.client.connection_pool for node in (await topology._known()).nodes()]
+    calls = [asyncio.create_task(cache.session("chat").load_head()) for _ in range(40)]
+    await asyncio.sleep(0)
+    await cache.aclose()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(each) for each in ended} <= {SessionHeadMeta, BackendError}
+    assert BackendError in {type(each) for each in ended}
+    left = [each for pool in pools for each in (*pool._available_connections, *pool._in_use_connections)]
+    assert not [each for each in left if each.is_connected]
 
 
 async def test_a_reply_that_does_not_come_in_time_is_nobodys(any_server):
