@@ -367,7 +367,7 @@ class RedisSessionStore:
             elif isinstance(outcome, commands.SendWhole):
                 prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
             else:
-                self._log = None if outcome.replayed else commands.committed(prepared, self._keys.log)
+                self._log = None if outcome.replayed else commands.committed(prepared, self._keys.log, int(reply[3]))
                 if not outcome.replayed:
                     self._refs = prepared.refs
                 elif prepared.commit.releases is not None:

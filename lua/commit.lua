@@ -20,9 +20,9 @@
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
 --        9 delta         bytes  unchanged, append or replace; faulty where the client found the nodes or the leaf
---                               wrong; extend <nodes> <bytes> <mark>: a replacement that keeps all that is stored and
---                               sends what it adds, with how many records that is, how long they are together, how the
---                               last one begins
+--                               wrong; extend <epoch> <nodes> <bytes> <mark>: a replacement that keeps all that is
+--                               stored and sends what it adds, with which log that is, how many records, how long
+--                               they are together, how the last one begins
 --       10 checks        str    strict or lenient
 --       11 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
 --       12 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
@@ -142,10 +142,11 @@ if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
 
 -- A tombstone moves no head: only here is it known that the log still is what the client keeps of it, and shows it all.
-local keeps, bytes, ending = string.match(delta, '^extend (%d+) (%d+) (.*)$')
-if keeps then
-  local same = facts and facts.length == tonumber(keeps) and facts.live == facts.length and facts.ids == facts.length
-    and facts.loose == '0' and facts.bytes == bytes and string.sub(call('LINDEX', log, -1), 1, 4) == ending
+local epoch, keeps, bytes, ending = string.match(delta, '^extend (%d+) (%d+) (%d+) (.*)$')
+if epoch then
+  local same = facts and facts.epoch == epoch and facts.length == tonumber(keeps) and facts.live == facts.length
+    and facts.ids == facts.length and facts.loose == '0' and facts.bytes == bytes
+    and string.sub(call('LINDEX', log, -1), 1, 4) == ending
   if not same then return {'unlike', session} end
   delta = 'append'
 end
@@ -411,4 +412,4 @@ elseif had_deadline then
   for index = 1, 5 do call('PERSIST', KEYS[index]) end
 end
 announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
-return {'committed', session, revision}
+return {'committed', session, revision, facts.epoch + 0}

@@ -332,6 +332,20 @@ async def test_nodes_that_were_tombstoned_since_the_read_are_brought_back(who, v
     assert (await store.vacuum()).removed_node_count == 0
 
 
+@broken_by(Lua("commit", "facts.epoch == epoch and ", ""))
+async def test_a_session_that_began_anew_by_the_same_commit_is_replaced_whole(cache, client):
+    """It came to the same revision by a commit of the same id, and of the same size, that says something else."""
+    store = cache.session("chat")
+    begun = commit(None, Append([node("a", text="old"), node("b", "a")], "b"), commit_id="c1")
+    await store.commit_runtime_state(begun)
+    graph = (await full(store)).graph
+    await client.delete(*await client.keys("*"))
+    anew = replace(begun, graph=Append([node("a", text="new"), node("b", "a")], "b"))
+    await cache.session("chat").commit_runtime_state(anew)
+    await store.commit_runtime_state(commit(1, longer(graph, node("c", "b")), builds_on="c1"))
+    assert list((await full(store)).graph.nodes) == [node("a", text="old"), node("b", "a"), node("c", "b")]
+
+
 @broken_by(TRUSTS_THE_HEAD, Lua("commit", "and string.sub(call('LINDEX', log, -1), 1, 4) == ending", ""))
 async def test_a_log_that_a_failover_made_another_is_replaced_whole(store, client):
     """The same commit sent again where it was lost, with another timestamp: the head tells no difference."""

@@ -25,11 +25,13 @@ class Log:
     weakly, so that a handle which is kept keeps no session's nodes in memory.
     """
 
-    __slots__ = ("__weakref__", "_as_made", "_hash", "_hashed", "added", "nodes", "size")
+    __slots__ = ("__weakref__", "_as_made", "_hash", "_hashed", "added", "epoch", "nodes", "size")
 
-    def __init__(self, nodes: codec.StoredNodes, size: int) -> None:
+    def __init__(self, nodes: codec.StoredNodes, size: int, epoch: int) -> None:
         self.nodes = nodes
         """As they were read."""
+        self.epoch = epoch
+        """Which log it is: another one may come to the same revision and commit id."""
         self.added: list[bytes] = []
         """The records behind them."""
         self.size = size
@@ -56,7 +58,7 @@ class Log:
     @property
     def claim(self) -> bytes:
         """The `delta` of a commit that extends it."""
-        return b"extend %d %d " % (len(self), self.size) + self.record(len(self) - 1)[:4]
+        return b"extend %d %d %d " % (self.epoch, len(self), self.size) + self.record(len(self) - 1)[:4]
 
     def begins(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> bool:
         """Whether the first of `nodes` are what these records say, to the last byte, timestamps included.
@@ -143,18 +145,18 @@ def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
         return None
     log = read.graph._log
     if log is None or log.nodes is not nodes or log.added:
-        log = Log(nodes, facts.bytes)
+        log = Log(nodes, facts.bytes, facts.epoch)
         if former is not None:
             log.learn(former)
         object.__setattr__(read.graph, "_log", log)
     return ref(log)
 
 
-def committed(prepared: PreparedCommit, key: str) -> Followed:
-    """The log after a commit that was not made before, at `key`; the graph that it put there holds it."""
+def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed:
+    """The log of `epoch` after a commit that was not made before, at `key`; the graph that it put there holds it."""
     log, delta = prepared.log, prepared.commit.graph
     if log is None and isinstance(delta, ReplaceFull):
-        log = Log(codec.StoredNodes((), key), 0)
+        log = Log(codec.StoredNodes((), key), 0, epoch)
     if log is None:
         return None
     log.add(prepared.records)
