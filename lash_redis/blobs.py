@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Generic, TypeVar
 
 from lash_redis.models import BlobRef
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
-class BlobCache:
-    """Bytes by ref, least recently used first out. Right for ever: a ref is the hash of its bytes."""
+
+class _Recent(Generic[Key, Value]):
+    """Values by key, least recently used first out. What would take a quarter of the room by itself is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._size = 0
-        self._bytes: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
 
-    def get(self, ref: str) -> bytes | None:
-        data = self._bytes.get(ref)
-        if data is not None:
-            self._bytes.move_to_end(ref)
-        return data
+    def get(self, key: Key) -> Value | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept[0]
+
+    def _keep(self, key: Key, value: Value, size: int) -> None:
+        if key in self._kept or size > self._max_bytes // 4:
+            return
+        self._kept[key] = value, size
+        self._size += size
+        while self._size > self._max_bytes:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self._size -= freed
+
+
+class BlobCache(_Recent[str, bytes]):
+    """Bytes by ref. Right for ever: a ref is the hash of its bytes."""
 
     def put(self, ref: str, data: bytes) -> None:
-        if ref in self._bytes or len(data) > self._max_bytes // 4:
-            return
-        self._bytes[ref] = data
-        self._size += len(data)
-        while self._size > self._max_bytes:
-            _, dropped = self._bytes.popitem(last=False)
-            self._size -= len(dropped)
+        self._keep(ref, data, len(data))
+
+
+class WrittenTools(_Recent[bytes, tuple[BlobRef, bytes]]):
+    """Tool states as they were written, by their fingerprint (`codec.fingerprint`).
+
+    A session has the same tools turn after turn, and so have all sessions of an app: they are encoded and hashed once.
+    """
+
+    def put(self, fingerprint: bytes, ref: BlobRef, data: bytes) -> None:
+        self._keep(fingerprint, (ref, data), len(fingerprint) + len(data))
 
 
 class KnownBlobs:
@@ -53,26 +75,3 @@ class KnownBlobs:
 
     def discard(self, key: str) -> None:
         self._keys.pop(key, None)
-
-
-class WrittenTools:
-    """Tool states as they were written, by their fingerprint (`codec.fingerprint`), least recently used first out.
-
-    A session has the same tools turn after turn, and so have all sessions of an app: they are encoded and hashed once.
-    """
-
-    LIMIT = 64
-
-    def __init__(self) -> None:
-        self._written: OrderedDict[bytes, tuple[BlobRef, bytes]] = OrderedDict()
-
-    def get(self, fingerprint: bytes) -> tuple[BlobRef, bytes] | None:
-        written = self._written.get(fingerprint)
-        if written is not None:
-            self._written.move_to_end(fingerprint)
-        return written
-
-    def put(self, fingerprint: bytes, ref: BlobRef, data: bytes) -> None:
-        self._written[fingerprint] = ref, data
-        if len(self._written) > self.LIMIT:
-            self._written.popitem(last=False)

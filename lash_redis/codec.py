@@ -37,6 +37,7 @@ from lash_redis.models import (
     TokenLedgerEntry,
     TokenUsage,
     ToolState,
+    ToolStateEntry,
 )
 from lash_redis.models.wire import Unread
 from lash_redis.options import BlobProfile
@@ -215,8 +216,9 @@ def fingerprint(tools: ToolState) -> bytes | None:
     None where there are none: a value is of an unusual type, or none that can be written at all.
     """
     try:
+        kinds = [type(entry) is ToolStateEntry for entry in tools.tools.values()]
         entries = [(name, entry.manifest, entry.source_id) for name, entry in tools.tools.items()]
-        return marshal.dumps((tools.generation, entries), _EXACT)
+        return marshal.dumps((tools.generation, kinds, entries), _EXACT)
     except (ValueError, AttributeError):
         return None
 
@@ -410,7 +412,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
                 place = at if places is None else places[at]
                 node = nodes[at] = decode_node(records[at], key, place, reads_on)
             yield node
-            reads_on = _get_stored(node.payload) is None
+            reads_on = getattr(node.payload, "_stored", None) is None
 
     def _looked_at(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
@@ -439,7 +441,11 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def _read(self) -> dict[int, SessionNodeRecord]:
         """By their index, the nodes whose payload somebody has looked at, and may have changed since."""
         nodes = self._shelf.nodes[: self._count]
-        return {at: node for at, node in enumerate(nodes) if node is not None and _get_stored(node.payload) is None}
+        return {
+            at: node
+            for at, node in enumerate(nodes)
+            if node is not None and getattr(node.payload, "_stored", None) is None
+        }
 
     def _records(self) -> list[bytes]:
         records = self._shelf.records
@@ -501,7 +507,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         shelf, own = self._shelf, self._shelf.nodes[: self._count]
         given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[: self._count]
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
-            if node is not None and (node is not mine or _get_stored(node.payload) is None):
+            if node is not None and (node is not mine or getattr(node.payload, "_stored", None) is None):
                 yield at, node, record
 
 

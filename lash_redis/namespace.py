@@ -49,7 +49,7 @@ class Namespace:
         self.ttl_ms = ttl_ms
         self.cached = BlobCache(options.blob_cache_bytes)
         self.known = KnownBlobs()
-        self.written = WrittenTools()
+        self.written = WrittenTools(options.blob_cache_bytes)
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False

@@ -127,7 +127,10 @@ class StoreOptions:
     """Seconds a blob stored by `put_blob` waits for a commit that names it."""
 
     blob_cache_bytes: int = 64 * 1024 * 1024
-    """Bytes of blobs kept in this process, so that a tool state many sessions share is fetched once."""
+    """Bytes of blobs kept in this process, so that a tool state many sessions share is fetched once.
+
+    As much again for tool states that were written, so that one which did not change is encoded and hashed once.
+    """
 
     max_commit_bytes: int | None = 64 * 1024 * 1024
     """Limit on nodes, bodies, usage and head of one commit, on an upload and on meta; None for Redis's own limit."""

@@ -54,7 +54,7 @@ def user(node_id: str) -> SessionNodeRecord:
 
 
 def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
-    return commands.prepare_commit(made, OPTIONS, WrittenTools())
+    return commands.prepare_commit(made, OPTIONS, WrittenTools(0))
 
 
 def called(made: RuntimeCommit, before: commands.Refs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:

@@ -16,7 +16,7 @@ from builders import chain, node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lash_redis import PluginPayload, SessionNodeRecord, codec, unpacking
+from lash_redis import EventPayload, PluginPayload, SessionNodeRecord, codec, unpacking
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -138,3 +138,18 @@ def test_a_copy_of_nodes_has_what_was_changed_in_place(remake: Any) -> None:
 def test_equal_nodes_that_nobody_looked_at_are_compared_by_their_records(unpacked: list[bytes]) -> None:
     assert stored(NODES) == stored(NODES)
     assert unpacked == []
+
+
+def test_a_look_that_another_thread_was_faster_with_gets_what_that_found() -> None:
+    """It found the slot unset, and the bytes behind it already gone."""
+    payload = stored(NODES)[0].payload
+    found = payload.event
+    assert EventPayload.__getattr__(payload, "event") is found
+
+
+def test_a_payload_that_was_put_in_the_place_of_a_stored_one_counts_as_looked_at() -> None:
+    nodes = stored(NODES)
+    object.__setattr__(nodes[0], "payload", EventPayload({"Mode": 1}))
+    assert next(iter(nodes)).event() == {"Mode": 1}
+    assert len(list(nodes)) == len(NODES)
+    assert nodes != stored(NODES)

@@ -456,7 +456,10 @@ class Stored(Protocol):
     """The bytes of a record that nobody has looked at yet."""
 
     def load(self, record: Any, name: str) -> Any:
-        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others."""
+        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others.
+
+        Once all are set it may set `_stored` to None: then the record is known to have been looked at.
+        """
 
 
 class Unread:
@@ -478,7 +481,10 @@ class Unread:
         def __getattr__(self, name: str) -> Any:
             # Python comes here only for a slot that is unset. `_stored` is no field, so it cannot come here twice.
             if name in type(self).__match_args__:
-                return self._stored.load(self, name)
+                stored = self._stored
+                if stored is None:  # another thread has looked since
+                    return object.__getattribute__(self, name)
+                return stored.load(self, name)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
 
