@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -111,8 +112,10 @@ class Backend:
             topology.doubt()
         return await topology.node(key)
 
-    async def run(self, call: ScriptCall, *, writes: bool = True) -> Any:
+    async def run(self, call: ScriptCall, *, writes: bool = True, lost: Lost | None = None) -> Any:
         """Send a script: its reply.
+
+        `lost` is told whether the replies to earlier attempts were.
 
         Raises:
             OutcomeUnknown: it may have been applied: a reply was lost, or it failed below its `-- WRITE`.
@@ -123,12 +126,12 @@ class Backend:
         async def send(topology: Topology) -> Any:
             return await _run_script(topology, call.script, arguments, allow_eval=self._options.allow_eval)
 
-        return await self._attempts(send, call.script, writes=writes)
+        return await self._attempts(send, call.script, writes=writes, lost=lost)
 
-    async def run_and_wait(self, call: ScriptCall, wait: Command) -> tuple[Any, Any]:
+    async def run_and_wait(self, call: ScriptCall, wait: Command, *, lost: Lost | None = None) -> tuple[Any, Any]:
         """Send a script and, in the same round trip on the same connection, a command that waits for what it wrote.
 
-        The reply of each; for `wait` it may be an error. Raises as `run` does.
+        The reply of each; for `wait` it may be an error. `lost` and what is raised: as for `run`.
         """
         arguments = (len(call.keys), *call.keys, *call.args)
 
@@ -136,7 +139,7 @@ class Backend:
             allow_eval = self._options.allow_eval
             return await _run_script_and_wait(topology, call.script, arguments, wait, allow_eval=allow_eval)
 
-        return await self._attempts(send, call.script, writes=True)
+        return await self._attempts(send, call.script, writes=True, lost=lost)
 
     async def everywhere(self, *command: Any) -> list[Any]:
         """The replies of every server to a command that has no key and does nothing the second time."""
@@ -207,8 +210,9 @@ class Backend:
         *,
         writes: bool,
         once_only: bool = False,
+        lost: Lost | None = None,
     ) -> Reply:
-        fate = _Fate(what, writes=writes, ambiguous=self._connector.resends)
+        fate = _Fate(what, writes=writes, ambiguous=self._connector.resends, lost=lost or Lost())
         topology = await self.topology()
 
         async def once() -> Reply:
@@ -316,20 +320,27 @@ async def _read_in_script(topology: Topology, commands: Sequence[Command], *, al
     ]
 
 
+@dataclass(slots=True)
+class Lost:
+    """Whether a failed attempt at a command may have been applied all the same."""
+
+    maybe_applied: bool = False
+
+
 class _Fate:
     """What the failed attempts at one command say about whether it was applied."""
 
-    def __init__(self, what: scripts.Script | str, *, writes: bool, ambiguous: bool) -> None:
+    def __init__(self, what: scripts.Script | str, *, writes: bool, ambiguous: bool, lost: Lost) -> None:
         self._what = what
         self._writes = writes
         self._ambiguous = ambiguous
-        self._maybe_applied = False
+        self._lost = lost
 
     def note(self, error: BaseException) -> None:
         if isinstance(error, LOST) and not isinstance(error, NOT_READY + DENIED):
-            self._maybe_applied = self._maybe_applied or self._ambiguous or not _never_sent(error)
+            self._lost.maybe_applied = self._lost.maybe_applied or self._ambiguous or not _never_sent(error)
         elif isinstance(error, RuntimeError) or self._failed_while_writing(error):
-            self._maybe_applied = True
+            self._lost.maybe_applied = True
 
     def _failed_while_writing(self, error: BaseException) -> bool:
         """Redis does not undo what a script wrote before it failed."""
@@ -343,7 +354,7 @@ class _Fate:
     def error(self, error: BaseException) -> StoreError:
         name = self._what if isinstance(self._what, str) else self._what.name
         text = f"{name}: {'OOM ' if _is_out_of_memory(error) else ''}{str(error) or type(error).__name__}"
-        return OutcomeUnknown(text) if self._writes and self._maybe_applied else BackendError(text)
+        return OutcomeUnknown(text) if self._writes and self._lost.maybe_applied else BackendError(text)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from tenacity import (
 )
 
 from lash_redis import codec, commands
+from lash_redis.backend import Lost
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -340,6 +341,7 @@ class RedisSessionStore:
             if self._keys.blob(ref) not in namespace.known
         }
         looked_for: set[BlobRef] = set()
+        lost = Lost()
         for _ in range(MAX_TURNS):
             call = commands.commit_call(
                 self._keys,
@@ -352,8 +354,11 @@ class RedisSessionStore:
                 origin=origin,
                 sharded=namespace.sharded,
             )
-            reply, durable = await self._run_durably(call, options.durability)
-            outcome = commands.commit_reply(call, prepared, self._keys, reply)
+            reply, durable = await self._run_durably(call, options.durability, lost)
+            try:
+                outcome = commands.commit_reply(call, prepared, self._keys, reply)
+            except HeadRevisionConflict as conflict:
+                outcome = await self._made_before(prepared, conflict, lost)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -382,11 +387,36 @@ class RedisSessionStore:
                 return replace(outcome, durable=durable)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
-    async def _run_durably(self, call: commands.ScriptCall, durability: Durability | None) -> tuple[Any, bool | None]:
+    async def _made_before(
+        self, prepared: commands.PreparedCommit, conflict: HeadRevisionConflict, lost: Lost
+    ) -> RuntimeCommitResult:
+        """The result of an attempt whose reply was lost, and after which so many others committed that its receipt is
+        gone; its nodes tell. Raises `conflict` where there was none, or it was not applied.
+
+        Raises:
+            OutcomeUnknown: it has no nodes that are its alone to tell by.
+        """
+        made = conflict.expected
+        if not lost.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
+            raise conflict
+        adds = prepared.delta == "append" or prepared.extends
+        if not (adds and prepared.nodes):
+            raise OutcomeUnknown(
+                f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
+            ) from conflict
+        if await self.load_node(prepared.nodes[0].node_id) != prepared.nodes[0]:
+            raise conflict
+        return RuntimeCommitResult(
+            made + 1, prepared.checkpoint_ref, prepared.checkpoint, replayed=True, commit_id=prepared.commit.commit_id
+        )
+
+    async def _run_durably(
+        self, call: commands.ScriptCall, durability: Durability | None, lost: Lost | None = None
+    ) -> tuple[Any, bool | None]:
         """A script's reply, and whether what it wrote is known to be as safe as `durability` asks."""
         if durability is None:
-            return await self._namespace.run(call), None
-        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability))
+            return await self._namespace.run(call, lost=lost), None
+        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability), lost=lost)
         return reply, commands.wait_reply(durability, waited)
 
     async def _confirmed(self, durability: Durability) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from breaking import Lua, Python, broken_by
 from builders import append, chain, commit, holders, ids_of, key_of, node, replace_full, tools, used
-from proxy import Action, on
+from proxy import Action, Command, Proxy, on
 
 from lash_redis import (
     Append,
@@ -21,8 +21,11 @@ from lash_redis import (
     PersistedSessionConfig,
     PersistedTurnState,
     PluginPayload,
+    RedisSessionStore,
+    SessionCache,
     SessionNodeRecord,
     Unchanged,
+    scripts,
 )
 
 NO_RECEIPTS = Lua("commit", "local found = string.find(receipts, tag, 1, true)", "local found = nil")
@@ -349,3 +352,77 @@ async def test_repeating_maintenance_after_a_lost_reply_is_harmless(proxy, throu
     await store.tombstone_nodes(["b", "c"])
     assert (await store.vacuum()).removed_node_count == 2
     assert ids_of(await store.load_session(FullGraph())) == ["a"]
+
+
+# More commits of others between the attempts than there are receipts
+
+
+class Overtaken:
+    """The first commit that passes loses its reply; no attempt of its passes again until `overtake` is through."""
+
+    def __init__(self, proxy: Proxy, store: RedisSessionStore) -> None:
+        self._store = store
+        self._sent = 0
+        self._again = asyncio.Event()
+        self._is_past = False
+        proxy.on_command = self._command
+
+    def _command(self, command: Command) -> Action:
+        if command[:2] != [b"EVALSHA", scripts.COMMIT.sha.encode()]:
+            return Action.PASS
+        self._sent += 1
+        if self._sent == 1:
+            return Action.DROP_REPLY
+        self._again.set()
+        return Action.PASS if self._is_past else Action.CUT_BEFORE
+
+    async def overtake(self, leaf: str) -> int:
+        """So many commits that the receipt of the first is gone; the revision they come to."""
+        async with asyncio.timeout(20):
+            await self._again.wait()
+        head = await self._store.load_head()
+        for _ in range(33):
+            made = commit(head.head_revision, append(f"o{head.head_revision}", parent=leaf))
+            leaf = made.graph.leaf_node_id
+            await self._store.commit_runtime_state(made)
+            head = await self._store.load_head()
+        self._is_past = True
+        return head.head_revision
+
+
+NO_SECOND_THOUGHT = Python(
+    "store:RedisSessionStore._made_before", lambda _: _refuses, "takes a conflict for one, however it came about"
+)
+
+
+async def _refuses(self, prepared, conflict, lost):
+    raise conflict
+
+
+@broken_by(NO_SECOND_THOUGHT)
+async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once(proxy, through_proxy, real_server):
+    beside = SessionCache(real_server.client(), "laws").session("chat")
+    await beside.commit_runtime_state(commit(None, append("a")))
+    store = through_proxy(retry_max_delay=0.2).session("chat")
+    read = await store.load_session(FullGraph())
+    overtaken, asked = Overtaken(proxy, beside), []
+
+    def turn(read):
+        asked.append(read.head_revision)
+        return commit(read.head_revision, append("mine", parent=read.graph.leaf_node_id))
+
+    result, last = await asyncio.gather(store.update(turn, since=read), overtaken.overtake("mine"))
+    assert (result.head_revision, result.replayed, asked) == (2, True, [1])
+    assert last == 35
+    assert ids_of(await beside.load_session(FullGraph())).count("mine") == 1
+
+
+async def test_a_commit_without_nodes_whose_receipt_is_gone_says_that_nobody_knows(proxy, through_proxy, real_server):
+    beside = SessionCache(real_server.client(), "laws").session("chat")
+    await beside.commit_runtime_state(commit(None, append("a")))
+    store = through_proxy(retry_max_delay=0.2).session("chat")
+    await store.load_head()
+    overtaken = Overtaken(proxy, beside)
+    made = commit(1, Unchanged("a"), usage_deltas=[used(input=1)])
+    unknown, _ = await asyncio.gather(store.commit_runtime_state(made), overtaken.overtake("a"), return_exceptions=True)
+    assert isinstance(unknown, OutcomeUnknown)
