@@ -303,19 +303,22 @@ def verdict_table(found: Sequence[Verdict]) -> str:
     )
 
 
-async def measured(url: str, said: Sequence[stores.Message], seconds: float) -> dict[str, Any]:
+async def measured(url: str, said: Sequence[stores.Message], seconds: float, beside: Sequence[str]) -> dict[str, Any]:
     async with redis.from_url(url) as client:
         head = await report.header(client, url, quick=False) | {"mode": f"{seconds:g} s a line"}
         head |= {package: report.version_of(package) for package in PACKAGES}
-        seen = await counted(url, said)
-        found = await verdicts(url, said, seen)
+        seen = {} if beside else await counted(url, said)
+        found = [] if beside else await verdicts(url, said, seen)
         await client.flushall()
     async with AsyncExitStack() as opened:
-        every = stores.every()
+        every = [each for each in stores.every() if not beside or each.name.startswith((stores.Ours.name, *beside))]
         for store in every:
             await opened.enter_async_context(store.opened(url))
         lines = await lines_of(every, said, seconds)
-    print(time_table(lines, found), traffic_table(seen), verdict_table(found), sep="\n\n", end="\n\n")
+    tables = (
+        [time_table(lines, found)] if beside else [time_table(lines, found), traffic_table(seen), verdict_table(found)]
+    )
+    print(*tables, sep="\n\n", end="\n\n")
     return {
         "header": head,
         "peers": [asdict(line) for line in lines],
@@ -329,6 +332,8 @@ def main() -> None:
     parser.add_argument("conversations", nargs="*", type=Path, help="JSON Lines as `lash-redis replay` takes them")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each line's rounds (%(default)s)")
     parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
+    beside = "ours beside the stores whose names begin so, and no other; times alone"
+    parser.add_argument("--beside", action="append", default=[], metavar="NAME", help=beside)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # stores log what this run provokes
@@ -339,7 +344,7 @@ def main() -> None:
     print(f"conversations: {', '.join(map(str, paths))}: {len(said):,} messages of {size:,.0f} bytes{fallback}\n")
     started = perf_counter()
     with EmbeddedServer(binary=options.server, port=0) as server:
-        run = asyncio.run(measured(server.url, said, options.seconds))
+        run = asyncio.run(measured(server.url, said, options.seconds, options.beside))
     run["header"] |= {"messages": f"{len(said):,} of {size:,.0f} bytes", "seconds": round(perf_counter() - started)}
     print(", ".join(f"{name} {value}" for name, value in run["header"].items()))
     if options.json:

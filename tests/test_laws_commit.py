@@ -491,9 +491,9 @@ async def round_trips(proxy, store: RedisSessionStore, *commits: RuntimeCommit) 
 
 
 def pinging(run):
-    async def twice(self, call, *, writes=True):
+    async def twice(self, call, **more):
         await self.send([("PING",)], atomic=False)
-        return await run(self, call, writes=writes)
+        return await run(self, call, **more)
 
     return twice
 
