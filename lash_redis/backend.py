@@ -27,7 +27,7 @@ from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
 from lash_redis.keys import family_of
 from lash_redis.options import StoreOptions
-from lash_redis.topology import CLOSED, DENIED, NOREPLICAS, Closed, Topology
+from lash_redis.topology import DENIED, NOREPLICAS, Closed, NotSent, Topology
 
 Reply = TypeVar("Reply")
 
@@ -55,10 +55,8 @@ NOT_SENT = (
     "Too many connections",
     "No connection available",
     "The previous master is now a slave",
-    CLOSED,
 )
-"""What redis-py says where it has sent nothing, and in the place of a READONLY to a connection of Sentinel's; and what
-we say of a server whose connections were closed."""
+"""What redis-py says where it has sent nothing; and, last, in the place of a READONLY to a connection of Sentinel's."""
 
 NOT_LOADED = (
     "the server does not know the script {!r}, and allow_eval is False: run SessionCache.preload() or "
@@ -112,10 +110,10 @@ class Backend:
             topology.doubt()
         return await topology.node(key)
 
-    async def run(self, call: ScriptCall, *, writes: bool = True, lost: Lost | None = None) -> Any:
+    async def run(self, call: ScriptCall, *, writes: bool = True, earlier: Earlier | None = None) -> Any:
         """Send a script: its reply.
 
-        `lost` is told whether the replies to earlier attempts were.
+        `earlier` is told what attempts before the one that was answered may have done.
 
         Raises:
             OutcomeUnknown: it may have been applied: a reply was lost, or it failed below its `-- WRITE`.
@@ -126,12 +124,12 @@ class Backend:
         async def send(topology: Topology) -> Any:
             return await _run_script(topology, call.script, arguments, allow_eval=self._options.allow_eval)
 
-        return await self._attempts(send, call.script, writes=writes, lost=lost)
+        return await self._attempts(send, call.script, writes=writes, earlier=earlier)
 
-    async def run_and_wait(self, call: ScriptCall, wait: Command, *, lost: Lost | None = None) -> tuple[Any, Any]:
+    async def run_and_wait(self, call: ScriptCall, wait: Command, *, earlier: Earlier | None = None) -> tuple[Any, Any]:
         """Send a script and, in the same round trip on the same connection, a command that waits for what it wrote.
 
-        The reply of each; for `wait` it may be an error. `lost` and what is raised: as for `run`.
+        The reply of each; for `wait` it may be an error. `earlier` and what is raised: as for `run`.
         """
         arguments = (len(call.keys), *call.keys, *call.args)
 
@@ -139,7 +137,7 @@ class Backend:
             allow_eval = self._options.allow_eval
             return await _run_script_and_wait(topology, call.script, arguments, wait, allow_eval=allow_eval)
 
-        return await self._attempts(send, call.script, writes=True, lost=lost)
+        return await self._attempts(send, call.script, writes=True, earlier=earlier)
 
     async def everywhere(self, *command: Any) -> list[Any]:
         """The replies of every server to a command that has no key and does nothing the second time."""
@@ -210,9 +208,9 @@ class Backend:
         *,
         writes: bool,
         once_only: bool = False,
-        lost: Lost | None = None,
+        earlier: Earlier | None = None,
     ) -> Reply:
-        fate = _Fate(what, writes=writes, ambiguous=self._connector.resends, lost=lost or Lost())
+        fate = _Fate(what, writes=writes, ambiguous=self._connector.resends, earlier=earlier or Earlier())
         topology = await self.topology()
 
         async def once() -> Reply:
@@ -321,8 +319,8 @@ async def _read_in_script(topology: Topology, commands: Sequence[Command], *, al
 
 
 @dataclass(slots=True)
-class Lost:
-    """Whether a failed attempt at a command may have been applied all the same."""
+class Earlier:
+    """Whether an attempt at a command that failed may have been applied all the same."""
 
     maybe_applied: bool = False
 
@@ -330,17 +328,17 @@ class Lost:
 class _Fate:
     """What the failed attempts at one command say about whether it was applied."""
 
-    def __init__(self, what: scripts.Script | str, *, writes: bool, ambiguous: bool, lost: Lost) -> None:
+    def __init__(self, what: scripts.Script | str, *, writes: bool, ambiguous: bool, earlier: Earlier) -> None:
         self._what = what
         self._writes = writes
         self._ambiguous = ambiguous
-        self._lost = lost
+        self._earlier = earlier
 
     def note(self, error: BaseException) -> None:
         if isinstance(error, LOST) and not isinstance(error, NOT_READY + DENIED):
-            self._lost.maybe_applied = self._lost.maybe_applied or self._ambiguous or not _never_sent(error)
+            self._earlier.maybe_applied = self._earlier.maybe_applied or self._ambiguous or not _never_sent(error)
         elif isinstance(error, RuntimeError) or self._failed_while_writing(error):
-            self._lost.maybe_applied = True
+            self._earlier.maybe_applied = True
 
     def _failed_while_writing(self, error: BaseException) -> bool:
         """Redis does not undo what a script wrote before it failed."""
@@ -354,7 +352,7 @@ class _Fate:
     def error(self, error: BaseException) -> StoreError:
         name = self._what if isinstance(self._what, str) else self._what.name
         text = f"{name}: {'OOM ' if _is_out_of_memory(error) else ''}{str(error) or type(error).__name__}"
-        return OutcomeUnknown(text) if self._writes and self._lost.maybe_applied else BackendError(text)
+        return OutcomeUnknown(text) if self._writes and self._earlier.maybe_applied else BackendError(text)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -390,7 +388,7 @@ def _worth_retrying(error: BaseException) -> bool:
 
 def _never_sent(error: BaseException) -> bool:
     """Whether the command was not executed: it cannot have left this process, or a replica has refused it."""
-    if isinstance(error, MasterNotFoundError | exceptions.MaxConnectionsError):
+    if isinstance(error, MasterNotFoundError | exceptions.MaxConnectionsError | NotSent):
         return True
     cause: BaseException | None = error
     while cause is not None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import redis.asyncio as redis
 
 from lash_redis import codec, commands
-from lash_redis.backend import Backend, Lost
+from lash_redis.backend import Backend, Earlier
 from lash_redis.blobs import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
@@ -71,19 +71,19 @@ class Namespace:
     async def preload(self) -> None:
         await self._backend.preload()
 
-    async def run(self, call: commands.ScriptCall, *, writes: bool = True, lost: Lost | None = None) -> Any:
+    async def run(self, call: commands.ScriptCall, *, writes: bool = True, earlier: Earlier | None = None) -> Any:
         """`Backend.run`, in a namespace that is laid out as expected."""
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
-        return await self._backend.run(call, writes=writes, lost=lost)
+        return await self._backend.run(call, writes=writes, earlier=earlier)
 
     async def run_and_wait(
-        self, call: commands.ScriptCall, wait: commands.Command, *, lost: Lost | None = None
+        self, call: commands.ScriptCall, wait: commands.Command, *, earlier: Earlier | None = None
     ) -> tuple[Any, Any]:
         """`Backend.run_and_wait`, in a namespace that is laid out as expected. What `wait` fails on is logged once."""
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
-        reply, waited = await self._backend.run_and_wait(call, wait, lost=lost)
+        reply, waited = await self._backend.run_and_wait(call, wait, earlier=earlier)
         if isinstance(waited, Exception) and str(waited) not in self._told:
             self._told.add(str(waited))
             log.warning("commits are made, but whether they are durable is unknown: %s: %s", wait[0], waited)

@@ -20,7 +20,7 @@ from tenacity import (
 )
 
 from lash_redis import codec, commands
-from lash_redis.backend import Lost
+from lash_redis.backend import Earlier
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -247,7 +247,7 @@ class RedisSessionStore:
         A `ReplaceFull` of that revision whose graph begins with all that is stored sends what it adds, as an `Append`
         would; it is a replacement all the same, also to a retry. For that the graph was read or committed here, or has
         grown out of such a one by its own methods (one put together by hand: while that one is held), and no payload
-        was changed since: 1 to 2 µs a node to compare, as much again once after a load, where encoding takes 6 to 12.
+        was changed since: 1 to 2 µs a node to compare, 2 to 4 more once after a load, where encoding takes 6 to 12.
         Anything else (nodes dropped or changed, tombstones, another log than was read) sends the whole graph, in a
         second round trip where only the server could tell.
 
@@ -264,7 +264,9 @@ class RedisSessionStore:
             NodeIdCollision, InvalidParent, InvalidLeaf: its nodes do not fit the graph.
             MissingBlob: it names a component by ref that is not stored.
             Corrupt, SessionEvicted: the session cannot be built upon.
-            OutcomeUnknown: the reply was lost; send the same commit again.
+            OutcomeUnknown: the reply was lost; send the same commit again. Where the receipt is gone, too, because more
+                than 32 others committed before this call could, its first node settles it; one without nodes of its own
+                cannot be settled.
 
         Source: RuntimePersistence::commit_runtime_state.
         """
@@ -341,7 +343,7 @@ class RedisSessionStore:
             if self._keys.blob(ref) not in namespace.known
         }
         looked_for: set[BlobRef] = set()
-        lost = Lost()
+        earlier = Earlier()
         for _ in range(MAX_TURNS):
             call = commands.commit_call(
                 self._keys,
@@ -354,11 +356,11 @@ class RedisSessionStore:
                 origin=origin,
                 sharded=namespace.sharded,
             )
-            reply, durable = await self._run_durably(call, options.durability, lost)
+            reply, durable = await self._run_durably(call, options.durability, earlier)
             try:
                 outcome = commands.commit_reply(call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
-                outcome = await self._made_before(prepared, conflict, lost)
+                outcome = await self._made_before(prepared, conflict, earlier)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -388,7 +390,7 @@ class RedisSessionStore:
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
     async def _made_before(
-        self, prepared: commands.PreparedCommit, conflict: HeadRevisionConflict, lost: Lost
+        self, prepared: commands.PreparedCommit, conflict: HeadRevisionConflict, earlier: Earlier
     ) -> RuntimeCommitResult:
         """The result of an attempt whose reply was lost, and after which so many others committed that its receipt is
         gone; its nodes tell. Raises `conflict` where there was none, or it was not applied.
@@ -397,7 +399,7 @@ class RedisSessionStore:
             OutcomeUnknown: it has no nodes that are its alone to tell by.
         """
         made = conflict.expected
-        if not lost.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
+        if not earlier.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
             raise conflict
         adds = prepared.delta == "append" or prepared.extends
         if not (adds and prepared.nodes):
@@ -411,12 +413,12 @@ class RedisSessionStore:
         )
 
     async def _run_durably(
-        self, call: commands.ScriptCall, durability: Durability | None, lost: Lost | None = None
+        self, call: commands.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
     ) -> tuple[Any, bool | None]:
         """A script's reply, and whether what it wrote is known to be as safe as `durability` asks."""
         if durability is None:
-            return await self._namespace.run(call, lost=lost), None
-        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability), lost=lost)
+            return await self._namespace.run(call, earlier=earlier), None
+        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability), earlier=earlier)
         return reply, commands.wait_reply(durability, waited)
 
     async def _confirmed(self, durability: Durability) -> bool:

@@ -50,8 +50,6 @@ if "maint_notifications_config" in signature(AbstractConnection.__init__).parame
 
     QUIET["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
 
-CLOSED: Final = "the connections to this server were closed"
-
 NEVER: Final = Retry(NoBackoff(), 0)
 
 UNBOUNDED: Final = 2**31 - 1
@@ -76,7 +74,11 @@ KEYLESS: Final = frozenset(
 """Commands without a key, as far as this package sends them: any primary may answer."""
 
 
-class Closed(exceptions.ConnectionError):
+class NotSent(exceptions.ConnectionError):
+    """The connections to a server were closed before this was sent; by now another one may serve the key."""
+
+
+class Closed(NotSent):
     """This topology was closed while a call was under way: nothing was sent, and will not be."""
 
 
@@ -206,7 +208,7 @@ class Node:
         limit, connection.socket_timeout = connection.socket_timeout, None
         try:
             if self._is_closed:
-                raise exceptions.ConnectionError(CLOSED)
+                raise NotSent("the connections to this server were closed")
             async with asyncio.timeout(limit):
                 await connection.send_packed_command([hiredis.pack_command(tuple(command)) for command in commands])
                 replies: list[Any] = []
@@ -311,7 +313,7 @@ class Topology(ABC):
 
     async def _known(self) -> Map:
         if self._is_closed:
-            raise Closed(CLOSED)
+            raise Closed("this cache was closed")
         known = self._map
         if known is None:
             async with self._looking:

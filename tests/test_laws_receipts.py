@@ -395,7 +395,7 @@ NO_SECOND_THOUGHT = Python(
 )
 
 
-async def _refuses(self, prepared, conflict, lost):
+async def _refuses(self, prepared, conflict, earlier):
     raise conflict
 
 
