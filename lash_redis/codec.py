@@ -17,7 +17,6 @@ from itertools import chain, repeat
 from struct import Struct
 from threading import Lock, local
 from typing import Any, Final, NamedTuple, overload
-from zlib import crc32
 
 import msgpack
 
@@ -211,7 +210,7 @@ def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, b
 
 
 def fingerprint(tools: ToolState) -> bytes | None:
-    """Bytes that two tool states share only where they are written alike; for a seventh of what writing takes.
+    """Bytes that two tool states share only where they are written alike; for a fifth of what writing takes.
 
     None where there are none: a value is of an unusual type, or none that can be written at all.
     """
@@ -232,8 +231,13 @@ _EXACT: Final = 2
 
 def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
     """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
-    record = pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
-    return crc32(record).to_bytes(4, "big") + record
+    record = pack_node(node, payload, tag)
+    return zlib.crc32(record).to_bytes(CRC_BYTES, "big") + record
+
+
+def pack_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
+    """A node's record without its checksum."""
+    return pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
 
 
 def timeless(node_id: str, parent: str | None, tag: str | None, payload: bytes) -> bytes:
@@ -285,8 +289,8 @@ def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> Sessio
     `whole`: it is decoded at once, because it will be looked at. Slots are set one by one: a frozen dataclass's
     `__init__` would take longer than all else.
     """
-    body = raw[4:]
-    if len(raw) < 4 or crc32(body) != _CRC.unpack_from(raw)[0]:
+    body = raw[CRC_BYTES:]
+    if len(raw) < CRC_BYTES or zlib.crc32(body) != _CRC.unpack_from(raw)[0]:
         raise Corrupt("node", key, f"record {place} does not match its checksum")
     try:
         node_id, parent, timestamp, tag, data = unpack(body)
@@ -310,6 +314,11 @@ def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> Sessio
     _set_timestamp(node, timestamp)
     _set_payload(node, payload)
     return node
+
+
+def _is_read(node: SessionNodeRecord) -> bool:
+    """Whether somebody may hold what the payload says, and may have changed it; so of one that was not decoded here."""
+    return getattr(node.payload, "_stored", None) is None
 
 
 class _Shelf:
@@ -412,7 +421,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
                 place = at if places is None else places[at]
                 node = nodes[at] = decode_node(records[at], key, place, reads_on)
             yield node
-            reads_on = getattr(node.payload, "_stored", None) is None
+            reads_on = _is_read(node)
 
     def _looked_at(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
@@ -441,11 +450,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def _read(self) -> dict[int, SessionNodeRecord]:
         """By their index, the nodes whose payload somebody has looked at, and may have changed since."""
         nodes = self._shelf.nodes[: self._count]
-        return {
-            at: node
-            for at, node in enumerate(nodes)
-            if node is not None and getattr(node.payload, "_stored", None) is None
-        }
+        return {at: node for at, node in enumerate(nodes) if node is not None and _is_read(node)}
 
     def _records(self) -> list[bytes]:
         records = self._shelf.records
@@ -507,7 +512,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         shelf, own = self._shelf, self._shelf.nodes[: self._count]
         given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[: self._count]
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
-            if node is not None and (node is not mine or getattr(node.payload, "_stored", None) is None):
+            if node is not None and (node is not mine or _is_read(node)):
                 yield at, node, record
 
 
@@ -580,12 +585,12 @@ def encode_body(
         session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
     ]  # fmt: skip
     body = pack(record, "RuntimeCommit")
-    return crc32(refs, crc32(body)).to_bytes(4, "big") + body
+    return zlib.crc32(refs, zlib.crc32(body)).to_bytes(4, "big") + body
 
 
 def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
     body = data[4:]
-    if crc32(refs, crc32(body)) != int.from_bytes(data[:4], "big"):
+    if zlib.crc32(refs, zlib.crc32(body)) != int.from_bytes(data[:4], "big"):
         raise Corrupt("head", key, "its body and refs do not match their checksum")
     try:
         session_id, commit_id, leaf, ref, config, turn, revision = unpack(body)
@@ -653,12 +658,12 @@ def decode_facts(data: bytes, key: str) -> Facts:
 
 def encode_meta(meta: SessionMeta) -> bytes:
     body = pack(meta.to_msgpack("SessionMeta"), "SessionMeta")
-    return crc32(body).to_bytes(4, "big") + body
+    return zlib.crc32(body).to_bytes(4, "big") + body
 
 
 def decode_meta(data: bytes, key: str) -> SessionMeta:
     body = data[4:]
-    if crc32(body) != int.from_bytes(data[:4], "big"):
+    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
         raise Corrupt("meta", key, "the record does not match its checksum")
     try:
         return SessionMeta.from_json(unpack(body), "meta")
