@@ -2,8 +2,8 @@
 
 A commit is sent whole, and then again step by step as `store.py` does it, each step by the clock. What the server takes
 is counted by INFO commandstats: the script, and in it the commands. What the way there and back takes without any of
-our work is a PING. A read of 1,000 nodes is taken apart likewise. Medians; the parts need not add up to the whole,
-which runs on a cooler cache.
+our work is a PING. A read of 1,000 nodes is taken apart likewise. Medians; the parts run one by one and need
+not add up to the whole.
 """
 
 from __future__ import annotations
