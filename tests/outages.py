@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -58,8 +58,10 @@ async def flush_scripts(url: str, server: str, *, count: int, turns: int) -> Row
     """SCRIPT FLUSH, over and over."""
     row = Row("SCRIPT FLUSH all the time", server)
 
+    are_done = asyncio.Event()  # and no cancellation: redis-py may swallow one before Python 3.12
+
     async def flush(client: redis.asyncio.Redis) -> None:
-        while True:
+        while not are_done.is_set():
             await client.script_flush()
             row.runs += 1
             await asyncio.sleep(0.001)
@@ -72,9 +74,8 @@ async def flush_scripts(url: str, server: str, *, count: int, turns: int) -> Row
         try:
             await answers(hired)
         finally:
-            flushing.cancel()
-            with suppress(asyncio.CancelledError):
-                await flushing
+            are_done.set()
+            await flushing
         return await settle_accounts(row, crew, client, cache)
 
 
