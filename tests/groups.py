@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import quote
 
+import processes
 import pytest
 import redis
 import redis.asyncio
@@ -108,7 +109,7 @@ class Member:
 
     def freeze(self) -> None:
         """SIGSTOP: it keeps its connections and answers nothing until `thaw`."""
-        os.kill(self.pid, signal.SIGSTOP)
+        processes.freeze(self.pid)
         self.is_frozen = True
 
     def thaw(self) -> None:

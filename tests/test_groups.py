@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from groups import Cluster, Member, SentinelGroup
+from processes import is_alive
 from servers import Kind, require, table
 
 KINDS = [kind for kind in table() if kind.real]
@@ -121,17 +121,9 @@ def test_nothing_is_left_of_a_group_whose_owner_was_killed(kind):
     root, *pids = owner.stdout.readline().split()
     assert Path(root).is_dir()
     owner.send_signal(signal.SIGKILL)
-    owner.wait()
+    owner.wait(SOON)
     owner.stdout.close()
     deadline = time.monotonic() + SOON
     while Path(root).exists() or any(is_alive(int(pid)) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

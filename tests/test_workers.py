@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,11 +12,15 @@ import outages
 import pytest
 from accounts import check_chain, looking_at, stored_turns
 from boundaries import METHODS, Method, Moment, cut, kill, sweep
+from processes import is_alive
 from workers import At, Crew, Work, answers, commit_of
 
 from lash_redis import HeadRevisionConflict
 
 ROUNDS = 500
+
+SOON = 30.0
+"""Seconds until nothing is left of workers whose owner ended."""
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -97,8 +100,10 @@ async def test_of_two_processes_on_one_revision_exactly_one_wins_and_the_other_c
 
 
 OWNER = """
-import asyncio, sys
+import asyncio, signal, sys
 from workers import At, Crew
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 
 async def main():
     async with Crew() as crew:
@@ -125,16 +130,9 @@ def test_nothing_is_left_of_workers_whose_owner_ended_not_even_of_frozen_ones(en
     pids = [int(pid) for pid in owner.stdout.readline().split()]
     assert len(pids) == 2
     owner.send_signal(end)
-    owner.communicate()
-    deadline = time.monotonic() + 30
+    owner.wait(SOON)
+    owner.stdout.close()  # a worker that is left has it open too
+    deadline = time.monotonic() + SOON
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker is left"
         time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import processes
+
 from lash_redis import (
     Append,
     EventPayload,
@@ -388,7 +390,7 @@ class Worker:
         self._signal(signal.SIGKILL)
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        processes.freeze(self.pid)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
