@@ -39,15 +39,15 @@ def ours(sessions: list[workload.Session]) -> Contender:
     return Contender(run, make)
 
 
-def replacing(session: workload.Session, *, by: SessionCache | None = None) -> Contender:
-    """Turns of a session that replace its whole graph by one of 2 nodes more.
+def replacing(session: workload.Session, *, by: SessionCache | None = None, drops: int = 0) -> Contender:
+    """Turns of a session that replace its whole graph by one without its last `drops` nodes, and of 2 nodes more.
 
     With another cache `by` each comes from a process that has just loaded the session and looked at all of it.
     """
-    graph = SessionGraph()
+    graph = former = SessionGraph()
 
     async def make() -> tuple[RedisSessionStore, RuntimeCommit]:
-        nonlocal graph
+        nonlocal graph, former
         store = session.store if by is None else by.session(session.store.session_id)
         if by is not None or not graph.nodes:
             read = await store.load_session(FullGraph())
@@ -56,6 +56,9 @@ def replacing(session: workload.Session, *, by: SessionCache | None = None) -> C
             graph = read.graph
         commit = session.turn()
         assert isinstance(commit.graph, Append)
+        if drops:
+            former = graph  # held, as by whoever compares the two
+            graph = SessionGraph(former.nodes[:-drops], former.nodes[-drops - 1].node_id)
         for node in commit.graph.nodes:
             graph = graph.append_message(node.message() or {})
         return store, replace(commit, graph=ReplaceFull(graph))
@@ -128,20 +131,23 @@ async def _measured(
 
 
 async def _replaced(client: redis.Redis, cache: SessionCache, tools: ToolState, *, rounds: int) -> list[Row]:
-    """A replacement of a graph by itself and 2 nodes, beside a commit of these 2 that checks nothing."""
+    """A replacement of a graph by itself and 2 nodes, and by 2 others at its end, beside a bare commit of these 2."""
     plain = bare.Session(client, "replaced", msgpack.packb(tools.to_msgpack()))
     await plain.begin(workload.line(0, 1000, None))
     contenders = {
         "again": replacing(await begun(cache, "replaced", tools, 1000)),
         "first": replacing(await begun(cache, "replaced-first", tools, 1000), by=cache),
+        "other": replacing(await begun(cache, "replaced-end", tools, 1000), drops=2),
         "bare": bared(plain),
     }
     times = await interleaved(contenders, rounds)
     rows = [
         timed("ReplaceFull of 1,000 nodes that adds 2 / bare", times, "again", "bare"),
         timed("the same, the first after a load / bare", times, "first", "bare"),
+        timed("ReplaceFull of 1,000 nodes whose last 2 are others / bare", times, "other", "bare"),
     ]
-    del contenders["first"]  # which can only be made when the one before it is done
+    for each in ("first", "other"):  # which can only be made when the one before it is done
+        del contenders[each]
     costs = await server_costs(client, contenders, repeats=10, blocks=4)
     return rows + served("ReplaceFull of 1,000 nodes that adds 2 / bare", costs, "again", "bare")
 

@@ -509,8 +509,9 @@ class StoredNodes(Sequence[SessionNodeRecord]):
 
         All but the very records of this read whose payload nobody has looked at: nobody can have changed them.
         """
-        shelf, own = self._shelf, self._shelf.nodes[: self._count]
-        given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[: self._count]
+        shelf, most = self._shelf, min(self._count, len(nodes))
+        own = shelf.nodes[:most]
+        given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[:most]
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
             if node is not None and (node is not mine or _is_read(node)):
                 yield at, node, record

@@ -244,12 +244,13 @@ class RedisSessionStore:
 
         A commit that names the revision this handle saw last, and no `builds_on`, builds on the commit that was seen.
 
-        A `ReplaceFull` of that revision whose graph begins with all that is stored sends what it adds, as an `Append`
-        would; it is a replacement all the same, also to a retry. For that the graph was read or committed here, or has
-        grown out of such a one by its own methods (one put together by hand: while that one is held), and no payload
-        was changed since: 1 to 2 µs a node to compare, 2 to 4 more once after a load, where encoding takes 6 to 12.
-        Anything else (nodes dropped or changed, tombstones, another log than was read) sends the whole graph, in a
-        second round trip where only the server could tell.
+        A `ReplaceFull` of that revision whose graph begins with the first of the stored nodes, at least half of them,
+        sends what comes behind those, as an `Append` would, and the ids of what it drops; it is a replacement all the
+        same, also to a retry. For that the graph was read or committed here, or has grown out of such a one by its own
+        methods (one put together by hand: while that one is held). A node that was changed since is where it begins to
+        differ: 1 to 2 µs a node to compare, 2 to 4 more once after a load, where encoding takes 6 to 12. Anything else
+        (less than half kept, tombstones, another log than was read) sends the whole graph, in a second round trip where
+        only the server could tell.
 
         `durability` (default: that of `StoreOptions`) waits, in the same round trip, until the commit is as safe as it
         says. One that could not be confirmed in time is made all the same: `durable` of the result is then False.
@@ -401,7 +402,7 @@ class RedisSessionStore:
         made = conflict.expected
         if not earlier.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
             raise conflict
-        adds = prepared.delta == "append" or prepared.extends
+        adds = prepared.delta == "append" or prepared.kept is not None
         if not (adds and prepared.nodes):
             raise OutcomeUnknown(
                 f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"

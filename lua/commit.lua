@@ -20,9 +20,10 @@
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
 --        9 delta         bytes  unchanged, append or replace; faulty where the client found the nodes or the leaf
---                               wrong; extend <epoch> <nodes> <bytes> <mark>: a replacement that keeps all that is
---                               stored and sends what it adds, with which log that is, how many records, how long
---                               they are together, how the last one begins
+--                               wrong; extend <epoch> <nodes> <bytes> <drops> <less> <mark>: a replacement that keeps
+--                               the first of the stored nodes and sends what comes behind them, with which log that
+--                               is, how many records, how long they are together, how many of the last it drops, how
+--                               long those are, how the last one begins
 --       10 checks        str    strict or lenient
 --       11 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
 --       12 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
@@ -42,7 +43,8 @@
 --       25 lease         str    generation, token and owner of the lease it is made under, a blank between; '' for none
 --       26 releases      str    likewise, of a lease that ends with it
 --       27 values        any    acquired + kept contents ('' where only named), then rows of (field, input, output,
---                               cached, reasoning), then count ids, count links, count records.
+--                               cached, reasoning), then count ids, count links, count records, then the ids of the
+--                               stored nodes that extend drops.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision>        the new head is published
@@ -95,6 +97,7 @@ local usage_rows = values + held
 local ids = usage_rows + 5 * rows
 local links = ids + count
 local records = links + count
+local gone = records + count
 
 local call = redis.call
 local RECEIPT, RECEIPTS, CHUNK = 16, 32, 1000
@@ -142,13 +145,14 @@ if delta == 'faulty' then return {'faulty', session} end
 if before ~= refs then return {'refs', session, refs} end
 
 -- A tombstone moves no head: only here is it known that the log still is what the client keeps of it, and shows it all.
-local epoch, keeps, bytes, ending = string.match(delta, '^extend (%d+) (%d+) (%d+) (.*)$')
+local drops, less = 0, 0
+local epoch, all, bytes, last, size, ending = string.match(delta, '^extend (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
 if epoch then
-  local same = facts and facts.epoch == epoch and facts.length == tonumber(keeps) and facts.live == facts.length
+  local same = facts and facts.epoch == epoch and facts.length == tonumber(all) and facts.live == facts.length
     and facts.ids == facts.length and facts.loose == '0' and facts.bytes == bytes
     and string.sub(call('LINDEX', log, -1), 1, 4) == ending
   if not same then return {'unlike', session} end
-  delta = 'append'
+  delta, drops, less = 'append', tonumber(last), tonumber(size)
 end
 
 local is_new = not facts -- though there may be meta, with a deadline of its own
@@ -167,23 +171,45 @@ if is_new then
   }
 end
 
-local base = delta == 'replace' and 0 or facts.length
+local base = delta == 'replace' and 0 or facts.length - drops
 local was_empty = delta == 'replace' or (facts.live == 0 and facts.dead == 0)
 local loose = delta ~= 'replace' and facts.loose or '0'
 
 -- The position of a stored node; 'named' for an id that is only named, 'dead' for a tombstone (and its position),
--- 'broken' for an entry that points nowhere, nil for an unknown id.
+-- 'broken' for an entry that points nowhere, nil for an unknown id and for a node that this commit drops.
 local function locate(id)
   local entry = call('HGET', nodes, id)
   if not entry then return nil end
   if entry == '?' then return 'named' end
   local place = place_of(entry, facts)
   if not place then return 'broken' end
+  if drops > 0 and place >= base then return nil end
   if facts.dead > 0 and call('HEXISTS', dead, place) == 1 then return 'dead', place end
   return place
 end
 
 local BROKEN_INDEX = {'corrupt', 'nodes', 'an entry points outside the log'}
+
+local dropped_users, kept_jumps = 0, facts.jumps
+for from = 0, drops - 1, CHUNK do
+  local to = math.min(from + CHUNK, drops) - 1
+  for offset, entry in ipairs(call('HMGET', nodes, unpack(ARGV, gone + from, gone + to))) do
+    local place, is_user = place_of(entry or '', facts)
+    if place ~= base + from + offset - 1 then return {'unlike', session} end
+    if is_user then dropped_users = dropped_users + 1 end
+  end
+end
+while drops > 0 and kept_jumps > 0 do
+  local from = math.max(kept_jumps - CHUNK, 0)
+  local part = call('LRANGE', jumps, from, kept_jumps - 1)
+  kept_jumps = from
+  for index = #part, 1, -1 do
+    local place = tonumber(string.match(part[index], '^(%d+):'))
+    if not place then return refuse(session, {'corrupt', 'jumps', 'an entry is unreadable'}) end
+    if place < base then kept_jumps = from + index break end
+  end
+  if kept_jumps > from then break end
+end
 
 local retaken = 0
 if delta == 'append' then
@@ -191,8 +217,13 @@ if delta == 'append' then
     local to = math.min(from + CHUNK, count) - 1
     local taken = call('HMGET', nodes, unpack(ARGV, ids + from, ids + to))
     for offset = 1, to - from + 1 do
-      if taken[offset] and (strict or taken[offset] ~= '?') then return {'collision', session, from + offset - 1} end
-      if taken[offset] then loose, retaken = 1, retaken + 1 end
+      local entry = taken[offset]
+      if entry and drops > 0 then
+        local place = place_of(entry, facts)
+        if place and place >= base then entry = false end -- dropped by this commit
+      end
+      if entry and (strict or entry ~= '?') then return {'collision', session, from + offset - 1} end
+      if entry then loose, retaken = 1, retaken + 1 end
     end
   end
 end
@@ -233,7 +264,7 @@ end
 
 local leaf_position = -1
 if leaf == '' then
-  local live = count + (delta == 'replace' and 0 or facts.live)
+  local live = count + (delta == 'replace' and 0 or facts.live - drops)
   if strict and live > 0 then return {'leaf', session} end
 elseif string.sub(leaf, 1, 1) == '@' then
   leaf_position = base + tonumber(string.sub(leaf, 2))
@@ -332,6 +363,12 @@ if delta == 'replace' then
   facts.length, facts.live, facts.jumps, facts.dead, facts.ids, facts.bytes = 0, 0, 0, 0, 0, 0
   facts.users, facts.first = 0, -1
 end
+if drops > 0 then -- positions come round again with other nodes: that is another log
+  facts.epoch = facts.epoch + 1
+  facts.length, facts.live, facts.ids, facts.jumps, facts.bytes = base, base, base, kept_jumps, facts.bytes - less
+  facts.users = facts.users - dropped_users
+  if facts.first >= base then facts.first = -1 end
+end
 facts.revision, facts.usage, facts.loose, facts.leaf = revision, usage, loose, leaf_position
 facts.deadline, facts.hold, facts.committed = deadline, hold, committed
 facts.length, facts.live, facts.jumps = facts.length + count, facts.live + count, facts.jumps + #new_jumps
@@ -362,6 +399,13 @@ for from = CHUNK + 1, #fields, CHUNK do
   call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
 end
 if replaced then call('UNLINK', log, nodes, jumps, dead) end
+if drops > 0 then
+  call('LTRIM', log, 0, base - 1)
+  if kept_jumps == 0 then call('UNLINK', jumps) else call('LTRIM', jumps, 0, kept_jumps - 1) end
+end
+for from = 0, drops - 1, CHUNK do
+  call('HDEL', nodes, unpack(ARGV, gone + from, gone + math.min(from + CHUNK, drops) - 1))
+end
 for from = 0, count - 1, CHUNK do
   local to = math.min(from + CHUNK, count) - 1
   call('RPUSH', log, unpack(ARGV, records + from, records + to))

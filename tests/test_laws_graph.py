@@ -36,7 +36,7 @@ async def everything(store) -> list[str]:
 # Ids
 
 
-@broken_by(Lua("commit", "if taken[offset] and (strict or taken[offset] ~= '?') then return", "if false then return"))
+@broken_by(Lua("commit", "if entry and (strict or entry ~= '?') then return", "if false then return"))
 async def test_an_id_that_is_stored_is_taken_and_named(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     before = await keyspace()

@@ -21,7 +21,7 @@ from lash_redis.commands.calls import (
 )
 from lash_redis.commands.lease import check_leases, fence_of
 from lash_redis.commands.lifecycle import encoded_meta
-from lash_redis.commands.replacing import Log
+from lash_redis.commands.replacing import Kept, Log
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -92,9 +92,9 @@ class PreparedCommit:
     fault: Refused | None = None
     """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
     log: Log | None = None
-    """What is stored where it is made, and will be before what it adds; None where that is not known, or goes."""
-    extends: bytes = b""
-    """Of a replacement that keeps `log`: how the script knows that. The nodes are then those behind it."""
+    """What is stored where it is made, as far as that is known."""
+    kept: Kept | None = None
+    """Of a replacement: what it keeps of `log`. The nodes are then those behind that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class SendWhole:
 def prepare_commit(
     commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: Log | None = None
 ) -> PreparedCommit:
-    """Check, encode and hash a commit; of a replacement that begins with all of `log`, only the nodes behind it.
+    """Check, encode and hash a commit; of a replacement that begins like `log`, only the nodes behind what it keeps.
 
     `log`: what is stored where the commit is made, as far as its caller knows; its meaning does not depend on that.
     Tools that are among those `written` are neither encoded nor hashed again.
@@ -171,7 +171,7 @@ def prepare_commit(
     prepared.log = log
     if not isinstance(delta, Unchanged):
         meaning = _prepare_nodes(prepared, delta, options)
-        if prepared.extends and prepared.fault:
+        if prepared.kept and prepared.fault:
             return prepare_commit(commit, options, written)
     meaning.update(codec.pack([prepared.delta, commit.session_id, leaf, config, manifest, rows], "RuntimeCommit"))
     prepared.meaning = meaning.digest()[: codec.TAG_BYTES]
@@ -179,8 +179,8 @@ def prepare_commit(
     size = (
         len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
     )
-    if prepared.log is not None and prepared.extends:
-        size += prepared.log.size
+    if prepared.kept is not None:
+        size += prepared.kept.size
     check_value_size("the bytes of a commit", size, options)
     return prepared
 
@@ -273,12 +273,12 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     if options.max_commit_nodes is not None and len(nodes) > options.max_commit_nodes:
         raise CommitTooLarge("the number of nodes of a commit", len(nodes), options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
-    meaning, kept, log = sha256(), 0, prepared.log
-    if replaces and log is not None and log.begins(nodes, _encode_node):
-        meaning, kept, prepared.extends = log.meaning(), len(log), log.claim
-        nodes = nodes[kept:]
-    elif replaces:
-        prepared.log = None
+    meaning, kept = sha256(), 0
+    if replaces and prepared.log is not None:
+        prepared.kept = prepared.log.kept_by(nodes, _encode_node)
+    if prepared.kept is not None:
+        kept = prepared.kept.count
+        meaning, nodes = prepared.kept.log.meaning(kept), nodes[kept:]
     prepared.nodes = nodes
     places: dict[str, int] = {}
     users: list[str] = []
@@ -405,7 +405,7 @@ def commit_call(
         codec.encode_refs(before),
         prepared.stored_refs,
         prepared.body,
-        "faulty" if faulty else prepared.extends or prepared.delta,
+        "faulty" if faulty else prepared.delta if prepared.kept is None else prepared.kept.claim,
         options.graph_checks,
         prepared.leaf,
         ttl_ms,
@@ -428,6 +428,8 @@ def commit_call(
         args += prepared.ids
         args += prepared.links
         args += prepared.records
+        if prepared.kept is not None:
+            args += prepared.kept.dropped
     return ScriptCall(
         scripts.COMMIT,
         [
@@ -459,7 +461,7 @@ def commit_reply(
             return RefsMoved(codec.decode_refs(reply[2]))
         case "missing":
             return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
-        case "unlike" | "collision" | "parent" | "leaf" if prepared.extends:
+        case "unlike" | "collision" | "parent" | "leaf" if prepared.kept:
             return SendWhole()
         case word:
             raise _refusal(word, prepared, reply)

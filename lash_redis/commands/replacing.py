@@ -1,19 +1,41 @@
-"""Replacing a graph by one that keeps it: what is known to be stored, and whether a graph begins with just that."""
+"""Replacing a graph by one that begins like it: what is known to be stored, and how much of that a graph keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import ReferenceType, ref
 
 from lash_redis import codec
-from lash_redis.errors import InvalidRecord
+from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import EventPayload, PersistedSessionRead, PluginPayload, ReplaceFull, SessionNodeRecord
 
 if TYPE_CHECKING:
     from lash_redis.commands.commit import PreparedCommit
+
+STRIDE: Final = 64
+"""Nodes after which it is noted what the hash of a meaning has come to: one that keeps less goes on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a replacement keeps of a log: its first nodes, and how long their records are together."""
+
+    log: Log
+    count: int
+    size: int
+    dropped: Sequence[str] = ()
+    """The ids of the nodes behind them."""
+
+    @property
+    def claim(self) -> bytes:
+        """The `delta` of a commit that keeps them: how the script knows that log, and what is to stay of it."""
+        log = self.log
+        numbers = log.epoch, len(log), log.size, len(self.dropped), log.size - self.size
+        return b"extend %d %d %d %d %d " % numbers + log.record(len(log) - 1)[: codec.CRC_BYTES]
 
 
 class Log:
@@ -23,7 +45,7 @@ class Log:
     weakly, so that a handle which is kept keeps no session's nodes in memory.
     """
 
-    __slots__ = ("__weakref__", "_as_made", "_hash", "_hashed", "added", "epoch", "nodes", "size")
+    __slots__ = ("__weakref__", "_as_made", "_hash", "_hashed", "_hashes", "added", "epoch", "nodes", "size")
 
     def __init__(self, nodes: codec.StoredNodes, size: int, epoch: int) -> None:
         self.nodes = nodes
@@ -38,6 +60,8 @@ class Log:
         """How nodes pack that were made here: their keys stand in their maker's order, not in the stored one."""
         self._hash, self._hashed = sha256(), 0
         """What `meaning` has come to, after so many nodes."""
+        self._hashes = [sha256()]
+        """What it was before the first, and after each `STRIDE` of them."""
 
     def __len__(self) -> int:
         return len(self.nodes) + len(self.added)
@@ -53,20 +77,30 @@ class Log:
         self.added += records
         self.size += sum(map(len, records))
 
-    @property
-    def claim(self) -> bytes:
-        """The `delta` of a commit that extends it."""
-        return b"extend %d %d %d " % (self.epoch, len(self), self.size) + self.record(len(self) - 1)[: codec.CRC_BYTES]
+    def kept_by(
+        self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]
+    ) -> Kept | None:
+        """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
 
-    def begins(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> bool:
-        """Whether the first of `nodes` are what these records say, to the last byte, timestamps included.
+        None where that is not even half of the records: the script looks at each that is dropped.
+        """
+        count = self._common(nodes, encode)
+        if count == 0 or count < len(self) - count:
+            return None
+        try:
+            dropped = [self._node_id(at) for at in range(count, len(self))]
+        except Corrupt:  # what replaces it mends it
+            return None
+        size = self.size - sum(len(self.record(at)) for at in range(count, len(self)))
+        return Kept(self, count, size, dropped)
+
+    def _common(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> int:
+        """How many nodes these and `nodes` have in common from the first on.
 
         A payload may have been changed in place since it was looked at, so each that was looked at, or made here, is
         packed again: 1 to 2 µs each. One whose keys are in another order than the stored one is encoded as for a commit
         the first time.
         """
-        if not 0 < len(self) <= len(nodes):
-            return False
         for at, node, record in self._doubtful(nodes):
             made = _as_made(node)
             if made is not None and record.endswith(made) and len(record) == len(made) + codec.CRC_BYTES:
@@ -75,37 +109,65 @@ class Log:
                 try:
                     encoded, _ = encode(node, "")
                 except InvalidRecord:
-                    return False
+                    return at
                 if encoded != record:
-                    return False
+                    return at
                 if made is not None:
                     self._as_made[at] = made
-        return True
+        return min(len(self), len(nodes))
+
+    def _node_id(self, at: int) -> str:
+        count = len(self.nodes)
+        if at < count:
+            return self.nodes[at].node_id
+        return codec.decode_node(self.added[at - count], self.nodes.key, at).node_id
 
     def _doubtful(self, nodes: Sequence[SessionNodeRecord]) -> Iterator[tuple[int, SessionNodeRecord, bytes]]:
         yield from self.nodes.doubtful(nodes)
-        for at, record in enumerate(self.added, len(self.nodes)):
-            yield at, nodes[at], record
+        count = len(self.nodes)
+        for at, (node, record) in enumerate(zip(nodes[count:], self.added, strict=False), count):
+            yield at, node, record
 
-    def meaning(self) -> Any:
-        """The hash of these nodes' part of a replacement's meaning, to be updated by the rest of it.
+    def meaning(self, count: int) -> Any:
+        """The hash of the first `count` nodes' part of a replacement's meaning, to be updated by the rest of it.
 
         2 to 4 µs for each node that it has not hashed yet.
 
         Raises:
             Corrupt: a record does not match its checksum.
         """
-        for at in range(self._hashed, len(self)):
-            self._hash.update(codec.timeless_part(self.record(at), self.nodes.key, at))
-            self._hashed = at + 1
+        if count < self._hashed:
+            stride = count // STRIDE
+            return self._hash_on(self._hashes[stride].copy(), stride * STRIDE, count)
+        while self._hashed < count:
+            until = min(count, (self._hashed // STRIDE + 1) * STRIDE)
+            self._hash_on(self._hash, self._hashed, until)
+            self._hashed = until
+            if until % STRIDE == 0:
+                self._hashes.append(self._hash.copy())
         return self._hash.copy()
+
+    def _hash_on(self, meaning: Any, start: int, stop: int) -> Any:
+        for at in range(start, stop):
+            meaning.update(codec.timeless_part(self.record(at), self.nodes.key, at))
+        return meaning
+
+    def cut(self, kept: Kept, epoch: int) -> Log:
+        """These without what was dropped; the log of another epoch."""
+        count = min(kept.count, len(self.nodes))
+        log = Log(self.nodes.pieces([(0, count)]), kept.size, epoch)
+        log.added = self.added[: kept.count - count]
+        log._as_made = {at: made for at, made in self._as_made.items() if at < kept.count}
+        log._hashes = self._hashes[: kept.count // STRIDE + 1]
+        log._hash, log._hashed = log._hashes[-1].copy(), (len(log._hashes) - 1) * STRIDE
+        return log
 
     def learn(self, former: Log) -> None:
         """Take over what `former` has hashed, where these are its records and perhaps more."""
         count, hashed = len(former.nodes), former._hashed
         grew = self.nodes.grew_from(former.nodes) and hashed <= len(self)
         if grew and all(self.record(at) == former.record(at) for at in range(count, hashed)):
-            self._hash, self._hashed = former._hash.copy(), hashed
+            self._hash, self._hashed, self._hashes = former._hash.copy(), hashed, [*former._hashes]
 
 
 def _as_made(node: object) -> bytes | None:
@@ -151,8 +213,10 @@ def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
 
 def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed:
     """The log of `epoch` after a commit that was not made before, at `key`; the graph that it put there holds it."""
-    log, delta = prepared.log, prepared.commit.graph
-    if log is None and isinstance(delta, ReplaceFull):
+    log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
+    if kept is not None and kept.dropped:
+        log = kept.log.cut(kept, epoch)
+    elif isinstance(delta, ReplaceFull) and kept is None:
         log = Log(codec.StoredNodes((), key), 0, epoch)
     if log is None:
         return None
