@@ -1,7 +1,8 @@
 """What do the stores that people use today take for the same work, and what can they not do?
 
 Work: a session of N messages; *commit* saves two more with 20 KB of tool state, 4 KB of plugin and 8 KB of execution
-state where a store has a place for them; *resume* brings everything back, decoded, on an open connection. The
+state where a store has a place for them; *resume* brings everything back, decoded, on an open connection; *a kept read
+refreshed* does so in a worker that served the session a turn ago, and brings what another one committed since. The
 contenders take turns in random order in one run, all over loopback TCP; with --rtt the server is that much further off,
 as it is in a data center, where a store that asks twice waits twice. Read ratios, not microseconds.
 
@@ -41,7 +42,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "airline_chats.jsonl"
 SIZES = (10, 100, 1000, 5000)
 COUNTED_AT = 1000
 TURNING = 20
-"""Sessions that take turns in the commits of small sizes, so that none grows out of its size."""
+"""Sessions that take turns in the commits and refreshes of small sizes, so that none grows out of its size."""
 SECONDS = 10.0
 """Of one line's rounds, all contenders together."""
 PACKAGES = (
@@ -98,7 +99,7 @@ class Work:
         self._said, self._size = said, size
         self._sessions = TURNING if size <= 100 else 1
         self._workers = {
-            store.name: [store.worker(f"n{size}-{number}") for number in range(self._sessions)] for store in every
+            store: [store.worker(f"n{size}-{number}") for number in range(self._sessions)] for store in every
         }
 
     async def begin(self) -> None:
@@ -108,25 +109,41 @@ class Work:
                 await worker.begin(begun)
 
     def contenders(self, work: str) -> dict[str, Contender]:
-        make = self._committing if work == "commit" else self._resuming
-        return {name: make(workers) for name, workers in self._workers.items()}
+        """By the store's name; of what does not commit, nothing does."""
+        if work == "commit":
+            return {store.name: self._committing(workers) for store, workers in self._workers.items() if store.commits}
+        return {
+            store.name: self._refreshing(workers) if store.keeps_reads else Contender(workers[0].resume)
+            for store, workers in self._workers.items()
+        }
 
-    def _committing(self, workers: Sequence[stores.Worker]) -> Contender:
-        turns, numbers = cycle(workers), count(1)
-
-        def make() -> tuple[stores.Worker, Any]:
-            worker, number = next(turns), next(numbers)
+    def _turns(self, workers: Sequence[stores.Worker]) -> Iterator[tuple[stores.Worker, stores.Turn]]:
+        for number, worker in zip(count(1), cycle(workers), strict=False):
             place = self._size + 2 * number
             said = [self._said[(place + each) % len(self._said)] for each in range(2)]
-            return worker, worker.prepared(stores.Turn(number, "m", said))
+            yield worker, stores.Turn(number, "m", said)
+
+    def _committing(self, workers: Sequence[stores.Worker]) -> Contender:
+        turns = self._turns(workers)
+
+        def make() -> tuple[stores.Worker, Any]:
+            worker, turn = next(turns)
+            return worker, worker.prepared(turn)
 
         async def run(made: tuple[stores.Worker, Any]) -> None:
             await made[0].commit(made[1])
 
         return Contender(run, make)
 
-    def _resuming(self, workers: Sequence[stores.Worker]) -> Contender:
-        return Contender(workers[0].resume)
+    def _refreshing(self, workers: Sequence[stores.Worker]) -> Contender:
+        turns = self._turns(workers)
+
+        async def make() -> stores.Worker:
+            worker, turn = next(turns)
+            await worker.miss(turn)
+            return worker
+
+        return Contender(lambda worker: worker.resume(), make)
 
 
 async def lines_of(every: Sequence[stores.Store], said: Sequence[stores.Message], seconds: float) -> list[Line]:
@@ -135,10 +152,7 @@ async def lines_of(every: Sequence[stores.Store], said: Sequence[stores.Message]
         work = Work(every, said, size)
         await work.begin()
         for what in ("resume", "commit"):
-            # Of what does not save, there is nothing to save.
             contenders = work.contenders(what)
-            if what == "commit":
-                del contenders[stores.OursUndecoded.name]
             times = await interleaved(contenders, await rounds_within(contenders, seconds))
             lines += [_line(times, name, what, size) for name in contenders]
     return lines
@@ -163,7 +177,7 @@ async def counted(url: str, said: Sequence[stores.Message]) -> dict[str, dict[st
     seen: dict[str, dict[str, Traffic]] = {}
     async with redis.from_url(url) as direct:
         for store in stores.every():
-            if not store.on_redis or isinstance(store, stores.OursUndecoded):
+            if not store.on_redis or not store.commits:
                 continue
             with wire_in_thread(url) as (relay, wire):
                 async with store.opened(relay):
@@ -248,7 +262,7 @@ async def _saved(worker: stores.Worker, prepared: Any) -> int:
 async def verdicts(url: str, said: Sequence[stores.Message], seen: dict[str, dict[str, Traffic]]) -> list[Verdict]:
     found = []
     for store in stores.every():
-        if isinstance(store, stores.OursUndecoded | stores.Bare):
+        if not store.commits or isinstance(store, stores.Bare):
             continue
         async with store.opened(url):
             stale = await stale_writer(store, said)

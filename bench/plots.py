@@ -20,7 +20,7 @@ WHERE = Path(__file__).parent / "plots"
 
 _LIGHT, _DARK = ("#24292f", "#8c959f", "#d0d7de"), ("#e6edf3", "#8d96a0", "#444c56")
 """Text, axes, guides."""
-_COLORS = ("#d9480f", "#2f81f7", "#3fa34d", "#8a63d2", "#b08800", "#bf4b8a", "#6e7781", "#1aa3a3")
+_COLORS = ("#d9480f", "#2f81f7", "#3fa34d", "#8a63d2", "#b08800", "#bf4b8a", "#6e7781", "#1aa3a3", "#a0694b")
 """Ours first; each tells itself from white and from near black."""
 
 
@@ -150,6 +150,7 @@ def of_grid(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 def of_peers(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
     figures = []
+    committing = {line["peer"] for line in lines if line["work"] == "commit"}
     for work, title in (("commit", "A turn saved"), ("resume", "A session resumed")):
         chosen = [line for line in lines if line["work"] == work]
         if not chosen:
@@ -157,7 +158,7 @@ def of_peers(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
         sizes = sorted({line["messages"] for line in chosen})
         figure = Figure(f"peers-{work}", f"{title}, p50", "messages", [f"{size:,}" for size in sizes])
         # What is not in both pictures comes last, so that the others have one color in both.
-        for peer in sorted(dict.fromkeys(line["peer"] for line in chosen), key=lambda name: "not looked at" in name):
+        for peer in sorted(dict.fromkeys(line["peer"] for line in chosen), key=lambda name: name not in committing):
             times = {line["messages"]: line["p50_us"] for line in chosen if line["peer"] == peer}
             figure.add(peer.partition(" Redis")[0], [times.get(size) for size in sizes])
         figures.append(figure)

@@ -84,6 +84,10 @@ class Worker(ABC):
     @abstractmethod
     async def commit(self, prepared: Any) -> None: ...
 
+    async def miss(self, turn: Turn) -> None:
+        """Another worker takes this turn before a store that `keeps_reads` resumes; not timed."""
+        raise NotImplementedError
+
     @abstractmethod
     async def resume(self) -> Any:
         """All that is stored, decoded."""
@@ -100,6 +104,10 @@ class Store(ABC):
     """Opened once; `worker` opens no connection."""
 
     name: str
+    commits = True
+    """False: another row of the same store has its commits, and what goes wrong with them."""
+    keeps_reads = False
+    """Its worker has what it resumed before, and misses a turn before each resume."""
     keeps_state = False
     branches = False
     on_redis = True
@@ -161,6 +169,32 @@ class Undecoded(OurWorker):
         return await self.read()
 
 
+class Refreshed(OurWorker):
+    """Keeps what it read, components included, and has nothing else at hand; all turns are another worker's."""
+
+    def __init__(self, cache: SessionCache, session_id: str) -> None:
+        super().__init__(cache, session_id)
+        self._other = OurWorker(cache, session_id)
+        self._kept: PersistedSessionRead
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        await self._other.begin(messages)
+        self._kept = await super().resume()
+
+    async def miss(self, turn: Turn) -> None:
+        await self._other.commit(self._other.prepared(turn))
+
+    async def resume(self) -> PersistedSessionRead:
+        """Decoded, all of it: what was looked at before stays so."""
+        had = len(self._kept.graph.nodes)
+        read = await self._session.store.refresh(self._kept)
+        assert read is not None
+        for node in read.graph.nodes[had:]:
+            node.event()
+        self._kept = read
+        return read
+
+
 class Ours(Store):
     """As a worker that never saw the session resumes it: no component is at hand."""
 
@@ -178,9 +212,21 @@ class Ours(Store):
 
 class OursUndecoded(Ours):
     name = "lash_redis, messages not looked at"
+    commits = False
 
     def worker(self, session_id: str) -> OurWorker:
         return Undecoded(self._cache, f"undecoded-{session_id}")
+
+
+class OursRefreshed(Ours):
+    """As a worker resumes it that served the session a turn ago, and missed one turn since."""
+
+    name = "lash_redis, a kept read refreshed"
+    commits = False
+    keeps_reads = True
+
+    def worker(self, session_id: str) -> OurWorker:
+        return Refreshed(self._cache, f"refreshed-{session_id}")
 
 
 class BareWorker(OurWorker):
@@ -467,4 +513,5 @@ class LangGraphSqlite(Store):
 
 def every() -> list[Store]:
     """Ours first."""
-    return [Ours(), OursUndecoded(), Bare(), OpenAI(), LangChain(), LlamaIndex(), Agno(), LangGraphSqlite()]
+    ours = [Ours(), OursUndecoded(), OursRefreshed()]
+    return [*ours, Bare(), OpenAI(), LangChain(), LlamaIndex(), Agno(), LangGraphSqlite()]
