@@ -60,7 +60,7 @@ def rules(namespace: str, role: Role, *, cluster: bool = False) -> list[str]:
     be made on every data node; the account on the sentinels needs `+sentinel|masters +sentinel|slaves`.
 
     Redis and Valkey from 6.2 on (a cluster of 6.2 does not know `+spublish`, and does without). A client that selects a
-    database other than 0 needs `+select`, one with a `health_check_interval` needs `+ping`.
+    database other than 0 needs `+select`, one with a `health_check_interval` `+ping`, `Fsync` (Redis 7.2) `+waitaof`.
     """
     if role not in ROLES:
         raise InvalidRecord("role", f"takes one of {', '.join(ROLES)}, not {role!r}")

@@ -168,6 +168,33 @@ async def test_a_client_with_another_encoding_is_refused():
         SessionCache(redis.Redis(encoding="latin-1"))
 
 
+@pytest.fixture
+async def lonely(real_server):
+    """A raw client of a server that takes writes only where a replica gets them, and that has none."""
+    client = real_server.client()
+    await client.config_resetstat()
+    await client.config_set("min-replicas-to-write", "1")
+    yield client
+    await client.config_set("min-replicas-to-write", "0")
+
+
+async def test_a_commit_that_too_few_replicas_would_get_is_refused_whole(lonely):
+    before = await snapshot(lonely)
+    with pytest.raises(BackendError, match="NOREPLICAS"):
+        await SessionCache(lonely, "lonely", options=ONCE).session("chat").commit_runtime_state(commit())
+    assert await snapshot(lonely) == before == {}
+
+
+async def test_a_commit_waits_for_a_replica_that_comes_back(lonely):
+    store = SessionCache(lonely, "lonely", options=StoreOptions(retry_attempts=1000)).session("chat")
+    committing = asyncio.create_task(store.commit_runtime_state(commit(None, append("a"))))
+    while "errorstat_NOREPLICAS" not in await lonely.info("errorstats"):
+        assert not committing.done()
+    await lonely.config_set("min-replicas-to-write", "0")
+    result = await committing
+    assert (result.head_revision, result.replayed) == (1, False)
+
+
 async def test_meta_saved_with_a_ttl_does_not_end_a_session_committed_without_one(client):
     await SessionCache(client, ttl=100, options=ONCE).session("chat").save_session_meta(META)
     await SessionCache(client, options=ONCE).session("chat").commit_runtime_state(commit(None, append("a")))

@@ -89,7 +89,10 @@ class RuntimeCommit(Record):
 
     @classmethod
     def persisted_state(cls, state: PersistedSessionState, usage_deltas: Sequence[TokenLedgerEntry] = ()) -> Self:
-        """The whole graph where the state is new or asks for it, else only the leaf.
+        """The whole graph where the state is new or asks for it (`graph_replace_required`), else only the leaf.
+
+        A graph that has grown asks for it, or names what is new by `persisted_state_with_graph_commit`: a leaf that is
+        not stored is refused as `InvalidLeaf`.
 
         Source: RuntimeCommit::persisted_state.
         """
