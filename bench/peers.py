@@ -36,7 +36,10 @@ from lash_redis.embedded import EmbeddedServer
 
 warnings.filterwarnings("ignore", message=".*langchain-community.*")
 
-from bench import stores  # noqa: E402 (imports langchain-community, which warns that it is being sunset)
+try:
+    from bench import stores  # imports langchain-community, which warns that it is being sunset
+except ModuleNotFoundError as missing:
+    sys.exit(f"bench.peers: {missing}; `make bench-peers` makes .venv-peers, whose Python has every store")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "airline_chats.jsonl"
 SIZES = (10, 100, 1000, 5000)
