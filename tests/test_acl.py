@@ -6,16 +6,19 @@ The laws run under them too: see `open_cache` in conftest.py.
 from __future__ import annotations
 
 import pytest
-from builders import append, commit, tools
+from builders import append, chain, commit, node, tools
 
 from lash_redis import (
     ActivePath,
+    Append,
     BackendError,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
+    ReplaceFull,
     Replicas,
     SessionCache,
+    SessionGraph,
     SessionMeta,
     SessionStoreCreateRequest,
     StoreOptions,
@@ -55,7 +58,12 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
         await store.load_lease()
     await cache.fork("chat", "new")
     await cache.session("gone").commit_runtime_state(commit(None, session_id="gone"))
-    assert len([info async for info in cache.sessions()]) == 3
+    cut = cache.session("cut")
+    await cut.commit_runtime_state(commit(None, Append([*chain("a", "b"), node("c", "a")], "c"), session_id="cut"))
+    graph = (await cut.load_session(FullGraph())).graph
+    shorter = ReplaceFull(SessionGraph(graph.nodes[:2], "b"))
+    await cut.commit_runtime_state(commit(1, shorter, session_id="cut"))
+    assert len([info async for info in cache.sessions()]) == 4
     await cache.delete("new")
     ref = await cache.put_blob(b"\xc4\x01x")
     assert await cache.get_blob(ref)
