@@ -87,6 +87,11 @@ def test_the_path_contains_its_nodes_and_no_others() -> None:
     assert not BRANCHED.active_path_contains("unknown")
 
 
+def test_the_first_nodes_end_in_the_leaf() -> None:
+    assert [ids(BRANCHED.first(count).nodes) for count in (2, -1, 0)] == [["a", "b"], ["a", "b", "c", "x"], []]
+    assert [BRANCHED.first(count).leaf_node_id for count in (2, -1, 99, 0)] == ["b", "x", "d", None]
+
+
 def test_a_fork_holds_the_path_and_keeps_even_an_unknown_leaf() -> None:
     fork = BRANCHED.fork_current_path()
     assert (ids(fork.nodes), fork.leaf_node_id) == (["a", "b", "x", "d"], "d")

@@ -195,6 +195,27 @@ async def test_a_turn_that_is_tried_again_and_again_is_sent_alone(store, open_ca
     assert max(sent.bytes[1:]) < 800
 
 
+@pytest.mark.parametrize("by", ["method", "hand"])
+async def test_a_runtime_that_says_its_last_message_again_sends_it_alone(by, store, open_cache):
+    await store.commit_runtime_state(commit(None, append(*numbered(100))))
+    worker = open_cache().session("chat")
+    sent, state = Sent(worker), await load_persisted_session_state(worker)
+    for attempt in range(5):
+        if attempt:
+            last = state.session_graph.nodes[-2].node_id
+            byhand = SessionGraph(state.session_graph.nodes[:-1], last)
+            state.session_graph = state.session_graph.first(-1) if by == "method" else byhand
+            assert state.session_graph == byhand
+        said = {"id": "answer", "role": "Assistant", "parts": [{"kind": "Text", "content": f"attempt {attempt}"}]}
+        state.session_graph, state.graph_replace_required = state.session_graph.append_message(said), True
+        state.apply_persisted_commit_result(
+            await worker.commit_runtime_state(RuntimeCommit.persisted_state(state, [used(input=1)]))
+        )
+        assert (await full(store)).graph == state.session_graph
+    assert (sent.deltas, sent.drops) == (["extend"] * 5, [0, 1, 1, 1, 1])
+    assert max(sent.bytes) < 1_500
+
+
 async def test_more_nodes_than_one_command_takes_are_dropped(store, client):
     ids = numbered(5_200)
     branches = [node(f"b{at}", ids[at]) for at in range(0, 2_600, 2)]

@@ -152,15 +152,14 @@ class Log:
             meaning.update(codec.timeless_part(self.record(at), self.nodes.key, at))
         return meaning
 
-    def cut(self, kept: Kept, epoch: int) -> Log:
-        """These without what was dropped; the log of another epoch."""
+    def cut(self, kept: Kept, epoch: int) -> None:
+        """Let go of what was dropped; it is the log of another epoch then."""
         count = min(kept.count, len(self.nodes))
-        log = Log(self.nodes.pieces([(0, count)]), kept.size, epoch)
-        log.added = self.added[: kept.count - count]
-        log._as_made = {at: made for at, made in self._as_made.items() if at < kept.count}
-        log._hashes = self._hashes[: kept.count // STRIDE + 1]
-        log._hash, log._hashed = log._hashes[-1].copy(), (len(log._hashes) - 1) * STRIDE
-        return log
+        self.nodes, self.added = self.nodes.pieces([(0, count)]), self.added[: kept.count - count]
+        self.size, self.epoch = kept.size, epoch
+        self._as_made = {at: made for at, made in self._as_made.items() if at < kept.count}
+        self._hashes = self._hashes[: kept.count // STRIDE + 1]
+        self._hash, self._hashed = self._hashes[-1].copy(), (len(self._hashes) - 1) * STRIDE
 
     def learn(self, former: Log) -> None:
         """Take over what `former` has hashed, where these are its records and perhaps more."""
@@ -215,7 +214,7 @@ def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed:
     """The log of `epoch` after a commit that was not made before, at `key`; the graph that it put there holds it."""
     log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
     if kept is not None and kept.dropped:
-        log = kept.log.cut(kept, epoch)
+        kept.log.cut(kept, epoch)
     elif isinstance(delta, ReplaceFull) and kept is None:
         log = Log(codec.StoredNodes((), key), 0, epoch)
     if log is None:

@@ -223,6 +223,16 @@ class SessionGraph(Record):
 
     set_leaf_node_id = branch_to = with_leaf
 
+    def first(self, count: int) -> SessionGraph:
+        """Only the first `count` nodes (negative: all but the last so many), the leaf on the last of them.
+
+        What came behind is dropped; to keep it as a branch, see `branch_to`.
+        """
+        nodes = self.nodes[:count]
+        graph = SessionGraph(nodes, nodes[-1].node_id if nodes else None)
+        object.__setattr__(graph, "_log", self._log)
+        return graph
+
     def fork_current_path(self) -> SessionGraph:
         """Only the nodes of the active path; the leaf keeps its name even where no node has it."""
         return SessionGraph(tuple(self.active_path()), self.leaf_node_id)
