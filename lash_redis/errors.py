@@ -69,7 +69,9 @@ class SessionGone(HeadRevisionConflict):
         self.session_id = session_id
 
     def __str__(self) -> str:
-        return super().__str__() if self.session_id is None else f"there is no session {self.session_id!r}"
+        if self.session_id is not None:
+            return f"there is no session {self.session_id!r}"
+        return f"the session is gone (expired, evicted, deleted or lost): {super().__str__()}"
 
 
 class SessionExists(HeadRevisionConflict):
@@ -121,8 +123,10 @@ class InvalidLeaf(Refused):
         self.leaf_node_id = leaf_node_id
 
     def __str__(self) -> str:
-        hint = "; to keep the graph as it is, commit Unchanged(read.graph.leaf_node_id)"
-        return super().__str__() + (hint if self.leaf_node_id is None else "")
+        hint = "; nodes are sent by Append or ReplaceFull (for a PersistedSessionState: graph_replace_required)"
+        if self.leaf_node_id is None:
+            hint = "; name one by leaf_node_id, the read's (read.graph.leaf_node_id) to leave it where it is"
+        return super().__str__() + hint
 
 
 class MissingBlob(Refused):
@@ -185,7 +189,7 @@ class LeaseLost(Refused):
 class CommitTooLarge(Refused):
     """A commit or blob exceeds a limit of `StoreOptions` or of Redis itself; sending it again fails again."""
 
-    template = "{0} is {1}, over the limit of {2}"
+    template = "{0}: {1}, over the limit of {2}"
 
     def __init__(self, what: str, size: int, limit: int) -> None:
         super().__init__(what, size, limit)

@@ -116,7 +116,8 @@ class Namespace:
             return
         if stored != value.encode():
             found = stored.decode(errors="replace")
-            raise LayoutMismatch(self.layout.namespace, f"is stored with {found!r}, this client uses {value!r}")
+            reason = f"is stored with {found!r}, this client uses {value!r} (StoreOptions.shards)"
+            raise LayoutMismatch(self.layout.namespace, reason)
         self._laid_out = True
 
     # Blobs

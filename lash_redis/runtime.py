@@ -69,7 +69,7 @@ async def load_persisted_session_state_active_path(
 
 
 async def refresh_persisted_session_state(store: RuntimePersistence, state: PersistedSessionState) -> None:
-    """Bring `state` up to what is stored; without a head it stays as it is.
+    """Bring `state` up to what is stored; without a head it stays as it is. What it says beyond that is let go.
 
     What the store does not own stays too: the live provider, session id, turn limit, autonomy and prompt of the policy.
     A `Refreshing` store fetches only what is new since the full read that `state` comes from, if it comes from one.

@@ -461,10 +461,12 @@ class RedisSessionStore:
     ) -> RuntimeCommitResult:
         """The way to write: `fn` makes a commit of what it sees; on a conflict it sees what is new and is asked again.
 
-        `fn` is called once per attempt with the session as it then is (None before the first commit), and makes a new
-        commit each time: one that was refused is not sent again. A commit without `expected_head_revision` is made to
-        build on what `fn` was shown. Attempts are `attempts` at the most, with random exponential pauses from 10 ms; so
-        what is paid for, such as a model call, belongs before `update` or under a lease, not into `fn`.
+        `fn` is called once per attempt with the session as it then is, and makes a new commit each time: one that was
+        refused is not sent again. It sees None before the first commit, and where the session is gone (it expired, was
+        evicted or lost), also behind `since`: its commit then begins it anew, without meta or a ttl of its own. A
+        commit without `expected_head_revision` is made to build on what `fn` was shown. Attempts are `attempts` at the
+        most, with random exponential pauses from 10 ms; so what is paid for, such as a model call, belongs before
+        `update` or under a lease, not into `fn`.
 
         The first attempt loads the session, or refreshes `since`, a read of it that the caller still has; each further
         one refreshes what the one before saw. So a process that keeps the read of its last turn makes the next in two

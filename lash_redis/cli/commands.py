@@ -41,7 +41,7 @@ Url = Annotated[
         "embedded://[directory]: a server that ends with this command.",
     ),
 ]
-Namespace = Annotated[str, typer.Option(help="The namespace of the sessions.")]
+Namespace = Annotated[str, typer.Option(envvar="LASH_REDIS_NAMESPACE", help="The namespace of the sessions.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 app = typer.Typer(

@@ -359,7 +359,10 @@ def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
     counts = {state: sum(finding.state == state for finding in findings) for state in _MARKS}
     if counts["fail"]:
         screen.print(Text("unfit: sessions cannot be kept here as it is", "bold red"))
-    elif counts["warn"] or counts["unknown"]:
-        screen.print(Text(f"fit, with {counts['warn']} warnings and {counts['unknown']} unknown", "green"))
+    elif counts["unknown"]:
+        seen = f"fit as far as could be seen: {counts['unknown']} unknown, {counts['warn']} warnings"
+        screen.print(Text(seen, "yellow"))
+    elif counts["warn"]:
+        screen.print(Text(f"fit, with {counts['warn']} warnings", "green"))
     else:
         screen.print(Text("fit", "bold green"))

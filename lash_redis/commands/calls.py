@@ -68,7 +68,8 @@ def check_kind(field: str, value: object, kind: type) -> None:
 def check_value_size(what: str, size: int, options: StoreOptions) -> None:
     limit = MAX_VALUE_BYTES if options.max_commit_bytes is None else min(options.max_commit_bytes, MAX_VALUE_BYTES)
     if size > limit:
-        raise CommitTooLarge(what, size, limit)
+        option = " (StoreOptions.max_commit_bytes)" if limit == options.max_commit_bytes else ""
+        raise CommitTooLarge(f"{what}{option}", size, limit)
 
 
 def is_ref(ref: object) -> TypeGuard[str]:

@@ -271,7 +271,8 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence):
         raise InvalidRecord(where, f"takes a sequence of SessionNodeRecord, not {type(nodes).__name__}")
     if options.max_commit_nodes is not None and len(nodes) > options.max_commit_nodes:
-        raise CommitTooLarge("the number of nodes of a commit", len(nodes), options.max_commit_nodes)
+        what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
+        raise CommitTooLarge(what, len(nodes), options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
     meaning, kept = sha256(), 0
     if replaces and prepared.log is not None:
