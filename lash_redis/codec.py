@@ -504,16 +504,19 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         """Whether these are `other` and perhaps more, as far as is known without comparing them."""
         return self._shelf is other._shelf and self._count >= other._count
 
-    def doubtful(self, nodes: Sequence[SessionNodeRecord]) -> Iterator[tuple[int, SessionNodeRecord, bytes]]:
+    def doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
         """Those of the first of `nodes` that may be others than these, each with its index and these' record.
 
         All but the very records of this read whose payload nobody has looked at: nobody can have changed them.
         """
         shelf, most = self._shelf, min(self._count, len(nodes))
         own = shelf.nodes[:most]
-        given = own if isinstance(nodes, StoredNodes) and nodes._shelf is shelf else nodes[:most]
+        are_these = isinstance(nodes, StoredNodes) and nodes._shelf is shelf
+        given: Sequence[Any] = own if are_these else nodes[:most]
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
-            if node is not None and (node is not mine or _is_read(node)):
+            if node is None and are_these:
+                continue
+            if node is not mine or node is None or _is_read(node):
                 yield at, node, record
 
 

@@ -46,6 +46,7 @@ from lash_redis.models import (
     LeaseClaim,
     LeaseInfo,
     PersistedSessionRead,
+    ReplaceFull,
     RuntimeCommit,
     RuntimeCommitResult,
     SessionHeadMeta,
@@ -90,6 +91,7 @@ class RedisSessionStore:
         self._reader = Reader(namespace, self._keys)
         self._refs: commands.Refs | None = None
         self._head_seen: tuple[int, str] | None = None
+        self._epoch_seen: int | None = None
         self._log: commands.Followed = None
         self._commits = 0
 
@@ -157,6 +159,7 @@ class RedisSessionStore:
             return None
         self._refs = read._origin.head.refs
         self._head_seen = read._origin.head.facts.revision, read._origin.head.body.commit_id
+        self._epoch_seen = read._origin.head.facts.epoch
         self._log = commands.followed(read)
         if not self._namespace.options.slide_on_load:
             return read
@@ -174,7 +177,7 @@ class RedisSessionStore:
             return None
         seen = head.facts.revision, head.body.commit_id
         self._log = self._log if seen == self._head_seen else None
-        self._refs, self._head_seen = head.refs, seen
+        self._refs, self._head_seen, self._epoch_seen = head.refs, seen, head.facts.epoch
         return head.meta()
 
     async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
@@ -266,8 +269,8 @@ class RedisSessionStore:
             MissingBlob: it names a component by ref that is not stored.
             Corrupt, SessionEvicted: the session cannot be built upon.
             OutcomeUnknown: the reply was lost; send the same commit again. Where the receipt is gone, too, because more
-                than 32 others committed before this call could, its first node settles it; one without nodes of its own
-                cannot be settled.
+                than 32 others committed before this call could, a node that it adds settles it; not so one that adds
+                none, and where others have dropped nodes since.
 
         Source: RuntimePersistence::commit_runtime_state.
         """
@@ -281,6 +284,8 @@ class RedisSessionStore:
             commit = replace(commit, builds_on=self._head_seen[1])
         builds_on_seen = (commit.expected_head_revision, commit.builds_on) == self._head_seen
         log = self._log() if self._log is not None and builds_on_seen else None
+        if log is None and isinstance(commit.graph, ReplaceFull):
+            log = commands.log_of(commit.graph.graph, self._keys.log)
         prepared = commands.prepare_commit(commit, options, self._namespace.written, log)
         result = await self._publish(prepared, own_ttl, options)
         self._head_seen = result.head_revision, result.commit_id
@@ -375,7 +380,11 @@ class RedisSessionStore:
             elif isinstance(outcome, commands.SendWhole):
                 prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
             else:
-                self._log = None if outcome.replayed else commands.committed(prepared, self._keys.log, int(reply[3]))
+                if outcome.replayed:
+                    self._log = self._epoch_seen = None
+                else:
+                    self._epoch_seen = int(reply[3])
+                    self._log = commands.committed(prepared, self._keys.log, self._epoch_seen)
                 if not outcome.replayed:
                     self._refs = prepared.refs
                 elif prepared.commit.releases is not None:
@@ -394,24 +403,30 @@ class RedisSessionStore:
         self, prepared: commands.PreparedCommit, conflict: HeadRevisionConflict, earlier: Earlier
     ) -> RuntimeCommitResult:
         """The result of an attempt whose reply was lost, and after which so many others committed that its receipt is
-        gone; its nodes tell. Raises `conflict` where there was none, or it was not applied.
+        gone; a node that it alone can have stored tells. Raises `conflict` where there was none, or it was not applied.
 
         Raises:
-            OutcomeUnknown: it has no nodes that are its alone to tell by.
+            OutcomeUnknown: it has no such node, or others have dropped nodes since.
         """
-        made = conflict.expected
+        made, epoch = conflict.expected, self._epoch_seen
         if not earlier.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
             raise conflict
-        adds = prepared.delta == "append" or prepared.kept is not None
-        if not (adds and prepared.nodes):
-            raise OutcomeUnknown(
-                f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
-            ) from conflict
-        if await self.load_node(prepared.nodes[0].node_id) != prepared.nodes[0]:
-            raise conflict
-        return RuntimeCommitResult(
-            made + 1, prepared.checkpoint_ref, prepared.checkpoint, replayed=True, commit_id=prepared.commit.commit_id
-        )
+        node = commands.telltale(prepared)
+        if node is not None:
+            if await self.load_node(node.node_id) == node:
+                return RuntimeCommitResult(
+                    made + 1,
+                    prepared.checkpoint_ref,
+                    prepared.checkpoint,
+                    replayed=True,
+                    commit_id=prepared.commit.commit_id,
+                )
+            head = await self._head(self._namespace)
+            if head is not None and head.facts.epoch == epoch and head.facts.live == head.facts.length:
+                raise conflict
+        raise OutcomeUnknown(
+            f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
+        ) from conflict
 
     async def _run_durably(
         self, call: commands.ScriptCall, durability: Durability | None, earlier: Earlier | None = None

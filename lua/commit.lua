@@ -358,13 +358,13 @@ if type(waiting) == 'table' then return refuse(session, unusable('orphans', wait
 
 local replaced = delta == 'replace' and facts.length > 0
 local had_deadline = facts.deadline > 0 or is_new
-if delta == 'replace' and not is_new then facts.epoch = facts.epoch + 1 end
+if delta == 'replace' and not is_new then facts.epoch = math.max(facts.epoch + 1, now) end
 if delta == 'replace' then
   facts.length, facts.live, facts.jumps, facts.dead, facts.ids, facts.bytes = 0, 0, 0, 0, 0, 0
   facts.users, facts.first = 0, -1
 end
 if drops > 0 then -- positions come round again with other nodes: that is another log
-  facts.epoch = facts.epoch + 1
+  facts.epoch = math.max(facts.epoch + 1, now)
   facts.length, facts.live, facts.ids, facts.jumps, facts.bytes = base, base, base, kept_jumps, facts.bytes - less
   facts.users = facts.users - dropped_users
   if facts.first >= base then facts.first = -1 end
@@ -392,6 +392,11 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include cataloguing
 --@include announcing
 
+if drops > 0 then
+  -- What changes nothing, but fails on a full server, and for an account that may not LTRIM (older ones of ours).
+  call('HSET', head, 'refs', refs)
+  call('LTRIM', log, 0, -1)
+end
 -- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
 call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body, 'receipts', receipts,
   unpack(fields, 1, math.min(CHUNK, #fields)))

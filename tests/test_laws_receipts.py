@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from lash_redis import (
     PersistedTurnState,
     PluginPayload,
     RedisSessionStore,
+    ReplaceFull,
     SessionCache,
     SessionNodeRecord,
     Unchanged,
@@ -358,10 +360,11 @@ async def test_repeating_maintenance_after_a_lost_reply_is_harmless(proxy, throu
 
 
 class Overtaken:
-    """The first commit that passes loses its reply; no attempt of its passes again until `overtake` is through."""
+    """The first commit that passes loses its reply, or itself; no attempt of its passes until `overtake` is through."""
 
-    def __init__(self, proxy: Proxy, store: RedisSessionStore) -> None:
+    def __init__(self, proxy: Proxy, store: RedisSessionStore, first: Action = Action.DROP_REPLY) -> None:
         self._store = store
+        self._first = first
         self._sent = 0
         self._again = asyncio.Event()
         self._is_past = False
@@ -372,14 +375,16 @@ class Overtaken:
             return Action.PASS
         self._sent += 1
         if self._sent == 1:
-            return Action.DROP_REPLY
+            return self._first
         self._again.set()
         return Action.PASS if self._is_past else Action.CUT_BEFORE
 
-    async def overtake(self, leaf: str) -> int:
-        """So many commits that the receipt of the first is gone; the revision they come to."""
+    async def overtake(self, leaf: str, begin: Callable[[], Awaitable[object]] | None = None) -> int:
+        """`begin`, and so many commits that the receipt of the first is gone; the revision they come to."""
         async with asyncio.timeout(20):
             await self._again.wait()
+        if begin is not None:
+            await begin()
         head = await self._store.load_head()
         for _ in range(33):
             made = commit(head.head_revision, append(f"o{head.head_revision}", parent=leaf))
@@ -415,6 +420,62 @@ async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once
     assert (result.head_revision, result.replayed, asked) == (2, True, [1])
     assert last == 35
     assert ids_of(await beside.load_session(FullGraph())).count("mine") == 1
+
+
+@broken_by(Python("commands:telltale", lambda _: lambda prepared: next(iter(prepared.nodes), None), "asks for any"))
+async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, through_proxy, real_server):
+    """It drops an abandoned branch, so that the node behind that moves up: it was stored before, too."""
+    beside = SessionCache(real_server.client(), "laws").session("chat")
+    begun = [*chain("a", "b", "c"), node("d", "b")]
+    await beside.commit_runtime_state(commit(None, Append(begun, "d")))
+    store = through_proxy(retry_max_delay=0.2).session("chat")
+    read = await store.load_session(FullGraph())
+    overtaken = Overtaken(proxy, beside, Action.CUT_BEFORE)
+    made = commit(1, ReplaceFull(read.graph.fork_current_path()))
+    unknown, _ = await asyncio.gather(store.commit_runtime_state(made), overtaken.overtake("d"), return_exceptions=True)
+    assert isinstance(unknown, OutcomeUnknown)
+    assert ids_of(await beside.load_session(FullGraph()))[:4] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("first", [Action.DROP_REPLY, Action.CUT_BEFORE], ids=["applied", "not applied"])
+@pytest.mark.parametrize("others", ["replace", "tombstone"])
+async def test_where_others_dropped_nodes_since_nobody_knows(others, first, proxy, through_proxy, real_server):
+    beside = SessionCache(real_server.client(), "laws").session("chat")
+    await beside.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
+    store = through_proxy(retry_max_delay=0.2).session("chat")
+    await store.load_session(FullGraph())
+    overtaken, asked = Overtaken(proxy, beside, first), []
+
+    async def drop() -> None:
+        read = await beside.load_session(FullGraph())
+        if others == "replace":
+            await beside.commit_runtime_state(commit(read.head_revision, ReplaceFull(read.graph.first(3))))
+        else:
+            await beside.commit_runtime_state(commit(read.head_revision, append("x", parent="c")))
+            await beside.tombstone_nodes(["d", "mine"])
+            await beside.vacuum()
+
+    def turn(read):
+        asked.append(read.head_revision)
+        return commit(read.head_revision, append("mine", parent="d"))
+
+    unknown, _ = await asyncio.gather(store.update(turn), overtaken.overtake("c", drop), return_exceptions=True)
+    assert isinstance(unknown, OutcomeUnknown)
+    assert asked == [1]
+
+
+async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before(proxy, through_proxy, real_server):
+    beside = SessionCache(real_server.client(), "laws").session("chat")
+    await beside.commit_runtime_state(commit(None, append("a")))
+    store = through_proxy(retry_max_delay=0.2).session("chat")
+    overtaken, asked = Overtaken(proxy, beside, Action.CUT_BEFORE), []
+
+    def turn(read):
+        asked.append(read.head_revision)
+        return commit(read.head_revision, append("mine", parent="a"))
+
+    result, last = await asyncio.gather(store.update(turn), overtaken.overtake("a"))
+    assert (asked, result.head_revision, result.replayed) == ([1, last], last + 1, False)
 
 
 async def test_a_commit_without_nodes_whose_receipt_is_gone_says_that_nobody_knows(proxy, through_proxy, real_server):

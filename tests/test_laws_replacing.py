@@ -7,10 +7,14 @@ import gc
 import json
 import pickle
 import random
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -24,15 +28,18 @@ from builders import (
     key_of,
     node,
     numbered,
+    plant_fact,
     plugins,
     replace_full,
     tools,
     used,
 )
+from servers import snapshot
 
 from lash_redis import (
     ActivePath,
     Append,
+    BackendError,
     CommitIdReused,
     CommitTooLarge,
     Corrupt,
@@ -42,15 +49,19 @@ from lash_redis import (
     HydratedSessionCheckpoint,
     InvalidLeaf,
     InvalidParent,
+    InvalidRecord,
     NodeIdCollision,
+    OutcomeUnknown,
     PersistedSessionRead,
     PluginPayload,
     RedisSessionStore,
     ReplaceFull,
     RuntimeCommit,
+    SessionCache,
     SessionGraph,
     SessionNodeRecord,
     StoreError,
+    StoreOptions,
     Unchanged,
     load_persisted_session_state,
     refresh_persisted_session_state,
@@ -461,13 +472,7 @@ async def test_a_reader_of_what_is_dropped_reads_what_came_instead(store, open_c
     assert all(read.graph.find_node("d") == node("d", "c", text="other") for read in now)
 
 
-@broken_by(
-    Lua(
-        "commit",
-        "  facts.epoch = facts.epoch + 1\n  facts.length, facts.live, facts.ids",
-        "  facts.length, facts.live, facts.ids",
-    )
-)
+@broken_by(Lua("commit", "  facts.epoch = math.max(facts.epoch + 1, now)\n  facts.length", "  facts.length"))
 async def test_a_path_whose_end_is_dropped_between_two_trips_is_read_again(store, open_cache):
     graph = await begun_to_be_cut(store)
     reader = open_cache().session("chat")
@@ -513,6 +518,93 @@ async def test_a_jump_that_is_unreadable_is_told_before_anything_is_dropped(stor
         await store.commit_runtime_state(commit(1, edited(graph, 6)))
     assert told.value.key == (await key_of(client, "jumps")).decode()
     assert await keyspace() == before
+
+
+async def test_an_account_that_may_not_drop_is_refused_with_nothing_written(real_server):
+    client = real_server.account("laws", "loader")
+    admin = real_server.client()
+    store = SessionCache(client, "laws", options=StoreOptions(retry_attempts=1)).session("chat")
+    graph = await begun_to_be_cut(store)
+    await admin.execute_command("ACL", "SETUSER", "loader-laws", "-ltrim")
+    before = await snapshot(admin)
+    with pytest.raises((OutcomeUnknown, BackendError), match="user_script"):
+        await store.commit_runtime_state(commit(1, edited(graph, 6, node("f", "c"))))
+    assert await snapshot(admin) == before
+
+
+@broken_by(Lua("commit", "facts.epoch = math.max(facts.epoch + 1, now)", "facts.epoch = facts.epoch + 1"))
+async def test_the_log_begins_when_nodes_are_dropped(store, client):
+    """So two that each began on one side of a failover are told apart however alike they are."""
+    graph = await begun_to_be_cut(store)
+    for revision, delta in enumerate([edited(graph, 6), replace_full("x", "y"), edited(graph, 2)], 1):
+        await plant_fact(client, "epoch", 1)
+        await store.commit_runtime_state(commit(revision, delta))
+        seconds, micros = await client.time()
+        assert 0 <= seconds * 1000 + micros // 1000 - (await facts_of(client))["epoch"] < 60_000
+
+
+async def test_ids_that_are_longer_than_what_is_kept_are_not_named(store):
+    ids = numbered(20)
+    long = [f"{at}{'x' * 5_000}" for at in range(10)]
+    await store.commit_runtime_state(commit(None, Append([*chain(*ids), *chain(*long, parent=ids[-1])], long[-1])))
+    sent, graph = Sent(store), (await full(store)).graph
+    await store.commit_runtime_state(commit(1, edited(graph, 20)))
+    assert (sent.deltas, ids_of(await full(store))) == (["replace"], [*ids])
+    assert sent.bytes[0] < 5_000
+
+
+async def test_none_among_the_nodes_is_no_node(store):
+    graph = await begun_to_be_cut(store)
+    for nodes in ((*graph.nodes[:2], None, *graph.nodes[3:]), (None, *graph.nodes[1:]), (*graph.nodes, None)):
+        with pytest.raises(InvalidRecord, match="nodes"):
+            await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(nodes, "u"))))
+
+
+async def test_a_sequence_that_takes_no_slices_is_one_of_nodes(store):
+    graph = await begun_to_be_cut(store)
+    nodes = deque([*graph.nodes[:6], node("x", "c")])
+    await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(nodes, "x"))))
+    await store.commit_runtime_state(commit(2, Append(deque([node("y", "x")]), "y")))
+    assert ids_of(await full(store))[6:] == ["x", "y"]
+
+
+@broken_by(Python("commands:log_of", lambda _: lambda *_: None, "knows no log but its handle's"))
+async def test_a_handle_for_each_request_sends_what_is_new(open_cache):
+    """What is known to be stored goes with the graph."""
+    cache, graph = open_cache(), SessionGraph().append_event({"said": "x" * 500})
+    deltas = []
+    for revision in range(6):
+        handle = cache.session("chat")
+        sent = Sent(handle)
+        await handle.commit_runtime_state(commit(revision, ReplaceFull(graph)))
+        deltas += sent.deltas
+        graph = (graph.first(-1) if revision % 2 else graph).append_event({"said": f"{revision}"})
+    assert deltas == ["replace", *["extend"] * 5]
+    read = await full(cache.session("chat"))
+    other = cache.session("other")
+    await other.commit_runtime_state(commit(None, ReplaceFull(read.graph), session_id="other"))
+    assert (await full(other)).graph == read.graph
+
+
+@broken_by(Python("commands.replacing:_HASHING", lambda _: nullcontext(), "lets two threads hash at once"))
+async def test_two_threads_that_share_a_read_find_the_same_meaning(store, open_cache):
+    await store.commit_runtime_state(commit(None, append(*numbered(3_000))))
+    graph, barrier = (await full(store)).graph, Barrier(2)
+    other = (await full(open_cache().session("chat"))).graph
+
+    def meaning(count: int) -> bytes:
+        barrier.wait()
+        found: bytes = graph._log.meaning(count).digest()
+        return found
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = [set(threads.map(meaning, [count] * 2)) for count in (3_000, 2_000)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [{other._log.meaning(count).digest()} for count in (3_000, 2_000)]
 
 
 async def test_a_record_that_is_damaged_may_be_dropped(store, client):

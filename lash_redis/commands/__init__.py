@@ -57,6 +57,7 @@ from lash_redis.commands.commit import (
     commit_reply,
     missing_blob,
     prepare_commit,
+    telltale,
 )
 from lash_redis.commands.durability import mark_call, wait_command, wait_reply
 from lash_redis.commands.lease import (
@@ -113,7 +114,7 @@ from lash_redis.commands.refresh import (
     refresh_reply,
     refreshed,
 )
-from lash_redis.commands.replacing import Followed, Log, committed, followed
+from lash_redis.commands.replacing import Followed, Log, committed, followed, log_of
 from lash_redis.commands.watching import (
     HeadMark,
     Look,
@@ -193,6 +194,7 @@ __all__ = [
     "line_read",
     "line_reply",
     "listed_read",
+    "log_of",
     "look_read",
     "look_reply",
     "mark_call",
@@ -230,6 +232,7 @@ __all__ = [
     "span_read",
     "span_reply",
     "status",
+    "telltale",
     "time_read",
     "tombstone_call",
     "touch_call",

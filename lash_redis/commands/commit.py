@@ -274,6 +274,8 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
         what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
         raise CommitTooLarge(what, len(nodes), options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
+    if not isinstance(nodes, tuple | codec.StoredNodes):
+        nodes = tuple(nodes)  # some sequences take no slices
     meaning, kept = sha256(), 0
     if replaces and prepared.log is not None:
         prepared.kept = prepared.log.kept_by(nodes, _encode_node)
@@ -501,6 +503,16 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
 
 
 _COUNTERS: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+
+
+def telltale(prepared: PreparedCommit) -> SessionNodeRecord | None:
+    """A node that tells by being stored that this very commit was applied; None if it adds none that was not there."""
+    if prepared.delta == "append":
+        return next(iter(prepared.nodes), None)
+    if prepared.kept is None:
+        return None
+    dropped = set(prepared.kept.dropped)
+    return next((node for node in prepared.nodes if node.node_id not in dropped), None)
 
 
 def missing_blob(prepared: PreparedCommit, ref: BlobRef) -> MissingBlob:

@@ -5,19 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from threading import Lock
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import ReferenceType, ref
 
 from lash_redis import codec
 from lash_redis.errors import Corrupt, InvalidRecord
-from lash_redis.models import EventPayload, PersistedSessionRead, PluginPayload, ReplaceFull, SessionNodeRecord
+from lash_redis.models import (
+    EventPayload,
+    PersistedSessionRead,
+    PluginPayload,
+    ReplaceFull,
+    SessionGraph,
+    SessionNodeRecord,
+)
 
 if TYPE_CHECKING:
     from lash_redis.commands.commit import PreparedCommit
 
 STRIDE: Final = 64
 """Nodes after which it is noted what the hash of a meaning has come to: one that keeps less goes on from there."""
+
+_HASHING: Final = Lock()
+"""Two threads may replace graphs of one read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +93,19 @@ class Log:
     ) -> Kept | None:
         """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
 
-        None where that is not even half of the records: the script looks at each that is dropped.
+        None where that is not even half of the records, of which the script looks at each that is dropped, or where
+        naming those takes more than sending what is kept.
         """
-        count = self._common(nodes, encode)
-        if count == 0 or count < len(self) - count:
+        count, total = self._common(nodes, encode), len(self)
+        if count == 0 or count < total - count:
             return None
         try:
-            dropped = [self._node_id(at) for at in range(count, len(self))]
+            dropped = [self._node_id(at) for at in range(count, total)]
         except Corrupt:  # what replaces it mends it
             return None
-        size = self.size - sum(len(self.record(at)) for at in range(count, len(self)))
+        size = self.size - sum(len(self.record(at)) for at in range(count, total))
+        if sum(len(node_id.encode()) for node_id in dropped) > size:
+            return None
         return Kept(self, count, size, dropped)
 
     def _common(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> int:
@@ -122,7 +136,7 @@ class Log:
             return self.nodes[at].node_id
         return codec.decode_node(self.added[at - count], self.nodes.key, at).node_id
 
-    def _doubtful(self, nodes: Sequence[SessionNodeRecord]) -> Iterator[tuple[int, SessionNodeRecord, bytes]]:
+    def _doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
         yield from self.nodes.doubtful(nodes)
         count = len(self.nodes)
         for at, (node, record) in enumerate(zip(nodes[count:], self.added, strict=False), count):
@@ -136,18 +150,19 @@ class Log:
         Raises:
             Corrupt: a record does not match its checksum.
         """
-        if count < self._hashed:
-            stride = count // STRIDE
-            return self._hash_on(self._hashes[stride].copy(), stride * STRIDE, count)
-        while self._hashed < count:
-            until = min(count, (self._hashed // STRIDE + 1) * STRIDE)
-            self._hash_on(self._hash, self._hashed, until)
-            self._hashed = until
-            if until % STRIDE == 0:
-                self._hashes.append(self._hash.copy())
-        return self._hash.copy()
+        with _HASHING:
+            if count < self._hashed:
+                stride = count // STRIDE
+                return self._hash_on(self._hashes[stride], stride * STRIDE, count)
+            while self._hashed < count:
+                until = min(count, (self._hashed // STRIDE + 1) * STRIDE)
+                self._hash, self._hashed = self._hash_on(self._hash, self._hashed, until), until
+                if until % STRIDE == 0:
+                    self._hashes.append(self._hash)
+            return self._hash.copy()
 
-    def _hash_on(self, meaning: Any, start: int, stop: int) -> Any:
+    def _hash_on(self, begun: Any, start: int, stop: int) -> Any:
+        meaning = begun.copy()
         for at in range(start, stop):
             meaning.update(codec.timeless_part(self.record(at), self.nodes.key, at))
         return meaning
@@ -159,14 +174,14 @@ class Log:
         self.size, self.epoch = kept.size, epoch
         self._as_made = {at: made for at, made in self._as_made.items() if at < kept.count}
         self._hashes = self._hashes[: kept.count // STRIDE + 1]
-        self._hash, self._hashed = self._hashes[-1].copy(), (len(self._hashes) - 1) * STRIDE
+        self._hash, self._hashed = self._hashes[-1], (len(self._hashes) - 1) * STRIDE
 
     def learn(self, former: Log) -> None:
         """Take over what `former` has hashed, where these are its records and perhaps more."""
         count, hashed = len(former.nodes), former._hashed
         grew = self.nodes.grew_from(former.nodes) and hashed <= len(self)
         if grew and all(self.record(at) == former.record(at) for at in range(count, hashed)):
-            self._hash, self._hashed, self._hashes = former._hash.copy(), hashed, [*former._hashes]
+            self._hash, self._hashed, self._hashes = former._hash, hashed, [*former._hashes]
 
 
 def _as_made(node: object) -> bytes | None:
@@ -208,6 +223,12 @@ def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
             log.learn(former)
         object.__setattr__(read.graph, "_log", log)
     return ref(log)
+
+
+def log_of(graph: SessionGraph, key: str) -> Log | None:
+    """The log at `key` that a graph was read from, committed to or grown out of, by whatever handle."""
+    log: Log | None = graph._log
+    return log if log is not None and log.nodes.key == key else None
 
 
 def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed:

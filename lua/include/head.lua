@@ -1,7 +1,8 @@
 -- The head's `facts`: sixteen numbers in one field, because a field of its own costs 40 to 70 bytes a
 -- session. In this order, separated by blanks:
 --   revision   counter, to 2^63-1
---   epoch      which log this is: ms since 1970 when the session began, plus one for each ReplaceFull that drops nodes
+--   epoch      which log this is: ms since 1970 when it began, with the session or with a ReplaceFull that drops nodes.
+--              It only grows; and it tells two logs apart that began on both sides of a failover
 --   length     elements of the log, vacuumed ones included
 --   live       nodes that reads show
 --   jumps      elements of the jump list
