@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every budget and the whole grid against the bare thing and a raw socket, on every server; some 15 minutes
+bench: $(READY)  ## every budget and the whole grid against the bare thing and a raw socket, on every server; some 12 minutes
 	$(BIN)/python -m bench --json bench/results/bench.json
 	$(BIN)/python -m bench.plots bench/results/bench.json
 

@@ -24,11 +24,13 @@ LATEST = 100
 
 async def measured(client: redis.Redis, *, quick: bool) -> list[Row]:
     few, count = 500, 5_000 if quick else 100_000
+    await client.flushall()  # what was measured before has let go of blobs, which would expire meanwhile
     cache = SessionCache(client, "fleet")
     tools = workload.tool_state(50 * 1024)
     fleet, plain = _Fleet(cache), await _plain(client)
     await fleet.grow(few, tools)
     at_first = await _commits(fleet, plain)
+    await cache.gc()
     size, records = await _used(client), fleet.record_bytes
     started = perf_counter()
     await fleet.grow(count - few, tools)
