@@ -225,9 +225,9 @@ def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
     return ref(log)
 
 
-def log_of(graph: SessionGraph, key: str) -> Log | None:
+def log_of(graph: object, key: str) -> Log | None:
     """The log at `key` that a graph was read from, committed to or grown out of, by whatever handle."""
-    log: Log | None = graph._log
+    log: Log | None = graph._log if isinstance(graph, SessionGraph) else None
     return log if log is not None and log.nodes.key == key else None
 
 
