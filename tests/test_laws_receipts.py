@@ -408,7 +408,7 @@ async def _refuses(self, prepared, conflict, earlier):
 async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2).session("chat")
+    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
     read = await store.load_session(FullGraph())
     overtaken, asked = Overtaken(proxy, beside), []
 
@@ -428,7 +428,7 @@ async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, 
     beside = SessionCache(real_server.client(), "laws").session("chat")
     begun = [*chain("a", "b", "c"), node("d", "b")]
     await beside.commit_runtime_state(commit(None, Append(begun, "d")))
-    store = through_proxy(retry_max_delay=0.2).session("chat")
+    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
     read = await store.load_session(FullGraph())
     overtaken = Overtaken(proxy, beside, Action.CUT_BEFORE)
     made = commit(1, ReplaceFull(read.graph.fork_current_path()))
@@ -442,7 +442,7 @@ async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, 
 async def test_where_others_dropped_nodes_since_nobody_knows(others, first, proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
-    store = through_proxy(retry_max_delay=0.2).session("chat")
+    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
     await store.load_session(FullGraph())
     overtaken, asked = Overtaken(proxy, beside, first), []
 
@@ -467,7 +467,7 @@ async def test_where_others_dropped_nodes_since_nobody_knows(others, first, prox
 async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2).session("chat")
+    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
     overtaken, asked = Overtaken(proxy, beside, Action.CUT_BEFORE), []
 
     def turn(read):
@@ -481,7 +481,7 @@ async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before
 async def test_a_commit_without_nodes_whose_receipt_is_gone_says_that_nobody_knows(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2).session("chat")
+    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
     await store.load_head()
     overtaken = Overtaken(proxy, beside)
     made = commit(1, Unchanged("a"), usage_deltas=[used(input=1)])
