@@ -120,7 +120,7 @@ class Work:
             for store, workers in self._workers.items()
         }
 
-    def _turns(self, workers: Sequence[stores.Worker]) -> Iterator[tuple[stores.Worker, stores.Turn]]:
+    def _turns(self, workers: Sequence[stores.Worker]) -> Iterator[tuple[Any, stores.Turn]]:
         for number, worker in zip(count(1), cycle(workers), strict=False):
             place = self._size + 2 * number
             said = [self._said[(place + each) % len(self._said)] for each in range(2)]
@@ -138,10 +138,10 @@ class Work:
 
         return Contender(run, make)
 
-    def _refreshing(self, workers: Sequence[stores.Worker]) -> Contender:
+    def _refreshing(self, workers: Sequence[stores.Refreshed]) -> Contender:
         turns = self._turns(workers)
 
-        async def make() -> stores.Worker:
+        async def make() -> stores.Refreshed:
             worker, turn = next(turns)
             await worker.miss(turn)
             return worker

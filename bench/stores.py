@@ -84,10 +84,6 @@ class Worker(ABC):
     @abstractmethod
     async def commit(self, prepared: Any) -> None: ...
 
-    async def miss(self, turn: Turn) -> None:
-        """Another worker takes this turn before a store that `keeps_reads` resumes; not timed."""
-        raise NotImplementedError
-
     @abstractmethod
     async def resume(self) -> Any:
         """All that is stored, decoded."""
@@ -182,6 +178,7 @@ class Refreshed(OurWorker):
         self._kept = await super().resume()
 
     async def miss(self, turn: Turn) -> None:
+        """The other worker takes this turn; not timed."""
         await self._other.commit(self._other.prepared(turn))
 
     async def resume(self) -> PersistedSessionRead:
