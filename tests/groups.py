@@ -604,8 +604,9 @@ class RunningGroups:
         require(kind)
         running = self._groups.get(group)
         if not isinstance(running, group):
-            running = self._groups[group] = group(kind)
+            running = group(kind)
             running.start()
+            self._groups[group] = running
         running.flush()
         try:
             yield running
@@ -632,9 +633,13 @@ def _slots(ranges: Iterable[str]) -> frozenset[int]:
 
 
 def _free_ports(count: int, *, bus: bool) -> list[int]:
-    """Ports nobody listens on, and with `bus` neither 10,000 above."""
+    """Ports nobody listens on, and with `bus` neither 10,000 above.
+
+    Each process looks among a sixteenth of them: another one that looks at the same time would find the same.
+    """
+    own = PORTS[os.getpid() % 16 :: 16]
     found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
+    for port in random.sample(own, len(own)):
         if all(_is_free(each) for each in ((port, port + 10_000) if bus else (port,))):
             found.append(port)
             if len(found) == count:

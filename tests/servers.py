@@ -218,8 +218,9 @@ class RunningServers:
         if group is None:
             # Nobody fails here, but a busy machine may well keep a member silent for seconds.
             calm = Cluster(kind, node_timeout_ms=30_000) if kind.group == "cluster" else None
-            group = self._groups[kind.name] = calm or SentinelGroup(kind, down_after_ms=30_000)
+            group = calm or SentinelGroup(kind, down_after_ms=30_000)
             group.start()
+            self._groups[kind.name] = group  # one that did not start is not asked again: the next test makes another
         return group
 
     def stop(self) -> None:
