@@ -349,7 +349,7 @@ class RedisSessionStore:
             if self._keys.blob(ref) not in namespace.known
         }
         looked_for: set[BlobRef] = set()
-        earlier = Earlier()
+        earlier, epoch = Earlier(), self._epoch_seen
         for _ in range(MAX_TURNS):
             call = commands.commit_call(
                 self._keys,
@@ -366,7 +366,7 @@ class RedisSessionStore:
             try:
                 outcome = commands.commit_reply(call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
-                outcome = await self._made_before(prepared, conflict, earlier)
+                outcome = await self._made_before(prepared, conflict, earlier, epoch)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -380,16 +380,14 @@ class RedisSessionStore:
             elif isinstance(outcome, commands.SendWhole):
                 prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
             else:
-                if outcome.replayed:
-                    self._log = self._epoch_seen = None
-                else:
-                    self._epoch_seen = int(reply[3])
-                    self._log = commands.committed(prepared, self._keys.log, self._epoch_seen)
                 if not outcome.replayed:
-                    self._refs = prepared.refs
-                elif prepared.commit.releases is not None:
-                    with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
-                        await self.release_lease(prepared.commit.releases)
+                    self._refs, self._epoch_seen = prepared.refs, int(reply[3])
+                    self._log = commands.committed(prepared, self._keys.log, self._epoch_seen)
+                else:
+                    self._log = self._epoch_seen = None
+                    if prepared.commit.releases is not None:
+                        with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
+                            await self.release_lease(prepared.commit.releases)
                 for held in filter(None, prepared.refs):
                     namespace.known.add(self._keys.blob(held))
                 for ref, data in prepared.bodies.items():
@@ -400,15 +398,21 @@ class RedisSessionStore:
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
     async def _made_before(
-        self, prepared: commands.PreparedCommit, conflict: HeadRevisionConflict, earlier: Earlier
+        self,
+        prepared: commands.PreparedCommit,
+        conflict: HeadRevisionConflict,
+        earlier: Earlier,
+        epoch: int | None,
     ) -> RuntimeCommitResult:
         """The result of an attempt whose reply was lost, and after which so many others committed that its receipt is
         gone; a node that it alone can have stored tells. Raises `conflict` where there was none, or it was not applied.
 
+        `epoch`: the log's, as it was known before the first attempt.
+
         Raises:
             OutcomeUnknown: it has no such node, or others have dropped nodes since.
         """
-        made, epoch = conflict.expected, self._epoch_seen
+        made = conflict.expected
         if not earlier.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
             raise conflict
         node = commands.telltale(prepared)

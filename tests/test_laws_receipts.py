@@ -400,7 +400,7 @@ NO_SECOND_THOUGHT = Python(
 )
 
 
-async def _refuses(self, prepared, conflict, earlier):
+async def _refuses(self, prepared, conflict, *_):
     raise conflict
 
 
@@ -454,6 +454,7 @@ async def test_where_others_dropped_nodes_since_nobody_knows(others, first, prox
             await beside.commit_runtime_state(commit(read.head_revision, append("x", parent="c")))
             await beside.tombstone_nodes(["d", "mine"])
             await beside.vacuum()
+        await store.load_head()  # by another task, say: what this handle has seen by now tells nothing of then
 
     def turn(read):
         asked.append(read.head_revision)
