@@ -358,13 +358,14 @@ if type(waiting) == 'table' then return refuse(session, unusable('orphans', wait
 
 local replaced = delta == 'replace' and facts.length > 0
 local had_deadline = facts.deadline > 0 or is_new
-if delta == 'replace' and not is_new then facts.epoch = math.max(facts.epoch + 1, now) end
+if drops > 0 or delta == 'replace' and not is_new then -- positions come round again with other nodes: another log
+  facts.epoch = math.max(facts.epoch + 1, now)
+end
 if delta == 'replace' then
   facts.length, facts.live, facts.jumps, facts.dead, facts.ids, facts.bytes = 0, 0, 0, 0, 0, 0
   facts.users, facts.first = 0, -1
 end
-if drops > 0 then -- positions come round again with other nodes: that is another log
-  facts.epoch = math.max(facts.epoch + 1, now)
+if drops > 0 then
   facts.length, facts.live, facts.ids, facts.jumps, facts.bytes = base, base, base, kept_jumps, facts.bytes - less
   facts.users = facts.users - dropped_users
   if facts.first >= base then facts.first = -1 end
