@@ -29,9 +29,8 @@ NATIVE: Final = (
 )  # fmt: skip
 """The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
 
-CLUSTER: Final = ("asking", "cluster|slots", "command", "readonly", "ssubscribe", "sunsubscribe")
-"""What finds the nodes of a cluster, follows a slot that moves, reads from a replica, and listens to a slot's channels.
-COMMAND is what an injected `RedisCluster` begins with."""
+CLUSTER: Final = ("asking", "cluster|slots", "readonly", "ssubscribe", "sunsubscribe")
+"""What finds the nodes of a cluster, follows a slot that moves, reads from a replica, and listens to a slot's channels."""
 
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")

@@ -7,13 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import redis.asyncio as redis
 
 from lash_redis import commands
 from lash_redis.audit import Audit
-from lash_redis.connections import Connector, connector, given
 from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.keys import Layout, checked_id, checked_namespace
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
@@ -35,15 +34,18 @@ from lash_redis.models.wire import check_json
 from lash_redis.namespace import Namespace, continuing
 from lash_redis.options import KEEP, Keep, StoreOptions, checked_progress, seconds_to_ms, whole
 from lash_redis.store import RedisSessionStore
+from lash_redis.transport.backend import Connector
+from lash_redis.transport.connectors import by_url, given
 from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 
 class SessionCache:
     """The sessions of one namespace, on one client.
 
-    `client` is a `redis.asyncio.Redis` (of `Sentinel.master_for`, too) or `RedisCluster` that returns bytes; it is
-    used, never configured and never closed. Tasks beyond its `max_connections` (100 by redis-py's default) wait for
-    each other. Make it with a `socket_timeout`, and without a retry policy of its own, which makes outcomes unknown.
+    `client` is a `redis.asyncio.Redis` or `RedisCluster` that returns bytes. It is never configured and never closed.
+    A `Redis` is used through its own methods: each call takes a connection of its pool, and calls beyond its
+    `max_connections` wait. Make it without a retry policy, which makes outcomes unknown. A `RedisCluster` and the
+    client of `Sentinel.master_for` are read for their settings, and connections like theirs are opened for this cache.
 
     `ttl` is the seconds a session outlives its last commit, None for ever. Constructing does no I/O and needs no
     running loop. One cache serves any number of sessions and concurrent tasks; one that `connect` made also any number
@@ -83,6 +85,12 @@ class SessionCache:
 
     def __repr__(self) -> str:
         return f"SessionCache(namespace={self.namespace!r}, ttl={self.ttl!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a SessionCache holds connections and cannot be pickled: pass its URL and namespace to the other process, "
+            "and call lash_redis.connect there"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -307,19 +315,21 @@ def connect(
 ) -> SessionCache:
     """A `SessionCache` on its own connection, closed by `async with` or `aclose`. Nothing connects before an await.
 
-    `redis://`, `rediss://` and `unix://` take what `redis.asyncio.from_url` takes; `?max_connections=` (100) is how
-    many commands may be on their way at once, more of them wait. So do `redis+cluster://host:port,host:port` (any nodes
-    of the cluster; it tells the others) and `redis+sentinel://host:port,host:port/service[/database]`: user and
-    password are the data nodes', the sentinels' are `?sentinel_username=` and `?sentinel_password=`. A lost primary is
-    waited for as `StoreOptions.failover_patience` says. `embedded://[directory]` starts a
-    server of this process at first use and stops it at the end; with a directory its data stays. `memory://` is
-    fakeredis in this process: for tests, no durability, no other process.
+    `redis://`, `rediss://` and `unix://` take the options of `redis.asyncio.from_url`. So do
+    `redis+cluster://host:port,host:port` (any nodes of the cluster, which name the others) and
+    `redis+sentinel://host:port,host:port/service[/database]`; `rediss+cluster://` and `rediss+sentinel://` use TLS.
+    Under Sentinel, user and password are those of the data nodes; those of the sentinels are `?sentinel_username=` and
+    `?sentinel_password=`. `?max_connections=` (100) bounds the connections to one server: one for small commands, up to
+    8 for large transfers, the others for commits that wait for replicas or the disk. `?socket_connect_timeout=` (3) and
+    `?socket_timeout=` (5) are seconds for one connection attempt and for one reply; `StoreOptions.call_timeout` is for
+    the whole call. `embedded://[directory]` starts a server of this process at first use and stops it at the end; with
+    a directory its data stays. `memory://` is fakeredis in this process: for tests, no durability, no other process.
 
     Raises:
         InvalidRecord: names the argument that is wrong.
         BackendError: the package behind `embedded://` or `memory://` is not installed.
     """
-    return SessionCache(connector(url), namespace, ttl=ttl, options=options)
+    return SessionCache(by_url(url), namespace, ttl=ttl, options=options)
 
 
 def _working_directory() -> str | None:

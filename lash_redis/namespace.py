@@ -11,13 +11,14 @@ from typing import Any, Self
 import redis.asyncio as redis
 
 from lash_redis import codec, commands
-from lash_redis.backend import Backend, Earlier
 from lash_redis.blobs import BlobCache, KnownBlobs, WrittenTools
-from lash_redis.connections import Connector
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
 from lash_redis.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
-from lash_redis.options import StoreOptions
+from lash_redis.options import Durability, StoreOptions
+from lash_redis.transport.backend import Backend, Connector
+from lash_redis.transport.failures import Earlier, check_types
+from lash_redis.transport.request import Lane, Request, first_key
 
 log = logging.getLogger("lash_redis")
 
@@ -71,29 +72,58 @@ class Namespace:
     async def preload(self) -> None:
         await self._backend.preload()
 
-    async def run(self, call: commands.ScriptCall, *, writes: bool = True, earlier: Earlier | None = None) -> Any:
-        """`Backend.run`, in a namespace that is laid out as expected."""
-        if not self._laid_out:
-            await self._check_layout(writes=call.script.name in BEGINNING)
-        return await self._backend.run(call, writes=writes, earlier=earlier)
+    async def run(
+        self, call: commands.ScriptCall, *, writes: bool = True, is_large: bool = False, earlier: Earlier | None = None
+    ) -> Any:
+        """The reply to a script. `writes`, `earlier` and what is raised: as for `Backend.send`.
 
-    async def run_and_wait(
-        self, call: commands.ScriptCall, wait: commands.Command, *, earlier: Earlier | None = None
-    ) -> tuple[Any, Any]:
-        """`Backend.run_and_wait`, in a namespace that is laid out as expected. What `wait` fails on is logged once."""
+        `is_large`: the size of the reply depends on the caller's data.
+        """
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
-        reply, waited = await self._backend.run_and_wait(call, wait, earlier=earlier)
+        request = self._script_request(call)
+        request.lane = Lane.LARGE if is_large else Lane.SMALL
+        return (await self._backend.send(request, writes=writes, earlier=earlier))[0]
+
+    async def run_durably(
+        self, call: commands.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
+    ) -> tuple[Any, bool | None]:
+        """The reply to a script that writes, and whether what it wrote is known to be as safe as `durability` asks.
+
+        Waiting is part of the same round trip. A server that refuses to wait is logged once.
+        """
+        if not self._laid_out:
+            await self._check_layout(writes=call.script.name in BEGINNING)
+        request = self._script_request(call)
+        if durability is None:
+            return (await self._backend.send(request, writes=True, earlier=earlier))[0], None
+        wait = commands.wait_command(durability)
+        request.commands = [*request.commands, wait]
+        request.lane, request.waits = Lane.WAITING, durability.timeout_ms / 1000
+        reply, waited = await self._backend.send(request, writes=True, earlier=earlier)
         if isinstance(waited, Exception) and str(waited) not in self._told:
             self._told.add(str(waited))
             log.warning("commits are made, but whether they are durable is unknown: %s: %s", wait[0], waited)
-        return reply, waited
+        return reply, commands.wait_reply(durability, waited)
 
-    async def read(self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False) -> list[Any]:
-        """`Backend.send` for reads, in a namespace that is laid out as expected."""
+    def _script_request(self, call: commands.ScriptCall) -> Request:
+        command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
+        return Request([command], call.keys[0], script=call.script, may_send_text=self.options.allow_eval)
+
+    async def read(
+        self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False, is_small: bool = False
+    ) -> list[Any]:
+        """The replies to native commands that read. `faults` and what is raised: as for `check_types`.
+
+        `is_small`: the size of the replies does not depend on the caller's data.
+        """
+        if not trip:
+            return []
         if not self._laid_out:
             await self._check_layout(writes=False)
-        return await self._backend.send(trip, atomic=atomic, faults=faults, replica=self._asks_replicas)
+        lane = Lane.SMALL if is_small else Lane.LARGE
+        request = Request(trip, first_key(trip), lane=lane, atomic=atomic, replica=self._asks_replicas)
+        return check_types(trip, await self._backend.send(request), faults=faults)
 
     async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
         """`Backend.listener`."""
@@ -111,7 +141,7 @@ class Namespace:
         """
         key, value = self.layout.key, self.layout.value
         fix: list[commands.Command] = [("SET", key, value, "NX")] if writes else []
-        stored = (await self._backend.send([*fix, ("GET", key)], atomic=False))[-1]
+        stored = (await self._backend.send(Request([*fix, ("GET", key)], key)))[-1]
         if stored is None:
             return
         if stored != value.encode():

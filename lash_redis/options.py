@@ -36,7 +36,7 @@ class StoreGcPolicy:
 
 
 MAX_WAIT_MS: Final = 5_000
-"""A commit waits no longer for its durability: half the time that our clients wait for a reply."""
+"""A commit waits no longer for its durability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class StoreOptions:
     durability: Durability | None = None
     """What a commit waits for before it is answered (`RuntimeCommitResult.durable`), in the same round trip.
 
-    None: for nothing; the primary alone has it, and a failover may lose it. A client of your own needs a
+    None: for nothing; the primary alone has it, and a failover may lose it. A client that is given needs a
     `socket_timeout` above the wait.
     """
 
@@ -138,18 +138,16 @@ class StoreOptions:
     max_commit_nodes: int | None = 50_000
     """Limit on nodes of one commit; None for no limit."""
 
-    retry_attempts: int = 8
-    """How often a command is sent at the most when the connection is lost or the server is not ready."""
+    call_timeout: float | None = None
+    """Seconds for a whole call, its retries and connection attempts included; the wait of `durability` is added to it.
+
+    None: 8 s for one server, and for servers none of which was ever reached; 60 s in a cluster and under Sentinel,
+    where a lost primary is replaced (a cluster waits 15 s for a silent primary, Sentinel 30 s). When the time is up, a
+    call fails with `BackendError` where nothing was applied, and with `OutcomeUnknown` where a reply was lost.
+    """
 
     retry_max_delay: float = 1.0
     """Longest pause between two attempts, in seconds; pauses grow exponentially from 50 ms, with full jitter."""
-
-    failover_patience: float = 45.0
-    """Seconds for which a command is sent again, beyond `retry_attempts`, where a lost primary is replaced by another
-    server: in a cluster and under Sentinel. 0 for no longer than elsewhere; `retry_attempts=1` never sends again.
-
-    The default outlasts a failover at their own defaults: a cluster waits 15 s for a silent primary, Sentinel 30 s.
-    """
 
     @property
     def blob_grace_ms(self) -> int:
@@ -177,13 +175,12 @@ class StoreOptions:
             seconds_to_ms("options.deletion_marker_ttl", self.deletion_marker_ttl)
         for name in ("blob_grace", "upload_grace", "retry_max_delay"):
             seconds_to_ms(f"options.{name}", getattr(self, name))
-        if self.failover_patience != 0:
-            seconds_to_ms("options.failover_patience", self.failover_patience)
+        if self.call_timeout is not None:
+            seconds_to_ms("options.call_timeout", self.call_timeout)
         whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
         for name in ("max_commit_bytes", "max_commit_nodes"):
             if getattr(self, name) is not None:
                 whole(f"options.{name}", getattr(self, name), 1)
-        whole("options.retry_attempts", self.retry_attempts, 1)
 
 
 def _told(value: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 from uuid import uuid4
 
 from tenacity import (
@@ -20,7 +20,6 @@ from tenacity import (
 )
 
 from lash_redis import codec, commands
-from lash_redis.backend import Earlier
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -68,6 +67,7 @@ from lash_redis.options import (
     whole,
 )
 from lash_redis.reader import MAX_TURNS, Reader
+from lash_redis.transport.failures import Earlier
 from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 log = logging.getLogger("lash_redis")
@@ -101,6 +101,12 @@ class RedisSessionStore:
 
     def __repr__(self) -> str:
         return f"RedisSessionStore({self.session_id!r}, namespace={self._namespace.layout.namespace!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a RedisSessionStore holds connections and cannot be pickled: pass the session id to the other process, "
+            "and call session(session_id) on a cache of its own"
+        )
 
     # Reads
 
@@ -189,7 +195,9 @@ class RedisSessionStore:
         Source: RuntimePersistence::load_node.
         """
         call = commands.node_call(self._keys, checked_id("node_id", node_id))
-        return commands.node_reply(call, self._keys, node_id, await self._namespace.run(call, writes=False))
+        return commands.node_reply(
+            call, self._keys, node_id, await self._namespace.run(call, writes=False, is_large=True)
+        )
 
     async def load_session_meta(self) -> SessionMeta | None:
         """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
@@ -362,7 +370,7 @@ class RedisSessionStore:
                 origin=origin,
                 sharded=namespace.sharded,
             )
-            reply, durable = await self._run_durably(call, options.durability, earlier)
+            reply, durable = await namespace.run_durably(call, options.durability, earlier)
             try:
                 outcome = commands.commit_reply(call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
@@ -432,20 +440,11 @@ class RedisSessionStore:
             f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
         ) from conflict
 
-    async def _run_durably(
-        self, call: commands.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
-    ) -> tuple[Any, bool | None]:
-        """A script's reply, and whether what it wrote is known to be as safe as `durability` asks."""
-        if durability is None:
-            return await self._namespace.run(call, earlier=earlier), None
-        reply, waited = await self._namespace.run_and_wait(call, commands.wait_command(durability), earlier=earlier)
-        return reply, commands.wait_reply(durability, waited)
-
     async def _confirmed(self, durability: Durability) -> bool:
         """Whether what an earlier attempt wrote is as safe as `durability` asks: WAIT alone would not wait for it."""
         call = commands.mark_call(self._keys)
         try:
-            reply, durable = await self._run_durably(call, durability)
+            reply, durable = await self._namespace.run_durably(call, durability)
         except (BackendError, OutcomeUnknown):
             log.warning("whether a commit of session %r is durable is unknown", self.session_id, exc_info=True)
             return False
@@ -645,7 +644,7 @@ class RedisSessionStore:
         For people to look at: who may write is known only to the commit that is checked.
         """
         return commands.lease_reply(
-            self._keys, *await self._namespace.read([commands.lease_read(self._keys)], atomic=False)
+            self._keys, *await self._namespace.read([commands.lease_read(self._keys)], atomic=False, is_small=True)
         )
 
     async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None:

@@ -22,11 +22,12 @@ import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis import commands
-from lash_redis.backend import FAILURES, end_if_cancelled, is_passing
 from lash_redis.errors import BackendError, Corrupt, SessionEvicted, StoreError
 from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.namespace import Namespace
 from lash_redis.options import seconds_to_ms
+from lash_redis.transport.failures import FAILURES, is_passing
+from lash_redis.transport.given import end_if_cancelled
 
 POLL: Final = 30.0
 """Seconds after which a head is looked at although nothing was said of it."""
@@ -550,12 +551,12 @@ async def _connection(client: redis.Redis) -> AsyncIterator[Any]:
 async def _heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.Look | Corrupt]:
     """What their heads say; a second round trip where one is not there, to tell whether a part of it is."""
     trip = [command for each in keys for command in commands.look_read(each)]
-    replies = await namespace.read(trip, atomic=False, faults=True)
+    replies = await namespace.read(trip, atomic=False, faults=True, is_small=True)
     found = [_found(each, *pair) for each, *pair in zip(keys, replies[::2], replies[1::2], strict=True)]
     absent = [
         each for each, look in zip(keys, found, strict=True) if isinstance(look, commands.Look) and look.is_absent
     ]
-    rests = await namespace.read([commands.rest_read(each) for each in absent], atomic=False)
+    rests = await namespace.read([commands.rest_read(each) for each in absent], atomic=False, is_small=True)
     for each, rest in zip(absent, rests, strict=True):
         if not rest:
             continue

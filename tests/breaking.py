@@ -79,13 +79,13 @@ def broken_by(*breakages: Breakage) -> Callable[[Law], Law]:
     return mark
 
 
-def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
-    """`Backend.send` that reads key by key, so that anything may come in between."""
+def one_by_one(read: Callable[..., Any]) -> Callable[..., Any]:
+    """`Namespace.read` that reads key by key, so that anything may come in between."""
 
     async def scattered(self: Any, commands: Any, *, atomic: bool, **more: Any) -> list[Any]:
         replies: list[Any] = []
         for command in commands:
-            replies += await send(self, [command], atomic=False, **more)
+            replies += await read(self, [command], atomic=False, **more)
             await asyncio.sleep(0)
         return replies
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import redis
@@ -19,6 +20,7 @@ from servers import Kind, RunningServers, Server, Snapshot, every, require, snap
 from lash_redis import RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer
+from lash_redis.transport.backend import Backend
 
 NAMESPACE = "laws"
 
@@ -28,6 +30,22 @@ def _running() -> Iterator[RunningServers]:
     servers = RunningServers()
     yield servers
     servers.stop()
+
+
+@pytest.fixture(autouse=True)
+async def _closed_caches(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Close what every cache of the test opened: over a cluster and Sentinel it has connections of its own."""
+    made: WeakSet[Backend] = WeakSet()
+    begin = Backend.__init__
+
+    def begun(self: Backend, *args: Any) -> None:
+        begin(self, *args)
+        made.add(self)
+
+    monkeypatch.setattr(Backend, "__init__", begun)
+    yield
+    for backend in made:
+        await backend.close()
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from proxy import Proxy
 from servers import Kind
 from workers import NAMESPACE, Crew, Way, Work, Worker, answers
 
-from lash_redis import Append, FullGraph, ReplaceFull, SessionCache, SessionGraph, StoreError, StoreOptions
+from lash_redis import Append, FullGraph, ReplaceFull, SessionCache, SessionGraph, StoreError
 from lash_redis.embedded import EmbeddedServer
 
 # Without a fault
@@ -46,7 +46,8 @@ async def fork_under_load(url: str, server: str, *, processes: int, turns: int) 
     """A worker forks itself; it and its children take turns at once on the cache it had before."""
     row = Row("os.fork of a worker, all on the cache made before", server, runs=processes)
     async with Crew() as crew, looking_at(url) as (client, cache):
-        worker = await crew.hire(url, options=StoreOptions(retry_attempts=1))  # a reply that goes astray is told
+        worker = await crew.hire(url)
+        await worker.do(workers.send_once)  # a reply that reaches another process fails a turn
         await worker.do(workers.fork_processes, SHARED, processes, turns)
         return await settle_accounts(row, crew, client, cache)
 

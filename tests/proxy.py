@@ -93,6 +93,8 @@ class Proxy:
         self.on_command: Callable[[Command], Action] = lambda command: Action.PASS
         self.connections: list[Traffic] = []
         """The traffic of each connection so far, in order of arrival."""
+        self.most_at_once = 0
+        """The most connections that were open at the same time."""
 
     @property
     def url(self) -> str:
@@ -170,6 +172,7 @@ class Proxy:
             return
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._links.add(task)
+        self.most_at_once = max(self.most_at_once, len(self._links))
         task.add_done_callback(self._links.discard)
         task.add_done_callback(lambda _: connection.close())
 

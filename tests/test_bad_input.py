@@ -472,7 +472,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Door, Any], Awaitable[Any]], tuple[Any, ...
             "blob_cache_bytes": (None, -1, True, 1.0, "1"),
             "max_commit_bytes": (0, -1, True, 1.0, "1"),
             "max_commit_nodes": (0, -1, True, 1.0, "1"),
-            "retry_attempts": (None, 0, -1, True, 1.0, "1"),
+            "call_timeout": (0, -1, True, "1", NAN, INFINITY),
         }.items()
     },
     "gc_policy.auto_run_every_commits": (

@@ -928,7 +928,7 @@ def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]
 def test_a_server_that_cannot_be_reached_is_3(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "StoreOptions", lambda **more: StoreOptions(retry_attempts=1, **more))
+    monkeypatch.setattr(connection, "StoreOptions", lambda **more: StoreOptions(**{**more, "call_timeout": 0.1}))
     path = written(tmp_path / "in", CHAT)
     given = [word.replace("{in}", str(path)).replace("{out}", str(tmp_path / "out")) for word in command]
     refused = told(*given, "--url", f"unix://{tmp_path}/none", code=3)

@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from builders import append, commit, ids_of
 from groups import Cluster, Member
+from sending import sends_once
 from servers import Kind, require, table
 from test_acl import everything
 from typer.testing import CliRunner
@@ -29,6 +31,7 @@ from lash_redis import (
 from lash_redis.acl import ROLES
 from lash_redis.cli.commands import app
 from lash_redis.keys import Layout, slot_of
+from lash_redis.transport.request import Request
 
 ONE_SHARD = StoreOptions(shards=1)
 
@@ -90,9 +93,8 @@ async def test_every_node_knows_the_scripts_after_a_preload(cluster):
 
 
 async def test_a_slot_that_has_moved_is_followed_without_another_attempt(moving):
-    options = StoreOptions(shards=1, retry_attempts=1)
-    async with lash_redis.connect(moving.url, options=options) as cache:
-        store = cache.session("chat")
+    async with lash_redis.connect(moving.url, options=StoreOptions(shards=1)) as cache:
+        store = sends_once(cache).session("chat")
         await store.commit_runtime_state(commit(None, append("a")))
         moving.migrate_slot(slot_of_shard(cache), elsewhere(moving, cache.layout.prefix(0)))
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
@@ -101,16 +103,16 @@ async def test_a_slot_that_has_moved_is_followed_without_another_attempt(moving)
 
 async def test_while_a_slot_moves_a_session_that_has_moved_whole_is_read_where_it_is(moving):
     """ASK: the slot is still the old node's, the keys are at the new one; a transaction asks for all there."""
-    options = StoreOptions(shards=1, retry_attempts=1)
+    options = StoreOptions(shards=1)
     async with lash_redis.connect(moving.url, options=options) as cache:
-        store = cache.session("chat")
+        store = sends_once(cache).session("chat")
         state = HydratedSessionCheckpoint(execution_state=b"1")
         await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=state))
         await store.commit_runtime_state(commit(1, append("c", parent="a"), checkpoint=state))
         await store.tombstone_nodes(["b"])
 
         async def seen() -> tuple[list[str], list[str], bytes]:
-            fresh = SessionCache(cache.shared._backend._connector, options=options)
+            fresh = sends_once(SessionCache(cache.shared._backend._connector, options=options))
             full = await fresh.session("chat").load_session(FullGraph())
             path = await fresh.session("chat").load_session(ActivePath())
             assert (await fresh.session("chat").load_head()).head_revision == 2
@@ -248,12 +250,18 @@ async def test_a_replica_is_read_where_it_is_asked_for(cluster):
         store = cache.session("chat")
         await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 5000))
         head = cache.layout.session("chat").head
-        topology = await cache.shared._backend.topology()
         primary = cluster.primary_of(head)
         for asked, member in ((False, primary), (True, cluster.replica_of(primary))):
-            client = await topology.node(head, replica=asked)
-            assert client.connection_pool.connection_kwargs["port"] == member.port
-            assert await client.hexists(head, "facts")
+            before = calls_of(member, "hexists")
+            request = Request([("HEXISTS", head, "facts")], head, replica=asked)
+            assert await cache.shared._backend.send(request) == [1]
+            assert calls_of(member, "hexists") == before + 1
+
+
+def calls_of(member: Any, command: str) -> int:
+    """How often a server has run a command."""
+    stats: Any = member.info("commandstats")
+    return stats[f"cmdstat_{command}"]["calls"] if f"cmdstat_{command}" in stats else 0
 
 
 def test_doctor_looks_at_every_node_of_a_cluster(cluster):

@@ -12,6 +12,7 @@ from proxy import Action, on
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnection
+from sending import sends_once
 from servers import snapshot
 
 import lash_redis
@@ -32,15 +33,19 @@ from lash_redis import (
 )
 from lash_redis.embedded import EmbeddedServer
 
-ONCE = StoreOptions(retry_attempts=1, shards=1)
 META = SessionMeta("chat", "name", "now", "m")
+
+
+def once(client: redis.Redis, namespace: str = "default", *, ttl: float | None = None) -> SessionCache:
+    """A cache of one shard, in which the first failed attempt of each call is final."""
+    return sends_once(SessionCache(client, namespace, ttl=ttl, options=StoreOptions(shards=1)))
 
 
 @pytest.fixture
 async def full(real_server):
     """A cache on a server that takes no more writes, and a way to make room."""
     client = real_server.client()
-    cache = SessionCache(client, "full", options=ONCE)
+    cache = once(client, "full")
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
@@ -79,10 +84,10 @@ async def test_a_full_server_refuses_a_write_whole(write, full, real_server):
 async def test_a_commit_that_may_be_half_written_is_never_called_refused(denied, real_server):
     admin = real_server.client()
     body = HydratedSessionCheckpoint(execution_state=b"one")
-    cache = SessionCache(admin, "acl", options=ONCE)
+    cache = once(admin, "acl")
     first = await cache.session("chat").commit_runtime_state(commit(None, append("a"), checkpoint=body))
     await admin.execute_command("ACL", "SETUSER", "half", "on", ">pw", "~*", "+@all", f"-{denied}")
-    limited = SessionCache(real_server.client(username="half", password="pw"), "acl", options=ONCE)
+    limited = once(real_server.client(username="half", password="pw"), "acl")
     sent = commit(1, append("b", parent="a"), checkpoint=HydratedSessionCheckpoint(execution_state=b"two"))
     try:
         await limited.session("chat").load_session(FullGraph())
@@ -96,14 +101,14 @@ async def test_a_commit_that_may_be_half_written_is_never_called_refused(denied,
     except Corrupt:
         return
     assert again.head_revision == first.head_revision + 1
-    read = await SessionCache(admin, "acl", options=ONCE).session("chat").load_session(FullGraph())
+    read = await once(admin, "acl").session("chat").load_session(FullGraph())
     assert ids_of(read) == ["a", "b"]
 
 
 @pytest.mark.parametrize("settings", [{"retry_on_error": [LostConnection]}, {"retry_on_timeout": True}])
 async def test_a_client_that_sends_again_by_itself_leaves_a_lost_commit_unknown(settings, proxy):
     client = redis.Redis.from_url(proxy.url, **settings)
-    store = SessionCache(client, options=ONCE).session("chat")
+    store = once(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
 
     await proxy.refuse()  # new connections; the one in use stays
@@ -115,7 +120,7 @@ async def test_a_client_that_sends_again_by_itself_leaves_a_lost_commit_unknown(
 
 async def test_a_read_that_is_lost_is_a_backend_error(proxy):
     client = redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0))
-    store = SessionCache(client, options=ONCE).session("chat")
+    store = once(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     with pytest.raises(BackendError):
@@ -126,7 +131,7 @@ async def test_a_read_that_is_lost_is_a_backend_error(proxy):
 async def test_a_pool_without_a_free_connection_sent_nothing(real_server):
     pool = redis.BlockingConnectionPool.from_url(real_server.url, max_connections=1, timeout=0.05)
     client = redis.Redis(connection_pool=pool)
-    store = SessionCache(client, options=ONCE).session("chat")
+    store = once(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     busy = asyncio.create_task(client.blpop("nothing", timeout=1))
     while not (await real_server.client().info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - no event of ours
@@ -181,12 +186,12 @@ async def lonely(real_server):
 async def test_a_commit_that_too_few_replicas_would_get_is_refused_whole(lonely):
     before = await snapshot(lonely)
     with pytest.raises(BackendError, match="NOREPLICAS"):
-        await SessionCache(lonely, "lonely", options=ONCE).session("chat").commit_runtime_state(commit())
+        await once(lonely, "lonely").session("chat").commit_runtime_state(commit())
     assert await snapshot(lonely) == before == {}
 
 
 async def test_a_commit_waits_for_a_replica_that_comes_back(lonely):
-    store = SessionCache(lonely, "lonely", options=StoreOptions(retry_attempts=1000)).session("chat")
+    store = SessionCache(lonely, "lonely", options=StoreOptions(call_timeout=60)).session("chat")
     committing = asyncio.create_task(store.commit_runtime_state(commit(None, append("a"))))
     while "errorstat_NOREPLICAS" not in await lonely.info("errorstats"):
         assert not committing.done()
@@ -196,17 +201,17 @@ async def test_a_commit_waits_for_a_replica_that_comes_back(lonely):
 
 
 async def test_meta_saved_with_a_ttl_does_not_end_a_session_committed_without_one(client):
-    await SessionCache(client, ttl=100, options=ONCE).session("chat").save_session_meta(META)
-    await SessionCache(client, options=ONCE).session("chat").commit_runtime_state(commit(None, append("a")))
+    await once(client, ttl=100).session("chat").save_session_meta(META)
+    await once(client).session("chat").commit_runtime_state(commit(None, append("a")))
     assert [await client.pttl(key) for key in await client.keys("*chat")] == [-1, -1, -1]
 
 
 async def test_a_session_that_began_anew_has_another_epoch(client):
-    cache = SessionCache(client, options=ONCE)
+    cache = once(client)
     epochs = set()
     for _ in range(2):
         await client.flushall()
-        await SessionCache(client, options=ONCE).session("chat").commit_runtime_state(commit(None, append("a")))
+        await once(client).session("chat").commit_runtime_state(commit(None, append("a")))
         (head,) = await client.keys("*head:chat")
         epochs.add((await client.hget(head, "facts")).split()[1])
         await asyncio.sleep(0.002)
@@ -215,7 +220,7 @@ async def test_a_session_that_began_anew_has_another_epoch(client):
 
 
 async def test_an_upload_stays_as_long_as_promised_whoever_held_it_in_between(client):
-    cache = SessionCache(client, options=ONCE)
+    cache = once(client)
     store = cache.session("chat")
     held = HydratedSessionCheckpoint(execution_state=b"state")
     result = await store.commit_runtime_state(commit(None, append("a"), checkpoint=held))
@@ -241,7 +246,7 @@ async def test_limits_see_usage_rows_and_meta(client):
 
 async def test_maintenance_that_stops_half_way_says_so(real_server):
     client = real_server.client()
-    store = SessionCache(client, options=ONCE).session("chat")
+    store = once(client).session("chat")
     ids = [f"n{at}" for at in range(1500)]
     await store.commit_runtime_state(commit(None, append(*ids)))
     run, calls = store._namespace.run, []
@@ -277,7 +282,7 @@ async def test_update_builds_on_what_it_showed_unless_told_otherwise(open_cache)
 
 
 async def test_update_hands_over_the_commit_whose_outcome_is_unknown(proxy, through_proxy):
-    store = through_proxy(retry_attempts=1).session("chat")
+    store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     with pytest.raises(OutcomeUnknown) as caught:

@@ -8,6 +8,7 @@ import pytest
 import redis.asyncio
 from breaking import Lua, Python, broken_by
 from builders import FAMILIES, append, blob_keys, commit, facts_of, holds, ids_of, key_of, tools, used
+from sending import sends_once
 
 from lash_redis import (
     FullGraph,
@@ -19,7 +20,6 @@ from lash_redis import (
     SessionMeta,
     SessionPolicy,
     SessionStoreCreateRequest,
-    StoreOptions,
     connect,
 )
 
@@ -308,7 +308,8 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 
 
 async def test_a_cache_made_of_a_url_serves_a_session(real_server):
-    async with connect(real_server.url, namespace="acme", options=StoreOptions(retry_attempts=1)) as cache:
+    async with connect(real_server.url, namespace="acme") as cache:
+        sends_once(cache)
         await cache.session("chat").commit_runtime_state(commit(None, append("a")))
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["a"]
 

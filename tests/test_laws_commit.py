@@ -50,6 +50,7 @@ from lash_redis import (
     StoreError,
     Unchanged,
 )
+from lash_redis.transport.request import Request
 
 MAX = 2**63 - 1
 NOWHERE = "0" * 64
@@ -490,15 +491,15 @@ async def round_trips(proxy, store: RedisSessionStore, *commits: RuntimeCommit) 
     return seen
 
 
-def pinging(run):
-    async def twice(self, call, **more):
-        await self.send([("PING",)], atomic=False)
-        return await run(self, call, **more)
+def pinging(send):
+    async def twice(self, request, **more):
+        await send(self, Request([("PING",)]))
+        return await send(self, request, **more)
 
     return twice
 
 
-@broken_by(Python("backend:Backend.run", pinging, "asks before it writes"))
+@broken_by(Python("transport.backend:Backend.send", pinging, "asks before it writes"))
 async def test_a_commit_after_a_load_or_a_commit_is_one_command(proxy, through_proxy):
     cache = through_proxy()
     store = cache.session("chat")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from breaking import Lua, Python, broken_by
 from builders import append, blob_keys, chain, commit, key_of, plugins, tools
+from sending import sends_once
 from servers import snapshot
 
 from lash_redis import (
@@ -172,7 +173,7 @@ async def test_on_a_full_server_a_write_is_refused_whole_and_says_oom(name, real
     before = await snapshot(client)
     await full()
     with pytest.raises(BackendError, match="OOM"):
-        await WRITES[name](open_real_cache(ttl=100, retry_attempts=1), manifest)
+        await WRITES[name](sends_once(open_real_cache(ttl=100)), manifest)
     assert await snapshot(client) == before
 
 

@@ -79,7 +79,7 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 # One revision
 
 
-@broken_by(Python("backend:Backend.send", one_by_one, "reads key by key"))
+@broken_by(Python("namespace:Namespace.read", one_by_one, "reads key by key"))
 async def test_a_read_beside_commits_is_one_revision(open_cache):
     last = 40
 
@@ -254,7 +254,7 @@ def counting(run):
     return extra
 
 
-@broken_by(Python("backend:Backend.send", counting, "asks before it reads"))
+@broken_by(Python("namespace:Namespace.read", counting, "asks before it reads"))
 async def test_a_read_is_two_round_trips_at_the_most(proxy, through_proxy):
     cache = through_proxy()
     state = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")

@@ -10,6 +10,7 @@ import pytest
 from breaking import Lua, Python, broken_by
 from builders import append, chain, commit, holders, ids_of, key_of, node, replace_full, tools, used
 from proxy import Action, Command, Proxy, on
+from sending import sends_once
 
 from lash_redis import (
     Append,
@@ -263,10 +264,12 @@ async def test_a_blind_commit_whose_reply_is_lost_counts_once(proxy, through_pro
 
 
 @broken_by(
-    Python("backend:_Fate.error", lambda _: lambda self, error, **_: BackendError(str(error)), "calls it not applied")
+    Python(
+        "transport.backend:_Attempts.error", lambda _: lambda self: BackendError(str(self.told)), "calls it not applied"
+    )
 )
 async def test_without_a_retry_a_lost_reply_is_an_unknown_outcome_that_sending_again_settles(proxy, through_proxy):
-    store = through_proxy(retry_attempts=1).session("chat")
+    store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     unknown = False
@@ -283,7 +286,7 @@ async def test_without_a_retry_a_lost_reply_is_an_unknown_outcome_that_sending_a
 
 
 async def test_an_unknown_outcome_that_never_reached_the_server_is_applied_by_sending_again(proxy, through_proxy):
-    store = through_proxy(retry_attempts=1).session("chat")
+    store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.CUT_BEFORE, "EVALSHA")
     with pytest.raises(OutcomeUnknown):
@@ -310,7 +313,7 @@ async def test_a_lost_read_is_read_again(proxy, through_proxy):
 
 
 async def test_a_server_that_is_away_is_a_backend_error_and_never_absence(real_server, proxy, through_proxy):
-    cache = through_proxy(retry_attempts=2, retry_max_delay=0.01)
+    cache = through_proxy(call_timeout=0.5, retry_max_delay=0.01)
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     await proxy.refuse()
@@ -331,7 +334,7 @@ async def test_a_server_that_is_away_is_a_backend_error_and_never_absence(real_s
 
 
 async def test_a_first_commit_without_a_server_is_a_backend_error(proxy, through_proxy):
-    store = through_proxy(retry_attempts=2, retry_max_delay=0.01).session("chat")
+    store = through_proxy(call_timeout=0.5, retry_max_delay=0.01).session("chat")
     await proxy.refuse()
     with pytest.raises(BackendError):
         await store.commit_runtime_state(commit(None, append("a")))
@@ -408,7 +411,7 @@ async def _refuses(self, prepared, conflict, *_):
 async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
+    store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     read = await store.load_session(FullGraph())
     overtaken, asked = Overtaken(proxy, beside), []
 
@@ -428,7 +431,7 @@ async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, 
     beside = SessionCache(real_server.client(), "laws").session("chat")
     begun = [*chain("a", "b", "c"), node("d", "b")]
     await beside.commit_runtime_state(commit(None, Append(begun, "d")))
-    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
+    store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     read = await store.load_session(FullGraph())
     overtaken = Overtaken(proxy, beside, Action.CUT_BEFORE)
     made = commit(1, ReplaceFull(read.graph.fork_current_path()))
@@ -442,7 +445,7 @@ async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, 
 async def test_where_others_dropped_nodes_since_nobody_knows(others, first, proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
-    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
+    store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     await store.load_session(FullGraph())
     overtaken, asked = Overtaken(proxy, beside, first), []
 
@@ -468,7 +471,7 @@ async def test_where_others_dropped_nodes_since_nobody_knows(others, first, prox
 async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
+    store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     overtaken, asked = Overtaken(proxy, beside, Action.CUT_BEFORE), []
 
     def turn(read):
@@ -482,7 +485,7 @@ async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before
 async def test_a_commit_without_nodes_whose_receipt_is_gone_says_that_nobody_knows(proxy, through_proxy, real_server):
     beside = SessionCache(real_server.client(), "laws").session("chat")
     await beside.commit_runtime_state(commit(None, append("a")))
-    store = through_proxy(retry_max_delay=0.2, retry_attempts=200).session("chat")
+    store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     await store.load_head()
     overtaken = Overtaken(proxy, beside)
     made = commit(1, Unchanged("a"), usage_deltas=[used(input=1)])

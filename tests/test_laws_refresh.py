@@ -588,7 +588,7 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 # One revision
 
 
-@broken_by(Python("backend:Backend.send", one_by_one, "reads key by key"))
+@broken_by(Python("namespace:Namespace.read", one_by_one, "reads key by key"))
 async def test_a_refresh_beside_commits_is_one_revision(open_cache):
     """Of nodes that a script hands over and of more than that."""
     last = 40

@@ -34,6 +34,7 @@ from builders import (
     tools,
     used,
 )
+from sending import sends_once
 from servers import snapshot
 
 from lash_redis import (
@@ -61,7 +62,6 @@ from lash_redis import (
     SessionGraph,
     SessionNodeRecord,
     StoreError,
-    StoreOptions,
     Unchanged,
     load_persisted_session_state,
     refresh_persisted_session_state,
@@ -523,7 +523,7 @@ async def test_a_jump_that_is_unreadable_is_told_before_anything_is_dropped(stor
 async def test_an_account_that_may_not_drop_is_refused_with_nothing_written(real_server):
     client = real_server.account("laws", "loader")
     admin = real_server.client()
-    store = SessionCache(client, "laws", options=StoreOptions(retry_attempts=1)).session("chat")
+    store = sends_once(SessionCache(client, "laws")).session("chat")
     graph = await begun_to_be_cut(store)
     await admin.execute_command("ACL", "SETUSER", "loader-laws", "-ltrim")
     before = await snapshot(admin)

@@ -9,6 +9,7 @@ import pytest
 from breaking import Python, broken_by
 from builders import append, chain, commit, ids_of, numbered
 from proxy import Action
+from sending import sends_once
 
 from lash_redis import (
     ActivePath,
@@ -197,7 +198,7 @@ async def test_whatever_else_fails_is_not_tried_again(fails, store, client):
 
 
 async def test_after_a_conflict_too_the_commit_whose_outcome_is_unknown_is_handed_over(proxy, through_proxy):
-    store, writer = through_proxy(retry_attempts=1).session("chat"), through_proxy().session("chat")
+    store, writer = sends_once(through_proxy()).session("chat"), through_proxy().session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     turn, _ = adding("b", "c")
     commits = 0

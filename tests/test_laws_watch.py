@@ -14,6 +14,7 @@ import redis.asyncio
 from breaking import Python, broken_by
 from builders import append, commit, key_of, plant_fact
 from proxy import Action, Command, on
+from sending import sends_once
 from servers import Server
 
 from lash_redis import (
@@ -36,8 +37,8 @@ from lash_redis import (
 )
 from lash_redis import watch as watch_module
 from lash_redis.commands.watching import HeadMark, Look, Watched
-from lash_redis.connections import Given
 from lash_redis.keys import Layout
+from lash_redis.transport.connectors import Given
 
 SLOW = 600.0
 """Seconds of `poll` that no test lives to see: what is told was told, not found."""
@@ -542,7 +543,7 @@ async def test_what_a_session_came_to_before_its_end_is_told_before_it(cache, st
 
 async def test_what_was_committed_while_the_connection_was_gone_is_told(through_proxy, proxy, store_beside):
     await say(store_beside, 1)
-    async with watching(through_proxy(retry_attempts=1).session("chat"), 1) as told:
+    async with watching(sends_once(through_proxy()).session("chat"), 1) as told:
         await until(lambda: b"SUBSCRIBE" in {command[0] for link in proxy.connections for command in link.log})
         await say(store_beside, 2)
         await told.reach(2)
@@ -591,7 +592,7 @@ async def test_a_revision_that_comes_round_again_with_another_commit_is_told(pro
             await client.restore(key, 0, value)
         await say(store, 2)
 
-    cache = through_proxy(retry_attempts=1)
+    cache = sends_once(through_proxy())
     async with watching(cache.session("chat"), lost) as told:
         await listening(client)
         await proxy.refuse()
@@ -634,7 +635,7 @@ async def test_commits_raced_against_lost_connections_are_told(proxy, through_pr
 
 async def test_an_outage_longer_than_patience_ends_the_watch(proxy, through_proxy, store_beside):
     await say(store_beside, 1)
-    cache = through_proxy(retry_attempts=2)
+    cache = through_proxy(call_timeout=0.1)
     async with watching(cache.session("chat"), 1, patience=0.3) as told, cache.watch(poll=SLOW, patience=0.3) as watch:
         watch.add("chat", 1)
         await following(watch)

@@ -101,8 +101,6 @@ async def say_all(cache: SessionCache, revision: int, durability: Replicas | Non
     await asyncio.gather(*(say(cache.session(name), revision, durability) for name in NAMES))
 
 
-# A given RedisCluster forgets a node that died without closing its idle connections to it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("given", [False, True], ids=["url", "given"])
 async def test_a_watch_of_a_cluster_survives_the_death_of_a_primary(given, cluster):
     await asyncio.to_thread(cluster.heal)

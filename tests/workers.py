@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import processes
+from sending import sends_once
 
 from lash_redis import (
     Append,
@@ -255,6 +256,11 @@ async def renew_lease(work: Work, session: str) -> None:
 async def release_lease(work: Work, session: str) -> None:
     async with await work.cache.session(session).acquire_lease("worker", 100):
         pass
+
+
+async def send_once(work: Work) -> None:
+    """Let the first failed attempt of each call be final."""
+    sends_once(work.cache)
 
 
 async def fork_processes(work: Work, session: str, processes: int, turns: int) -> None:

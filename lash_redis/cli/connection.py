@@ -11,13 +11,15 @@ from typing import Any
 
 from redis import exceptions
 
-from lash_redis.backend import Backend
 from lash_redis.cache import SessionCache
-from lash_redis.connections import connector
 from lash_redis.errors import InvalidRecord, StoreError
 from lash_redis.keys import Layout, checked_namespace
 from lash_redis.options import StoreOptions
-from lash_redis.topology import Topology
+from lash_redis.transport.backend import Backend
+from lash_redis.transport.connectors import by_url
+from lash_redis.transport.failures import check_types
+from lash_redis.transport.request import Lane, Request, first_key
+from lash_redis.transport.topology import Topology
 
 PATIENCE = 5.0
 """Seconds that a person waits for a primary that somebody may name yet."""
@@ -29,11 +31,11 @@ class Connection:
     resends = False
 
     def __init__(self, url: str) -> None:
-        self._source = connector(url)
+        self._source = by_url(url)
         self.sharded = self._source.sharded
         self._opening = asyncio.Lock()
         self._topology: Topology | None = None
-        self._backend = Backend(self, replace(StoreOptions(), failover_patience=PATIENCE))
+        self._backend = Backend(self, StoreOptions(call_timeout=PATIENCE))
 
     async def open(self) -> Topology:
         async with self._opening:
@@ -54,7 +56,8 @@ class Connection:
         Raises:
             BackendError: no answer, or (see `refused`) an error for one.
         """
-        return await self._backend.send(commands, atomic=False)
+        request = Request(commands, first_key(commands), lane=Lane.LARGE)
+        return check_types(commands, await self._backend.send(request))
 
     async def ask_everywhere(self, *command: Any) -> list[Any]:
         """The replies of every server, the primaries' first, to a command without a key.

@@ -10,8 +10,8 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened_if_used
 from lash_redis.cli.output import plain
-from lash_redis.connections import connector
 from lash_redis.models import AuditReport, GcReport
+from lash_redis.transport.connectors import by_url
 
 
 async def collect(url: str, namespace: str) -> GcReport | None:
@@ -36,7 +36,7 @@ async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None
 
 async def preload(url: str) -> int:
     """Make every script known to the server; how many there are."""
-    async with SessionCache(connector(url)) as cache:  # scripts belong to no namespace: none is looked at
+    async with SessionCache(by_url(url)) as cache:  # scripts belong to no namespace: none is looked at
         await cache.preload()
     return len(scripts.every())
 

@@ -35,10 +35,10 @@ from lash_redis.cli.output import (
 from lash_redis.cli.pool import Pool, WorkerDied
 from lash_redis.cli.show import message_lines, message_texts
 from lash_redis.cli.worker import Check, Checked, Failure, Job, Played, Result, Settings
-from lash_redis.connections import connector
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.models import ActivePath, ToolState
 from lash_redis.options import StoreOptions
+from lash_redis.transport.connectors import by_url
 
 TTL = 3600.0
 """Seconds the sessions of a run outlive it, unless they are to be kept."""
@@ -165,7 +165,7 @@ def replay(
         raise CommandError(
             USAGE, "memory:// lives in one process and replay needs several; use embedded:// or a server's URL"
         )
-    connector(url)
+    by_url(url)
     prefix = f"replay-{uuid4().hex[:8]}"
     names = [f"{prefix}/{conversation.id}" for conversation in conversations]
     sessions = [

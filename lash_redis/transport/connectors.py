@@ -1,0 +1,299 @@
+"""How a process gets to its servers: from a URL, or over a client that the caller made."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+import redis.asyncio as redis
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from lash_redis.errors import BackendError, InvalidRecord
+from lash_redis.transport import urls
+from lash_redis.transport.backend import Connector
+from lash_redis.transport.cluster import Cluster
+from lash_redis.transport.dialer import Dialer
+from lash_redis.transport.given import GivenNode
+from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address
+from lash_redis.transport.node import OwnNode
+from lash_redis.transport.sentinel import Sentinels
+from lash_redis.transport.topology import OneServer, Topology
+
+if TYPE_CHECKING:
+    from fakeredis import FakeServer
+
+SETTINGS: Final = frozenset(
+    {
+        "client_name", "credential_provider", "db", "driver_info", "encoding", "encoding_errors",
+        "health_check_interval", "legacy_responses", "max_connections", "password", "protocol",
+        "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_read_size", "socket_timeout",
+        "username",
+    }
+)  # fmt: skip
+"""The settings of a given client, beside those of TLS, that connections of our own are made with."""
+
+
+class Own:
+    """Connections of our own. None of them sends again by itself: the backend is the one place that does."""
+
+    resends = False
+    sharded = False
+
+    async def close(self) -> None:
+        """End what all processes and event loops share: nothing."""
+
+
+class ByUrl(Own):
+    """`redis://`, `rediss://` and `unix://`, with the options that `redis.asyncio.from_url` takes."""
+
+    def __init__(self, url: str) -> None:
+        parts = urls.read(url)
+        if parts.scheme == "unix":
+            if parts.path in ("", "/"):
+                raise InvalidRecord("url", "takes the path of a socket, as in unix:///run/redis.sock")
+            self._where: dict[str, Any] = {"path": unquote(parts.path)}
+            self._dialer = urls.dialer(parts)
+            return
+        if len(parts.hosts) > 1:
+            raise InvalidRecord("url", "takes one host; several are for redis+cluster:// and redis+sentinel://")
+        ((host, port),) = parts.hosts
+        self._where = {"host": host or "localhost", "port": port}
+        self._dialer = urls.dialer(parts, database=urls.database(parts.path))
+
+    async def open(self) -> Topology:
+        return OneServer(OwnNode(self._dialer, self._where))
+
+
+class ByCluster(Own):
+    """`redis+cluster://`, or `rediss+cluster://` over TLS: any nodes of the cluster, which name the others."""
+
+    sharded = True
+
+    def __init__(self, url: str) -> None:
+        parts = urls.read(url)
+        self._seeds = _named(parts)
+        if urls.database(parts.path):
+            raise InvalidRecord("url", "names a database, but a cluster has only database 0")
+        self._dialer = urls.dialer(parts)
+
+    async def open(self) -> Topology:
+        return Cluster(self._seeds, self._dialer)
+
+
+class BySentinel(Own):
+    """`redis+sentinel://`, or `rediss+sentinel://` over TLS: sentinels, and the name of the service they watch.
+
+    User and password are those of the data nodes; the sentinels' are `?sentinel_username=` and `?sentinel_password=`.
+    TLS is for both.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urls.read(url, port=urls.SENTINEL_PORT)
+        self._sentinels = _named(parts)
+        service, _, database = parts.path.strip("/").partition("/")
+        if not service or "@" in service:
+            raise InvalidRecord("url", "takes the name of a service behind the sentinels, and perhaps a database")
+        self._service = unquote(service)
+        options = dict(parts.options)
+        own = {
+            name.removeprefix("sentinel_"): options.pop(name)
+            for name in ("sentinel_username", "sentinel_password")
+            if name in options
+        }
+        parts = urls.Url(parts.scheme, parts.credentials, parts.hosts, parts.path, options)
+        self._dialer = urls.dialer(parts, database=urls.database(database))
+        shared = {name: value for name, value in options.items() if name.startswith("ssl_")}
+        asked = urls.Url(parts.scheme, own, parts.hosts, parts.path, shared)
+        self._sentinel_dialer = urls.dialer(asked, socket_timeout=DISCOVERY_TIMEOUT)
+
+    async def open(self) -> Topology:
+        sentinels = [(address, self._sentinel_dialer) for address in self._sentinels]
+        return Sentinels(sentinels, self._service, self._dialer)
+
+
+def _named(parts: urls.Url) -> list[Address]:
+    """The hosts of a URL that must name each of them."""
+    for place, (host, _) in enumerate(parts.hosts, 1):
+        if not host:
+            raise InvalidRecord("url", f"has an address that is not host:port, at position {place}")
+    return parts.hosts
+
+
+class Embedded(Own):
+    """A server process of ours, started when it is first needed."""
+
+    def __init__(self, directory: Path | None) -> None:
+        from lash_redis.embedded import EmbeddedServer, wheel_binary
+
+        wheel_binary()
+        self._server = EmbeddedServer(directory)
+
+    async def open(self) -> Topology:
+        await asyncio.to_thread(self._server.start)
+        return await ByUrl(self._server.url).open()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._server.stop)
+
+
+class InMemory(Own):
+    """fakeredis in this process, used as a given client is."""
+
+    def __init__(self) -> None:
+        self._server: FakeServer | None = None
+        if find_spec("fakeredis") is None:
+            raise BackendError("memory:// needs fakeredis: pip install 'lash-redis[memory]'")
+
+    async def open(self) -> Topology:
+        from fakeredis import FakeAsyncRedis, FakeServer
+
+        self._server = self._server or FakeServer()
+        return OneServer(GivenNode(FakeAsyncRedis(server=self._server), is_own=True))
+
+
+def by_url(url: str) -> Connector:
+    """How to get to the servers of a URL. Connects to nothing and starts nothing yet.
+
+    Raises:
+        InvalidRecord: the URL cannot be understood. No part of it is quoted, because it may hold a password.
+        BackendError: the package behind `embedded://` or `memory://` is not installed.
+    """
+    if not isinstance(url, str):
+        raise InvalidRecord("url", f"takes a string, not {type(url).__name__}")
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "redis" | "rediss" | "unix":
+            return ByUrl(url)
+        case "redis+cluster" | "rediss+cluster":
+            return ByCluster(url)
+        case "redis+sentinel" | "rediss+sentinel":
+            return BySentinel(url)
+        case "embedded":
+            return Embedded(_directory(rest))
+        case "memory" if not rest:
+            return InMemory()
+    raise InvalidRecord(
+        "url",
+        "takes redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, "
+        "rediss+sentinel://, embedded://[directory] or memory://",
+    )
+
+
+def _directory(rest: str) -> Path | None:
+    if "?" in rest or "#" in rest:
+        raise InvalidRecord("url", "takes no options behind embedded://; in a directory write %3F for '?', %23 for '#'")
+    return Path(unquote(rest)) if rest else None
+
+
+# Over a client of the caller's
+
+
+class Given:
+    """The caller's own client: used through its own methods, never configured, never closed."""
+
+    sharded = False
+
+    def __init__(self, client: redis.Redis) -> None:
+        settings = client.connection_pool.connection_kwargs
+        retry = settings.get("retry")
+        # Without a policy of its own a connection still tries once more where it was asked to retry on some errors.
+        implied = bool(settings.get("retry_on_error") or settings.get("retry_on_timeout"))
+        self.resends = implied if retry is None else getattr(retry, "_retries", 1) != 0
+        self._client = client
+        self._process = os.getpid()
+
+    async def open(self) -> Topology:
+        if self._process != os.getpid():
+            raise BackendError("this client was made before the process forked; a child needs a client of its own")
+        return OneServer(GivenNode(self._client))
+
+    async def close(self) -> None:
+        """The caller closes it."""
+
+
+class GivenSentinel(Own):
+    """`Sentinel.master_for` of the caller, read for its settings. Connections of our own are made like its."""
+
+    def __init__(self, pool: SentinelConnectionPool) -> None:
+        manager = pool.sentinel_manager
+        self._service: str = pool.service_name
+        self._dialer = _like(pool.connection_class, {**pool.connection_kwargs, "max_connections": pool.max_connections})
+        self._sentinels = [_place(sentinel.connection_pool) for sentinel in manager.sentinels]
+        self._minimum_others: int = manager.min_other_sentinels
+        self._forced_host: str | None = getattr(manager, "_force_master_ip", None)
+
+    async def open(self) -> Topology:
+        return Sentinels(
+            self._sentinels,
+            self._service,
+            self._dialer,
+            minimum_others=self._minimum_others,
+            forced_host=self._forced_host,
+        )
+
+
+def _place(pool: redis.ConnectionPool) -> tuple[Address, Dialer]:
+    """A given sentinel's address, and how connections are made like its."""
+    settings = {"socket_timeout": DISCOVERY_TIMEOUT, **pool.connection_kwargs}
+    return (settings["host"], int(settings["port"])), _like(pool.connection_class, settings)
+
+
+class GivenCluster(Own):
+    """A `RedisCluster` of the caller, read for its settings. Connections of our own are made like its."""
+
+    sharded = True
+
+    def __init__(self, client: redis.RedisCluster) -> None:
+        settings: dict[str, Any] = client.connection_kwargs
+        self._dialer = _like(settings.get("connection_class", Connection), settings)
+        self._seeds = [(node.host, int(node.port)) for node in client.nodes_manager.startup_nodes.values()]
+        self._remap = getattr(client.nodes_manager, "address_remap", None)
+
+    async def open(self) -> Topology:
+        return Cluster(self._seeds, self._dialer, self._remap)
+
+
+def _like(kind: type, settings: dict[str, Any]) -> Dialer:
+    own = {name: value for name, value in settings.items() if name in SETTINGS or name.startswith("ssl_")}
+    return Dialer(SSLConnection if issubclass(kind, SSLConnection) else Connection, own)
+
+
+def given(client: object) -> Connector:
+    """How to get to the servers of a client that the caller made.
+
+    Raises:
+        InvalidRecord: it is no client of `redis.asyncio`, or it would not return the stored bytes.
+    """
+    checked = checked_client(client)
+    if isinstance(checked, redis.RedisCluster):
+        return GivenCluster(checked)
+    pool = checked.connection_pool
+    if isinstance(pool, SentinelConnectionPool) and pool.is_master:
+        return GivenSentinel(pool)
+    return Given(checked)
+
+
+def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
+    """`client`, if this package can work with it."""
+    if isinstance(client, redis.RedisCluster):
+        settings = client.connection_kwargs
+        if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
+            raise InvalidRecord("client", "reads from replicas, which may be behind; make it without that")
+    elif isinstance(client, redis.Redis):
+        settings = client.connection_pool.connection_kwargs
+    else:
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise InvalidRecord("client", f"takes a redis.asyncio.Redis or RedisCluster, not {kind}")
+    if settings.get("decode_responses"):
+        raise InvalidRecord(
+            "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"
+        )
+    encoding = settings.get("encoding", "utf-8")
+    if str(encoding).lower().replace("_", "-") not in ("utf-8", "utf8"):
+        raise InvalidRecord("client", f"was made with encoding={encoding!r}, but ids are UTF-8; leave it out")
+    return client

@@ -1,0 +1,31 @@
+"""Reads on a server whose memory is full: it refuses even a read inside MULTI, but not one inside a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lash_redis import scripts
+from lash_redis.transport.request import Command, Request
+
+
+def in_script(request: Request) -> Request:
+    """A request for the script that runs the commands of an atomic read."""
+    keys: list[Any] = []
+    words: list[Any] = []
+    for name, *rest in request.commands:
+        named = len(rest) if name == "EXISTS" else min(1, len(rest))
+        keys += rest[:named]
+        words += [name, named, len(rest) - named, *rest[named:]]
+    command = ("EVALSHA", scripts.READ.sha, len(keys), *keys, "", *words)
+    return replace(request, commands=[command], script=scripts.READ, atomic=False)
+
+
+def shaped(commands: Sequence[Command], reply: Any) -> list[Any]:
+    """The replies that the commands would have had."""
+    _, _, *replies = reply
+    return [
+        dict(zip(each[::2], each[1::2], strict=True)) if command[0] == "HGETALL" else each
+        for command, each in zip(commands, replies, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""A server behind a client that the caller made: used through its own methods, never configured, never closed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import redis.asyncio as redis
+from redis import exceptions
+
+from lash_redis.transport.dialer import address_of
+from lash_redis.transport.failures import NoReply, OutOfTime, first_error, is_wrong_type
+from lash_redis.transport.node import Node
+from lash_redis.transport.request import Request
+
+
+class GivenNode(Node):
+    """As many requests are in flight at once as the client has connections; others wait.
+
+    A request costs what redis-py's own methods cost, and takes a connection of its own for its time. A call that runs
+    out of time is cancelled; redis-py then closes the connection. `is_own`: the client is closed with the node.
+    """
+
+    def __init__(self, client: redis.Redis, *, is_own: bool = False) -> None:
+        super().__init__(address_of({"host": "a given client", **client.connection_pool.connection_kwargs}))
+        self._client: Any = client  # Any, because redis-py leaves execute_command untyped
+        self._is_own = is_own
+        self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
+
+    @property
+    def listener(self) -> redis.Redis:
+        client: redis.Redis = self._client
+        return client
+
+    def abandon(self) -> None:
+        """redis-py closes a client that is dropped."""
+
+    async def close(self) -> None:
+        if self._is_own:
+            await self._client.aclose()
+
+    async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
+        is_sent = False
+        try:
+            async with asyncio.timeout_at(request.deadline), self._turns:
+                is_sent = True
+                return await self._exchange(request)
+        except TimeoutError:
+            error = NoReply if is_sent else OutOfTime
+            raise error(f"{self.address} did not answer before the call's time was up") from None
+
+    async def _exchange(self, request: Request) -> list[Any]:
+        if len(request.commands) == 1:
+            try:
+                return [await self._client.execute_command(*request.commands[0])]
+            except exceptions.ResponseError as error:
+                if request.script is None and is_wrong_type(error):
+                    return [error]
+                raise
+        async with self._client.pipeline(transaction=request.atomic) as pipeline:
+            for command in request.commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        failure = replies[0] if request.script is not None else first_error(replies)
+        if isinstance(failure, Exception):
+            raise failure
+        return replies
+
+
+def end_if_cancelled() -> None:
+    """Raise CancelledError in a task that was cancelled and did not notice.
+
+    redis-py sends under `asyncio.wait_for`, which before Python 3.12 swallows a cancellation when all is sent.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,57 @@
+"""Topologies of several servers: nodes come and go, and are closed when they are members no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from lash_redis.transport.dialer import Dialer
+from lash_redis.transport.node import Node, OwnNode
+from lash_redis.transport.topology import Topology
+
+Address: TypeAlias = tuple[str, int]
+
+DISCOVERY_TIMEOUT: Final = 2.0
+"""Seconds that one server has to name the others before the next one is asked."""
+
+
+def told(address: str, error: BaseException) -> str:
+    """What one server's failure says, with its address."""
+    text = str(error) or f"no answer within {DISCOVERY_TIMEOUT:g} seconds"
+    return text if address in text else f"{address}: {text}"
+
+
+class Group(Topology):
+    """Servers of which one after the other is asked for the map."""
+
+    fails_over = True
+
+    def __init__(self, dialer: Dialer) -> None:
+        super().__init__()
+        self._dialer = dialer
+        self._members: dict[tuple[Address, bool], OwnNode] = {}
+
+    def _node_at(self, address: Address, *, replica: bool = False) -> OwnNode:
+        """The node at an address. `replica`: as one that is asked for reads only."""
+        node = self._members.get((address, replica))
+        if node is None:
+            where = dict(zip(("host", "port"), address, strict=True))
+            node = self._members[address, replica] = OwnNode(self._dialer, where, replica=replica)
+        return node
+
+    async def _close_all_but(self, members: Iterable[Node]) -> None:
+        """Once nothing is in flight to them."""
+        kept = set(members)
+        for place, node in list(self._members.items()):
+            if node not in kept and not node.is_busy:
+                await self._members.pop(place).close()
+
+    def abandon(self) -> None:
+        for node in self._members.values():
+            node.abandon()
+
+    async def _close(self) -> None:
+        nodes = list(self._members.values())
+        self._members.clear()
+        await asyncio.gather(*(node.close() for node in nodes))

@@ -1,0 +1,216 @@
+"""One server: how a request is exchanged for its replies, and which scripts the server is known to have."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis.asyncio as redis
+from redis import exceptions
+
+from lash_redis.scripts import Script
+from lash_redis.transport.connection import Connection
+from lash_redis.transport.dialer import Dialer, Where, address_of
+from lash_redis.transport.failures import NotSent, OutOfTime, first_error
+from lash_redis.transport.lanes import Lanes
+from lash_redis.transport.request import Command, Request
+from lash_redis.transport.wire import pack
+
+
+class Node(ABC):
+    """One server, however this process is connected to it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._known_scripts: set[str] = set()
+        self._introducing: dict[str, asyncio.Event] = {}
+
+    @abstractmethod
+    async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
+        """The replies to a request, in one round trip.
+
+        An error about the type of a key stays among them, and so does one of a command behind a script. `asking`: the
+        server is about to take over the key's slot, and serves it to a request that says so.
+
+        Raises:
+            redis.exceptions.RedisError: any other error; `failures` tells what it means.
+        """
+
+    @property
+    @abstractmethod
+    def listener(self) -> redis.Redis:
+        """A client of redis-py for this server, for the connections of a watch."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are in flight, or wait for a connection."""
+        return False
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the connections that this package opened."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """The same without waiting, for a cache that was dropped without being closed."""
+
+    # Scripts
+
+    def knows(self, script: Script) -> bool:
+        """Whether the server is known to have the script."""
+        return script.sha in self._known_scripts
+
+    def forget_scripts(self) -> None:
+        """The server may have been restarted, or replied that it does not know a script."""
+        self._known_scripts.clear()
+
+    async def introduce(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
+        """`exchange` for a script that the server may not have; the first such request goes alone.
+
+        Others with the same script wait for its reply and then send the SHA-1, so that the bytes of concurrent commits
+        are not sent twice. `with_text`: the server replied that it does not have the script.
+        """
+        script = request.script
+        assert script is not None
+        while (leader := self._introducing.get(script.sha)) is not None:
+            try:
+                async with asyncio.timeout_at(request.deadline):
+                    await leader.wait()
+            except TimeoutError:
+                raise OutOfTime(f"{self.address} did not reply to the first call of the script in time") from None
+            if script.sha in self._known_scripts:
+                return await self.exchange(request, asking=asking)
+        introduced = self._introducing[script.sha] = asyncio.Event()
+        try:
+            replies = await self._run_with_text(request, asking=asking, with_text=with_text)
+            self._known_scripts.add(script.sha)
+            return replies
+        finally:
+            if self._introducing.get(script.sha) is introduced:
+                del self._introducing[script.sha]
+            introduced.set()
+
+    async def _run_with_text(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
+        """The replies to a script, whose text is sent where it is needed and allowed."""
+        if not (with_text and request.may_send_text):
+            try:
+                return await self.exchange(request, asking=asking)
+            except exceptions.NoScriptError:
+                if not request.may_send_text:
+                    raise
+        return await self.exchange(request.with_text(), asking=asking)
+
+
+class OwnNode(Node):
+    """A server that this package connects to. `replica`: connect as a reader of a cluster's replica."""
+
+    def __init__(self, dialer: Dialer, where: Where, *, replica: bool = False) -> None:
+        super().__init__(address_of(where))
+        self.host: str = where.get("host", "")
+        self._dialer = dialer
+        self._where = where
+        self._replica = replica
+        self._listener: redis.Redis | None = None
+        self._lanes = Lanes(
+            self.address,
+            self._open,
+            limit=dialer.limit,
+            idle_limit=dialer.idle_limit,
+            reply_timeout=dialer.reply_timeout,
+        )
+        self._retired: set[Connection] = set()
+        self._is_closed = False
+
+    async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
+        commands = _framed(request, asking=asking) if asking or request.atomic else request.commands
+        wire = pack(commands)
+        group = self._lanes.group(request.lane, len(wire))
+        if request.waits:
+            await group.wait_for_turn(request.deadline)
+        line = group.pick()
+        line.users += 1
+        try:
+            connection = line.connection
+            if connection is None or line.is_idle:
+                connection = await line.opened(request.deadline)
+            patience = self._dialer.reply_timeout + request.waits
+            replies = await connection.ask(wire, len(commands), request.deadline, patience)
+        finally:
+            line.users -= 1
+            if request.waits:
+                group.turns.release()
+        if asking:
+            del replies[0]
+        if request.script is None:
+            return self._shaped(request, replies)
+        if isinstance(replies[0], Exception):
+            raise replies[0]
+        return replies
+
+    def _shaped(self, request: Request, replies: list[Any]) -> list[Any]:
+        """The replies of a read as redis-py shapes them, the same by both versions of RESP."""
+        if request.atomic:
+            *queued, executed = replies
+            if not isinstance(executed, list):
+                raise next(each for each in (*queued, executed) if isinstance(each, Exception))
+            replies = executed
+        error = first_error(replies)
+        if error is not None:
+            raise error
+        shapes = self._dialer.shapes
+        return [
+            shapes[command[0]](reply) if command[0] in shapes and not isinstance(reply, Exception) else reply
+            for command, reply in zip(request.commands, replies, strict=True)
+        ]
+
+    # Connections
+
+    async def _open(self) -> Connection:
+        if self._is_closed:
+            raise NotSent(f"the connections to {self.address} were closed")
+        return await self._dialer.open(self._where, self._retire, replica=self._replica)
+
+    def _retire(self, connection: Connection) -> None:
+        """Use a connection no more; it closes when what is in flight on it has ended."""
+        self.forget_scripts()
+        self._lanes.drop(connection)
+        self._retired.add(connection)
+        connection.closed.add_done_callback(lambda _: self._retired.discard(connection))
+
+    @property
+    def is_busy(self) -> bool:
+        return any(line.load for line in self._lanes.lines)
+
+    @property
+    def listener(self) -> redis.Redis:
+        if self._listener is None:
+            self._listener = self._dialer.client(**self._where)
+        return self._listener
+
+    def abandon(self) -> None:
+        for connection in (*(line.connection for line in self._lanes.lines), *self._retired):
+            if connection is not None:
+                connection.abandon()
+
+    async def close(self) -> None:
+        """Close all connections. Requests in flight fail, with ConnectionLost if they were sent."""
+        self._is_closed = True
+        for line in self._lanes.lines:
+            await line.close()
+        for connection in list(self._retired):
+            connection.close()
+            await connection.wait_closed()
+        if self._listener is not None:
+            with suppress(exceptions.RedisError, OSError):  # a connection that is lost cannot be closed in order
+                await self._listener.aclose()
+
+
+def _framed(request: Request, *, asking: bool) -> Sequence[Command]:
+    """The commands of a request between those that they need around them."""
+    first: list[Command] = [("ASKING",)] if asking else []
+    if request.atomic:
+        return [*first, ("MULTI",), *request.commands, ("EXEC",)]
+    return [*first, *request.commands]

@@ -1,0 +1,102 @@
+"""A primary under Sentinel: the sentinels name it, and its replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis import exceptions
+
+from lash_redis.transport.dialer import Dialer
+from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopology
+from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, told
+from lash_redis.transport.node import OwnNode
+from lash_redis.transport.request import Request
+from lash_redis.transport.topology import Map, Owner
+
+State = Mapping[bytes, bytes]
+"""What a sentinel says of one server: names and values, as it replies them."""
+
+
+class Sentinels(Group):
+    """The primary of a service, as one of the sentinels names it, and its replicas.
+
+    `minimum_others`: sentinels that the one that answers must see, so that one that was cut off is not believed.
+    `forced_host` takes the place of the host that the sentinels name.
+    """
+
+    def __init__(
+        self,
+        sentinels: Sequence[tuple[Address, Dialer]],
+        service: str,
+        dialer: Dialer,
+        *,
+        minimum_others: int = 0,
+        forced_host: str | None = None,
+    ) -> None:
+        super().__init__(dialer)
+        self._sentinels = [OwnNode(each, {"host": host, "port": port}) for (host, port), each in sentinels]
+        self._service = service
+        self._minimum_others = minimum_others
+        self._forced_host = forced_host
+
+    async def _discover(self) -> Map:
+        """Ask one sentinel after another, first the one that answered last."""
+        said: list[str] = []
+        refused: Exception | None = None
+        for sentinel in list(self._sentinels):
+            try:
+                async with asyncio.timeout(DISCOVERY_TIMEOUT):
+                    found = await self._ask(sentinel)
+            except (exceptions.RedisError, OSError) as error:
+                if "unknown command" in str(error).lower():
+                    error = WrongTopology(f"{sentinel.address} is no sentinel: use redis:// ({error})")
+                said.append(told(sentinel.address, error))
+                refused = error if isinstance(error, (*DENIED, Unusable, exceptions.ResponseError)) else refused
+                continue
+            if found is not None:
+                self._sentinels.remove(sentinel)
+                self._sentinels.insert(0, sentinel)
+                return found
+            said.append(f"{sentinel.address}: knows no primary that is up")
+        if refused is not None and len(said) == len(self._sentinels):
+            raise refused
+        raise NoPrimary(f"no sentinel names a primary of {self._service!r}: {'; '.join(said)}")
+
+    async def _ask(self, sentinel: OwnNode) -> Map | None:
+        """The map as one sentinel knows it; None if it knows no primary that is up."""
+        (services,) = await sentinel.exchange(Request([("SENTINEL", "MASTERS")]))
+        states = {state[b"name"]: state for state in map(_state, services)}
+        state = states.get(self._service.encode())
+        if state is None:
+            raise exceptions.ResponseError(f"the sentinels know no service {self._service!r}")
+        if not _is_up(state, b"master") or int(state[b"num-other-sentinels"]) < self._minimum_others:
+            return None
+        host = self._forced_host or state[b"ip"].decode()
+        (replicas,) = await sentinel.exchange(Request([("SENTINEL", "SLAVES", self._service)]))
+        up = [each for each in map(_state, replicas) if _is_up(each, b"slave")]
+        return Map([Owner(self._node_at((host, int(state[b"port"]))), [self._node_at(_place(each)) for each in up])])
+
+    def abandon(self) -> None:
+        super().abandon()
+        for sentinel in self._sentinels:
+            sentinel.abandon()
+
+    async def _close(self) -> None:
+        await super()._close()
+        await asyncio.gather(*(sentinel.close() for sentinel in self._sentinels))
+
+
+def _state(reply: Any) -> State:
+    """A server's state: a dict by RESP3, names and values in turn by RESP2."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _place(state: State) -> Address:
+    return state[b"ip"].decode(), int(state[b"port"])
+
+
+def _is_up(state: State, role: bytes) -> bool:
+    flags = state[b"flags"].split(b",")
+    return role in flags and b"s_down" not in flags and b"o_down" not in flags

@@ -1,0 +1,241 @@
+"""Which server is asked: the one server, the primary that Sentinel names, or the node of a cluster that serves the key.
+
+A topology holds a node for each server and a map of the slots. It discovers the map before the first request, and again
+after a failure that may mean that the map is stale. MOVED, ASK and NOSCRIPT are followed here, because a server that
+replies so has executed nothing. Nothing else is sent again here; the backend retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from redis import exceptions
+
+from lash_redis.keys import slot_of
+from lash_redis.transport.failures import Closed, NoPrimary, OutOfTime, WrongTopology, may_be_stale
+from lash_redis.transport.node import Node
+from lash_redis.transport.request import Request, key_of
+
+REDIRECTS: Final = 8
+"""How often a request follows MOVED, ASK or NOSCRIPT before it fails as not executed."""
+
+CALL_TIMEOUT: Final = 8.0
+"""Seconds for a call to one server, and to any that was never reached."""
+FAILOVER_CALL_TIMEOUT: Final = 60.0
+"""Seconds for a call where a lost primary is replaced: a cluster waits 15 s for a silent primary, Sentinel 30 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The server that takes the writes for some slots, and its replicas."""
+
+    primary: Node
+    replicas: Sequence[Node] = ()
+
+
+class Map:
+    """Which server owns which slot. `by_slot` is None where one owner has all."""
+
+    def __init__(self, owners: Sequence[Owner], by_slot: Sequence[Owner | None] | None = None) -> None:
+        self.owners = owners
+        self._by_slot = by_slot
+
+    def nodes(self) -> list[Node]:
+        """Every server, the primaries first."""
+        return [owner.primary for owner in self.owners] + [each for owner in self.owners for each in owner.replicas]
+
+    def owner(self, key: Any) -> Owner | None:
+        """The owner of a key; for None any owner. None if no node serves the key's slot."""
+        if self._by_slot is None:
+            return self.owners[0]
+        return random.choice(self.owners) if key is None else self._by_slot[slot_of(key)]
+
+
+class Topology(ABC):
+    """Sends requests to the server that owns their key. One for each process and event loop."""
+
+    sharded: ClassVar[bool] = False
+    """Whether keys, and channels with them, are spread over several servers."""
+    fails_over: ClassVar[bool] = False
+    """Whether a lost primary is replaced by another server."""
+
+    def __init__(self) -> None:
+        self._map: Map | None = None
+        self._discovering = asyncio.Lock()
+        self._was_discovered = False
+        self._is_closed = False
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds for a call, unless `StoreOptions.call_timeout` is given."""
+        return FAILOVER_CALL_TIMEOUT if self.fails_over and self._was_discovered else CALL_TIMEOUT
+
+    async def send(self, request: Request) -> list[Any]:
+        """The replies to a request from the server that owns its key.
+
+        Raises:
+            redis.exceptions.RedisError: `failures` tells what it means.
+        """
+        asked: Node | None = request.node
+        is_asking = with_text = False
+        for _ in range(REDIRECTS):
+            known = self._map or await self._discovered(request.deadline)
+            if self.sharded and len(request.commands) > 1 and self._has_several_slots(request):
+                return await self._spread(request, known)
+            node = asked or self._choose(known, request)
+            try:
+                if request.script is None or node.knows(request.script):
+                    return await node.exchange(request, asking=is_asking)
+                return await node.introduce(request, asking=is_asking, with_text=with_text)
+            except exceptions.NoScriptError:
+                if not request.may_send_text:
+                    raise
+                node.forget_scripts()
+                with_text = True
+            except exceptions.AskError as error:  # MOVED by descent
+                asked = self._redirected(error, known, node)
+                is_asking = asked is not None
+            except exceptions.RedisError as error:
+                if may_be_stale(error):
+                    self._invalidate(known)
+                raise
+        raise exceptions.TryAgainError(f"redirected {REDIRECTS} times")
+
+    def _choose(self, known: Map, request: Request) -> Node:
+        owner = known.owner(request.key)
+        if owner is None:
+            self._invalidate(known)
+            raise NoPrimary("no known node serves the slot of the key; nothing was sent")
+        return random.choice(owner.replicas) if request.replica and owner.replicas else owner.primary
+
+    async def nodes(self, deadline: float, *, replicas: bool) -> list[Node]:
+        """Every server as the topology now is, the primaries first."""
+        self.invalidate()
+        known = await self._discovered(deadline)
+        return known.nodes() if replicas else [owner.primary for owner in known.owners]
+
+    async def node(self, key: Any, deadline: float) -> Node:
+        """The server that owns `key`."""
+        return self._choose(self._map or await self._discovered(deadline), Request((), key))
+
+    def invalidate(self) -> None:
+        """Discover the map again before the next request."""
+        self._map = None
+
+    def _invalidate(self, known: Map) -> None:
+        """`invalidate`, unless `known` was replaced already."""
+        if self._map is known:
+            self._map = None
+
+    async def _discovered(self, deadline: float) -> Map:
+        if self._is_closed:
+            raise Closed("this cache was closed")
+        try:
+            async with asyncio.timeout_at(deadline), self._discovering:
+                known = self._map
+                if known is None:
+                    known = await self._discover()
+                    if self._is_closed:
+                        await self._close()
+                        raise Closed("this cache was closed")
+                    self._map, self._was_discovered = known, True
+                    await self._close_all_but(known.nodes())
+                return known
+        except TimeoutError:
+            raise OutOfTime("no server named the topology before the call's time was up") from None
+
+    @abstractmethod
+    async def _discover(self) -> Map:
+        """Ask the servers for the map."""
+
+    @abstractmethod
+    async def _close_all_but(self, members: Iterable[Node]) -> None:
+        """Close the connections to servers that are no members any more."""
+
+    def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
+        """The node to ask this once; None where the key has moved for good and the map was invalidated."""
+        raise WrongTopology(f"{by.address} is a node of a cluster: connect by redis+cluster:// ({error})") from error
+
+    # Reads of several slots
+
+    def _has_several_slots(self, request: Request) -> bool:
+        if request.atomic or request.script is not None or request.node is not None:
+            return False
+        return len({slot_of(key) for key in map(key_of, request.commands) if key is not None}) > 1
+
+    async def _spread(self, request: Request, known: Map) -> list[Any]:
+        """Send the commands of a read to as many nodes as own their keys, at the same time."""
+        places: dict[Node, list[int]] = {}
+        for place, command in enumerate(request.commands):
+            key = key_of(command)
+            node = self._choose(known, request.part([command]) if key is not None else request)
+            places.setdefault(node, []).append(place)
+        replies: list[Any] = [None] * len(request.commands)
+        parts = [self._part(request, node, own, known) for node, own in places.items()]
+        for own, part in zip(places.values(), await _all(parts), strict=True):
+            for place, reply in zip(own, part, strict=True):
+                replies[place] = reply
+        return replies
+
+    async def _part(self, request: Request, node: Node, places: Sequence[int], known: Map) -> list[Any]:
+        commands = [request.commands[place] for place in places]
+        try:
+            return await node.exchange(request.part(commands))
+        except exceptions.AskError as error:
+            self._redirected(error, known, node)
+        except exceptions.RedisError as error:
+            if may_be_stale(error):
+                self._invalidate(known)
+            raise
+        # A slot of the part has moved. Each command now finds its own way.
+        return [reply for (reply,) in await _all(self.send(request.part([command])) for command in commands)]
+
+    # The end
+
+    async def close(self) -> None:
+        """Close the connections that this topology opened. From here nothing is sent, and nothing is retried."""
+        self._is_closed = True
+        self._map = None
+        await self._close()
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Close the connections without waiting, for a cache that was dropped without being closed."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close the connections that this topology opened."""
+
+
+class OneServer(Topology):
+    """One server, or what a given client leads to."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._node = node
+
+    async def _discover(self) -> Map:
+        return Map([Owner(self._node)])
+
+    async def _close_all_but(self, members: Iterable[Node]) -> None:
+        """There is one server."""
+
+    def abandon(self) -> None:
+        self._node.abandon()
+
+    async def _close(self) -> None:
+        await self._node.close()
+
+
+async def _all(sending: Iterable[Awaitable[Any]]) -> list[Any]:
+    """The results of all; the first failure is raised when all have ended."""
+    found = await asyncio.gather(*sending, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found

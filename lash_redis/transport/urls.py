@@ -1,0 +1,153 @@
+"""URLs, read strictly: what a URL says and we do not understand is refused, and no message quotes a part of it.
+
+A password may hold any character, so that a message that quoted an address, a path or an option might show a password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote, urlencode
+
+import redis.asyncio as redis
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+
+from lash_redis.errors import InvalidRecord
+from lash_redis.transport.dialer import Dialer
+
+PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
+
+OBJECTS: Final = frozenset(
+    {
+        "connection_class", "credential_provider", "decode_responses", "encoder_class", "parser_class",
+        "redis_connect_func", "retry",
+    }
+)  # fmt: skip
+"""Settings that are no text, so that a URL cannot give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """The parts of a URL, decoded but for the path. `repr` shows none of them, because the password may be in any."""
+
+    scheme: str
+    credentials: Mapping[str, str]
+    """`username` and `password`, where given."""
+    hosts: list[tuple[str, int]]
+    path: str
+    """Not decoded: the name of a service may hold a slash, as %2F."""
+    options: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"<Url {self.scheme}://>"
+
+
+def read(url: str, *, port: int = PORT) -> Url:
+    """The parts of a URL of one host or several. `port` is that of a host without one.
+
+    Raises:
+        InvalidRecord: a part cannot be understood. The message says which, and quotes nothing.
+    """
+    scheme, _, rest = url.partition("://")
+    if "#" in rest:
+        raise InvalidRecord("url", "takes no '#'; in a password write %23")
+    rest, _, query = rest.partition("?")
+    if "@" in query:
+        raise InvalidRecord("url", "has an '@' behind '?'; in a password write %3F for '?', in an option %40 for '@'")
+    authority, slash, path = rest.partition("/")
+    secret, _, hosts = authority.rpartition("@")
+    if scheme == "unix" and hosts:
+        raise InvalidRecord("url", "takes unix:///path/to/socket, with three slashes")
+    username, has_password, password = secret.partition(":")
+    given = {"username": unquote(username), "password": unquote(password) if has_password else ""}
+    return Url(
+        scheme,
+        {name: value for name, value in given.items() if value},
+        [] if scheme == "unix" else [_host(each, place, port) for place, each in enumerate(hosts.split(","), 1)],
+        slash + path,
+        _options(query),
+    )
+
+
+def _host(text: str, place: int, port: int) -> tuple[str, int]:
+    if text.startswith("["):
+        name, bracket, number = text[1:].partition("]")
+        is_whole = bool(bracket) and (not number or number.startswith(":"))
+        number = number[1:]
+    else:
+        name, _, number = text.partition(":")
+        is_whole = True
+    is_number = number.isascii() and number.isdecimal() and len(number) < 6
+    if not is_whole or not (is_number or not number) or not 0 < int(number or port) < 65_536:
+        raise InvalidRecord("url", f"has an address that is not host:port, at position {place}")
+    return unquote(name), int(number or port)
+
+
+def _options(query: str) -> dict[str, str]:
+    options = {}
+    for each in filter(None, query.split("&")):
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise InvalidRecord("url", "has an option without a value behind '?'; in a password write %3F for '?'")
+        options[unquote(name)] = unquote(value.replace("+", " "))
+    return options
+
+
+def database(path: str) -> int | None:
+    """The database that a path names, None if it names none.
+
+    Raises:
+        InvalidRecord: it is no number.
+    """
+    text = unquote(path).removeprefix("/").removesuffix("/")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidRecord(
+            "url", "takes a number behind the host, as in redis://host/0; in a password write %2F for '/'"
+        )
+    return int(text)
+
+
+def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
+    """How connections are made with the credentials and options of a URL.
+
+    Raises:
+        InvalidRecord: an option is unknown, or its value is wrong.
+    """
+    for name in sorted(OBJECTS & url.options.keys()):
+        raise InvalidRecord("url", f"cannot set {name!r}")
+    settings = _settings(url.options)
+    if database is not None:
+        if "db" in settings:
+            raise InvalidRecord("url", "names its database twice, behind the host and as the option db")
+        settings["db"] = database
+    for name in ("max_connections", "db"):
+        if settings.get(name, 0) < 0:
+            raise InvalidRecord("url", f"takes a {name} of at least 0")
+    kind: type[AbstractConnection] = Connection
+    if url.scheme.startswith("rediss"):
+        kind = SSLConnection
+    elif url.scheme == "unix":
+        kind = redis.UnixDomainSocketConnection
+    try:
+        return Dialer(kind, {**settings, **url.credentials, **more})
+    except (TypeError, ValueError, exceptions.RedisError) as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        reason = f"takes no option {unknown[1]!r}" if unknown else str(error)
+    raise InvalidRecord("url", reason)  # outside of the handler, so that no context shows what a part of the URL was
+
+
+def _settings(options: Mapping[str, str]) -> dict[str, Any]:
+    """The options as values of their types, by redis-py's rules."""
+    try:
+        settings: dict[str, Any] = {**parse_url(f"redis://localhost?{urlencode(options)}")}
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return {name: value for name, value in settings.items() if name not in ("host", "port", "connection_class")}
+    raise InvalidRecord("url", reason)

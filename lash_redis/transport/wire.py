@@ -1,0 +1,42 @@
+"""Commands as bytes: an array of bulk strings, as RESP wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import hiredis
+
+from lash_redis.transport.request import Command
+
+LARGE_ARGUMENT: Final = 64 * 1024
+"""Bytes of an argument above which hiredis' copies of it take longer than joining in Python."""
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """The bytes to send for the commands."""
+    if len(commands) == 1:
+        return _packed(commands[0])
+    return b"".join([_packed(command) for command in commands])
+
+
+def _packed(command: Command) -> bytes:
+    """Pack by hiredis, which takes an eighth of Python's time for short arguments, and 40 times as long for 1 MB."""
+    for argument in command:
+        if type(argument) is bytes and len(argument) > LARGE_ARGUMENT:
+            return _joined(command)
+    packed: bytes = hiredis.pack_command(tuple(command))
+    return packed
+
+
+def _joined(command: Command) -> bytes:
+    parts = [b"*%d\r\n" % len(command)]
+    for argument in map(_encoded, command):
+        parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+    return b"".join(parts)
+
+
+def _encoded(argument: Any) -> bytes:
+    if isinstance(argument, bytes):
+        return argument
+    return argument.encode() if isinstance(argument, str) else repr(argument).encode()
