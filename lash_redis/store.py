@@ -92,7 +92,7 @@ class RedisSessionStore:
         self._refs: commands.Refs | None = None
         self._head_seen: tuple[int, str] | None = None
         self._epoch_seen: int | None = None
-        self._log: commands.Followed = None
+        self._log: commands.Followed | None = None
         self._commits = 0
 
     @property

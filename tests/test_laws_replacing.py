@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import json
@@ -9,11 +10,12 @@ import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
+from itertools import product
 from threading import Barrier
 from typing import Any
 
@@ -586,7 +588,7 @@ async def test_a_handle_for_each_request_sends_what_is_new(open_cache):
     assert (await full(other)).graph == read.graph
 
 
-@broken_by(Python("commands.replacing:_HASHING", lambda _: nullcontext(), "lets two threads hash at once"))
+@broken_by(Python("commands.replacing:_SHARING", lambda _: nullcontext(), "lets two threads hash at once"))
 async def test_two_threads_that_share_a_read_find_the_same_meaning(store, open_cache):
     await store.commit_runtime_state(commit(None, append(*numbered(3_000))))
     graph, barrier = (await full(store)).graph, Barrier(2)
@@ -615,6 +617,147 @@ async def test_a_record_that_is_damaged_may_be_dropped(store, client):
     read, sent = await full(store), Sent(store)
     await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(read.graph.nodes[:6], "c"))))
     assert (sent.deltas, (await full(store)).graph.nodes) == (["replace"], graph.nodes[:6])
+
+
+# Tasks that share a read
+
+
+def reading_again(claim: Any) -> Any:
+    """`Kept.claim` of the log as it is when the claim is sent, which is not the one that was compared."""
+
+    def claimed(kept: Any) -> bytes:
+        log, nodes = kept.log, kept.log.records.nodes
+        size = log.size + sum(len(nodes.record(at)) for at in range(len(log), len(nodes)))
+        return bytes(claim.fget(replace(kept, log=replace(log, nodes=nodes, size=size))))
+
+    return property(claimed)
+
+
+CLAIMS_WHAT_IT_NEVER_COMPARED = Python("commands.replacing:Kept.claim", reading_again, "reads the log again")
+
+MADE_OF_A_READ: dict[str, Callable[[SessionGraph], SessionGraph]] = {
+    "one more": lambda graph: graph.append_event({"by": "the replacement"}),
+    "the last one again": lambda graph: graph.first(-1).append_event({"by": "the replacement"}),
+    "one less": lambda graph: graph.first(-1),
+    "another leaf": lambda graph: graph.with_leaf("a"),
+    "the same": lambda graph: graph,
+}
+RIVALS: dict[str, Callable[[SessionGraph], Append | ReplaceFull]] = {
+    "an append": lambda graph: append("b", parent=graph.leaf_node_id),
+    "an append of two": lambda graph: append("b", "c", parent=graph.leaf_node_id),
+    "a replacement": lambda graph: ReplaceFull(graph.append_event({"by": "the rival"})),
+    "a shorter replacement": lambda graph: ReplaceFull(graph.first(-1)),
+    "the last one again": lambda graph: ReplaceFull(graph.first(-1).append_event({"by": "the rival"})),
+}
+
+
+def interrupted(store: RedisSessionStore, moment: str, rival: Callable[[], Awaitable[Any]]) -> None:
+    """Lets the rival's commit land at this moment of the next commit of `store`."""
+    publish, run, attempts = store._publish, store._run_durably, []
+
+    async def publishing(*arguments: Any) -> Any:
+        if moment == "when it is prepared":
+            await rival()
+        return await publish(*arguments)
+
+    async def running(*arguments: Any) -> Any:
+        attempts.append(arguments)
+        if (moment, len(attempts)) == ("when its first attempt is made", 1):
+            await rival()
+        answer = await run(*arguments)
+        if (moment, len(attempts)) == ("between its attempts", 1):
+            await rival()
+        return answer
+
+    store._publish, store._run_durably = publishing, running  # type: ignore[method-assign]
+
+
+@broken_by(CLAIMS_WHAT_IT_NEVER_COMPARED)
+@pytest.mark.parametrize(
+    "moment", ["before it", "when it is prepared", "when its first attempt is made", "between its attempts"]
+)
+async def test_a_replacement_that_lands_last_stores_its_graph_alone(moment, cache, open_cache):
+    """Both commits are made of one read. The replacing handle knows no components, so its first attempt is refused."""
+    wrong = []
+    for number, (how, of) in enumerate(product(MADE_OF_A_READ, RIVALS)):
+        name = f"chat-{number}"
+        reader, replacer = cache.session(name), cache.session(name)
+        await reader.commit_runtime_state(commit(None, append("a", "z"), session_id=name, checkpoint=STATES))
+        read = await full(reader)
+        made = commit(None, ReplaceFull(MADE_OF_A_READ[how](read.graph)), session_id=name)
+        other = commit(1, RIVALS[of](read.graph), session_id=name, checkpoint=read.checkpoint)
+
+        async def rival(reader: RedisSessionStore = reader, other: RuntimeCommit = other) -> None:
+            assert (await reader.commit_runtime_state(other)).head_revision == 2
+
+        if moment == "before it":
+            await rival()
+        interrupted(replacer, moment, rival)
+        assert (await replacer.commit_runtime_state(made)).head_revision == 3
+        stored = await full(open_cache().session(name))
+        if stored.graph != made.graph.graph:
+            wrong.append((how, of))
+    assert wrong == []
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
+@broken_by(CLAIMS_WHAT_IT_NEVER_COMPARED)
+async def test_of_two_tasks_that_share_a_read_what_the_later_one_says_is_stored(cache, open_cache):
+    """The same without a pause at a chosen moment: both are sent at once."""
+    for number, of in enumerate(RIVALS):
+        name = f"chat-{number}"
+        reader, replacer = cache.session(name), cache.session(name)
+        await reader.commit_runtime_state(commit(None, append("a", "z"), session_id=name, checkpoint=STATES))
+        read = await full(reader)
+        made = commit(None, ReplaceFull(read.graph.append_event({})), session_id=name)
+        other = commit(1, RIVALS[of](read.graph), session_id=name, checkpoint=read.checkpoint)
+        results = await asyncio.gather(
+            reader.commit_runtime_state(other), replacer.commit_runtime_state(made), return_exceptions=True
+        )
+        assert not isinstance(results[1], BaseException)
+        stored = await full(open_cache().session(name))
+        if isinstance(results[0], HeadRevisionConflict):
+            assert stored.head_revision == 2
+        else:
+            assert (results[0].head_revision, results[1].head_revision) == (2, 3)
+        assert stored.graph == made.graph.graph, of
+
+
+@broken_by(TRUSTS_THE_HEAD)
+async def test_a_graph_of_a_read_that_the_stored_log_has_left_behind_is_sent_whole(cache, open_cache):
+    reader, replacer = cache.session("chat"), cache.session("chat")
+    await reader.commit_runtime_state(commit(None, append("a", "z")))
+    read = await full(reader)
+    await reader.commit_runtime_state(commit(1, append("b", parent="z")))
+    sent, made = Sent(replacer), ReplaceFull(read.graph.append_event({}))
+    await replacer.commit_runtime_state(commit(None, made))
+    assert sent.deltas == ["extend", "replace"]
+    assert (await full(open_cache().session("chat"))).graph == made.graph
+
+
+def of_that_epoch(committed: Any) -> Any:
+    def known(prepared: Any, key: str, epoch: int) -> Any:
+        log = committed(prepared, key, epoch)
+        return log and replace(log, epoch=epoch)
+
+    return known
+
+
+@broken_by(Python("commands:committed", of_that_epoch, "takes the log for the one that took its place"))
+async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
+    """It came to the same revision by a commit of the same id and size that says something else."""
+    store = cache.session("chat")
+    begun = commit(None, Append([node("a", text="old"), node("b", "a")], "b"), commit_id="c1")
+    await store.commit_runtime_state(begun)
+    graph = (await full(store)).graph
+    await client.delete(*await client.keys("*"))
+    anew = replace(begun, graph=Append([node("a", text="new"), node("b", "a")], "b"))
+    await cache.session("chat").commit_runtime_state(anew)
+    await plant_fact(client, "epoch", graph._log.epoch + 1)
+    await store.commit_runtime_state(commit(1, append("c", parent="b"), builds_on="c1"))
+    await store.commit_runtime_state(commit(2, longer(graph, node("c", "b"), node("d", "c"))))
+    nodes = (await full(store)).graph.nodes
+    assert (nodes[0], [each.node_id for each in nodes]) == (node("a", text="old"), ["a", "b", "c", "d"])
 
 
 # What moves no head

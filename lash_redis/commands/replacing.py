@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ReferenceType, ref
 
 from lash_redis import codec
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STRIDE: Final = 64
 """Nodes after which it is noted what the hash of a meaning has come to: one that keeps less goes on from there."""
 
-_HASHING: Final = Lock()
+_SHARING: Final = Lock()
 """Two threads may replace graphs of one read at once."""
 
 
@@ -46,111 +46,37 @@ class Kept:
         """The `delta` of a commit that keeps them: how the script knows that log, and what is to stay of it."""
         log = self.log
         numbers = log.epoch, len(log), log.size, len(self.dropped), log.size - self.size
-        return b"extend %d %d %d %d %d " % numbers + log.record(len(log) - 1)[: codec.CRC_BYTES]
+        return b"extend %d %d %d %d %d " % numbers + log.nodes.record(len(log) - 1)[: codec.CRC_BYTES]
 
 
-class Log:
-    """The records of a log, all of them live and in order, as a store that read or wrote them knows them.
+class Records:
+    """Records that several logs begin with, and what has been computed from them.
 
-    Graphs hold it: those that were read, those that grew out of them, those that were committed. A store refers to it
-    weakly, so that a handle which is kept keeps no session's nodes in memory.
+    They only grow, and only at their end: a log that shares them sees a prefix, which never changes.
     """
 
-    __slots__ = ("__weakref__", "_as_made", "_hash", "_hashed", "_hashes", "added", "epoch", "nodes", "size")
+    __slots__ = ("__weakref__", "_hash", "_hashed", "_hashes", "as_made", "nodes")
 
-    def __init__(self, nodes: codec.StoredNodes, size: int, epoch: int) -> None:
+    def __init__(self, nodes: codec.StoredNodes) -> None:
         self.nodes = nodes
-        """As they were read."""
-        self.epoch = epoch
-        """Which log it is: another one may come to the same revision and commit id."""
-        self.added: list[bytes] = []
-        """The records behind them."""
-        self.size = size
-        """How many bytes they are together."""
-        self._as_made: dict[int, bytes] = {}
+        self.as_made: dict[int, bytes] = {}
         """How nodes pack that were made here: their keys stand in their maker's order, not in the stored one."""
         self._hash, self._hashed = sha256(), 0
         """What `meaning` has come to, after so many nodes."""
         self._hashes = [sha256()]
         """What it was before the first, and after each `STRIDE` of them."""
 
-    def __len__(self) -> int:
-        return len(self.nodes) + len(self.added)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return NoneType, ()  # a copy of a graph in another process, or a deep one, is nobody's proof
-
-    def record(self, at: int) -> bytes:
-        count = len(self.nodes)
-        return self.nodes.record(at) if at < count else self.added[at - count]
-
-    def add(self, records: Sequence[bytes]) -> None:
-        self.added += records
-        self.size += sum(map(len, records))
-
-    def kept_by(
-        self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]
-    ) -> Kept | None:
-        """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
-
-        None where that is not even half of the records, of which the script looks at each that is dropped, or where
-        naming those takes more than sending what is kept.
-        """
-        count, total = self._common(nodes, encode), len(self)
-        if count == 0 or count < total - count:
-            return None
-        try:
-            dropped = [self._node_id(at) for at in range(count, total)]
-        except Corrupt:  # what replaces it mends it
-            return None
-        size = self.size - sum(len(self.record(at)) for at in range(count, total))
-        if sum(len(node_id.encode()) for node_id in dropped) > size:
-            return None
-        return Kept(self, count, size, dropped)
-
-    def _common(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> int:
-        """How many nodes these and `nodes` have in common from the first on.
-
-        A payload may have been changed in place since it was looked at, so each that was looked at, or made here, is
-        packed again: 1 to 2 µs each. One whose keys are in another order than the stored one is encoded as for a commit
-        the first time.
-        """
-        for at, node, record in self._doubtful(nodes):
-            made = _as_made(node)
-            if made is not None and record.endswith(made) and len(record) == len(made) + codec.CRC_BYTES:
-                continue
-            if made is None or made != self._as_made.get(at):
-                try:
-                    encoded, _ = encode(node, "")
-                except InvalidRecord:
-                    return at
-                if encoded != record:
-                    return at
-                if made is not None:
-                    self._as_made[at] = made
-        return min(len(self), len(nodes))
-
-    def _node_id(self, at: int) -> str:
-        count = len(self.nodes)
-        if at < count:
-            return self.nodes[at].node_id
-        return codec.decode_node(self.added[at - count], self.nodes.key, at).node_id
-
-    def _doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
-        yield from self.nodes.doubtful(nodes)
-        count = len(self.nodes)
-        for at, (node, record) in enumerate(zip(nodes[count:], self.added, strict=False), count):
-            yield at, node, record
+    def first(self, count: int) -> Records:
+        """The first `count` of them, which grow by themselves."""
+        first = Records(self.nodes.pieces([(0, count)]))
+        first.as_made = {at: made for at, made in self.as_made.copy().items() if at < count}
+        first._hashes = self._hashes[: count // STRIDE + 1]
+        first._hash, first._hashed = first._hashes[-1], (len(first._hashes) - 1) * STRIDE
+        return first
 
     def meaning(self, count: int) -> Any:
-        """The hash of the first `count` nodes' part of a replacement's meaning, to be updated by the rest of it.
-
-        2 to 4 µs for each node that it has not hashed yet.
-
-        Raises:
-            Corrupt: a record does not match its checksum.
-        """
-        with _HASHING:
+        """`Log.meaning`."""
+        with _SHARING:
             if count < self._hashed:
                 stride = count // STRIDE
                 return self._hash_on(self._hashes[stride], stride * STRIDE, count)
@@ -164,24 +90,122 @@ class Log:
     def _hash_on(self, begun: Any, start: int, stop: int) -> Any:
         meaning = begun.copy()
         for at in range(start, stop):
-            meaning.update(codec.timeless_part(self.record(at), self.nodes.key, at))
+            meaning.update(codec.timeless_part(self.nodes.record(at), self.nodes.key, at))
         return meaning
 
-    def cut(self, kept: Kept, epoch: int) -> None:
-        """Let go of what was dropped; it is the log of another epoch then."""
-        count = min(kept.count, len(self.nodes))
-        self.nodes, self.added = self.nodes.pieces([(0, count)]), self.added[: kept.count - count]
-        self.size, self.epoch = kept.size, epoch
-        self._as_made = {at: made for at, made in self._as_made.items() if at < kept.count}
-        self._hashes = self._hashes[: kept.count // STRIDE + 1]
-        self._hash, self._hashed = self._hashes[-1], (len(self._hashes) - 1) * STRIDE
-
-    def learn(self, former: Log) -> None:
+    def learn(self, former: Records) -> None:
         """Take over what `former` has hashed, where these are its records and perhaps more."""
-        count, hashed = len(former.nodes), former._hashed
-        grew = self.nodes.grew_from(former.nodes) and hashed <= len(self)
-        if grew and all(self.record(at) == former.record(at) for at in range(count, hashed)):
-            self._hash, self._hashed, self._hashes = former._hash, hashed, [*former._hashes]
+        with _SHARING:
+            if self.nodes.grew_from(former.nodes):
+                self._hash, self._hashed, self._hashes = former._hash, former._hashed, [*former._hashes]
+
+
+class Line:
+    """What the logs have in common of which each came from the one before it, by a commit.
+
+    Whoever holds a graph of one of them holds the records of the last, so that a graph put together by hand can be
+    compared with them.
+    """
+
+    __slots__ = ("__weakref__", "newest")
+
+    def __init__(self, newest: Records) -> None:
+        self.newest = newest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log:
+    """A log as a store read or wrote it, all of its nodes live and in order. It stays so when the stored one changes.
+
+    Graphs hold it: those that were read, those that grew out of them, those that were committed.
+    """
+
+    records: Records
+    nodes: codec.StoredNodes
+    """The first of `records`."""
+    size: int
+    """How many bytes their records are together."""
+    epoch: int
+    """Which log it is: another one may come to the same revision and commit id."""
+    line: Line
+
+    @classmethod
+    def of(cls, records: Records, size: int, epoch: int) -> Log:
+        """One that comes from no other."""
+        return cls(records, records.nodes, size, epoch, Line(records))
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoneType, ()  # a copy of a graph in another process, or a deep one, is nobody's proof
+
+    def extended(self, records: list[bytes]) -> Log:
+        """These and `records` behind them. O(records), unless the shared ones were extended otherwise before."""
+        count = len(self)
+        with _SHARING:
+            shared = self.records if len(self.records.nodes) == count else self.records.first(count)
+            nodes = shared.nodes = self.nodes.extended(records, [*range(count, count + len(records))])
+            self.line.newest = shared
+        return Log(shared, nodes, self.size + sum(map(len, records)), self.epoch, self.line)
+
+    def cut(self, kept: Kept, epoch: int) -> Log:
+        """What a commit kept of these; it is the log of another epoch then."""
+        records = self.records.first(kept.count)
+        return Log(records, records.nodes, kept.size, epoch, self.line)
+
+    def kept_by(
+        self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]
+    ) -> Kept | None:
+        """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
+
+        None where that is not even half of the records, of which the script looks at each that is dropped, or where
+        naming those takes more than sending what is kept.
+        """
+        count, total = self._common(nodes, encode), len(self)
+        if count == 0 or count < total - count:
+            return None
+        try:
+            dropped = [self.nodes[at].node_id for at in range(count, total)]
+        except Corrupt:  # what replaces it mends it
+            return None
+        size = self.size - sum(len(self.nodes.record(at)) for at in range(count, total))
+        if sum(len(node_id.encode()) for node_id in dropped) > size:
+            return None
+        return Kept(self, count, size, dropped)
+
+    def _common(self, nodes: Sequence[SessionNodeRecord], encode: Callable[[Any, str], tuple[bytes, bytes]]) -> int:
+        """How many nodes these and `nodes` have in common from the first on.
+
+        A payload may have been changed in place since it was looked at, so each that was looked at, or made here, is
+        packed again: 1 to 2 µs each. One whose keys are in another order than the stored one is encoded as for a commit
+        the first time.
+        """
+        as_made = self.records.as_made
+        for at, node, record in self.nodes.doubtful(nodes):
+            made = _as_made(node)
+            if made is not None and record.endswith(made) and len(record) == len(made) + codec.CRC_BYTES:
+                continue
+            if made is None or made != as_made.get(at):
+                try:
+                    encoded, _ = encode(node, "")
+                except InvalidRecord:
+                    return at
+                if encoded != record:
+                    return at
+                if made is not None:
+                    as_made[at] = made
+        return min(len(self), len(nodes))
+
+    def meaning(self, count: int) -> Any:
+        """The hash of the first `count` nodes' part of a replacement's meaning, to be updated by the rest of it.
+
+        2 to 4 µs for each node that it has not hashed yet.
+
+        Raises:
+            Corrupt: a record does not match its checksum.
+        """
+        return self.records.meaning(count)
 
 
 def _as_made(node: object) -> bytes | None:
@@ -204,11 +228,31 @@ def _as_made(node: object) -> bytes | None:
         return None
 
 
-Followed: TypeAlias = ReferenceType[Log] | None
-"""A log for as long as somebody holds a graph of it."""
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A log for as long as somebody holds a graph of it, or of one that it came from and no other has come from since.
+
+    A store refers to its log by this, so that a handle which is kept keeps no session's nodes in memory.
+    """
+
+    line: ReferenceType[Line]
+    records: ReferenceType[Records]
+    count: int
+    size: int
+    epoch: int
+
+    @classmethod
+    def of(cls, log: Log) -> Followed:
+        return cls(ref(log.line), ref(log.records), len(log), log.size, log.epoch)
+
+    def __call__(self) -> Log | None:
+        line, records = self.line(), self.records()
+        if line is None or records is None:
+            return None
+        return Log(records, records.nodes.pieces([(0, self.count)]), self.size, self.epoch, line)
 
 
-def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
+def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed | None:
     """The log that was read, where it is live nodes and nothing else; `read.graph` holds it from now on.
 
     `former`: what was known of it before.
@@ -216,13 +260,14 @@ def followed(read: PersistedSessionRead, former: Log | None = None) -> Followed:
     nodes, facts = read._origin.nodes, read._origin.head.facts
     if nodes is None or facts.loose or not len(nodes) == facts.length == facts.live == facts.ids:
         return None
-    log = read.graph._log
-    if log is None or log.nodes is not nodes or log.added:
-        log = Log(nodes, facts.bytes, facts.epoch)
+    log: Log | None = read.graph._log
+    if log is None or log.nodes is not nodes:
+        records = Records(nodes)
         if former is not None:
-            log.learn(former)
+            records.learn(former.records)
+        log = Log.of(records, facts.bytes, facts.epoch)
         object.__setattr__(read.graph, "_log", log)
-    return ref(log)
+    return Followed.of(log)
 
 
 def log_of(graph: object, key: str) -> Log | None:
@@ -231,16 +276,16 @@ def log_of(graph: object, key: str) -> Log | None:
     return log if log is not None and log.nodes.key == key else None
 
 
-def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed:
+def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed | None:
     """The log of `epoch` after a commit that was not made before, at `key`; the graph that it put there holds it."""
     log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
     if kept is not None and kept.dropped:
-        kept.log.cut(kept, epoch)
+        log = kept.log.cut(kept, epoch)
     elif isinstance(delta, ReplaceFull) and kept is None:
-        log = Log(codec.StoredNodes((), key), 0, epoch)
+        log = Log.of(Records(codec.StoredNodes((), key)), 0, epoch)
     if log is None:
         return None
-    log.add(prepared.records)
+    log = log.extended(prepared.records)
     if isinstance(delta, ReplaceFull):
         object.__setattr__(delta.graph, "_log", log)
-    return ref(log)
+    return Followed.of(log)
