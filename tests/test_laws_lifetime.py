@@ -78,6 +78,39 @@ async def test_without_one_of_its_own_a_session_goes_by_the_cache_that_writes(op
     assert all(close(each, 900) for each in await left(client, "head", "log", "nodes"))
 
 
+@broken_by(
+    Lua("touch", "if own_ttl == '' then fields = {} end", "fields = {}"),
+    Lua("touch", "local ttl = own_ttl ~= '' and own_ttl or stored.ttl", "local ttl = own_ttl ~= '' and own_ttl"),
+)
+async def test_a_ttl_given_with_a_touch_is_the_sessions_own_from_then_on(open_cache, client):
+    store, other = open_cache(ttl=DAY).session("chat"), open_cache(ttl=900).session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    assert await store.touch(ttl=50)
+    for slides in (store.touch, other.touch):
+        await client.pexpire(await key_of(client, "head"), 9_000)
+        assert await slides()
+        assert all(close(each, 50) for each in await left(client, "head", "log", "nodes"))
+    for revision, writer in enumerate((store, other), 1):
+        await writer.commit_runtime_state(commit(revision, append(f"b{revision}", parent="a")))
+        assert all(close(each, 50) for each in await left(client, "head", "log", "nodes"))
+    assert await other.touch(ttl=None)
+    assert await store.touch()
+    await store.commit_runtime_state(commit(3, append("c", parent="a")))
+    assert await left(client, "head", "log", "nodes") == [-1, -1, -1]
+
+
+@broken_by(Lua("touch", "if own_ttl == '' then fields = {} end", ""))
+async def test_a_plain_touch_gives_a_session_no_ttl_of_its_own(open_cache, client):
+    store, other = open_cache(ttl=50).session("chat"), open_cache(ttl=900).session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    assert await store.touch()
+    assert await other.touch()
+    assert all(close(each, 900) for each in await left(client, "head", "log", "nodes"))
+    assert await store.touch()
+    await other.commit_runtime_state(commit(1, append("b", parent="a")))
+    assert all(close(each, 900) for each in await left(client, "head", "log", "nodes"))
+
+
 async def test_creating_a_session_again_changes_nothing_of_its_ttl(open_cache, client):
     cache = open_cache(ttl=DAY)
     await cache.create(SessionStoreCreateRequest("chat"), ttl=100)
@@ -311,6 +344,28 @@ async def test_holds_that_ended_do_not_pile_up_in_a_blob_that_lives_on(open_cach
     (blob,) = await blob_keys(client)
     assert await client.hlen(blob) < 140
     assert (await holds(client, blob))[0] == 1
+
+
+@broken_by(
+    Lua("commit", "redis.call('ZREMRANGEBYSCORE', orphans, '-inf', now - 2 * grace)", ""),
+    Lua("commit", "redis.call('PEXPIREAT', orphans, latest + 2 * grace)", ""),
+)
+async def test_the_list_of_blobs_that_nobody_holds_forgets_those_that_expired(open_cache, client):
+    """1,200 blobs are released, and after every 60 three graces go by. No garbage collection runs."""
+    store, longest = open_cache(blob_grace=3600, shards=1).session("chat"), 0
+    orphans = store._keys.shard.orphans
+    for revision in range(401):
+        states = HydratedSessionCheckpoint(
+            tool_state=tools(f"{revision}"), plugin_snapshot=plugins(revision), execution_state=b"%d" % revision
+        )
+        await store.commit_runtime_state(commit(revision, checkpoint=states))
+        if revision and revision % 20 == 0:
+            listed = await client.zrange(orphans, 0, -1, withscores=True)
+            longest = max(longest, len(listed))
+            assert await client.pttl(orphans) > 3_600_000
+            await client.zadd(orphans, {ref: due - 3 * 3_600_000 for ref, due in listed})
+            await client.pexpire(orphans, 60_000)
+    assert 60 <= longest <= 160
 
 
 async def test_a_load_that_slides_reads_what_it_can_and_says_none_of_what_was_deleted(open_cache, client):
