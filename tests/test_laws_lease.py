@@ -468,6 +468,34 @@ async def test_a_session_that_is_nothing_but_a_lease_is_no_session_yet_and_dies_
     assert (await store.load_lease()).owner == "worker"
 
 
+@broken_by(
+    Lua("renew", "if holder.is_alone then redis.call('PEXPIREAT', head, deadline + remains) end", ""),
+    Lua("renew", "redis.call('PEXPIREAT', head, deadline + remains)", "redis.call('PEXPIREAT', head, deadline)"),
+    Lua("renew", "'PEXPIREAT', head, deadline + remains)", "'PEXPIREAT', head, now + ttl + remains)"),
+)
+async def test_a_head_that_is_nothing_but_a_lease_outlives_each_renewal_by_a_day(store, client):
+    lease = await store.acquire_lease("worker", ttl=60)
+    head = await key_of(client, "head")
+    for ttl, lives in ((4_000, 90_400_000), (1, 90_400_000), (8_000, 94_400_000)):
+        await client.pexpire(head, 9_000)
+        await lease.renew(ttl)
+        assert lives - 60_000 < await client.pttl(head) <= lives
+
+
+@broken_by(
+    Lua("renew", "if holder.is_alone then", "if true then"),
+    Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not facts"),
+    Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not stored[3]"),
+)
+async def test_renewing_the_lease_of_a_session_that_never_expires_gives_it_no_deadline(cache, client):
+    created = await cache.create(SessionStoreCreateRequest("created"))
+    written = cache.session("written")
+    await written.commit_runtime_state(commit(None, append("a"), session_id="written"))
+    for store in (created, written):
+        await (await store.acquire_lease("worker", ttl=60)).renew(100)
+        assert await client.pttl(await key_of(client, "head", store.session_id)) == -1
+
+
 async def test_a_lease_dies_with_its_session(store, cache):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker")
