@@ -200,6 +200,19 @@ async def test_a_session_that_was_only_created_is_listed_at_its_creation(open_ca
     assert lines[1].last_commit_ms > lines[2].last_commit_ms
 
 
+@broken_by(Lua("touch", "or redis.call('ZSCORE', sessions, entry) or now", "or now"))
+async def test_touching_a_session_that_was_only_created_leaves_it_where_it_is_listed(open_cache):
+    cache = open_cache(ttl=500)
+    await cache.create(SessionStoreCreateRequest("one", parent_session_id="mother"))
+    await asyncio.sleep(0.002)
+    await write(cache, "two")
+    before = [info async for info in cache.sessions()]
+    for ttl in (100, None):
+        assert await cache.session("one").touch(ttl=ttl)
+        assert [info async for info in cache.sessions()] == before
+    assert [info.session_id for info in before] == ["two", "one"]
+
+
 async def test_a_list_of_one_parents_children_holds_them_all_and_no_other(open_cache):
     cache = open_cache(shards=8)
     await write(cache, *(f"s{number}" for number in range(40)), pause=0)
