@@ -147,6 +147,35 @@ async def test_only_the_first_node_of_a_replacement_may_hang_from_an_unknown_par
     assert await path(store) == ["x", "y"]
 
 
+@broken_by(
+    Lua("commit", " or (delta == 'replace' and (place == 'dead' or place == 'named'))", ""),
+    Lua("commit", "place == 'dead' or place == 'named'", "place == 'dead'"),
+    Lua("commit", "place == 'dead' or place == 'named'", "place == 'named'"),
+    Lua("commit", "place == 'dead' or place == 'named'", "true"),
+    Lua("commit", "(delta == 'replace' or not place)", "not place"),
+    Lua("commit", "if not named[id] and", "if"),
+)
+async def test_a_replacement_may_repeat_every_cut_that_a_tombstone_made(store, open_cache):
+    """Two branches hang from the hidden node, neither of them is the first node. Its name stays taken."""
+    begun = [*chain("a", "b", "c"), node("d", "b"), *chain("e", "f", parent="a")]
+    await store.commit_runtime_state(commit(None, Append(begun, "f")))
+    await store.tombstone_nodes(["b"])
+    for revision in (1, 2):  # the first finds a tombstone, the second a name
+        graph = (await store.load_session(FullGraph())).graph
+        assert [each.node_id for each in graph.nodes][:5] == ["a", "c", "d", "e", "f"]
+        unknown = ReplaceFull(SessionGraph([*graph.nodes, node("y", "elsewhere")], "y"))
+        with pytest.raises(InvalidParent):
+            await store.commit_runtime_state(commit(revision, unknown))
+        repeated = SessionGraph([*graph.nodes, node(f"x{revision}", "c")], f"x{revision}")
+        await store.commit_runtime_state(commit(revision, ReplaceFull(repeated)))
+        assert (await open_cache().session("chat").load_session(FullGraph())).graph == repeated
+        assert [await path(store, leaf) for leaf in ("d", "f")] == [["d"], ["a", "e", "f"]]
+        with pytest.raises(NodeIdCollision):
+            await store.commit_runtime_state(commit(revision + 1, append("b", parent="a")))
+    assert await path(store) == ["c", "x2"]
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
 @broken_by(Lua("commit", "if not named[id] and (delta == 'replace' or not place) then", "if false then"))
 async def test_an_unknown_parent_once_named_is_taken(store):
     await store.commit_runtime_state(commit(None, append("a", parent="root")))
