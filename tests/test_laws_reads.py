@@ -32,7 +32,9 @@ from lash_redis import (
     InvalidRecord,
     PersistedSessionConfig,
     PersistedTurnState,
+    ReplaceFull,
     SessionEvicted,
+    SessionGraph,
     SessionHeadMeta,
     SessionMeta,
     Unchanged,
@@ -521,6 +523,51 @@ async def test_an_index_entry_that_points_nowhere_is_corrupt(planted, open_cache
         with pytest.raises(Corrupt):
             await call()
     assert await keyspace() == before
+
+
+def as_unknown(plan):
+    def planned(keys, leaf, replies, **more):
+        try:
+            return plan(keys, leaf, replies, **more)
+        except Corrupt:
+            return plan(keys, leaf, [*replies[:5], None], **more)
+
+    return planned
+
+
+@broken_by(
+    Lua("node", "return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'})",
+        "return {'none', session}"),
+    Lua("tombstone", "place >= facts.length", "place > facts.length"),
+    Lua("commit", "place >= facts.length", "place > facts.length"),
+    Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),
+    Python("commands:path_plan", as_unknown, "takes it for an unknown id"),
+)  # fmt: skip
+async def test_an_index_entry_just_behind_the_log_is_corrupt_for_whoever_looks_at_it(open_cache, client, keyspace):
+    """Position 3 of the nodes `a`, `b` and `c`, which are at 0 to 2: of `a`, and of the tombstoned `b`."""
+    store = open_cache().session("chat")
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    await store.tombstone_nodes(["b"])
+    await client.hset(await key_of(client, "nodes"), mapping={"a": 3, "b": 3})
+    before = await keyspace()
+    full = ReplaceFull(SessionGraph([node("x"), node("y", "a")], "y"))
+    methods = {
+        "load a node": lambda: store.load_node("a"),
+        "load a path": lambda: store.load_session(ActivePath("a")),
+        "fork": lambda: open_cache().fork("chat", "new", leaf_node_id="a"),
+        "append below it": lambda: store.commit_runtime_state(commit(1, append("d", parent="a"))),
+        "replace below it": lambda: store.commit_runtime_state(commit(1, full)),
+        "move the leaf to it": lambda: store.commit_runtime_state(commit(1, Unchanged("a"))),
+        "tombstone": lambda: store.tombstone_nodes(["a"]),
+        "vacuum": store.vacuum,
+    }
+    for name, method in methods.items():
+        with pytest.raises(Corrupt) as corrupt:
+            await method()
+        assert corrupt.value.kind == ("dead" if name == "vacuum" else "nodes"), name
+        assert await keyspace() == before, name
+    report = await open_cache(role="auditor").audit()
+    assert {problem.kind for problem in report.problems} == {"nodes"}
 
 
 async def test_an_index_entry_that_points_at_another_node_is_corrupt(open_cache, client):
