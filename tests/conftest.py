@@ -166,6 +166,30 @@ def through_proxy(real_server: Server, proxy: Proxy) -> Callable[..., SessionCac
     return opened
 
 
+@pytest.fixture
+def open_real_cache(real_server: Server) -> Callable[..., SessionCache]:
+    """`open_cache` on a server that is a process; one client, because connections take memory there."""
+    client = real_server.client()
+
+    def opened(*, ttl: float | None = None, **options: Any) -> SessionCache:
+        return SessionCache(client, "laws", ttl=ttl, options=StoreOptions(**options))
+
+    return opened
+
+
+@pytest.fixture
+async def full(real_server: Server) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """`await full()` leaves the server without room, under `noeviction`; it has room again at the end."""
+    admin = real_server.client()
+
+    async def fill() -> None:
+        await admin.config_set("maxmemory-policy", "noeviction")
+        await admin.config_set("maxmemory", 1)
+
+    yield fill
+    await admin.config_set("maxmemory", 0)
+
+
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[EmbeddedServer]:
     """The embedded server, one for a module of tests of the command line."""

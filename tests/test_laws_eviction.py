@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from breaking import Lua, Python, broken_by
-from builders import append, blob_keys, chain, commit, key_of, plugins, tools
-from sending import sends_once
+from builders import append, blob_keys, chain, commit, key_of, plugins, replace_full, tools
 from servers import snapshot
 
 from lash_redis import (
@@ -18,12 +17,11 @@ from lash_redis import (
     BackendError,
     FullGraph,
     HydratedSessionCheckpoint,
-    SessionCache,
+    ReplaceFull,
     SessionEvicted,
     SessionMeta,
     SessionStoreCreateRequest,
     StoreError,
-    StoreOptions,
 )
 from lash_redis.models import SessionCheckpoint
 
@@ -128,30 +126,6 @@ async def test_a_process_that_has_the_bytes_of_an_evicted_blob_reads_on_and_stor
 # A full server
 
 
-@pytest.fixture
-def open_real_cache(real_server):
-    """`open_cache` on a server that is a process; one client, because connections take memory there."""
-    client = real_server.client()
-
-    def opened(*, ttl: float | None = None, **options) -> SessionCache:
-        return SessionCache(client, "laws", ttl=ttl, options=StoreOptions(**options))
-
-    return opened
-
-
-@pytest.fixture
-async def full(real_server):
-    """`await full()` leaves the server without room, under `noeviction`; it has room again at the end."""
-    admin = real_server.client()
-
-    async def fill() -> None:
-        await admin.config_set("maxmemory-policy", "noeviction")
-        await admin.config_set("maxmemory", 1)
-
-    yield fill
-    await admin.config_set("maxmemory", 0)
-
-
 WRITES: dict[str, Method] = {
     "a first commit": lambda cache, _: cache.session("new").commit_runtime_state(
         commit(None, append("z"), session_id="new")
@@ -168,12 +142,46 @@ WRITES: dict[str, Method] = {
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_on_a_full_server_a_write_is_refused_whole_and_says_oom(name, real_server, full, open_real_cache):
-    manifest = await furnished(open_real_cache())
+    manifest, cache = await furnished(open_real_cache()), open_real_cache(ttl=100)
+    await cache.session("chat").load_head()  # finds the layout, which else would be what cannot be written
     client = real_server.client()
     before = await snapshot(client)
     await full()
     with pytest.raises(BackendError, match="OOM"):
-        await WRITES[name](sends_once(open_real_cache(ttl=100)), manifest)
+        await WRITES[name](cache, manifest)
+    assert await snapshot(client) == before
+
+
+@broken_by(Lua("commit", "call('HSET', head, 'refs', refs)\n", ""))
+async def test_on_a_full_server_a_replacement_that_drops_nodes_is_refused_whole(real_server, full, open_real_cache):
+    store, client = open_real_cache().session("chat"), real_server.client()
+    nodes = [*chain("a", "b", "c", "d"), *chain("e", parent="b")]
+    await store.commit_runtime_state(commit(None, Append(nodes, "e"), checkpoint=STATES))
+    read, before = await store.load_session(FullGraph()), await snapshot(client)
+    made = commit(1, ReplaceFull(read.graph.first(3).append_event({})), checkpoint=STATES)
+    await full()
+    with pytest.raises(BackendError, match="OOM"):
+        await store.commit_runtime_state(made)
+    assert await snapshot(client) == before
+    await client.config_set("maxmemory", 0)
+    assert (await store.commit_runtime_state(made)).replayed is False
+    assert (await store.load_session(FullGraph())).graph == made.graph.graph
+
+
+@broken_by(
+    Lua(
+        "commit",
+        "if drops > 0 then\n  -- What changes nothing",
+        "if replaced then call('UNLINK', log, nodes, jumps, dead) end\nif drops > 0 then\n  -- What changes nothing",
+    )
+)
+async def test_on_a_full_server_a_replacement_of_the_whole_graph_is_refused_whole(real_server, full, open_real_cache):
+    cache, client = open_real_cache(), real_server.client()
+    made = commit(2, replace_full("x", "y"), checkpoint=carried(await furnished(cache)))
+    before = await snapshot(client)
+    await full()
+    with pytest.raises(BackendError, match="OOM"):
+        await cache.session("chat").commit_runtime_state(made)
     assert await snapshot(client) == before
 
 

@@ -99,7 +99,7 @@ class Provider(CredentialProvider):
     def __init__(self) -> None:
         self.asked = 0
 
-    def get_credentials(self) -> tuple[str, str]:
+    async def get_credentials_async(self) -> tuple[str, str]:
         self.asked += 1
         return "given", "p@ss/word"
 
