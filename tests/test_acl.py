@@ -6,7 +6,9 @@ The laws run under them too: see `open_cache` in conftest.py.
 from __future__ import annotations
 
 import pytest
+from breaking import Lua, broken_by
 from builders import append, chain, commit, node, tools
+from servers import snapshot
 
 from lash_redis import (
     ActivePath,
@@ -148,6 +150,44 @@ async def test_without_eval_an_unknown_script_is_an_error_that_says_what_to_do(s
     await SessionCache(server.client(), "laws").preload()
     await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     assert (await cache.session("chat").load_node("a")).node_id == "a"
+
+
+@broken_by(
+    *(
+        Lua(script, "if not string.find(text, 'WRONGTYPE', 1, true) then error(text) end", "")
+        for script in ("commit", "touch", "meta", "node", "tombstone", "vacuum", "refresh", "acquire", "renew")
+    )
+)
+async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server):
+    """A missing right is not a key of another type. Redis before 7.2 does not name what a script may not call."""
+    admin, role = real_server.client(), "auditor"
+    store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    await store.tombstone_nodes(["b"])
+    read, lease = await store.load_session(FullGraph()), await store.acquire_lease("worker")
+    cache = cache_for(real_server, role)
+    await admin.execute_command("ACL", "SETUSER", f"{role}-acme", "-hmget")
+    before, store = await snapshot(admin), cache.session("chat")
+    in_scripts = {
+        "commit": lambda: store.commit_runtime_state(commit(1, append("c", parent="a"))),
+        "touch": store.touch,
+        "save the meta": lambda: store.save_session_meta(SessionMeta("chat", "n", "t", "m")),
+        "load a node": lambda: store.load_node("a"),
+        "tombstone": lambda: store.tombstone_nodes(["a"]),
+        "vacuum": store.vacuum,
+        "refresh": lambda: store.refresh(read),
+        "acquire": lambda: store.acquire_lease("worker"),
+        "renew": lambda: store.adopt_lease(lease).renew(),
+        "release": lambda: store.adopt_lease(lease).release(),
+        "delete": lambda: cache.delete("chat"),
+    }
+    natively = {"load the meta": store.load_session_meta, "list": lambda: anext(cache.sessions())}
+    for name, method in (in_scripts | natively).items():
+        names_it = name in natively or real_server.kind.product == "Valkey"
+        with pytest.raises(BackendError, match=r"(?i)'hmget'" if names_it else "can't run this command") as refused:
+            await method()
+        assert type(refused.value) is BackendError, name
+        assert await snapshot(admin) == before, name
 
 
 def test_the_patterns_hold_the_namespace_and_no_other():
