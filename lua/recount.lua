@@ -54,6 +54,7 @@ for index = 0, #KEYS - heads do
   local head = KEYS[heads + index]
   local stored = looked_at[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
   looked_at[head] = true
+  if stored.err then unusable('head', stored) end -- a missing right is raised; another type is the session's problem
   if not stored[1] and (stored.err or stored[2]) then mended = 0 end
   if stored[1] and (entry == '' or not stored[2] or #stored[2] % 96 ~= 0) then mended = 0 end
   local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+$')

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from breaking import Lua, broken_by
-from builders import append, chain, commit, node, tools
+from builders import append, blob_keys, chain, commit, node, tools
 from servers import snapshot
 
 from lash_redis import (
@@ -188,6 +188,23 @@ async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server)
             await method()
         assert type(refused.value) is BackendError, name
         assert await snapshot(admin) == before, name
+
+
+@broken_by(Lua("recount", "if stored.err then unusable('head', stored) end", ""))
+async def test_an_audit_without_hmget_says_nothing_of_who_holds_a_blob(real_server):
+    admin = real_server.client()
+    store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
+    states = HydratedSessionCheckpoint(tool_state=tools())
+    await store.commit_runtime_state(commit(None, append("a"), checkpoint=states))
+    (blob,) = await blob_keys(admin)
+    await admin.hset(blob, "0", 2)  # so that the audit counts anew
+    cache = cache_for(real_server, "auditor")
+    await admin.execute_command("ACL", "SETUSER", "auditor-acme", "-hmget")
+    before = await snapshot(admin)
+    for repair in (False, True):
+        with pytest.raises(BackendError, match=r"(?i)'hmget'|can't run this command"):
+            await cache.audit(repair=repair)
+    assert await snapshot(admin) == before
 
 
 def test_the_patterns_hold_the_namespace_and_no_other():
