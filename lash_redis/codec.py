@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, overload
 
 import msgpack
 
+from lash_redis import packing
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.keys import SessionKeys
 from lash_redis.models import (
@@ -38,7 +39,7 @@ from lash_redis.models import (
     ToolState,
     ToolStateEntry,
 )
-from lash_redis.models.wire import Unread
+from lash_redis.models.wire import Unread, check_json
 from lash_redis.options import BlobProfile
 from lash_redis.unpacking import UNREADABLE, unpack
 
@@ -80,6 +81,16 @@ def pack(value: Any, path: str) -> bytes:
     if len(data) > LARGE:
         _packer.renew()
     return data
+
+
+def pack_json(value: Any, path: str) -> bytes:
+    """MessagePack of free-form JSON with sorted keys.
+
+    Raises:
+        InvalidRecord: names the path to the first value that is not JSON.
+    """
+    data = packing.pack_json(value)
+    return pack(check_json(value, path), path) if data is None else data
 
 
 def tag_of(text: str) -> bytes:

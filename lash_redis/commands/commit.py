@@ -338,7 +338,7 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
         check_json(tag, f"{path}.payload.plugin_type")
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
-    packed = codec.pack(check_json(value, inner), inner)
+    packed = codec.pack_json(value, inner)
     return codec.encode_node(node, packed, tag), codec.timeless(node_id, parent, tag, packed)
 
 
