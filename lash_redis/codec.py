@@ -39,7 +39,7 @@ from lash_redis.models import (
     ToolState,
     ToolStateEntry,
 )
-from lash_redis.models.wire import Unread, check_json
+from lash_redis.models.wire import Record, Unread, check_json
 from lash_redis.options import BlobProfile
 from lash_redis.unpacking import UNREADABLE, unpack
 
@@ -91,6 +91,12 @@ def pack_json(value: Any, path: str) -> bytes:
     """
     data = packing.pack_json(value)
     return pack(check_json(value, path), path) if data is None else data
+
+
+def pack_record(record: Record, path: str) -> bytes:
+    """MessagePack of a record: the bytes and the refusals of `pack(record.to_msgpack(path), path)`."""
+    data = packing.pack_record(record.to_packing(path))
+    return pack(record.to_msgpack(path), path) if data is None else data
 
 
 def tag_of(text: str) -> bytes:

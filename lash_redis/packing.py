@@ -21,12 +21,21 @@ try:
         OPT_PASSTHROUGH_TUPLE,
         OPT_PASSTHROUGH_UUID,
         OPT_SORT_KEYS,
+        Fragment,
         packb,
     )
 except ImportError:
 
     def pack_json(value: object) -> bytes | None:
         """None: without the extra the caller decides on every value."""
+        return None
+
+    def fragment_of(value: object) -> object | None:
+        """None, likewise."""
+        return None
+
+    def pack_record(tree: object) -> bytes | None:
+        """None, likewise."""
         return None
 
 else:
@@ -56,6 +65,21 @@ else:
         if (0xC4 in data or 0xC5 in data or 0xC6 in data) and not _has_json_types(value):
             return None
         return None if 0xCB in data and _may_hold_non_finite(data) else data
+
+    def fragment_of(value: object) -> object | None:
+        """`pack_json` of a value, to stand for it in what `pack_record` takes; None where that is None."""
+        data = pack_json(value)
+        try:
+            return None if data is None else Fragment(data)
+        except ValueError:  # Fragment checks what it is given, and takes a level less than packb
+            return None
+
+    def pack_record(tree: object) -> bytes | None:
+        """MessagePack of a checked record with its keys in their order; None if a value in it is unusual."""
+        try:
+            return packb(tree, None, _STRICT)
+        except TypeError:
+            return None
 
 
 _may_hold_non_finite: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]").search

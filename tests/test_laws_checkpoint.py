@@ -61,14 +61,14 @@ async def test_a_component_with_neither_body_nor_ref_is_dropped(open_cache):
 
 @pytest.fixture
 def packed(monkeypatch):
-    """What was encoded since the test began, by the path of what it was."""
+    """The paths of the records that were encoded since the test began."""
     paths: list[str] = []
 
-    def pack(value, path, pack=codec.pack):
+    def pack_record(record, path, pack_record=codec.pack_record):
         paths.append(path)
-        return pack(value, path)
+        return pack_record(record, path)
 
-    monkeypatch.setattr(codec, "pack", pack)
+    monkeypatch.setattr(codec, "pack_record", pack_record)
     return paths
 
 

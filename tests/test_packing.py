@@ -24,8 +24,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import codec, packing
-from lash_redis.models.wire import check_json
+from lash_redis import PluginSessionSnapshot, ToolState, ToolStateEntry, codec, packing
+from lash_redis.models import wire
+from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
+from lash_redis.models.wire import Record, check_json
 
 try:
     import ormsgpack
@@ -434,3 +436,83 @@ def test_the_bytes_of_a_catalogue_of_values_are_those_of_this_layout() -> None:
     ]
     digest = sha256(b"".join(codec.pack_json(value, FIELD) for value in catalogue)).hexdigest()
     assert digest == "04f6645023948b045541a7ae7387e95b2c654c9ee5091d29fba2dc8e5f5ca3fc"
+
+
+# Records that hold free-form JSON
+
+
+def entry(state: Any, plugin_id: Any = "p", revision: Any = 1, data: Any = b"\0\xff") -> PluginSnapshotEntry:
+    return PluginSnapshotEntry(PluginSnapshotMeta(plugin_id, "1", revision, state), [PluginArtifact("a", data)])
+
+
+def snapshots(state: Any) -> list[Record]:
+    """Records of every kind that a commit stores as a blob, with `state` wherever free-form JSON stands."""
+    return [
+        ToolState(3, {"b": ToolStateEntry({"z": state, "a": 1}, "plugins"), "a": ToolStateEntry({}, "live:1")}),
+        ToolState(3, {"a": ToolStateEntry(state, "plugins")}),
+        PluginSessionSnapshot({"q": entry(state), "p": entry({"z": [state], "a": 1})}),
+        PluginSessionSnapshot({"p": PluginSnapshotEntry(PluginSnapshotMeta("p", "1", state=state))}),
+    ]
+
+
+def same_records_both_ways(*records: Any) -> None:
+    for record in records:
+        expected = outcome(lambda given: codec.pack(given.to_msgpack(FIELD), FIELD), record)
+        assert outcome(lambda given: codec.pack_record(given, FIELD), record) == expected
+
+
+@needs_ormsgpack
+def test_a_snapshot_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(wire, "_canonical")
+    record = PluginSessionSnapshot({"p": entry({"b": 2, "a": "é"})})
+    assert codec.pack_record(record, FIELD).hex() == (
+        "81a7706c7567696e7381a17082a46d65746184a9706c7567696e5f6964a170ae706c7567696e5f76657273696f6ea131"
+        "a87265766973696f6e01a5737461746582a161a2c3a9a16202a961727469666163747391"
+        "82a46e616d65a161a464617461c40200ff"
+    )
+
+
+@pytest.mark.parametrize("value", [*ODD, *FLOATS, *INTEGERS, *TEXTS, *SURROGATES], ids=kind_of)
+def test_records_that_hold_a_value(value: Any) -> None:
+    for placed in inside(value):
+        same_records_both_ways(*snapshots(placed))
+
+
+@pytest.mark.parametrize("key", ODD_KEYS, ids=kind_of)
+def test_records_that_hold_a_key(key: Any) -> None:
+    same_records_both_ways(*snapshots({key: 1}))
+    same_records_both_ways(PluginSessionSnapshot({key: entry(None)}), ToolState(1, {key: ToolStateEntry({}, "p")}))
+
+
+@pytest.mark.parametrize("value", [*ODD, -1, 2**64, 0.5, "\ud800", None, True], ids=kind_of)
+def test_records_with_a_wrong_field(value: Any) -> None:
+    same_records_both_ways(
+        ToolState(value, {}),
+        ToolState(1, value),
+        ToolState(1, {"a": value}),
+        ToolState(1, {"a": ToolStateEntry({}, value)}),
+        PluginSessionSnapshot(value),
+        PluginSessionSnapshot({"p": value}),
+        PluginSessionSnapshot({"p": entry(1, plugin_id=value)}),
+        PluginSessionSnapshot({"p": entry(1, revision=value)}),
+        PluginSessionSnapshot({"p": entry({1: 1}, data=value)}),
+        PluginSessionSnapshot({"p": PluginSnapshotEntry(PluginSnapshotMeta("p", "1"), value)}),
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 250, 254, 255, 256, 257, 1100])
+def test_records_that_hold_a_deep_value(depth: int) -> None:
+    value: Any = []
+    for _ in range(depth - 1):
+        value = [value]
+    same_records_both_ways(*snapshots(value))
+
+
+@given(ODDLY)
+def test_records_that_hold_anything(value: Any) -> None:
+    same_records_both_ways(*snapshots(value))
+
+
+def test_the_tools_at_hand_have_the_bytes_of_the_walk() -> None:
+    tools = [tool for tool in values_of("airline_tools.json") if isinstance(tool, dict)]
+    same_records_both_ways(ToolState(1, {f"{at}": ToolStateEntry(tool, "plugins") for at, tool in enumerate(tools)}))

@@ -223,7 +223,7 @@ def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) ->
         elif kind is ToolState:
             ref, data = _written_tools(value, path, written)
         else:
-            data = codec.pack(value if kind is bytes else value.to_msgpack(path), path)
+            data = codec.pack(value, path) if kind is bytes else codec.pack_record(value, path)
             ref = codec.ref_of(data)
         refs.append(ref)
         bodies[ref] = data
@@ -235,7 +235,7 @@ def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[
     known = None if fingerprint is None else written.get(fingerprint)
     if known is not None:
         return known
-    data = codec.pack(tools.to_msgpack(path), path)
+    data = codec.pack_record(tools, path)
     ref = codec.ref_of(data)
     if fingerprint is not None:
         written.put(fingerprint, ref, data)

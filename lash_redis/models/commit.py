@@ -12,7 +12,7 @@ from lash_redis.models.graph import SessionGraph, SessionNodeRecord
 from lash_redis.models.lease import LeaseClaim
 from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
 from lash_redis.models.usage import TokenLedgerEntry
-from lash_redis.models.wire import U64, Fault, Id, Record, Rule, Variant, encode_fields
+from lash_redis.models.wire import U64, Fault, Form, Id, Record, Rule, Variant, encode_fields
 
 if TYPE_CHECKING:
     from lash_redis.models.state import PersistedSessionState
@@ -46,9 +46,9 @@ class ReplaceFull(Variant):
     def leaf_node_id(self) -> str | None:
         return self.graph.leaf_node_id
 
-    def _encode(self, binary: bool) -> Any:
+    def _encode(self, form: Form) -> Any:
         # A newtype variant: the graph stands directly under the tag.
-        return {"ReplaceFull": encode_fields(self, binary)["graph"]}
+        return {"ReplaceFull": encode_fields(self, form)["graph"]}
 
     @classmethod
     def _decode(cls, value: Any) -> Self:

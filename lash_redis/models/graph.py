@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
 
 from lash_redis.errors import Corrupt
-from lash_redis.models.wire import Fault, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
+from lash_redis.models.wire import Fault, Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,14 @@ class SessionNodeRecord(Record):
     def plugin_body(self) -> Any | None:
         return self.payload.body if isinstance(self.payload, PluginPayload) else None
 
-    def _encode(self, binary: bool) -> Any:
-        out = encode_fields(self, binary)
+    def _encode(self, form: Form) -> Any:
+        out = encode_fields(self, form)
         payload = self.payload
         try:
             if not isinstance(payload, EventPayload | PluginPayload):
                 refuse(payload, "an EventPayload or PluginPayload")
             out["kind"] = payload.kind
-            out.update(encode_fields(payload, binary))
+            out.update(encode_fields(payload, form))
         except Fault as fault:
             raise fault.under(".payload") from None
         return out

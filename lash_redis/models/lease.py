@@ -15,7 +15,7 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-Seconds = Annotated[float, Shape(lambda value, binary: _seconds(value), _seconds)]
+Seconds = Annotated[float, Shape(lambda value, form: _seconds(value), _seconds)]
 
 
 @dataclass(frozen=True, slots=True)

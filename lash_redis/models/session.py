@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from lash_redis.keys import catalogue_entry
 from lash_redis.models.usage import PromptUsage, TokenUsage
-from lash_redis.models.wire import U64, Fault, Json, JsonObject, Record, Rule, Shape, refuse, shape_of
+from lash_redis.models.wire import U64, Fault, Form, Json, JsonObject, Record, Rule, Shape, refuse, shape_of
 
 _OBJECT = shape_of(JsonObject)
 
@@ -22,9 +22,9 @@ def _check_kind(approach: Any) -> None:
         raise Fault("takes a string", ".kind")
 
 
-def _encode_approach(value: Any, binary: bool) -> Any:
+def _encode_approach(value: Any, form: Form) -> Any:
     _check_kind(value)
-    return _OBJECT.encode(value, binary)
+    return _OBJECT.encode(value, form)
 
 
 def _decode_approach(value: Any) -> Any:
@@ -77,7 +77,7 @@ class ProviderHandle(Record):
     kind: str = "unconfigured"
     config: Mapping[str, Any] | None = None
 
-    def _encode(self, binary: bool) -> Any:
+    def _encode(self, form: Form) -> Any:
         config = {} if self.config is None else self.config
         if not isinstance(config, dict):
             raise Fault(f"takes a JSON object, not {type(config).__name__}", ".config")
@@ -86,7 +86,7 @@ class ProviderHandle(Record):
         if not isinstance(self.kind, str):
             raise Fault(f"takes a string, not {type(self.kind).__name__}", ".kind")
         try:
-            return _OBJECT.encode({"type": self.kind, **config}, binary)
+            return _OBJECT.encode({"type": self.kind, **config}, form)
         except Fault as fault:
             raise fault.under(".config") from None
 

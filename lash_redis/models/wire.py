@@ -36,6 +36,7 @@ from typing import (
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.keys import checked_id
+from lash_redis.packing import fragment_of
 
 MAX_JSON_DEPTH = 256
 MAX_U64 = 2**64 - 1
@@ -61,10 +62,19 @@ def refuse(value: object, wanted: str) -> NoReturn:
     raise Fault(f"takes {wanted}, not {type(value).__name__}")
 
 
-class Shape(NamedTuple):
-    """How one kind of value is written (for JSON, or `binary` for MessagePack) and read. Both raise `Fault`."""
+class Form(Enum):
+    """What a record is written as."""
 
-    encode: Callable[[Any, bool], Any]
+    JSON = auto()
+    MSGPACK = auto()
+    PACKED = auto()
+    """As for MessagePack, with free-form JSON packed already where `packing` decides on it."""
+
+
+class Shape(NamedTuple):
+    """How one kind of value is written in a form, and read. Both raise `Fault`."""
+
+    encode: Callable[[Any, Form], Any]
     decode: Callable[[Any], Any]
 
 
@@ -187,9 +197,13 @@ def _step(key: str | int) -> str:
     return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
 
 
-def _encode_json(value: Any, binary: bool) -> Any:
+def _encode_json(value: Any, form: Form) -> Any:
+    if form is Form.PACKED and type(value) in _CONTAINERS:
+        fragment = fragment_of(value)
+        if fragment is not None:
+            return fragment
     canonical = _canonical(value, 1)
-    return canonical if binary else value
+    return value if form is Form.JSON else canonical
 
 
 def _decode_json(value: Any) -> Any:
@@ -197,8 +211,8 @@ def _decode_json(value: Any) -> Any:
     return value
 
 
-def _encode_object(value: Any, binary: bool) -> Any:
-    return _encode_json(value, binary) if isinstance(value, dict) else refuse(value, "a JSON object")
+def _encode_object(value: Any, form: Form) -> Any:
+    return _encode_json(value, form) if isinstance(value, dict) else refuse(value, "a JSON object")
 
 
 def _decode_object(value: Any) -> Any:
@@ -209,7 +223,7 @@ def _decode_object(value: Any) -> Any:
 
 
 def _integer(low: int, high: int) -> Shape:
-    def check(value: Any, binary: bool = False) -> int:
+    def check(value: Any, form: Form = Form.JSON) -> int:
         if type(value) is not int:
             refuse(value, "an integer")
         if not low <= value <= high:
@@ -219,11 +233,11 @@ def _integer(low: int, high: int) -> Shape:
     return Shape(check, check)
 
 
-def _boolean(value: Any, binary: bool = False) -> bool:
+def _boolean(value: Any, form: Form = Form.JSON) -> bool:
     return value if isinstance(value, bool) else refuse(value, "a boolean")
 
 
-def _text(value: Any, binary: bool = False) -> str:
+def _text(value: Any, form: Form = Form.JSON) -> str:
     if type(value) is str and value.isascii():
         return value
     if not isinstance(value, str):
@@ -232,17 +246,17 @@ def _text(value: Any, binary: bool = False) -> str:
     return str.__str__(value)
 
 
-def _identifier(value: Any, binary: bool = False) -> str:
+def _identifier(value: Any, form: Form = Form.JSON) -> str:
     try:
         return checked_id("", value)
     except InvalidRecord as error:
         raise Fault(error.reason) from None
 
 
-def _encode_bytes(value: Any, binary: bool) -> Any:
+def _encode_bytes(value: Any, form: Form) -> Any:
     if not isinstance(value, (bytes, bytearray)):
         refuse(value, "bytes")
-    return bytes(value) if binary else list(value)
+    return list(value) if form is Form.JSON else bytes(value)
 
 
 def _decode_bytes(value: Any) -> bytes:
@@ -275,7 +289,7 @@ _SCALARS: dict[Any, Shape] = {
 def _optional(inner: Shape) -> Shape:
     encode, decode = inner
     return Shape(
-        lambda value, binary: None if value is None else encode(value, binary),
+        lambda value, form: None if value is None else encode(value, form),
         lambda value: None if value is None else decode(value),
     )
 
@@ -286,7 +300,7 @@ def _text_of(cls: type[str]) -> Shape:
 
 def _none_if_empty(inner: Shape) -> Shape:
     encode, decode = inner
-    return Shape(lambda value, binary: encode(value, binary) or None, decode)
+    return Shape(lambda value, form: encode(value, form) or None, decode)
 
 
 def _sequence_of(inner: Shape, build: Callable[[list[Any]], Any]) -> Shape:
@@ -299,10 +313,10 @@ def _sequence_of(inner: Shape, build: Callable[[list[Any]], Any]) -> Shape:
             raise fault.under(f"[{len(out)}]") from None
         return out
 
-    def encode(value: Any, binary: bool) -> list[Any]:
+    def encode(value: Any, form: Form) -> list[Any]:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
             refuse(value, "a list")
-        return each(value, lambda item: inner.encode(item, binary)) if value else []
+        return each(value, lambda item: inner.encode(item, form)) if value else []
 
     def decode(value: Any) -> Any:
         return build(each(value, inner.decode)) if isinstance(value, (list, tuple)) else refuse(value, "a list")
@@ -325,7 +339,7 @@ def _map_of(inner: Shape) -> Shape:
         return out
 
     return Shape(
-        lambda value, binary: each(value, lambda item: inner.encode(item, binary)),
+        lambda value, form: each(value, lambda item: inner.encode(item, form)),
         lambda value: each(value, inner.decode),
     )
 
@@ -334,8 +348,8 @@ def _record_of(*classes: type[Record]) -> Shape:
     """One record class, or the variants of a tagged union."""
     wanted = "a " + " or ".join(cls.__name__ for cls in classes)
 
-    def encode(value: Any, binary: bool) -> Any:
-        return value._encode(binary) if isinstance(value, classes) else refuse(value, wanted)
+    def encode(value: Any, form: Form) -> Any:
+        return value._encode(form) if isinstance(value, classes) else refuse(value, wanted)
 
     def decode_variant(value: Any) -> Any:
         for cls in classes:
@@ -377,7 +391,7 @@ _NEVER = object()
 class _Written(NamedTuple):
     name: str
     get: Callable[[Any], Any]
-    encode: Callable[[Any, bool], Any]
+    encode: Callable[[Any, Form], Any]
     omitted: object
     """The encoded value that leaves the field out: None or `_NEVER`."""
 
@@ -420,13 +434,13 @@ def _compiled(cls: Any) -> _Plan:
     return _Plan(tuple(written), tuple(read))
 
 
-def encode_fields(record: Any, binary: bool) -> dict[str, Any]:
+def encode_fields(record: Any, form: Form) -> dict[str, Any]:
     """The fields of a record in declaration order."""
     out: dict[str, Any] = {}
     name = ""
     try:
         for name, get, encode, omitted in _plan(type(record)).written:
-            encoded = encode(get(record), binary)
+            encoded = encode(get(record), form)
             if encoded is not omitted:
                 out[name] = encoded
     except Fault as fault:
@@ -502,7 +516,7 @@ class Record:
         Raises:
             InvalidRecord: a field holds what its shape does not take.
         """
-        return self._written(False, path)
+        return self._written(Form.JSON, path)
 
     def to_msgpack(self, path: str | None = None) -> Any:
         """What `msgpack.packb` takes; equal content gives equal bytes.
@@ -510,7 +524,11 @@ class Record:
         Raises:
             InvalidRecord: a field holds what its shape does not take.
         """
-        return self._written(True, path)
+        return self._written(Form.MSGPACK, path)
+
+    def to_packing(self, path: str | None = None) -> Any:
+        """What `packing.pack_record` takes: like `to_msgpack`, and refused alike."""
+        return self._written(Form.PACKED, path)
 
     @classmethod
     def from_json(cls, value: Any, path: str | None = None) -> Self:
@@ -524,14 +542,14 @@ class Record:
         except Fault as fault:
             raise fault.at(cls.__name__ if path is None else path) from None
 
-    def _written(self, binary: bool, path: str | None) -> Any:
+    def _written(self, form: Form, path: str | None) -> Any:
         try:
-            return self._encode(binary)
+            return self._encode(form)
         except Fault as fault:
             raise fault.at(type(self).__name__ if path is None else path) from None
 
-    def _encode(self, binary: bool) -> Any:
-        return encode_fields(self, binary)
+    def _encode(self, form: Form) -> Any:
+        return encode_fields(self, form)
 
     @classmethod
     def _decode(cls, value: Any) -> Self:
@@ -543,9 +561,9 @@ class Variant(Record):
 
     __slots__ = ()
 
-    def _encode(self, binary: bool) -> Any:
+    def _encode(self, form: Form) -> Any:
         name = type(self).__name__
-        return {name: encode_fields(self, binary)} if _plan(type(self)).written else name
+        return {name: encode_fields(self, form)} if _plan(type(self)).written else name
 
     @classmethod
     def _decode(cls, value: Any) -> Self:
