@@ -54,6 +54,7 @@ COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
 """The components of a checkpoint, in the order in which the head's `refs` lists them."""
 
 _NO_REF: Final = bytes(32)
+_NO_REF_HEX: Final = _NO_REF.hex()
 
 
 class _Packer(local):
@@ -140,7 +141,7 @@ def encode_refs(refs: Sequence[str | None]) -> bytes:
     """The head's `refs`: 32 bytes for each of `COMPONENTS`, zeros for an absent one; empty if all are absent."""
     if not any(refs):
         return b""
-    return b"".join(bytes.fromhex(ref) if ref else _NO_REF for ref in refs)
+    return bytes.fromhex("".join([ref or _NO_REF_HEX for ref in refs]))
 
 
 def decode_refs(data: bytes) -> tuple[BlobRef | None, ...]:
@@ -217,7 +218,12 @@ _set_stored: Final = Unread.__dict__["_stored"].__set__
 
 def stored_component(value: ToolState | PluginSessionSnapshot | bytes) -> StoredComponent | None:
     """What is behind a component that came of a read and was not looked at since."""
-    return getattr(value, "_stored", None)
+    if isinstance(value, bytes):
+        return None
+    try:
+        return _get_stored(value)  # type: ignore[no-any-return]
+    except AttributeError:  # not by getattr: it would go on to `Unread.__getattr__`, which costs microseconds
+        return None
 
 
 def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, bytes]:

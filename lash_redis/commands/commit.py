@@ -323,12 +323,13 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
     check_kind(path, node, SessionNodeRecord)
-    node_id, parent, payload = node.node_id, node.parent_node_id, node.payload
+    node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
     checked_id(f"{path}.node_id", node_id)
     if parent is not None:
         checked_id(f"{path}.parent_node_id", parent)
-    check_kind(f"{path}.timestamp", node.timestamp, str)
-    check_json(node.timestamp, f"{path}.timestamp")
+    if type(timestamp) is not str or not timestamp.isascii():
+        check_kind(f"{path}.timestamp", timestamp, str)
+        check_json(timestamp, f"{path}.timestamp")
     tag: str | None
     if isinstance(payload, EventPayload):
         tag, value, inner = None, payload.event, f"{path}.payload.event"
