@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, overload
 import msgpack
 
 from lash_redis import packing
+from lash_redis.checksums import crc32
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.keys import SessionKeys
 from lash_redis.models import (
@@ -255,7 +256,7 @@ _EXACT: Final = 2
 def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
     """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
     record = pack_node(node, payload, tag)
-    return zlib.crc32(record).to_bytes(CRC_BYTES, "big") + record
+    return crc32(record).to_bytes(CRC_BYTES, "big") + record
 
 
 def pack_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
@@ -313,7 +314,7 @@ def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> Sessio
     `__init__` would take longer than all else.
     """
     body = raw[CRC_BYTES:]
-    if len(raw) < CRC_BYTES or zlib.crc32(body) != _CRC.unpack_from(raw)[0]:
+    if len(raw) < CRC_BYTES or crc32(body) != _CRC.unpack_from(raw)[0]:
         raise Corrupt("node", key, f"record {place} does not match its checksum")
     try:
         node_id, parent, timestamp, tag, data = unpack(body)
@@ -612,12 +613,12 @@ def encode_body(
         session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
     ]  # fmt: skip
     body = pack(record, "RuntimeCommit")
-    return zlib.crc32(refs, zlib.crc32(body)).to_bytes(4, "big") + body
+    return crc32(refs, crc32(body)).to_bytes(4, "big") + body
 
 
 def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
     body = data[4:]
-    if zlib.crc32(refs, zlib.crc32(body)) != int.from_bytes(data[:4], "big"):
+    if crc32(refs, crc32(body)) != int.from_bytes(data[:4], "big"):
         raise Corrupt("head", key, "its body and refs do not match their checksum")
     try:
         session_id, commit_id, leaf, ref, config, turn, revision = unpack(body)
@@ -685,12 +686,12 @@ def decode_facts(data: bytes, key: str) -> Facts:
 
 def encode_meta(meta: SessionMeta) -> bytes:
     body = pack(meta.to_msgpack("SessionMeta"), "SessionMeta")
-    return zlib.crc32(body).to_bytes(4, "big") + body
+    return crc32(body).to_bytes(4, "big") + body
 
 
 def decode_meta(data: bytes, key: str) -> SessionMeta:
     body = data[4:]
-    if zlib.crc32(body) != int.from_bytes(data[:4], "big"):
+    if crc32(body) != int.from_bytes(data[:4], "big"):
         raise Corrupt("meta", key, "the record does not match its checksum")
     try:
         return SessionMeta.from_json(unpack(body), "meta")
