@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test lint format bench bench-quick bench-peers bench-steps bench-check bench-scale soak faults dist clean
+.PHONY: demo test lint format bench bench-quick bench-transport bench-peers bench-steps bench-check bench-scale soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -30,6 +30,9 @@ bench: $(READY)  ## every budget and the whole grid against the bare thing and a
 
 bench-quick: $(READY)  ## the same on one server, fewer rounds and fewer settings; under two minutes
 	$(BIN)/python -m bench --quick
+
+bench-transport: $(READY)  ## PING, commits and reads at 1 and 64 tasks beside redis-py, and beside the commit BASE if it is given
+	$(BIN)/python -m bench.transport $(if $(BASE),--base $(BASE))
 
 bench-peers: $(READY) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json

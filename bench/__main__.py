@@ -20,9 +20,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bench import commits, fleet, grid, memory, reads, refresh, report, startup
-from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
+from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
 GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup", "grid")
 

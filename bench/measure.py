@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from statistics import median, quantiles
@@ -187,29 +187,29 @@ class Wire:
         self._asking = False
 
     async def _asked(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(1 << 20):
-            self.up += len(data)
-            if self.heard is not None:
-                if self._asking and self.heard:
-                    self.heard[-1] += data
-                else:
-                    self.heard.append(data)
-            self._asking = True
-            target.write(data)
-        target.close()
+        with closing(target):
+            while data := await source.read(1 << 20):
+                self.up += len(data)
+                if self.heard is not None:
+                    if self._asking and self.heard:
+                        self.heard[-1] += data
+                    else:
+                        self.heard.append(data)
+                self._asking = True
+                target.write(data)
 
     async def _answered(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(1 << 20):
-            self.down += len(data)
-            self.round_trips += self._asking
-            if self._asking and self.lose:
-                self.lose -= 1
-                if self.lose == 0:
-                    self._asking = False
-                    break
-            self._asking = False
-            target.write(data)
-        target.close()
+        with closing(target):
+            while data := await source.read(1 << 20):
+                self.down += len(data)
+                self.round_trips += self._asking
+                if self._asking and self.lose:
+                    self.lose -= 1
+                    if self.lose == 0:
+                        self._asking = False
+                        break
+                self._asking = False
+                target.write(data)
 
 
 @asynccontextmanager

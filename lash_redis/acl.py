@@ -30,7 +30,7 @@ NATIVE: Final = (
 """The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
 
 CLUSTER: Final = ("asking", "cluster|slots", "readonly", "ssubscribe", "sunsubscribe")
-"""What finds the nodes of a cluster, follows a slot that moves, reads from a replica, and listens to a slot's channels."""
+"""What finds the nodes of a cluster, follows a moving slot, reads from a replica, and listens to a slot's channels."""
 
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")

@@ -286,7 +286,7 @@ def test_the_rules_for_a_cluster_hold_what_finds_its_nodes():
     plain = CliRunner().invoke(app, ["acl"]).stdout.split()
     clustered = CliRunner().invoke(app, ["acl", "--cluster"]).stdout.split()
     assert set(clustered) - set(plain) == {
-        "+asking", "+cluster|slots", "+command", "+readonly", "+spublish", "+ssubscribe", "+sunsubscribe",
+        "+asking", "+cluster|slots", "+readonly", "+spublish", "+ssubscribe", "+sunsubscribe",
     }  # fmt: skip
 
 

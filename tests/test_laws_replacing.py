@@ -86,18 +86,18 @@ class Sent:
         self.bytes: list[int] = []
         self.deltas: list[str] = []
         self.drops: list[int] = []
-        run = store._namespace.run
+        run = store._namespace.run_durably
 
-        async def counted(call: Any, **more: Any) -> Any:
+        async def counted(call: Any, *more: Any) -> Any:
             if call.script.name == "commit":
                 args = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in call.args]
                 self.bytes.append(sum(map(len, args)))
                 word, *numbers = args[DELTA].split(b" ", 5)
                 self.deltas.append(word.decode())
                 self.drops.append(int(numbers[3]) if numbers else 0)
-            return await run(call, **more)
+            return await run(call, *more)
 
-        store._namespace.run = counted  # type: ignore[method-assign]
+        store._namespace.run_durably = counted  # type: ignore[method-assign]
 
 
 def longer(graph: SessionGraph, *added: SessionNodeRecord) -> ReplaceFull:
@@ -653,7 +653,8 @@ RIVALS: dict[str, Callable[[SessionGraph], Append | ReplaceFull]] = {
 
 def interrupted(store: RedisSessionStore, moment: str, rival: Callable[[], Awaitable[Any]]) -> None:
     """Lets the rival's commit land at this moment of the next commit of `store`."""
-    publish, run, attempts = store._publish, store._run_durably, []
+    own = copy.copy(store._namespace)  # whose requests are those of this handle alone
+    publish, run, attempts = store._publish, own.run_durably, []
 
     async def publishing(*arguments: Any) -> Any:
         if moment == "when it is prepared":
@@ -669,7 +670,8 @@ def interrupted(store: RedisSessionStore, moment: str, rival: Callable[[], Await
             await rival()
         return answer
 
-    store._publish, store._run_durably = publishing, running  # type: ignore[method-assign]
+    own.run_durably = running  # type: ignore[method-assign]
+    store._publish, store._namespace = publishing, own  # type: ignore[method-assign]
 
 
 @broken_by(CLAIMS_WHAT_IT_NEVER_COMPARED)

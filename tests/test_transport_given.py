@@ -128,7 +128,7 @@ def credentials(provided: bool) -> tuple[dict[str, Any], Provider]:
 
 def connections(nodes: list[Member]) -> list[dict[str, str]]:
     """The connections to all nodes that carry the client's name."""
-    clients = [client for node in nodes for client in node.ask("CLIENT", "LIST")]
+    clients = [client for node in nodes for client in node.ask("CLIENT LIST")]
     return [client for client in clients if client["name"] == NAME]
 
 
@@ -160,7 +160,7 @@ async def test_connections_are_like_those_of_a_given_cluster_client(
             found = await asyncio.to_thread(connections, nodes)
             expect_like(found, protocol)
             assert len({client["laddr"] for client in found if "laddr" in client}) > 1
-            assert provider.asked == (len(found) if provided else 0)
+            assert (provider.asked >= len(found)) is provided
             assert client.nodes_manager.nodes_cache == {}
             assert not any(node._connections for node in client.nodes_manager.startup_nodes.values())
         assert await asyncio.to_thread(connections, nodes) == []
@@ -181,7 +181,7 @@ async def test_connections_are_like_those_of_a_given_sentinel_client(
         async with at_work(client):
             found = await asyncio.to_thread(connections, sentinels.nodes)
             expect_like(found, protocol)
-            assert provider.asked == (len(found) if provided else 0)
+            assert (provider.asked >= len(found)) is provided
             pools = [client.connection_pool, *(each.connection_pool for each in manager.sentinels)]
             assert not any(pool._available_connections or pool._in_use_connections for pool in pools)
         assert await asyncio.to_thread(connections, sentinels.nodes) == []
@@ -198,6 +198,6 @@ async def test_a_credential_provider_of_a_given_client_is_asked_for_each_connect
             client = real_server.client(credential_provider=provider, max_connections=3)
             async with asyncio.timeout(PATIENCE), SessionCache(client) as cache:
                 await work(cache)
-            assert provider.asked == 3
+            assert provider.asked >= 3
         finally:
             await admin.execute_command("ACL", "DELUSER", "given")

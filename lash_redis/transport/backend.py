@@ -99,8 +99,7 @@ class Backend:
 
     async def preload(self) -> None:
         """Load every script into every server, replicas among them: one of those may be the primary tomorrow."""
-        for script in scripts.every():
-            await self.everywhere("SCRIPT", "LOAD", script.text)
+        await self._at_each([("SCRIPT", "LOAD", script.text) for script in scripts.every()], replicas=True)
 
     async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
         """Every key that matches, in batches; a key may come twice. For maintenance only.

@@ -36,6 +36,10 @@ class Cluster(Group):
         self._last: list[Address] = []
         self._hinted: Address | None = None
 
+    @property
+    def seeds(self) -> str:
+        return ", ".join(f"{host}:{port}" for host, port in self._seeds)
+
     def _mapped(self, address: Address) -> Address:
         return self._remap(address) if self._remap else address
 

@@ -56,6 +56,8 @@ class ByUrl(Own):
         if parts.scheme == "unix":
             if parts.path in ("", "/"):
                 raise InvalidRecord("url", "takes the path of a socket, as in unix:///run/redis.sock")
+            if "@" in parts.path:
+                raise InvalidRecord("url", "has an '@' in its path; write %40 for it, and %2F for a '/' in a password")
             self._where: dict[str, Any] = {"path": unquote(parts.path)}
             self._dialer = urls.dialer(parts)
             return
@@ -165,8 +167,8 @@ def by_url(url: str) -> Connector:
     """
     if not isinstance(url, str):
         raise InvalidRecord("url", f"takes a string, not {type(url).__name__}")
-    scheme, _, rest = url.partition("://")
-    match scheme:
+    scheme, separator, rest = url.partition("://")
+    match scheme if separator else "":
         case "redis" | "rediss" | "unix":
             return ByUrl(url)
         case "redis+cluster" | "rediss+cluster":

@@ -106,6 +106,7 @@ class Dialer:
         except BaseException:
             await dialed.disconnect(nowait=True)
             raise
+        # redis-py has read the replies to its greeting and nothing else: a server pushes only what a client asked for.
         writer, dialed._reader, dialed._writer = dialed._writer, None, None
         if writer is None:
             raise Unreachable(f"{connection.address} closed the connection at once")

@@ -71,7 +71,8 @@ class Node(ABC):
         """`exchange` for a script that the server may not have; the first such request goes alone.
 
         Others with the same script wait for its reply and then send the SHA-1, so that the bytes of concurrent commits
-        are not sent twice. `with_text`: the server replied that it does not have the script.
+        are not sent twice. None waits for a request that waits for replicas. `with_text`: the server replied that it
+        does not have the script.
         """
         script = request.script
         assert script is not None
@@ -83,7 +84,9 @@ class Node(ABC):
                 raise OutOfTime(f"{self.address} did not reply to the first call of the script in time") from None
             if script.sha in self._known_scripts:
                 return await self.exchange(request, asking=asking)
-        introduced = self._introducing[script.sha] = asyncio.Event()
+        introduced = asyncio.Event()
+        if not request.waits:
+            self._introducing[script.sha] = introduced
         try:
             replies = await self._run_with_text(request, asking=asking, with_text=with_text)
             self._known_scripts.add(script.sha)

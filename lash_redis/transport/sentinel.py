@@ -41,6 +41,10 @@ class Sentinels(Group):
         self._minimum_others = minimum_others
         self._forced_host = forced_host
 
+    @property
+    def seeds(self) -> str:
+        return ", ".join(sentinel.address for sentinel in self._sentinels)
+
     async def _discover(self) -> Map:
         """Ask one sentinel after another, first the one that answered last."""
         said: list[str] = []

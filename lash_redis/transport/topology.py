@@ -71,6 +71,11 @@ class Topology(ABC):
         self._is_closed = False
 
     @property
+    @abstractmethod
+    def seeds(self) -> str:
+        """The servers that are asked for the map, as messages name them."""
+
+    @property
     def call_timeout(self) -> float:
         """Seconds for a call, unless `StoreOptions.call_timeout` is given."""
         return FAILOVER_CALL_TIMEOUT if self.fails_over and self._was_discovered else CALL_TIMEOUT
@@ -147,7 +152,7 @@ class Topology(ABC):
                     await self._close_all_but(known.nodes())
                 return known
         except TimeoutError:
-            raise OutOfTime("no server named the topology before the call's time was up") from None
+            raise OutOfTime(f"{self.seeds} did not answer before the call's time was up") from None
 
     @abstractmethod
     async def _discover(self) -> Map:
@@ -218,6 +223,10 @@ class OneServer(Topology):
     def __init__(self, node: Node) -> None:
         super().__init__()
         self._node = node
+
+    @property
+    def seeds(self) -> str:
+        return self._node.address
 
     async def _discover(self) -> Map:
         return Map([Owner(self._node)])

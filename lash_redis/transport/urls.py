@@ -91,8 +91,10 @@ def _options(query: str) -> dict[str, str]:
     options = {}
     for each in filter(None, query.split("&")):
         name, equals, value = each.partition("=")
-        if not equals or not name:
+        if not equals or not name or not value:
             raise InvalidRecord("url", "has an option without a value behind '?'; in a password write %3F for '?'")
+        if unquote(name) in options:
+            raise InvalidRecord("url", "gives an option behind '?' twice; in a password write %26 for '&'")
         options[unquote(name)] = unquote(value.replace("+", " "))
     return options
 
@@ -126,8 +128,8 @@ def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
         if "db" in settings:
             raise InvalidRecord("url", "names its database twice, behind the host and as the option db")
         settings["db"] = database
-    for name in ("max_connections", "db"):
-        if settings.get(name, 0) < 0:
+    for name in ("max_connections", "db", "socket_timeout", "socket_connect_timeout", "health_check_interval"):
+        if not settings.get(name, 0) >= 0:  # NaN is neither
             raise InvalidRecord("url", f"takes a {name} of at least 0")
     kind: type[AbstractConnection] = Connection
     if url.scheme.startswith("rediss"):

@@ -39,4 +39,10 @@ def _joined(command: Command) -> bytes:
 def _encoded(argument: Any) -> bytes:
     if isinstance(argument, bytes):
         return argument
-    return argument.encode() if isinstance(argument, str) else repr(argument).encode()
+    if isinstance(argument, str):
+        return argument.encode()
+    if type(argument) in (int, float):
+        return repr(argument).encode()
+    if isinstance(argument, memoryview):
+        return argument.tobytes()
+    raise TypeError(f"an argument of a command is bytes, str, int or float, not {type(argument).__name__}")
