@@ -74,7 +74,7 @@ class Certificates:
 
 
 class TlsServer:
-    """A server of ours that speaks TLS on `port`; `admin` leads to it by its socket, past TLS.
+    """A server that the test starts, which speaks TLS on `port`; `admin` leads to it by its socket, past TLS.
 
     `is_asking`: it takes only clients with a certificate of the authority.
     """

@@ -85,7 +85,7 @@ async def unblock(admin: Any) -> None:
 
 
 async def test_calls_of_every_kind_overtake_commits_that_wait_for_replicas(real_server: Server) -> None:
-    """The server has no replica, so that the commits wait until they are told not to."""
+    """The server has no replica, so that the commits wait until the test unblocks them."""
     admin = real_server.client()
 
     async def are_all_blocked() -> bool:

@@ -170,7 +170,7 @@ async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
 async def test_wrong_settings_are_an_error_after_one_attempt(
     credentials: str, path: str, required: str, cause: str, call: Call, admin: redis.Redis, proxy: Proxy
 ) -> None:
-    """So that it is told at once, and no server locks the account."""
+    """So that the error comes at once, and no server locks the account."""
     await admin.config_set("requirepass", required)
     url = proxy.url.replace("://", f"://{credentials}") + path
     async with asyncio.timeout(PATIENCE), lash_redis.connect(url) as cache:
@@ -227,7 +227,7 @@ async def test_a_server_that_refuses_for_a_while_is_outlasted(proxy: Proxy, monk
 async def test_a_server_that_is_read_only_for_a_while_is_outlasted(
     before: str, refused: str, real_server: Server, proxy: Proxy
 ) -> None:
-    """A replica whose primary is gone, until it is told that it is a primary itself."""
+    """A replica whose primary is gone, until it is made a primary."""
     admin = real_server.client()
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
         if before == "later call":

@@ -36,7 +36,7 @@ async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None
 
 async def preload(url: str) -> int:
     """Make every script known to the server; how many there are."""
-    async with SessionCache(by_url(url)) as cache:  # scripts belong to no namespace: none is looked at
+    async with SessionCache(by_url(url)) as cache:  # scripts belong to no namespace
         await cache.preload()
     return len(scripts.every())
 

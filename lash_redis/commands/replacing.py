@@ -103,8 +103,8 @@ class Records:
 class Line:
     """What the logs have in common of which each came from the one before it, by a commit.
 
-    Whoever holds a graph of one of them holds the records of the last, so that a graph put together by hand can be
-    compared with them.
+    A graph of one of them keeps the records of the last in memory, so that a graph put together by hand can be compared
+    with them.
     """
 
     __slots__ = ("__weakref__", "newest")

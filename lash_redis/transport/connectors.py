@@ -35,11 +35,11 @@ SETTINGS: Final = frozenset(
         "username",
     }
 )  # fmt: skip
-"""The settings of a given client, beside those of TLS, that connections of our own are made with."""
+"""The settings of a given client, beside those of TLS, that this package's connections are made with."""
 
 
 class Own:
-    """Connections of our own. None of them sends again by itself: the backend is the one place that does."""
+    """Connections that this package opens. None of them sends again by itself; only the backend does."""
 
     resends = False
     sharded = False
@@ -127,7 +127,7 @@ def _named(parts: urls.Url) -> list[Address]:
 
 
 class Embedded(Own):
-    """A server process of ours, started when it is first needed."""
+    """A server process that this package starts when it is first needed."""
 
     def __init__(self, directory: Path | None) -> None:
         from lash_redis.embedded import EmbeddedServer, wheel_binary
@@ -219,7 +219,7 @@ class Given:
 
 
 class GivenSentinel(Own):
-    """`Sentinel.master_for` of the caller, read for its settings. Connections of our own are made like its."""
+    """`Sentinel.master_for` of the caller, read for its settings. The cache opens connections like its."""
 
     def __init__(self, pool: SentinelConnectionPool) -> None:
         manager = pool.sentinel_manager
@@ -246,7 +246,7 @@ def _place(pool: redis.ConnectionPool) -> tuple[Address, Dialer]:
 
 
 class GivenCluster(Own):
-    """A `RedisCluster` of the caller, read for its settings. Connections of our own are made like its."""
+    """A `RedisCluster` of the caller, read for its settings. The cache opens connections like its."""
 
     sharded = True
 
