@@ -10,6 +10,7 @@ from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
 from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionReadScope
 from lash_redis.namespace import Namespace
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 MAX_TURNS = 8
 """How often a read or commit starts again because the session moved under it, before it gives up."""
@@ -79,7 +80,7 @@ class Reader:
             if plan.by_id:
                 return await self._path_by_id(leaf)
             known, unknown = namespace.cached_blobs(plan.head.refs)
-            stored: commands.StoredRead | None = plan.read(codec.StoredNodes((), self._keys.log))
+            stored: commands.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
             contents: list[bytes | None] = []
             if plan.spans or unknown:
                 replies = await namespace.read(commands.span_read(self._keys, plan, unknown), atomic=True)

@@ -17,6 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lash_redis import EventPayload, PluginPayload, SessionNodeRecord, codec, unpacking
+from lash_redis.protocol import nodes as protocol_nodes
+from lash_redis.protocol.nodes import encode_node
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -61,11 +64,11 @@ def test_what_is_no_messagepack_is_unreadable(reading: ModuleType, data: bytes) 
 # What a node says
 
 
-def stored(nodes: list[SessionNodeRecord]) -> codec.StoredNodes:
+def stored(nodes: list[SessionNodeRecord]) -> StoredNodes:
     packed = [(each, codec.pack(each.event() or each.plugin_body(), "payload")) for each in nodes]
     tags = [each.plugin() and each.plugin().plugin_type for each in nodes]
-    records = [codec.encode_node(each, data, tag) for (each, data), tag in zip(packed, tags, strict=True)]
-    return codec.StoredNodes(records, "log")
+    records = [encode_node(each, data, tag) for (each, data), tag in zip(packed, tags, strict=True)]
+    return StoredNodes(records, "log")
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return msgpack.unpackb(data)
 
-    monkeypatch.setattr(codec, "unpack", unpack)
+    monkeypatch.setattr(protocol_nodes, "unpack", unpack)
     return seen
 
 

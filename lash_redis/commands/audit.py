@@ -16,6 +16,7 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
 from lash_redis.options import StoreOptions
+from lash_redis.protocol.nodes import decode_node
 
 CLOCK_TOLERANCE_MS: Final = 250
 """How far a key's expiry may seem to be from the head's deadline: they are told by two looks at a clock."""
@@ -167,7 +168,7 @@ def _of_the_graph(
             if at in links and links[at] >= at:
                 yield AuditProblem("jumps", keys.jumps, f"the parent of {at} comes after it")
             continue
-        node = codec.decode_node(record, keys.log, at)
+        node = decode_node(record, keys.log, at)
         if placed.pop(node.node_id, None) != at:
             yield AuditProblem("nodes", keys.nodes, f"the index does not lead to node {node.node_id!r} at {at}")
         if not head.facts.loose:
@@ -190,7 +191,7 @@ def _of_a_link(
         return  # none, or one that is only named
     elif named is None:
         yield AuditProblem("jumps", keys.jumps, f"record {at} has no parent, the list says {above}")
-    elif records[above] and codec.decode_node(records[above], keys.log, above).node_id != named:
+    elif records[above] and decode_node(records[above], keys.log, above).node_id != named:
         yield AuditProblem("jumps", keys.jumps, f"the parent of record {at} is {named!r}, which is not at {above}")
 
 

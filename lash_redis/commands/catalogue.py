@@ -12,6 +12,7 @@ from lash_redis.commands.calls import Command, ScriptCall
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.keys import Layout, SessionKeys, ShardKeys, entry_ids
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
+from lash_redis.protocol.nodes import decode_node
 
 
 def latest_read(shard: ShardKeys, below: Cursor | None, count: int) -> Command:
@@ -59,7 +60,7 @@ class Line:
             raise record
         if not record:
             return None
-        message = codec.decode_node(record, self.keys.log, self.first).user_message()
+        message = decode_node(record, self.keys.log, self.first).user_message()
         return None if message is None else replace(self.info, first_user_message=message_text(message))
 
 

@@ -61,6 +61,8 @@ from lash_redis.models import (
 )
 from lash_redis.models.wire import check_json
 from lash_redis.options import StoreOptions
+from lash_redis.protocol.nodes import encode_node, timeless
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 MAX_USAGE_ROWS: Final = 10_000
 """Distinct (source, model) pairs of one commit; the script looks each of them up."""
@@ -274,7 +276,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
         what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
         raise CommitTooLarge(what, len(nodes), options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
-    if not isinstance(nodes, tuple | codec.StoredNodes):
+    if not isinstance(nodes, tuple | StoredNodes):
         nodes = tuple(nodes)  # some sequences take no slices
     meaning, kept = sha256(), 0
     if replaces and prepared.log is not None:
@@ -340,7 +342,7 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
     packed = codec.pack_json(value, inner)
-    return codec.encode_node(node, packed, tag), codec.timeless(node_id, parent, tag, packed)
+    return encode_node(node, packed, tag), timeless(node_id, parent, tag, packed)
 
 
 _FIRST_BLOB: Final = 8

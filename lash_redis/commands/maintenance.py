@@ -11,6 +11,7 @@ from lash_redis.errors import Corrupt
 from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import BlobRef, SessionNodeRecord
 from lash_redis.options import StoreOptions, seconds_to_ms
+from lash_redis.protocol.nodes import decode_node
 
 TOMBSTONE_CHUNK: Final = 1000
 VACUUM_CHUNK: Final = 500
@@ -34,7 +35,7 @@ def node_call(keys: SessionKeys, node_id: str) -> ScriptCall:
 def node_reply(call: ScriptCall, keys: SessionKeys, node_id: str, reply: Any) -> SessionNodeRecord | None:
     if status(call, reply, keys) == "none":
         return None
-    node = codec.decode_node(reply[2], keys.log, int(reply[3]))
+    node = decode_node(reply[2], keys.log, int(reply[3]))
     if node.node_id != node_id:
         raise Corrupt("nodes", keys.nodes, f"the entry of {node_id!r} points at {node.node_id!r}")
     return node

@@ -23,6 +23,7 @@ from lash_redis.models import (
     SessionMeta,
     SessionReadScope,
 )
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 Jump: TypeAlias = tuple[int, int]
 """A node's position and its parent's, where that is not the position before."""
@@ -67,7 +68,7 @@ class StoredRead:
 
     scope: SessionReadScope
     head: StoredHead
-    nodes: codec.StoredNodes | None
+    nodes: StoredNodes | None
     """None where the path was found by ids alone: then nothing tells which of the log's records it needs."""
     dead: frozenset[int] = frozenset()
     """Positions of nodes that are tombstoned and not yet freed."""
@@ -182,7 +183,7 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
         raise Corrupt("log", keys.log, f"its records have {size} bytes, the head counts {facts.bytes}")
     check_leaf(keys, head, lambda at: records[at])
     if facts.live == facts.length:
-        return StoredRead(FullGraph(), head, codec.StoredNodes(records, keys.log))
+        return StoredRead(FullGraph(), head, StoredNodes(records, keys.log))
     hidden = positions(keys, dead)
     for position, node_id in dead.items():
         if int(position) >= len(records):
@@ -191,7 +192,7 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     places = [at for at, record in enumerate(records) if record and at not in hidden]
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
-    return StoredRead(FullGraph(), head, codec.StoredNodes([records[at] for at in places], keys.log, places), hidden)
+    return StoredRead(FullGraph(), head, StoredNodes([records[at] for at in places], keys.log, places), hidden)
 
 
 def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
@@ -214,7 +215,7 @@ def check_leaf(keys: SessionKeys, head: StoredHead, record_at: Callable[[int], b
 
 
 def check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
-    found = codec.StoredNodes([record], keys.log, [at])[0].node_id
+    found = StoredNodes([record], keys.log, [at])[0].node_id
     if found != expected:
         raise Corrupt("log", keys.log, f"record {at} is node {found!r} where {expected!r} belongs")
 
@@ -243,7 +244,7 @@ class PathPlan:
     jumps: Sequence[Jump] = ()
     by_id: bool = False
 
-    def read(self, nodes: codec.StoredNodes) -> StoredRead:
+    def read(self, nodes: StoredNodes) -> StoredRead:
         hidden = set(self.dead)
         if nodes and nodes.place(0) > self.spans[0][0]:
             # What the path was cut off at is an empty record, of which no tombstone tells.
@@ -338,7 +339,7 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Sto
         return None
     spans = plan.spans
     if not spans:
-        return plan.read(codec.StoredNodes((), keys.log))
+        return plan.read(StoredNodes((), keys.log))
     parts: list[list[bytes]] = list(replies[1:])
     if len(plan.fetched) < len(spans):
         base, whole = spans[0][0], parts[0]
@@ -357,7 +358,7 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Sto
         records, places = records[cut:], places[cut:]
     if not records:
         return None
-    read = plan.read(codec.StoredNodes(records, keys.log, places))
+    read = plan.read(StoredNodes(records, keys.log, places))
     check_path(keys, read, spans)
     return read
 

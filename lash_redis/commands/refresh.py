@@ -22,6 +22,7 @@ from lash_redis.commands.reads import (
 from lash_redis.errors import Corrupt
 from lash_redis.keys import SessionKeys
 from lash_redis.models import ActivePath
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 REFRESH_LIMIT: Final = 64
 """How many new nodes a script hands over. Natively they take a second round trip, which pays from some 200 on; but no
@@ -113,7 +114,7 @@ class _Log:
     """A log of which a reader holds some nodes and has just got the end."""
 
     head: StoredHead
-    nodes: codec.StoredNodes
+    nodes: StoredNodes
     end: Sequence[bytes]
     start: int
     """Where the end begins."""
@@ -121,7 +122,7 @@ class _Log:
 
     @classmethod
     def grown(
-        cls, known: StoredRead, nodes: codec.StoredNodes, head: StoredHead, delta: Delta, dead: frozenset[int]
+        cls, known: StoredRead, nodes: StoredNodes, head: StoredHead, delta: Delta, dead: frozenset[int]
     ) -> _Log | None:
         """None where the nodes are not part of the log, or cannot be known to be."""
         before, now, end = known.head.facts, head.facts, delta.records
@@ -152,7 +153,7 @@ class _Log:
         index = self.nodes.index_of(at)
         return None if index is None else self.nodes.record(index)
 
-    def _with(self, pieces: Sequence[tuple[int, int]], places: list[int]) -> codec.StoredNodes:
+    def _with(self, pieces: Sequence[tuple[int, int]], places: list[int]) -> StoredNodes:
         return self.nodes.pieces(pieces).extended([self.end[at - self.start] for at in places], places)
 
     def graph(self, known: StoredRead) -> StoredRead | None:

@@ -20,6 +20,8 @@ from lash_redis.models import (
     SessionGraph,
     SessionNodeRecord,
 )
+from lash_redis.protocol.nodes import CRC_BYTES, pack_node, timeless_part
+from lash_redis.protocol.stored_nodes import StoredNodes
 
 if TYPE_CHECKING:
     from lash_redis.commands.commit import PreparedCommit
@@ -46,7 +48,7 @@ class Kept:
         """The `delta` of a commit that keeps them: how the script knows that log, and what is to stay of it."""
         log = self.log
         numbers = log.epoch, len(log), log.size, len(self.dropped), log.size - self.size
-        return b"extend %d %d %d %d %d " % numbers + log.nodes.record(len(log) - 1)[: codec.CRC_BYTES]
+        return b"extend %d %d %d %d %d " % numbers + log.nodes.record(len(log) - 1)[:CRC_BYTES]
 
 
 class Records:
@@ -57,7 +59,7 @@ class Records:
 
     __slots__ = ("__weakref__", "_hash", "_hashed", "_hashes", "as_made", "nodes")
 
-    def __init__(self, nodes: codec.StoredNodes) -> None:
+    def __init__(self, nodes: StoredNodes) -> None:
         self.nodes = nodes
         self.as_made: dict[int, bytes] = {}
         """How nodes pack that were made here: their keys stand in their maker's order, not in the stored one."""
@@ -90,7 +92,7 @@ class Records:
     def _hash_on(self, begun: Any, start: int, stop: int) -> Any:
         meaning = begun.copy()
         for at in range(start, stop):
-            meaning.update(codec.timeless_part(self.nodes.record(at), self.nodes.key, at))
+            meaning.update(timeless_part(self.nodes.record(at), self.nodes.key, at))
         return meaning
 
     def learn(self, former: Records) -> None:
@@ -121,7 +123,7 @@ class Log:
     """
 
     records: Records
-    nodes: codec.StoredNodes
+    nodes: StoredNodes
     """The first of `records`."""
     size: int
     """How many bytes their records are together."""
@@ -184,7 +186,7 @@ class Log:
         as_made = self.records.as_made
         for at, node, record in self.nodes.doubtful(nodes):
             made = _as_made(node)
-            if made is not None and record.endswith(made) and len(record) == len(made) + codec.CRC_BYTES:
+            if made is not None and record.endswith(made) and len(record) == len(made) + CRC_BYTES:
                 continue
             if made is None or made != as_made.get(at):
                 try:
@@ -223,7 +225,7 @@ def _as_made(node: object) -> bytes | None:
     else:
         return None
     try:
-        return codec.pack_node(node, codec.pack(value, ""), tag)
+        return pack_node(node, codec.pack(value, ""), tag)
     except InvalidRecord:
         return None
 
@@ -282,7 +284,7 @@ def committed(prepared: PreparedCommit, key: str, epoch: int) -> Followed | None
     if kept is not None and kept.dropped:
         log = kept.log.cut(kept, epoch)
     elif isinstance(delta, ReplaceFull) and kept is None:
-        log = Log.of(Records(codec.StoredNodes((), key)), 0, epoch)
+        log = Log.of(Records(StoredNodes((), key)), 0, epoch)
     if log is None:
         return None
     log = log.extended(prepared.records)

@@ -1,0 +1,223 @@
+"""The nodes of a read: records of a log that are decoded when they are accessed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
+from threading import Lock
+from typing import Any, overload
+
+from lash_redis.models import SessionNodeRecord
+from lash_redis.protocol.nodes import decode_node, is_read, set_stored
+
+
+class _Shelf:
+    """Records that several reads of a log share. It only grows, and at its end: what a read sees of it is a prefix."""
+
+    __slots__ = ("nodes", "places", "records")
+
+    def __init__(self, records: list[bytes], places: list[int] | None) -> None:
+        self.records = records
+        self.places = places
+        """The positions in the log, ascending; None where the first record is at 0 and none is left out."""
+        self.nodes: list[SessionNodeRecord | None] = []
+        """What has been looked at; may end before the records do."""
+
+    def pieces(self, ranges: Iterable[tuple[int, int]]) -> _Shelf:
+        """Those records alone, on a shelf of their own."""
+        records: list[bytes] = []
+        places: list[int] = []
+        nodes: list[SessionNodeRecord | None] = []
+        for start, stop in ranges:
+            records += self.records[start:stop]
+            places += range(start, stop) if self.places is None else self.places[start:stop]
+            looked_at = self.nodes[start:stop]
+            nodes += looked_at
+            nodes += [None] * (stop - start - len(looked_at))
+        shelf = _Shelf(records, None if _is_whole(places) else places)
+        shelf.nodes = nodes
+        return shelf
+
+    def agrees(self, at: int, records: Sequence[bytes], places: Sequence[int]) -> bool:
+        """Whether what stands from index `at` on is `records` at `places`, as far as both go."""
+        count = min(len(self.records) - at, len(records))
+        known = range(at, at + count) if self.places is None else self.places[at : at + count]
+        return self.records[at : at + count] == records[:count] and list(known) == places[:count]
+
+    def grow(self, records: list[bytes], places: list[int]) -> None:
+        if not records:
+            return
+        count = len(self.records)
+        if self.places is None and not (places[0] == count and places[-1] == count + len(places) - 1):
+            self.places = list(range(count))
+        if self.places is not None:
+            self.places += places
+        self.records += records
+
+
+def _is_whole(places: Sequence[int]) -> bool:
+    return not places or places[-1] == len(places) - 1
+
+
+_GROWING = Lock()
+"""Two threads may bring one read up to date at once."""
+
+
+class StoredNodes(Sequence[SessionNodeRecord]):
+    """The nodes of a read: an immutable sequence that decodes a record when it is looked at.
+
+    Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` when looked at.
+    `places` are the records' positions in the log, ascending; without, the first is at 0 and none is left out.
+    """
+
+    __slots__ = ("_count", "_key", "_shelf")
+
+    def __init__(self, records: Sequence[bytes], key: str, places: Sequence[int] | None = None) -> None:
+        whole = places is None or _is_whole(places)
+        self._shelf = _Shelf(list(records), None if whole or places is None else list(places))
+        self._key = key
+        self._count = len(records)
+
+    @classmethod
+    def _of(cls, shelf: _Shelf, count: int, key: str) -> StoredNodes:
+        nodes = cls.__new__(cls)
+        nodes._shelf, nodes._count, nodes._key = shelf, count, key
+        return nodes
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> SessionNodeRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SessionNodeRecord]: ...
+    def __getitem__(self, index: int | slice) -> SessionNodeRecord | Sequence[SessionNodeRecord]:
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(self._count)))
+        if not -self._count <= index < self._count:
+            raise IndexError("there are not so many nodes")
+        at, nodes = index % self._count, self._looked_at()
+        if nodes[at] is None:
+            nodes[at] = decode_node(self._shelf.records[at], self._key, self.place(at))
+        return nodes[at]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[SessionNodeRecord]:
+        """Whoever looks at what a node says, and asks for the next one, is taken to look at that, too."""
+        nodes, records, places, key = self._looked_at(), self._shelf.records, self._shelf.places, self._key
+        reads_on = False
+        for at in range(self._count):
+            node = nodes[at]
+            if node is None:
+                place = at if places is None else places[at]
+                node = nodes[at] = decode_node(records[at], key, place, reads_on)
+            yield node
+            reads_on = is_read(node)
+
+    def _looked_at(self) -> list[SessionNodeRecord | None]:
+        shelf = self._shelf
+        if len(shelf.nodes) < self._count:
+            shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
+        return shelf.nodes
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StoredNodes) and self._records() == other._records():
+            if not (self._read() or other._read()):
+                return True
+        elif not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        places = self._shelf.places
+        return _revived, (self._records(), self._key, places and places[: self._count], self._read())
+
+    def _read(self) -> dict[int, SessionNodeRecord]:
+        """By their index, the nodes whose payload somebody has looked at, and may have changed since."""
+        nodes = self._shelf.nodes[: self._count]
+        return {at: node for at, node in enumerate(nodes) if node is not None and is_read(node)}
+
+    def _records(self) -> list[bytes]:
+        records = self._shelf.records
+        return records if len(records) == self._count else records[: self._count]
+
+    # What only a refresh asks for
+
+    def place(self, index: int) -> int:
+        """The position in the log of the node at `index`, from 0."""
+        return index if self._shelf.places is None else self._shelf.places[index]
+
+    def index_of(self, place: int) -> int | None:
+        """Where the node is whose record is at `place` of the log, if it is among these."""
+        places = self._shelf.places
+        if places is None:
+            return place if 0 <= place < self._count else None
+        index = bisect_left(places, place, 0, self._count)
+        return index if index < self._count and places[index] == place else None
+
+    def record(self, index: int) -> bytes:
+        return self._shelf.records[index]
+
+    def pieces(self, ranges: Sequence[tuple[int, int]]) -> StoredNodes:
+        """The nodes from each start up to each stop, ascending; what was looked at need not be decoded again."""
+        if ranges and ranges[0][0] == 0 and len(ranges) == 1:
+            return self if ranges[0][1] == self._count else self._of(self._shelf, ranges[0][1], self._key)
+        return self._of(self._shelf.pieces(ranges), sum(stop - start for start, stop in ranges), self._key)
+
+    def extended(self, records: list[bytes], places: list[int]) -> StoredNodes:
+        """These and more, at `places` behind the last of them. O(records), unless these were extended otherwise before.
+
+        Then what comes of it stands on a copy.
+        """
+        if not records:
+            return self
+        with _GROWING:
+            shelf = self._shelf
+            if not shelf.agrees(self._count, records, places):
+                shelf = shelf.pieces([(0, self._count)])
+            known = len(shelf.records) - self._count
+            shelf.grow(records[known:], places[known:])
+        return self._of(shelf, self._count + len(records), self._key)
+
+    # What only a replacement asks for
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    def grew_from(self, other: StoredNodes) -> bool:
+        """Whether these are `other` and perhaps more, as far as is known without comparing them."""
+        return self._shelf is other._shelf and self._count >= other._count
+
+    def doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
+        """Those of the first of `nodes` that may be others than these, each with its index and these' record.
+
+        All but the very records of this read whose payload nobody has looked at: nobody can have changed them.
+        """
+        shelf, most = self._shelf, min(self._count, len(nodes))
+        own = shelf.nodes[:most]
+        are_these = isinstance(nodes, StoredNodes) and nodes._shelf is shelf
+        given: Sequence[Any] = own if are_these else nodes[:most]
+        for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
+            if node is None and are_these:
+                continue
+            if node is not mine or node is None or is_read(node):
+                yield at, node, record
+
+
+def _revived(
+    records: Sequence[bytes], key: str, places: Sequence[int] | None, read: Mapping[int, SessionNodeRecord]
+) -> StoredNodes:
+    """What was pickled, the nodes that were looked at as they were then."""
+    nodes = StoredNodes(records, key, places)
+    looked_at = nodes._looked_at()
+    for at, node in read.items():
+        set_stored(node.payload, None)
+        looked_at[at] = node
+    return nodes
