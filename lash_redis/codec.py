@@ -60,7 +60,7 @@ class _Packer(local):
         self.pack = msgpack.Packer(strict_types=True).pack
 
 
-_packer: Final = _Packer()
+packer: Final = _Packer()
 
 LARGE: Final = 1024 * 1024
 """Bytes of a value from which on its packer goes with it: its buffer stays as long as that."""
@@ -69,11 +69,11 @@ LARGE: Final = 1024 * 1024
 def pack(value: Any, path: str) -> bytes:
     """MessagePack of `value`; what it cannot hold (an integer beyond 64 bits, a lone surrogate) is refused by name."""
     try:
-        data: bytes = _packer.pack(value)
+        data: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(path, str(error)) from error
     if len(data) > LARGE:
-        _packer.renew()
+        packer.renew()
     return data
 
 

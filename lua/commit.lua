@@ -23,7 +23,7 @@
 --                               wrong; extend <epoch> <nodes> <bytes> <drops> <less> <mark>: a replacement that keeps
 --                               the first of the stored nodes and sends what comes behind them, with which log that
 --                               is, how many records, how long they are together, how many of the last it drops, how
---                               long those are, how the last one begins
+--                               long those are, how the last one ends
 --       10 checks        str    strict or lenient
 --       11 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
 --       12 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
@@ -150,7 +150,7 @@ local epoch, all, bytes, last, size, ending = string.match(delta, '^extend (%d+)
 if epoch then
   local same = facts and facts.epoch == epoch and facts.length == tonumber(all) and facts.live == facts.length
     and facts.ids == facts.length and facts.loose == '0' and facts.bytes == bytes
-    and string.sub(call('LINDEX', log, -1), 1, 4) == ending
+    and string.sub(call('LINDEX', log, -1), -4) == ending
   if not same then return {'unlike', session} end
   delta, drops, less = 'append', tonumber(last), tonumber(size)
 end

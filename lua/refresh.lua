@@ -9,7 +9,7 @@
 -- ARGV   1 session  str    session id, echoed
 --        2 facts    str    the head's, as the reader knows them
 --        3 tag      bytes  8: the commit the reader knows
---        4 mark     bytes  4: how the last record begins that the reader knows of; '' where it does not hold it
+--        4 mark     bytes  4: how the last record ends that the reader knows of; '' where it does not hold it
 --        5 tombs    str    positions that the reader knows as dead, blanks between; '' for none or too many to say
 --        6 limit    int    new nodes, new jumps and dead positions to hand over at the most, of each
 --
@@ -56,7 +56,7 @@ if not hides and now.revision == known.revision and now.committed == known.commi
   return {'same', session}
 end
 
-if mark ~= '' and string.sub(redis.call('LINDEX', log, known.length - 1), 1, 4) ~= mark then
+if mark ~= '' and string.sub(redis.call('LINDEX', log, known.length - 1), -4) ~= mark then
   return {'other', session}
 end
 if now.length - known.length > limit or now.jumps - known.jumps > limit or hides and now.dead > limit then

@@ -67,7 +67,7 @@ async def looking_at(url: str) -> AsyncIterator[tuple[redis.asyncio.Redis, Sessi
 async def stored_turns(client: Any, cache: SessionCache, session: str) -> list[str]:
     """The turns of a session, by the bytes themselves, in the order in which they were stored."""
     records = await client.lrange(cache.layout.session(session).log, 0, -1)
-    return [msgpack.unpackb(msgpack.unpackb(record[4:])[4])["turn"] for record in records if record]
+    return [msgpack.unpackb(record)[3]["turn"] for record in records if record]
 
 
 async def check_chain(client: Any, cache: SessionCache, session: str) -> None:
@@ -77,7 +77,7 @@ async def check_chain(client: Any, cache: SessionCache, session: str) -> None:
         AssertionError: it is none.
     """
     keys = cache.layout.session(session)
-    records = [msgpack.unpackb(record[4:]) for record in await client.lrange(keys.log, 0, -1)]
+    records = [msgpack.unpackb(record) for record in await client.lrange(keys.log, 0, -1)]
     ids = [record[0] for record in records]
     assert [record[1] for record in records] == [None, *ids][: len(ids)], f"{session} is no chain"
     assert not await client.exists(keys.jumps), f"{session} has a branch"
@@ -89,7 +89,7 @@ async def check_chain(client: Any, cache: SessionCache, session: str) -> None:
     assert read.head_revision == len(ids)
     assert sum(row.usage.input_tokens for row in read.token_ledger) == len(ids)
     assert read.checkpoint is not None
-    last = msgpack.unpackb(records[-1][4])["turn"]
+    last = records[-1][3]["turn"]
     assert read.checkpoint.execution_state == f"{session} {last}".encode()
 
 

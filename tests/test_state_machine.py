@@ -990,10 +990,10 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
     assert zlib.crc32(head[b"refs"], zlib.crc32(body[4:])) == int.from_bytes(body[:4], "big")
     placed: dict[str, int] = {}
     users: list[int] = []
-    records = [msgpack.unpackb(record[4:]) if record else None for record in log]
+    records = [msgpack.unpackb(record) if record else None for record in log]
     for place, record in enumerate(records):
         if record is not None:
-            assert zlib.crc32(log[place][4:]) == int.from_bytes(log[place][:4], "big")
+            assert zlib.crc32(log[place][:-4]) == int.from_bytes(log[place][-4:], "little")
             is_user = _is_users_message(record)
             assert nodes.pop(record[0].encode()) == b"%d%s" % (place, b"u" if is_user else b"")
             if is_user and place not in hidden:
@@ -1020,8 +1020,8 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
 
 
 def _is_users_message(record: list[Any]) -> bool:
-    """Whether `[node id, parent id, timestamp, plugin type, payload]` is a Conversation of the role User."""
-    event = msgpack.unpackb(record[4]) if record[3] is None else None
+    """Whether `[node id, parent id, plugin type, payload, timestamp, checksum]` is a Conversation of the role User."""
+    event = record[3] if record[2] is None else None
     message = event.get("Conversation") if isinstance(event, dict) else None
     return isinstance(message, dict) and message.get("role") == "User"
 

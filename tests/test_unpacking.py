@@ -1,10 +1,8 @@
-"""MessagePack is read alike with and without msgspec; what a node says, only when that is looked at."""
+"""MessagePack is unpacked alike with and without msgspec."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -12,14 +10,10 @@ from typing import Any
 
 import msgpack
 import pytest
-from builders import chain, node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lash_redis import EventPayload, PluginPayload, SessionNodeRecord, codec, unpacking
-from lash_redis.protocol import nodes as protocol_nodes
-from lash_redis.protocol.nodes import encode_node
-from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis import unpacking
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -61,98 +55,51 @@ def test_what_is_no_messagepack_is_unreadable(reading: ModuleType, data: bytes) 
         reading.unpack(data)
 
 
-# What a node says
+# A node's record
 
 
-def stored(nodes: list[SessionNodeRecord]) -> StoredNodes:
-    packed = [(each, codec.pack(each.event() or each.plugin_body(), "payload")) for each in nodes]
-    tags = [each.plugin() and each.plugin().plugin_type for each in nodes]
-    records = [encode_node(each, data, tag) for (each, data), tag in zip(packed, tags, strict=True)]
-    return StoredNodes(records, "log")
+RECORD = ["id", None, None, {"text": [1, "é"]}, "then", 2**32 - 1]
 
 
-@pytest.fixture
-def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What was unpacked since the test began."""
-    seen: list[bytes] = []
-
-    def unpack(data: bytes) -> Any:
-        seen.append(data)
-        return msgpack.unpackb(data)
-
-    monkeypatch.setattr(protocol_nodes, "unpack", unpack)
-    return seen
+@pytest.mark.parametrize("tag", [None, "notes"])
+@pytest.mark.parametrize("parent", [None, "é"])
+def test_the_fields_of_a_node_come_back(reading: ModuleType, parent: str | None, tag: str | None) -> None:
+    fields = ["id", parent, tag, {"text": [1, "é"]}, "then", 2**32 - 1]
+    packed = msgpack.packb(fields)
+    assert list(reading.unpack_node(packed)) == fields
+    node_id, above, plugin, payload, timestamp, checksum = reading.unpack_node_lazily(packed)
+    assert [node_id, above, plugin, reading.unpack_payload(payload), timestamp, checksum] == fields
 
 
-NODES = [*chain("a", "b", "c"), SessionNodeRecord("d", "c", "t", PluginPayload("notes", [1]))]
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None, 1, "sixsix", {str(key): key for key in range(6)}, [], RECORD[:5], [*RECORD, 1], RECORD[::-1],
+        *(
+            [*RECORD[:place], wrong, *RECORD[place + 1 :]]
+            for place, kinds in enumerate((
+                (None, 1, b"id", ["id"], True), (1, b"p", ["p"], {}), (1, b"t", False, {}), (), (None, 1, b"t", 1.5),
+                (None, "", b"abcd", 1.0, 2.5, True),
+            ))
+            for wrong in kinds
+        ),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_other_fields_are_no_node(reading: ModuleType, fields: Any) -> None:
+    packed = msgpack.packb(fields)
+    for unpack in (reading.unpack_node, reading.unpack_node_lazily):
+        with pytest.raises(reading.UNREADABLE):
+            unpack(packed)
 
 
-def test_a_node_that_nobody_looks_at_is_not_unpacked(unpacked: list[bytes]) -> None:
-    nodes = stored(NODES)
-    assert len(nodes) == 4
-    assert unpacked == []
-    assert nodes[1].node_id == "b"
-    assert len(unpacked) == 1
-
-
-def test_what_a_node_says_is_unpacked_once_and_when_it_is_looked_at(unpacked: list[bytes]) -> None:
-    nodes = stored(NODES)
-    assert [each.parent_node_id for each in nodes] == [None, "a", "b", "c"]
-    assert [type(each.payload) for each in nodes][-1] is PluginPayload
-    assert len(unpacked) == 4
-    assert nodes[2].message() == node("c").message()
-    assert nodes[2].event() is nodes[2].event()
-    assert len(unpacked) == 5
-
-
-def test_whoever_looks_at_what_nodes_say_gets_each_unpacked_once(unpacked: list[bytes]) -> None:
-    nodes = stored(NODES)
-    assert [each.event() or each.plugin_body() for each in nodes] == [
-        each.event() or each.plugin_body() for each in NODES
-    ]
-    assert list(nodes) == NODES
-    assert len(unpacked) == 2 * len(NODES)
-
-
-def test_whoever_stops_looking_at_what_nodes_say_is_not_read_ahead_for(unpacked: list[bytes]) -> None:
-    nodes = stored(chain(*"abcdef"))
-    each = iter(nodes)
-    next(each).event()
-    assert len(unpacked) == 2
-    next(each)
-    assert len(unpacked) == 4, "it is taken to be looked at, as the one before"
-    assert nodes[5].node_id == "f"
-    assert len(unpacked) == 5
-
-
-@pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
-def test_a_copy_of_nodes_has_what_was_changed_in_place(remake: Any) -> None:
-    nodes = stored(NODES)
-    nodes[1].payload.event["Conversation"]["id"] = "other"
-    copied = remake(nodes)
-    assert copied[1].payload.event["Conversation"]["id"] == "other"
-    assert list(copied) == list(nodes)
-    assert [each.node_id for each in copied] == ["a", "b", "c", "d"]
-    assert copied == nodes
-    assert nodes != stored(NODES)
-    assert stored(NODES) != copied
-
-
-def test_equal_nodes_that_nobody_looked_at_are_compared_by_their_records(unpacked: list[bytes]) -> None:
-    assert stored(NODES) == stored(NODES)
-    assert unpacked == []
-
-
-def test_a_look_that_another_thread_was_faster_with_gets_what_that_found() -> None:
-    """It found the slot unset, and the bytes behind it already gone."""
-    payload = stored(NODES)[0].payload
-    found = payload.event
-    assert EventPayload.__getattr__(payload, "event") is found
-
-
-def test_a_payload_that_was_put_in_the_place_of_a_stored_one_counts_as_looked_at() -> None:
-    nodes = stored(NODES)
-    object.__setattr__(nodes[0], "payload", EventPayload({"Mode": 1}))
-    assert next(iter(nodes)).event() == {"Mode": 1}
-    assert len(list(nodes)) == len(NODES)
-    assert nodes != stored(NODES)
+@given(data=st.binary())
+def test_other_bytes_are_no_node_or_some(reading: ModuleType, data: bytes) -> None:
+    for unpack in (reading.unpack_node, reading.unpack_node_lazily):
+        try:
+            *_, payload, timestamp, checksum = unpack(b"\x96" + data)
+            reading.unpack_payload(payload)
+        except reading.UNREADABLE:
+            continue
+        assert type(timestamp) is str
+        assert type(checksum) is int

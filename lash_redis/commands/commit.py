@@ -61,7 +61,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.wire import check_json
 from lash_redis.options import StoreOptions
-from lash_redis.protocol.nodes import encode_node, timeless
+from lash_redis.protocol.nodes import encode_node
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 MAX_USAGE_ROWS: Final = 10_000
@@ -341,8 +341,7 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
         check_json(tag, f"{path}.payload.plugin_type")
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
-    packed = codec.pack_json(value, inner)
-    return encode_node(node, packed, tag), timeless(node_id, parent, tag, packed)
+    return encode_node(node_id, parent, tag, codec.pack_json(value, inner), timestamp)
 
 
 _FIRST_BLOB: Final = 8

@@ -23,6 +23,7 @@ from lash_redis.models import (
     SessionMeta,
     SessionReadScope,
 )
+from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 Jump: TypeAlias = tuple[int, int]
@@ -215,9 +216,9 @@ def check_leaf(keys: SessionKeys, head: StoredHead, record_at: Callable[[int], b
 
 
 def check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
-    found = StoredNodes([record], keys.log, [at])[0].node_id
-    if found != expected:
-        raise Corrupt("log", keys.log, f"record {at} is node {found!r} where {expected!r} belongs")
+    if not is_record_of(record, expected):
+        found = decode_node(record, keys.log, at).node_id
+        raise Corrupt("log", keys.log, f"expected node {expected!r} at {at}, got {found!r}")
 
 
 def path_read(keys: SessionKeys, leaf: str | None) -> list[Command]:

@@ -22,6 +22,7 @@ from lash_redis.commands.reads import (
 from lash_redis.errors import Corrupt
 from lash_redis.keys import SessionKeys
 from lash_redis.models import ActivePath
+from lash_redis.protocol.nodes import mark_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 REFRESH_LIMIT: Final = 64
@@ -54,7 +55,7 @@ def refresh_call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
             keys.session_id,
             known.head.fields[b"facts"],
             codec.tag_of(known.head.body.commit_id),
-            b"" if nodes is None or last is None else nodes.record(last)[:4],
+            b"" if nodes is None or last is None else mark_of(nodes.record(last)),
             " ".join(map(str, dead)) if len(dead) <= REFRESH_LIMIT else "",
             0 if nodes is None else REFRESH_LIMIT,
         ],

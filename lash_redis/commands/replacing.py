@@ -10,7 +10,6 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ReferenceType, ref
 
-from lash_redis import codec
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import (
     EventPayload,
@@ -20,7 +19,7 @@ from lash_redis.models import (
     SessionGraph,
     SessionNodeRecord,
 )
-from lash_redis.protocol.nodes import CRC_BYTES, pack_node, timeless_part
+from lash_redis.protocol.nodes import is_packed_as, mark_of, pack_node, timeless_part
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Kept:
         """The `delta` of a commit that keeps them: how the script knows that log, and what is to stay of it."""
         log = self.log
         numbers = log.epoch, len(log), log.size, len(self.dropped), log.size - self.size
-        return b"extend %d %d %d %d %d " % numbers + log.nodes.record(len(log) - 1)[:CRC_BYTES]
+        return b"extend %d %d %d %d %d " % numbers + mark_of(log.nodes.record(len(log) - 1))
 
 
 class Records:
@@ -186,7 +185,7 @@ class Log:
         as_made = self.records.as_made
         for at, node, record in self.nodes.doubtful(nodes):
             made = _as_made(node)
-            if made is not None and record.endswith(made) and len(record) == len(made) + CRC_BYTES:
+            if made is not None and is_packed_as(record, made):
                 continue
             if made is None or made != as_made.get(at):
                 try:
@@ -225,7 +224,7 @@ def _as_made(node: object) -> bytes | None:
     else:
         return None
     try:
-        return pack_node(node, codec.pack(value, ""), tag)
+        return pack_node(node.node_id, node.parent_node_id, tag, value, node.timestamp)
     except InvalidRecord:
         return None
 

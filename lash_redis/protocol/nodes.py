@@ -1,63 +1,131 @@
-"""The record of a node: how it is stored in the log list, and what makes it corrupt."""
+"""The record of a node: how it is stored in the log list, and what makes it corrupt.
+
+A record is the MessagePack of `[node id, parent id, tag, payload, timestamp, checksum]`. The tag is a plugin type, nil
+for an event. The checksum is the CRC-32 of all bytes before it. It is the last four bytes of the record, little-endian.
+So the CRC-32 of every intact record is the same number, and no byte is sliced off to verify it. To MessagePack those
+four bytes are an unsigned integer. The timestamp follows all that belongs to a commit's meaning, which is thus a prefix
+of the record.
+"""
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from lash_redis.checksums import crc32
-from lash_redis.codec import pack
-from lash_redis.errors import Corrupt
+from lash_redis.codec import LARGE, pack, packer
+from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import EventPayload, PluginPayload, SessionNodeRecord
 from lash_redis.models.wire import Unread
-from lash_redis.unpacking import UNREADABLE, unpack
+from lash_redis.unpacking import UNREADABLE, unpack_node, unpack_node_lazily, unpack_payload
 
-CRC_BYTES: Final = 4
-"""The checksum before a node's record."""
+INTACT: Final = 0x2144DF1C
+"""The CRC-32 of any bytes that end with their own CRC-32, little-endian."""
 
+MARK_BYTES: Final = 4
+"""The checksum at the end of a record. Scripts tell by it whether a record is the one that a client knows."""
 
-def encode_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
-    """CRC-32, then `[node id, parent id, timestamp, tag, payload]`; the tag is a plugin type, nil for an event."""
-    record = pack_node(node, payload, tag)
-    return crc32(record).to_bytes(CRC_BYTES, "big") + record
-
-
-def pack_node(node: SessionNodeRecord, payload: bytes, tag: str | None) -> bytes:
-    """A node's record without its checksum."""
-    return pack([node.node_id, node.parent_node_id, node.timestamp, tag, payload], f"node {node.node_id!r}")
+_CHECKSUM: Final = b"\xce"
+"""MessagePack's type byte of an unsigned integer of 32 bits."""
+_CHECKSUM_BYTES: Final = len(_CHECKSUM) + MARK_BYTES
+_HEADER: Final = b"\x96"
+"""MessagePack's header of an array of six."""
 
 
-def timeless(node_id: str, parent: str | None, tag: str | None, payload: bytes) -> bytes:
-    """The part of a node that belongs to a commit's meaning: all but the timestamp."""
-    return pack([node_id, parent, tag, payload], f"node {node_id!r}")
+# Encoding
+
+
+def encode_node(
+    node_id: str, parent: str | None, tag: str | None, payload: bytes, timestamp: str
+) -> tuple[bytes, bytes]:
+    """The record of a node, and the prefix of it that belongs to a commit's meaning: all but timestamp and checksum.
+
+    `payload` is MessagePack.
+
+    Raises:
+        InvalidRecord: MessagePack does not take one of the texts.
+    """
+    own = packer.pack
+    try:
+        # msgpack writes no parts of an array. Three nil of one byte each stand for what is appended below.
+        timeless = own([node_id, parent, tag, None, None, None])[:-3] + payload
+        body = timeless + own(timestamp) + _CHECKSUM
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRecord(f"node {node_id!r}", str(error)) from error
+    if len(body) - len(payload) > LARGE:
+        packer.renew()
+    return body + crc32(body).to_bytes(MARK_BYTES, "little"), timeless
+
+
+def pack_node(node_id: str, parent: str | None, tag: str | None, value: Any, timestamp: str) -> bytes:
+    """A node packed with its payload as it is: unchecked, keys in their own order, without a checksum.
+
+    `is_packed_as` compares it with a record.
+
+    Raises:
+        InvalidRecord: MessagePack does not take a value.
+    """
+    return pack([node_id, parent, tag, value, timestamp, None], "")[:-1]
+
+
+def is_packed_as(record: bytes, packed: bytes) -> bool:
+    """Whether a record that is intact is that of a node which `pack_node` packed like this."""
+    return len(record) == len(packed) + _CHECKSUM_BYTES and record.startswith(packed)
+
+
+def mark_of(record: bytes) -> bytes:
+    """The bytes by which a script knows a record again."""
+    return record[-MARK_BYTES:]
 
 
 def timeless_part(record: bytes, key: str, place: int) -> bytes:
-    """`timeless` of the node of a record."""
-    node = decode_node(record, key, place)
-    payload = node.payload
-    stored = _get_stored(payload)
-    return timeless(node.node_id, node.parent_node_id, getattr(payload, "plugin_type", None), stored.data)
+    """The prefix of a record that belongs to a commit's meaning, as `encode_node` returned it.
+
+    Raises:
+        Corrupt: the record is damaged.
+    """
+    timestamp = decode_node(record, key, place).timestamp
+    return record[: -_CHECKSUM_BYTES - len(pack(timestamp, ""))]
 
 
-class _StoredPayload(NamedTuple):
-    """The bytes behind an event or body, decoded when it is first asked for."""
+def is_record_of(record: bytes, node_id: str) -> bool:
+    """Whether a record is intact and its node has that id. Does not decode it."""
+    return record.startswith(_HEADER + pack(node_id, "")) and crc32(record) == INTACT
 
-    data: bytes
+
+# Decoding
+
+
+class _PackedPayload(NamedTuple):
+    """The bytes of an event or body, decoded when it is accessed."""
+
+    data: Any
     key: str
     place: int
 
     def load(self, payload: EventPayload | PluginPayload, name: str) -> Any:
-        try:
-            value = unpack(self.data)
-        except UNREADABLE as error:
-            raise Corrupt("node", self.key, f"record {self.place} has an unreadable payload: {error}") from error
+        value = self.unpacked()
         object.__setattr__(payload, name, value)
         set_stored(payload, None)
         return value
 
+    def unpacked(self) -> Any:
+        try:
+            return unpack_payload(self.data)
+        except UNREADABLE as error:
+            raise Corrupt("node", self.key, f"record {self.place} has an unreadable payload: {error}") from error
 
-_CRC: Final = Struct(">I")
+
+class _DecodedPayload(NamedTuple):
+    """An event or body that is decoded and was not accessed yet."""
+
+    value: Any
+
+    def load(self, payload: EventPayload | PluginPayload, name: str) -> Any:
+        object.__setattr__(payload, name, self.value)
+        set_stored(payload, None)
+        return self.value
+
+
 _new: Final = object.__new__
 _tuple: Final = tuple.__new__
 _set_node_id: Final = SessionNodeRecord.__dict__["node_id"].__set__
@@ -71,31 +139,32 @@ _get_stored: Final = Unread.__dict__["_stored"].__get__
 set_stored: Final = Unread.__dict__["_stored"].__set__
 
 
-def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> SessionNodeRecord:
-    """The node of a record that matches its checksum. What its payload says is decoded when that is looked at.
+def decode_node(raw: bytes, key: str, place: int, *, accessed: bool = False) -> SessionNodeRecord:
+    """The node of an intact record. Its payload is decoded when it is accessed.
 
-    `whole`: it is decoded at once, because it will be looked at. Slots are set one by one: a frozen dataclass's
-    `__init__` would take longer than all else.
+    `accessed`: the payload is decoded at once and counts as accessed. That is cheaper where the caller will access it.
+
+    Raises:
+        Corrupt: names the key and the record's position.
     """
-    body = raw[CRC_BYTES:]
-    if len(raw) < CRC_BYTES or crc32(body) != _CRC.unpack_from(raw)[0]:
+    # Slots are set one by one: the `__init__` of a frozen dataclass takes longer than unpacking.
+    if crc32(raw) != INTACT:
         raise Corrupt("node", key, f"record {place} does not match its checksum")
     try:
-        node_id, parent, timestamp, tag, data = unpack(body)
-        value = unpack(data) if whole else None
+        node_id, parent, tag, value, timestamp, _ = unpack_node(raw) if accessed else unpack_node_lazily(raw)
     except UNREADABLE as error:
         raise Corrupt("node", key, f"record {place} is not a node: {error}") from error
     payload: EventPayload | PluginPayload
     if tag is None:
         payload = _new(EventPayload)
-        if whole:
+        if accessed:
             _set_event(payload, value)
     else:
         payload = _new(PluginPayload)
         _set_plugin_type(payload, tag)
-        if whole:
+        if accessed:
             _set_body(payload, value)
-    set_stored(payload, None if whole else _tuple(_StoredPayload, (data, key, place)))
+    set_stored(payload, None if accessed else _tuple(_PackedPayload, (value, key, place)))
     node = _new(SessionNodeRecord)
     _set_node_id(node, node_id)
     _set_parent_node_id(node, parent)
@@ -104,6 +173,17 @@ def decode_node(raw: bytes, key: str, place: int, whole: bool = False) -> Sessio
     return node
 
 
-def is_read(node: SessionNodeRecord) -> bool:
-    """Whether somebody may hold what the payload says, and may have changed it; so of one that was not decoded here."""
+def decode_payload(node: SessionNodeRecord) -> None:
+    """Decode the payload of a decoded node if it is not yet; it does not count as accessed by that.
+
+    Raises:
+        Corrupt: names the key and the record's position.
+    """
+    stored = getattr(node.payload, "_stored", None)
+    if isinstance(stored, _PackedPayload):
+        set_stored(node.payload, _DecodedPayload(stored.unpacked()))
+
+
+def is_accessed(node: SessionNodeRecord) -> bool:
+    """Whether a caller may hold the payload and may have changed it. True of a node that was not decoded here."""
     return getattr(node.payload, "_stored", None) is None

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, overload
 
 from lash_redis.models import SessionNodeRecord
-from lash_redis.protocol.nodes import decode_node, is_read, set_stored
+from lash_redis.protocol.nodes import decode_node, is_accessed, set_stored
 
 
 class _Shelf:
@@ -22,7 +22,7 @@ class _Shelf:
         self.places = places
         """The positions in the log, ascending; None where the first record is at 0 and none is left out."""
         self.nodes: list[SessionNodeRecord | None] = []
-        """What has been looked at; may end before the records do."""
+        """The decoded nodes; may end before the records do."""
 
     def pieces(self, ranges: Iterable[tuple[int, int]]) -> _Shelf:
         """Those records alone, on a shelf of their own."""
@@ -32,9 +32,9 @@ class _Shelf:
         for start, stop in ranges:
             records += self.records[start:stop]
             places += range(start, stop) if self.places is None else self.places[start:stop]
-            looked_at = self.nodes[start:stop]
-            nodes += looked_at
-            nodes += [None] * (stop - start - len(looked_at))
+            decoded = self.nodes[start:stop]
+            nodes += decoded
+            nodes += [None] * (stop - start - len(decoded))
         shelf = _Shelf(records, None if _is_whole(places) else places)
         shelf.nodes = nodes
         return shelf
@@ -65,9 +65,9 @@ _GROWING = Lock()
 
 
 class StoredNodes(Sequence[SessionNodeRecord]):
-    """The nodes of a read: an immutable sequence that decodes a record when it is looked at.
+    """The nodes of a read: an immutable sequence that decodes a record when it is accessed.
 
-    Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` when looked at.
+    Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` on access.
     `places` are the records' positions in the log, ascending; without, the first is at 0 and none is left out.
     """
 
@@ -97,24 +97,27 @@ class StoredNodes(Sequence[SessionNodeRecord]):
             return tuple(self[at] for at in range(*index.indices(self._count)))
         if not -self._count <= index < self._count:
             raise IndexError("there are not so many nodes")
-        at, nodes = index % self._count, self._looked_at()
+        at, nodes = index % self._count, self._decoded()
         if nodes[at] is None:
             nodes[at] = decode_node(self._shelf.records[at], self._key, self.place(at))
         return nodes[at]  # type: ignore[return-value]
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
-        """Whoever looks at what a node says, and asks for the next one, is taken to look at that, too."""
-        nodes, records, places, key = self._looked_at(), self._shelf.records, self._shelf.places, self._key
-        reads_on = False
+        """A caller that accessed the payload of a node and asks for the next node will access that payload, too."""
+        nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
+        accesses = False
         for at in range(self._count):
             node = nodes[at]
             if node is None:
                 place = at if places is None else places[at]
-                node = nodes[at] = decode_node(records[at], key, place, reads_on)
-            yield node
-            reads_on = is_read(node)
+                node = nodes[at] = decode_node(records[at], key, place, accessed=accesses)
+                yield node
+                accesses = accesses or is_accessed(node)
+            else:
+                yield node
+                accesses = is_accessed(node)
 
-    def _looked_at(self) -> list[SessionNodeRecord | None]:
+    def _decoded(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
         if len(shelf.nodes) < self._count:
             shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
@@ -122,7 +125,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredNodes) and self._records() == other._records():
-            if not (self._read() or other._read()):
+            if not (self._accessed() or other._accessed()):
                 return True
         elif not isinstance(other, Sequence) or isinstance(other, str | bytes):
             return NotImplemented
@@ -136,12 +139,12 @@ class StoredNodes(Sequence[SessionNodeRecord]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         places = self._shelf.places
-        return _revived, (self._records(), self._key, places and places[: self._count], self._read())
+        return _revived, (self._records(), self._key, places and places[: self._count], self._accessed())
 
-    def _read(self) -> dict[int, SessionNodeRecord]:
-        """By their index, the nodes whose payload somebody has looked at, and may have changed since."""
+    def _accessed(self) -> dict[int, SessionNodeRecord]:
+        """By their index, the nodes whose payload a caller accessed, and may have changed since."""
         nodes = self._shelf.nodes[: self._count]
-        return {at: node for at, node in enumerate(nodes) if node is not None and is_read(node)}
+        return {at: node for at, node in enumerate(nodes) if node is not None and is_accessed(node)}
 
     def _records(self) -> list[bytes]:
         records = self._shelf.records
@@ -165,7 +168,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         return self._shelf.records[index]
 
     def pieces(self, ranges: Sequence[tuple[int, int]]) -> StoredNodes:
-        """The nodes from each start up to each stop, ascending; what was looked at need not be decoded again."""
+        """The nodes from each start up to each stop, ascending; what is decoded need not be decoded again."""
         if ranges and ranges[0][0] == 0 and len(ranges) == 1:
             return self if ranges[0][1] == self._count else self._of(self._shelf, ranges[0][1], self._key)
         return self._of(self._shelf.pieces(ranges), sum(stop - start for start, stop in ranges), self._key)
@@ -198,7 +201,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
         """Those of the first of `nodes` that may be others than these, each with its index and these' record.
 
-        All but the very records of this read whose payload nobody has looked at: nobody can have changed them.
+        All but the nodes of this very read whose payload no caller accessed: those cannot have changed.
         """
         shelf, most = self._shelf, min(self._count, len(nodes))
         own = shelf.nodes[:most]
@@ -207,17 +210,17 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
             if node is None and are_these:
                 continue
-            if node is not mine or node is None or is_read(node):
+            if node is not mine or node is None or is_accessed(node):
                 yield at, node, record
 
 
 def _revived(
     records: Sequence[bytes], key: str, places: Sequence[int] | None, read: Mapping[int, SessionNodeRecord]
 ) -> StoredNodes:
-    """What was pickled, the nodes that were looked at as they were then."""
+    """What was pickled; the nodes that were accessed as they were then."""
     nodes = StoredNodes(records, key, places)
-    looked_at = nodes._looked_at()
+    decoded = nodes._decoded()
     for at, node in read.items():
         set_stored(node.payload, None)
-        looked_at[at] = node
+        decoded[at] = node
     return nodes
