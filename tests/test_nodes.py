@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import pytest
@@ -33,6 +33,9 @@ JSON = st.recursive(
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 NODES = [*chain("a", "b", "c"), SessionNodeRecord("d", "c", "t", PluginPayload("notes", [1]))]
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "airline_chats.jsonl"
+
+
+Decode: TypeAlias = Callable[[bytes, str, int], SessionNodeRecord]
 
 
 @pytest.fixture(params=["fast", "plain"])
@@ -179,7 +182,7 @@ def test_payloads_of_every_depth_come_back(decoding: ModuleType, depth: int) -> 
     record = encoded(each)
     assert record == by_hand(each)
     assert records.decode_node(record, "log", 0).event() == value
-    assert records.decode_node(record, "log", 0, accessed=True).event() == value
+    assert records.decode_node_accessed(record, "log", 0).event() == value
 
 
 def test_a_node_packed_as_it_is_equals_its_record_only_with_the_keys_in_order() -> None:
@@ -193,10 +196,10 @@ def test_a_node_packed_as_it_is_equals_its_record_only_with_the_keys_in_order() 
 # Damage
 
 
-@pytest.mark.parametrize("accessed", [False, True])
+@pytest.mark.parametrize("decode", [records.decode_node, records.decode_node_accessed])
 @pytest.mark.parametrize("each", NODES[-2:], ids=["event", "plugin"])
 def test_a_record_that_is_damaged_at_any_byte_is_corrupt(
-    decoding: ModuleType, each: SessionNodeRecord, accessed: bool
+    decoding: ModuleType, each: SessionNodeRecord, decode: Decode
 ) -> None:
     record = encoded(each)
     damaged = [
@@ -207,7 +210,7 @@ def test_a_record_that_is_damaged_at_any_byte_is_corrupt(
     damaged += [record + b"\0", b"\0" + record, record + record]
     for raw in damaged:
         with pytest.raises(Corrupt, match=r"record 7 ") as caught:
-            records.decode_node(raw, "the log", 7, accessed=accessed)
+            decode(raw, "the log", 7)
         assert (caught.value.kind, caught.value.key) == ("node", "the log")
         assert not records.is_record_of(raw, each.node_id)
 
@@ -235,20 +238,20 @@ def test_a_record_that_is_damaged_at_any_byte_is_corrupt(
     ],
     ids=lambda raw: raw.hex(),
 )  # fmt: skip
-@pytest.mark.parametrize("accessed", [False, True])
-def test_other_content_under_a_right_checksum_is_corrupt(decoding: ModuleType, raw: bytes, accessed: bool) -> None:
+@pytest.mark.parametrize("decode", [records.decode_node, records.decode_node_accessed])
+def test_other_content_under_a_right_checksum_is_corrupt(decoding: ModuleType, raw: bytes, decode: Decode) -> None:
     assert zlib.crc32(raw) == 0x2144DF1C
     with pytest.raises(Corrupt, match="record 7 is not a node"):
-        records.decode_node(raw, "log", 7, accessed=accessed)
+        decode(raw, "log", 7)
 
 
 @pytest.mark.parametrize("payload", ["a1ff", "81c001c1", "c1", "d9ff61", "dd7fffffff"])
 def test_a_payload_that_is_unreadable_under_a_right_checksum_is_corrupt(decoding: ModuleType, payload: str) -> None:
     packed = bytes.fromhex("96a161c0c0" + payload + "a174ce")
     raw = packed + struct.pack("<I", zlib.crc32(packed))
-    for accessed in (False, True):
+    for decode in (records.decode_node, records.decode_node_accessed):
         with pytest.raises(Corrupt, match="record 7 "):
-            records.decode_node(raw, "log", 7, accessed=accessed).event()
+            decode(raw, "log", 7).event()
 
 
 # When a payload is decoded, and when it counts as accessed
@@ -334,8 +337,8 @@ def test_a_node_that_was_decoded_before_ends_the_decoding_ahead(decoded: list[st
 @pytest.mark.parametrize("remake", [copy.deepcopy, copy.copy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
 @pytest.mark.parametrize("which", [0, 3])
 def test_a_copy_of_a_node_is_a_plain_record(decoding: ModuleType, remake: Any, which: int) -> None:
-    for accessed in (False, True):
-        each = records.decode_node(encoded(NODES[which]), "log", which, accessed=accessed)
+    for decode in (records.decode_node, records.decode_node_accessed):
+        each = decode(encoded(NODES[which]), "log", which)
         copied = remake(each)
         assert copied == NODES[which]
         assert copied.to_json() == NODES[which].to_json()

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, overload
 
 from lash_redis.models import SessionNodeRecord
-from lash_redis.protocol.nodes import decode_node, is_accessed, set_stored
+from lash_redis.protocol.nodes import decode_node, decode_node_accessed, is_accessed, set_stored
 
 
 class _Shelf:
@@ -95,27 +95,32 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def __getitem__(self, index: int | slice) -> SessionNodeRecord | Sequence[SessionNodeRecord]:
         if isinstance(index, slice):
             return tuple(self[at] for at in range(*index.indices(self._count)))
-        if not -self._count <= index < self._count:
+        count = self._count
+        if not -count <= index < count:
             raise IndexError("there are not so many nodes")
-        at, nodes = index % self._count, self._decoded()
-        if nodes[at] is None:
-            nodes[at] = decode_node(self._shelf.records[at], self._key, self.place(at))
-        return nodes[at]  # type: ignore[return-value]
+        shelf = self._shelf
+        nodes = shelf.nodes if len(shelf.nodes) >= count else self._decoded()
+        at = index if index >= 0 else index + count
+        node = nodes[at]
+        if node is None:
+            places = shelf.places
+            node = nodes[at] = decode_node(shelf.records[at], self._key, at if places is None else places[at])
+        return node
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
         """A caller that accessed the payload of a node and asks for the next node will access that payload, too."""
         nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
-        accesses = False
+        decode = decode_node
         for at in range(self._count):
             node = nodes[at]
             if node is None:
-                place = at if places is None else places[at]
-                node = nodes[at] = decode_node(records[at], key, place, accessed=accesses)
+                node = nodes[at] = decode(records[at], key, at if places is None else places[at])
                 yield node
-                accesses = accesses or is_accessed(node)
+                if decode is decode_node_accessed:
+                    continue
             else:
                 yield node
-                accesses = is_accessed(node)
+            decode = decode_node_accessed if is_accessed(node) else decode_node
 
     def _decoded(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
