@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from lash_redis import codec, commands
 from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
 from lash_redis.keys import SessionKeys, checked_id
-from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionReadScope
+from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionNodeRecord, SessionReadScope
 from lash_redis.namespace import Namespace
-from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 
 MAX_TURNS = 8
 """How often a read or commit starts again because the session moved under it, before it gives up."""
@@ -38,8 +40,14 @@ class Reader:
     def _strict(self) -> bool:
         return self._namespace.options.graph_checks == "strict"
 
-    async def load(self, scope: SessionReadScope) -> PersistedSessionRead | None:
+    async def load(self, scope: SessionReadScope, *, decode: bool = False) -> PersistedSessionRead | None:
         """`RedisSessionStore.load_session`, without sliding."""
+        read = await self._load(scope)
+        if decode and read is not None:
+            await _decode(read.graph.nodes)
+        return read
+
+    async def _load(self, scope: SessionReadScope) -> PersistedSessionRead | None:
         if isinstance(scope, FullGraph):
             found = await self.snapshot()
             return None if found is None else found.read()
@@ -135,6 +143,19 @@ class Reader:
         if missing is not None:
             return await self.load(known.scope)
         return now.shown(fetched | {ref: held[ref] for ref in refs & held.keys()}, graph)
+
+
+DECODE_SECONDS: Final = 0.002
+"""How long decoding holds the event loop before other tasks run. A single node may take longer."""
+
+
+async def _decode(nodes: Sequence[SessionNodeRecord]) -> None:
+    """Decode all payloads, in slices between which other tasks run."""
+    at = 0
+    while at < len(nodes):
+        if at:
+            await asyncio.sleep(0)
+        at = decode_some(nodes, at, DECODE_SECONDS)
 
 
 def _is_cut(read: PersistedSessionRead) -> bool:

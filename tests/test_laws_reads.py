@@ -27,6 +27,7 @@ from lash_redis import (
     ActivePath,
     Append,
     Corrupt,
+    EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
@@ -37,11 +38,13 @@ from lash_redis import (
     SessionGraph,
     SessionHeadMeta,
     SessionMeta,
+    SessionNodeRecord,
     Unchanged,
     UnsupportedReadScope,
     load_persisted_session_state,
     load_persisted_session_state_active_path,
 )
+from lash_redis.reader import _decode
 
 SCOPES = [FullGraph(), ActivePath()]
 EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES, ids=["full", "path"])
@@ -455,6 +458,64 @@ async def test_a_head_that_lost_a_field_is_corrupt(field, open_cache, client, ke
 async def flipped(client, key, place):
     record = await client.lindex(key, place)
     await client.lset(key, place, record[:-1] + bytes([record[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["lazy", "decode"])
+@EVERY_SCOPE
+async def test_a_read_that_decodes_everything_is_the_same_and_nothing_counts_as_accessed(scope, decode, store):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    read = await store.load_session(scope, decode=decode)
+    assert read == await store.load_session(scope)
+    read = await store.load_session(scope, decode=decode)
+    assert list(read.graph.nodes.doubtful(read.graph.nodes)) == []
+    assert read.graph.nodes[1].event() == node("b", "a").event()
+    assert [at for at, _, _ in read.graph.nodes.doubtful(read.graph.nodes)] == [1]
+    assert list(read.graph.nodes) == chain("a", "b", "c")
+
+
+@broken_by(Python("reader:decode_some", lambda _: lambda nodes, *_: len(nodes), "decodes nothing"))
+@EVERY_SCOPE
+async def test_a_read_that_decodes_everything_finds_every_damaged_record(scope, open_cache, client):
+    await open_cache().session("chat").commit_runtime_state(commit(None, append("a", "b", "c")))
+    await flipped(client, await key_of(client, "log"), 1)
+    store = open_cache().session("chat")
+    with pytest.raises(Corrupt, match="record 1"):
+        await store.load_session(scope, decode=True)
+
+
+async def test_a_path_that_only_ids_express_is_decoded_too(open_cache, client):
+    store = open_cache(graph_checks="lenient").session("chat")
+    await store.commit_runtime_state(commit(None, Append([node("b", "a"), node("a"), node("c", "b")], "c")))
+    read = await store.load_session(ActivePath(), decode=True)
+    assert ids_of(read) == ["a", "b", "c"]
+    await flipped(client, await key_of(client, "log"), 1)
+    with pytest.raises(Corrupt, match="record 1"):
+        await open_cache(graph_checks="lenient").session("chat").load_session(ActivePath(), decode=True)
+
+
+@broken_by(Python("reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "decodes in one go"))
+async def test_other_tasks_run_while_a_read_is_decoded(store):
+    """The rows take some 50 ms to decode in all; the clock is checked after each node."""
+    rows = [{"id": number, "name": f"row {number}", "value": number * 1.5} for number in range(3000)]
+    nodes = [SessionNodeRecord(f"n{at}", f"n{at - 1}" if at else None, "t", EventPayload(rows)) for at in range(30)]
+    await store.commit_runtime_state(commit(None, Append(nodes, "n29")))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    read = await store.load_session(FullGraph())
+    other = asyncio.create_task(count())
+    try:
+        await asyncio.sleep(0)
+        before = turns
+        await _decode(read.graph.nodes)
+        assert turns - before >= 5
+    finally:
+        other.cancel()
 
 
 @EVERY_SCOPE

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, SessionNodeRecord, unpacking
 from lash_redis.commands.commit import _encode_node
 from lash_redis.protocol import nodes as records
-from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -384,3 +384,57 @@ def test_a_payload_that_was_put_in_the_place_of_a_stored_one_counts_as_accessed(
     assert next(iter(nodes)).event() == {"Mode": 1}
     assert len(list(nodes)) == len(NODES)
     assert nodes != stored(NODES)
+
+
+# Decoding ahead
+
+
+def test_what_is_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(decoded: list[str]) -> None:
+    nodes = stored(NODES)
+    assert nodes[1].node_id == "b"
+    assert nodes[2].event() == node("c").event()
+    del decoded[:]
+    assert decode_some(nodes, 0, 60) == 4
+    assert decoded == ["whole", "payload", "whole"]
+    assert accessed_by(nodes) == [2]
+    assert decode_some(nodes, 0, 60) == 4
+    assert nodes[0].event() == node("a").event()
+    assert nodes[3].plugin_body() == [1]
+    assert list(nodes) == NODES
+    assert len(decoded) == 3
+    assert nodes[3].payload == PluginPayload("notes", [1])
+
+
+def test_iterating_over_what_is_decoded_ahead_counts_as_accessed_what_the_caller_accesses(decoding: ModuleType) -> None:
+    nodes = stored(NODES)
+    decode_some(nodes, 0, 60)
+    assert [each.node_id for each in nodes] == ["a", "b", "c", "d"]
+    assert accessed_by(nodes) == []
+    assert [each.event() or each.plugin_body() for each in nodes] == [
+        each.event() or each.plugin_body() for each in NODES
+    ]
+    assert accessed_by(nodes) == [0, 1, 2, 3]
+
+
+def test_decoding_ahead_stops_when_its_time_is_over_and_continues_from_there(decoded: list[str]) -> None:
+    for nodes in (stored(NODES), tuple(stored(NODES))):
+        del decoded[:]
+        assert decode_some(nodes, 0, 0) == 1
+        assert decode_some(nodes, 1, 0) == 2
+        assert len(decoded) == 2
+        assert decode_some(nodes, 2, 60) == 4
+        assert decode_some(nodes, 4, 60) == 4
+        assert len(decoded) == 4
+
+
+def test_nodes_that_were_made_by_the_caller_need_no_decoding() -> None:
+    assert decode_some(NODES, 0, 60) == 4
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
+def test_a_copy_of_what_is_decoded_ahead_has_the_same_nodes(decoding: ModuleType, remake: Any) -> None:
+    nodes = stored(NODES)
+    decode_some(nodes, 0, 60)
+    assert remake(nodes) == nodes
+    assert list(remake(nodes)) == NODES
+    assert remake(nodes[0]) == NODES[0]

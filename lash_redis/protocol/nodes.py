@@ -139,11 +139,13 @@ _NodeDraft: Final = _draft_of(SessionNodeRecord)
 _EventDraft: Final = _draft_of(EventPayload)
 _PluginDraft: Final = _draft_of(PluginPayload)
 _tuple: Final = tuple.__new__
+_set_event: Final = EventPayload.__dict__["event"].__set__
+_set_body: Final = PluginPayload.__dict__["body"].__set__
 set_stored: Final = Unread.__dict__["_stored"].__set__
 
 
-def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:
-    """The node of a record. Its payload is decoded when it is accessed.
+def decode_node(raw: bytes, key: str, place: int, *, ahead: bool = False) -> SessionNodeRecord:
+    """The node of a record. Its payload is decoded when it is accessed, or now if `ahead`, and counts as not accessed.
 
     Raises:
         Corrupt: the record is damaged or no node; names the key and the record's position.
@@ -151,17 +153,18 @@ def decode_node(raw: bytes, key: str, place: int) -> SessionNodeRecord:
     if crc32(raw) != INTACT:
         raise _damaged(key, place)
     try:
-        node_id, parent, tag, packed, timestamp, _ = unpack_node_lazily(raw)
+        node_id, parent, tag, value, timestamp, _ = unpack_node(raw) if ahead else unpack_node_lazily(raw)
     except UNREADABLE as error:
         raise _no_node(key, place, error) from error
+    stored = _tuple(_DecodedPayload, (value,)) if ahead else _tuple(_PackedPayload, (value, key, place))
     if tag is None:
         payload = _EventDraft()
-        payload._stored = _tuple(_PackedPayload, (packed, key, place))
+        payload._stored = stored
         payload.__class__ = EventPayload
     else:
         payload = _PluginDraft()
         payload.plugin_type = tag
-        payload._stored = _tuple(_PackedPayload, (packed, key, place))
+        payload._stored = stored
         payload.__class__ = PluginPayload
     node = _NodeDraft()
     node.node_id = node_id
@@ -223,6 +226,15 @@ def decode_payload(node: SessionNodeRecord) -> None:
     stored = getattr(node.payload, "_stored", None)
     if isinstance(stored, _PackedPayload):
         set_stored(node.payload, _DecodedPayload(stored.unpacked()))
+
+
+def hand_over(node: SessionNodeRecord) -> None:
+    """Count the payload as accessed if it is decoded already: the caller will access it, and finds it in its slot."""
+    payload = node.payload
+    stored = getattr(payload, "_stored", None)
+    if type(stored) is _DecodedPayload:
+        (_set_event if type(payload) is EventPayload else _set_body)(payload, stored.value)
+        set_stored(payload, None)
 
 
 def is_accessed(node: SessionNodeRecord) -> bool:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from threading import Lock
+from time import perf_counter
 from typing import Any, overload
 
 from lash_redis.models import SessionNodeRecord
-from lash_redis.protocol.nodes import decode_node, decode_node_accessed, is_accessed, set_stored
+from lash_redis.protocol.nodes import (
+    decode_node,
+    decode_node_accessed,
+    decode_payload,
+    hand_over,
+    is_accessed,
+    set_stored,
+)
 
 
 class _Shelf:
@@ -110,7 +118,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def __iter__(self) -> Iterator[SessionNodeRecord]:
         """A caller that accessed the payload of a node and asks for the next node will access that payload, too."""
         nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
-        decode = decode_node
+        decode: Callable[[bytes, str, int], SessionNodeRecord] = decode_node
         for at in range(self._count):
             node = nodes[at]
             if node is None:
@@ -119,8 +127,23 @@ class StoredNodes(Sequence[SessionNodeRecord]):
                 if decode is decode_node_accessed:
                     continue
             else:
+                if decode is decode_node_accessed:
+                    hand_over(node)
                 yield node
             decode = decode_node_accessed if is_accessed(node) else decode_node
+
+    def decode_some(self, start: int, until: float) -> int:
+        """`decode_some` up to a time of `perf_counter`."""
+        nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
+        for at in range(start, self._count):
+            node = nodes[at]
+            if node is None:
+                nodes[at] = decode_node(records[at], key, at if places is None else places[at], ahead=True)
+            else:
+                decode_payload(node)
+            if perf_counter() >= until:
+                return at + 1
+        return self._count
 
     def _decoded(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
@@ -217,6 +240,27 @@ class StoredNodes(Sequence[SessionNodeRecord]):
                 continue
             if node is not mine or node is None or is_accessed(node):
                 yield at, node, record
+
+
+def decode_some(nodes: Sequence[SessionNodeRecord], start: int, seconds: float) -> int:
+    """Decode nodes of a read from `start` on with their payloads, and stop after some seconds.
+
+    The payloads do not count as accessed.
+
+    Returns:
+        The index to continue from. A single node may take longer than `seconds`.
+
+    Raises:
+        Corrupt: a record is damaged.
+    """
+    until = perf_counter() + seconds
+    if isinstance(nodes, StoredNodes):
+        return nodes.decode_some(start, until)
+    for at in range(start, len(nodes)):
+        decode_payload(nodes[at])
+        if perf_counter() >= until:
+            return at + 1
+    return len(nodes)
 
 
 def _revived(
