@@ -379,4 +379,4 @@ async def test_the_steps_of_a_commit_and_a_read_are_those_of_the_store(url: str)
     for what, taken in found.items():
         assert all(took >= 0 for took in taken.values()), what
     assert found["commit"]["server: the commands in it"] < found["commit"]["server: the script"]
-    assert len(found["read"]) == 10
+    assert len(found["read"]) == 9

@@ -532,6 +532,19 @@ async def test_a_damaged_record_is_corrupt_when_it_is_looked_at(scope, open_cach
     assert await store.load_node("a") == node("a")
 
 
+@pytest.mark.parametrize("position", ["-1", "4", "-3", "x"])
+async def test_a_tombstone_outside_the_log_is_corrupt(position, store, client):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
+    await store.commit_runtime_state(commit(1, append("d", parent="a")))
+    await store.tombstone_nodes(["c"])
+    dead = await key_of(client, "dead")
+    await client.delete(dead)
+    await client.hset(dead, position, "d")
+    with pytest.raises(Corrupt) as corrupt:
+        await store.load_session(FullGraph())
+    assert corrupt.value.key == dead.decode()
+
+
 @broken_by(Python("commands.reads:check_id", lambda _: lambda *_: None, "trusts the places"))
 async def test_a_record_in_the_place_of_another_is_corrupt(open_cache, client):
     await a_session(open_cache().session("chat"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
@@ -179,7 +180,8 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     if head is None:
         return None
     facts = head.facts
-    size = sum(map(len, records))
+    sizes = list(map(len, records))
+    size = sum(sizes)
     if size != facts.bytes:
         raise Corrupt("log", keys.log, f"its records have {size} bytes, the head counts {facts.bytes}")
     check_leaf(keys, head, lambda at: records[at])
@@ -187,13 +189,15 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
         return StoredRead(FullGraph(), head, StoredNodes(records, keys.log))
     hidden = positions(keys, dead)
     for position, node_id in dead.items():
-        if int(position) >= len(records):
+        if not 0 <= int(position) < len(records):
             raise Corrupt("dead", keys.dead, f"{position!r} is outside the log")
         check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
-    places = [at for at, record in enumerate(records) if record and at not in hidden]
+    for at in hidden:
+        sizes[at] = 0  # like a record that is freed
+    places = list(compress(count(), sizes))
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
-    return StoredRead(FullGraph(), head, StoredNodes([records[at] for at in places], keys.log, places), hidden)
+    return StoredRead(FullGraph(), head, StoredNodes(list(compress(records, sizes)), keys.log, places), hidden)
 
 
 def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
