@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, SessionNodeRecord, unpacking
 from lash_redis.commands.commit import _encode_node
+from lash_redis.keys import checked_id, is_plain_id
 from lash_redis.protocol import nodes as records
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 
@@ -162,6 +163,14 @@ def test_what_no_record_can_hold_is_refused_by_its_path(each: SessionNodeRecord,
     with pytest.raises(InvalidRecord) as caught:
         _encode_node(each, "where")
     assert caught.value.field == path
+
+
+@given(st.one_of(st.text(), st.binary(), st.none(), st.integers(), st.just("a" * 65_536), st.just("a" * 65_537)))
+def test_a_plain_id_is_one_that_is_never_refused(value: Any) -> None:
+    if is_plain_id(value):
+        assert checked_id("field", value) is value
+    if value == "a" * 65_536:
+        assert is_plain_id(value)
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 255, 256, 65_535, 65_536, 2_000_000])

@@ -38,7 +38,7 @@ from lash_redis.errors import (
     SessionGone,
     StoreError,
 )
-from lash_redis.keys import SessionKeys, checked_id
+from lash_redis.keys import SessionKeys, checked_id, is_plain_id
 from lash_redis.models import (
     Append,
     BlobRef,
@@ -326,8 +326,9 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
     check_kind(path, node, SessionNodeRecord)
     node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
-    checked_id(f"{path}.node_id", node_id)
-    if parent is not None:
+    if not is_plain_id(node_id):
+        checked_id(f"{path}.node_id", node_id)
+    if parent is not None and not is_plain_id(parent):
         checked_id(f"{path}.parent_node_id", parent)
     if type(timestamp) is not str or not timestamp.isascii():
         check_kind(f"{path}.timestamp", timestamp, str)
