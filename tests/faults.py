@@ -1,4 +1,4 @@
-"""`make faults`: every fault with large counts, and the README's fault table of what became of the turns."""
+"""`make faults`: every fault with large counts, printed as the table of failover evidence in docs/guarantees.md."""
 
 from __future__ import annotations
 
