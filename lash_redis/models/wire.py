@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum, auto
 from math import isfinite
-from operator import attrgetter
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -76,6 +75,8 @@ class Shape(NamedTuple):
 
     encode: Callable[[Any, Form], Any]
     decode: Callable[[Any], Any]
+    exact: str = ""
+    """A condition on `value`, in Python, under which both return `value` itself: it saves the call."""
 
 
 class Rule(Enum):
@@ -230,7 +231,7 @@ def _integer(low: int, high: int) -> Shape:
             raise Fault(f"is an integer outside {low}..{high}")
         return value
 
-    return Shape(check, check)
+    return Shape(check, check, f"type(value) is int and {low} <= value <= {high}")
 
 
 def _boolean(value: Any, form: Form = Form.JSON) -> bool:
@@ -277,8 +278,8 @@ Json = Annotated[Any, Shape(_encode_json, _decode_json)]
 JsonObject = Annotated[dict[str, Any], Shape(_encode_object, _decode_object)]
 
 _SCALARS: dict[Any, Shape] = {
-    str: Shape(_text, _text),
-    bool: Shape(_boolean, _boolean),
+    str: Shape(_text, _text, "type(value) is str and value.isascii()"),
+    bool: Shape(_boolean, _boolean, "value is True or value is False"),
     bytes: Shape(_encode_bytes, _decode_bytes),
 }
 
@@ -287,10 +288,11 @@ _SCALARS: dict[Any, Shape] = {
 
 
 def _optional(inner: Shape) -> Shape:
-    encode, decode = inner
+    encode, decode, exact = inner
     return Shape(
         lambda value, form: None if value is None else encode(value, form),
         lambda value: None if value is None else decode(value),
+        f"value is None or {exact}" if exact else "value is None",
     )
 
 
@@ -299,8 +301,8 @@ def _text_of(cls: type[str]) -> Shape:
 
 
 def _none_if_empty(inner: Shape) -> Shape:
-    encode, decode = inner
-    return Shape(lambda value, form: encode(value, form) or None, decode)
+    encode = inner.encode
+    return Shape(lambda value, form: encode(value, form) or None, inner.decode)
 
 
 def _sequence_of(inner: Shape, build: Callable[[list[Any]], Any]) -> Shape:
@@ -384,28 +386,25 @@ def shape_of(hint: Any) -> Shape:
 
 # Records
 
-_NEVER = object()
-"""What no field is encoded as."""
-
 
 class _Written(NamedTuple):
     name: str
-    get: Callable[[Any], Any]
-    encode: Callable[[Any, Form], Any]
-    omitted: object
-    """The encoded value that leaves the field out: None or `_NEVER`."""
+    shape: Shape
+    omits_none: bool
+    """Whether the field is left out where its encoded value is None."""
 
 
 class _Read(NamedTuple):
     name: str
-    decode: Callable[[Any], Any]
+    shape: Shape
     required: bool
     none_if_missing: bool
 
 
 class _Plan(NamedTuple):
-    written: tuple[_Written, ...]
-    read: tuple[_Read, ...]
+    encode: Callable[[Any, Form], dict[str, Any]]
+    decode: Callable[[dict[str, Any]], dict[str, Any]]
+    has_fields: bool
 
 
 _PLANS: dict[Any, _Plan] = {}
@@ -425,45 +424,67 @@ def _compiled(cls: Any) -> _Plan:
             continue
         shape = _none_if_empty(shape_of(hint)) if Rule.OMIT_EMPTY in rules else shape_of(hint)
         optional = NoneType in get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)
-        omitted = None if (optional and Rule.NULLABLE not in rules) or Rule.OMIT_EMPTY in rules else _NEVER
-        written.append(_Written(field.name, attrgetter(field.name), shape.encode, omitted))
+        omits_none = (optional and Rule.NULLABLE not in rules) or Rule.OMIT_EMPTY in rules
+        written.append(_Written(field.name, shape, omits_none))
         defaulted = field.default is not MISSING or field.default_factory is not MISSING
         required = Rule.REQUIRED in rules or not (defaulted or optional)
         none_if_missing = Rule.NONE_IF_MISSING in rules or not defaulted
-        read.append(_Read(field.name, shape.decode, required, none_if_missing))
-    return _Plan(tuple(written), tuple(read))
+        read.append(_Read(field.name, shape, required, none_if_missing))
+    return _Plan(_encoder(written), _decoder(read), bool(written))
+
+
+def _encoder(written: Sequence[_Written]) -> Callable[[Any, Form], dict[str, Any]]:
+    """A function that encodes the fields of a record, in declaration order.
+
+    It is compiled as dataclasses compile `__init__`: a loop over the fields takes three times as long, and a commit
+    encodes some ten records.
+    """
+    lines = ["def encode(record, form):", " out, name = {}, ''", " try:", "  pass"]
+    scope: dict[str, Any] = {"Fault": Fault}
+    for at, (name, shape, omits_none) in enumerate(written):
+        scope[f"encode_{at}"] = shape.encode
+        lines.append(f"  value = record.{name}")
+        if shape.exact:
+            lines += [f"  if not ({shape.exact}):", f"   name = '{name}'", f"   value = encode_{at}(value, form)"]
+        else:
+            lines += [f"  name = '{name}'", f"  value = encode_{at}(value, form)"]
+        lines.append(f"  {'if value is not None: ' if omits_none else ''}out['{name}'] = value")
+    lines += [" except Fault as fault:", "  raise fault.under('.' + name) from None", " return out"]
+    exec("\n".join(lines), scope)  # the names and shapes of fields make the source
+    encode: Callable[[Any, Form], dict[str, Any]] = scope["encode"]
+    return encode
+
+
+def _decoder(read: Sequence[_Read]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that makes the keyword arguments of a record of an object; compiled likewise."""
+    lines = ["def decode(values):", " out, name = {}, ''", " try:", "  pass"]
+    scope: dict[str, Any] = {"Fault": Fault}
+    for at, (name, shape, required, none_if_missing) in enumerate(read):
+        scope[f"decode_{at}"] = shape.decode
+        lines += [f"  if '{name}' in values:", f"   value = values['{name}']"]
+        if shape.exact:
+            lines += [f"   if not ({shape.exact}):", f"    name = '{name}'", f"    value = decode_{at}(value)"]
+        else:
+            lines += [f"   name = '{name}'", f"   value = decode_{at}(value)"]
+        lines.append(f"   out['{name}'] = value")
+        if required:
+            lines += ["  else:", f"   name = '{name}'", "   raise Fault('is missing')"]
+        elif none_if_missing:
+            lines += ["  else:", f"   out['{name}'] = None"]
+    lines += [" except Fault as fault:", "  raise fault.under('.' + name) from None", " return out"]
+    exec("\n".join(lines), scope)  # the names and shapes of fields make the source
+    decode: Callable[[dict[str, Any]], dict[str, Any]] = scope["decode"]
+    return decode
 
 
 def encode_fields(record: Any, form: Form) -> dict[str, Any]:
     """The fields of a record in declaration order."""
-    out: dict[str, Any] = {}
-    name = ""
-    try:
-        for name, get, encode, omitted in _plan(type(record)).written:
-            encoded = encode(get(record), form)
-            if encoded is not omitted:
-                out[name] = encoded
-    except Fault as fault:
-        raise fault.under(f".{name}") from None
-    return out
+    return _plan(type(record)).encode(record, form)
 
 
 def decode_fields(cls: type[Any], value: Any) -> dict[str, Any]:
     """The keyword arguments that build `cls`; unknown keys are ignored."""
-    if not isinstance(value, dict):
-        refuse(value, "an object")
-    out: dict[str, Any] = {}
-    for name, decode, required, none_if_missing in _plan(cls).read:
-        if name in value:
-            try:
-                out[name] = decode(value[name])
-            except Fault as fault:
-                raise fault.under(f".{name}") from None
-        elif required:
-            raise Fault("is missing", f".{name}")
-        elif none_if_missing:
-            out[name] = None
-    return out
+    return _plan(cls).decode(value) if isinstance(value, dict) else refuse(value, "an object")
 
 
 class Stored(Protocol):
@@ -563,11 +584,11 @@ class Variant(Record):
 
     def _encode(self, form: Form) -> Any:
         name = type(self).__name__
-        return {name: encode_fields(self, form)} if _plan(type(self)).written else name
+        return {name: encode_fields(self, form)} if _plan(type(self)).has_fields else name
 
     @classmethod
     def _decode(cls, value: Any) -> Self:
-        if value == cls.__name__ and not _plan(cls).read:
+        if value == cls.__name__ and not _plan(cls).has_fields:
             return cls()
         try:
             return cls(**decode_fields(cls, cls._untagged(value)))
