@@ -44,10 +44,10 @@ def replacing(session: workload.Session, *, by: SessionCache | None = None, drop
 
     With another cache `by` each comes from a process that has just loaded the session and looked at all of it.
     """
-    graph = former = SessionGraph()
+    graph = SessionGraph()
 
     async def make() -> tuple[RedisSessionStore, RuntimeCommit]:
-        nonlocal graph, former
+        nonlocal graph
         store = session.store if by is None else by.session(session.store.session_id)
         if by is not None or not graph.nodes:
             read = await store.load_session(FullGraph())
@@ -57,8 +57,7 @@ def replacing(session: workload.Session, *, by: SessionCache | None = None, drop
         commit = session.turn()
         assert isinstance(commit.graph, Append)
         if drops:
-            former = graph  # held, as by whoever compares the two
-            graph = SessionGraph(former.nodes[:-drops], former.nodes[-drops - 1].node_id)
+            graph = graph.first(-drops)
         for node in commit.graph.nodes:
             graph = graph.append_message(node.message() or {})
         return store, replace(commit, graph=ReplaceFull(graph))

@@ -29,7 +29,7 @@ async def _thousand(client: redis.Redis) -> Row:
         raw += workload.record_bytes(commit)
         await session.take(commit)
         await plain.commit(plain.turn())
-    ours = await usage(client, "lash1:{bench-memory:*:1000")
+    ours = await usage(client, "lash2:{bench-memory:*:1000")
     theirs = await usage(client, "bare:*:memory") - sum([await client.memory_usage(blob) or 0 for blob in plain.blobs])
     text = f"{ours / 1024:,.0f} KiB, records {raw / 1024:,.0f} KiB"
     numbers = {"ours": ours, "bare": theirs, "records": raw}
@@ -55,7 +55,7 @@ async def _one_more(client: redis.Redis, sessions: int) -> list[Row]:
     assert read.checkpoint is not None
     assert read.checkpoint.tool_state is not None
     used = int((await client.info("memory"))["used_memory"]) - before
-    keys = await usage(client, "lash1:{bench-shared:*:one-more-*")
+    keys = await usage(client, "lash2:{bench-shared:*:one-more-*")
     rows = []
     for how, size in (("used_memory", used), ("MEMORY USAGE", keys)):
         beyond = (size - raw) / sessions

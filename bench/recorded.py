@@ -185,7 +185,7 @@ class Connection:
             if isinstance(reply, hiredis.ReplyError):
                 raise reply
             self._awaited -= 1
-            if isinstance(reply, list) and isinstance(reply[0], bytes):
+            if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
                 self.words.add(reply[0])
         if self.learns:
             self._trip.answer = self._came

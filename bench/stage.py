@@ -161,7 +161,7 @@ class Stage:
     async def memory(self, client: redis.Redis) -> dict[str, float]:
         """Bytes of the session that is read, its components and every key that is there for it alone."""
         return {
-            "ours": await memory.usage(client, f"lash1:{{{READING}:*"),
+            "ours": await memory.usage(client, f"lash2:{{{READING}:*"),
             "bare": await memory.usage(client, f"bare:*:{READER}"),
         }
 

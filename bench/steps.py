@@ -85,15 +85,15 @@ async def _step_by_step(clock: Clock, store: RedisSessionStore, commit: RuntimeC
         "checked, encoded, hashed", commands.prepare_commit, commit, namespace.options, namespace.written
     )
     clock.timed("of it: hashing the components (SHA-256)", _hashed, prepared.bodies)
-    contents = {ref: codec.encode_blob(data, namespace.options.blob_profile) for ref, data in prepared.bodies.items()}
     assert store._refs is not None
-    made = store._refs, contents, namespace.ttl_ms, namespace.options
-    call = clock.timed("keys and arguments", commands.commit_call, keys, prepared, *made)
+    known = store._refs, namespace.known, namespace.ttl_ms, namespace.options
+    made = clock.timed("keys and arguments", commands.commit_call, keys, prepared, *known)
+    call = made.call
     arguments = [len(call.keys), *call.keys, *call.args]
     clock.timed("arguments packed for the wire (hiredis)", _on_the_wire, call.script.sha, arguments)
     reply = await clock.awaited("there and back, the server included", namespace.run, call)
     result = clock.timed("the reply read", commands.commit_reply, call, prepared, keys, reply)
-    store._refs, store._head_seen = prepared.refs, (result.head_revision, result.commit_id)
+    store._refs, store._head_seen = made.after, (result.head_revision, result.commit_id)
 
 
 def _hashed(bodies: Any) -> list[str]:
@@ -125,7 +125,7 @@ async def read_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, fl
             await clock.awaited("a read of 1,000 nodes", store.load_session, FullGraph())
             replies = await clock.awaited("its commands", _asked, namespace, keys)
             stored = clock.timed("the replies read", commands.full_reply, keys, replies)
-            blobs, _ = namespace.cached_blobs(stored.head.refs)
+            blobs, _ = namespace.cached_blobs(stored.head.components.held)
             read = clock.timed("the read made", stored.shown, blobs)
             clock.timed("every event looked at", _looked_at, read.graph.nodes)
             records = [read.graph.nodes.record(place) for place in range(1000)]

@@ -69,7 +69,7 @@ async def _stored(client: redis.Redis, cache: SessionCache, count: int) -> Store
     await _take([warm] * WARM)
     first = workload.Session(cache, "first")
     await first.begin(tools, workload.line(0, 2, None), states=False)
-    shared = await memory.usage(client, "lash1:{stored:*:blob:*")
+    shared = await memory.usage(client, "lash2:{stored:*:blob:*")
     before = await _used(client)
     sessions = [workload.Session(cache, f"{number}") for number in range(count)]
     for session in sessions:

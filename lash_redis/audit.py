@@ -183,6 +183,7 @@ class Audit:
                 continue
             self._counts["sessions"] += 1
             self._counts["nodes"] += audited.node_count
+            self._counts["blobs"] += audited.private_count
             for (ref, hold), count in audited.holds.items():
                 shard.expected.setdefault(ref, Counter())[hold] += count
             shard.is_sound = shard.is_sound and not audited.problems

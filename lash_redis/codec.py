@@ -11,16 +11,17 @@ import marshal
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from threading import local
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from lash_redis import packing
 from lash_redis.checksums import crc32
 from lash_redis.errors import Corrupt, InvalidRecord
-from lash_redis.keys import SessionKeys
+from lash_redis.keys import SessionKeys, family_of
 from lash_redis.models import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -36,6 +37,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.wire import Record, Unread, check_json
 from lash_redis.options import BlobProfile
+from lash_redis.protocol.component_refs import COMPONENTS, ComponentRefs, Refs, digests
 from lash_redis.unpacking import UNREADABLE, unpack
 
 TAG_BYTES: Final = 8
@@ -43,11 +45,6 @@ RECEIPT_BYTES: Final = 2 * TAG_BYTES
 """A receipt: which commit it was, and what it meant."""
 RECEIPTS: Final = 32
 """How many receipts a head keeps."""
-COMPONENTS: Final = ("tool_state", "plugin_snapshot", "execution_state")
-"""The components of a checkpoint, in the order in which the head's `refs` lists them."""
-
-_NO_REF: Final = bytes(32)
-_NO_REF_HEX: Final = _NO_REF.hex()
 
 
 class _Packer(local):
@@ -93,6 +90,7 @@ def pack_record(record: Record, path: str) -> bytes:
     return pack(record.to_msgpack(path), path) if data is None else data
 
 
+@lru_cache(maxsize=1024)
 def tag_of(text: str) -> bytes:
     """The 8 bytes by which a receipt knows a commit id."""
     return sha256(text.encode()).digest()[:TAG_BYTES]
@@ -120,39 +118,33 @@ def decode_blob(ref: str, content: bytes, key: str) -> bytes:
         try:
             data = zlib.decompress(content[1:])
         except zlib.error as error:
-            raise Corrupt("blob", key, f"its zlib stream is damaged: {error}") from error
+            raise Corrupt(family_of(key), key, f"its zlib stream is damaged: {error}") from error
     elif content[:1] == b"\0":
         data = content[1:]
     else:
-        raise Corrupt("blob", key, f"its encoding {content[:1]!r} is unknown")
+        raise Corrupt(family_of(key), key, f"its encoding {content[:1]!r} is unknown")
     if sha256(data).hexdigest() != ref:
-        raise Corrupt("blob", key, "its bytes do not hash to its ref")
+        raise Corrupt(family_of(key), key, "its bytes do not hash to its ref")
     return data
-
-
-def encode_refs(refs: Sequence[str | None]) -> bytes:
-    """The head's `refs`: 32 bytes for each of `COMPONENTS`, zeros for an absent one; empty if all are absent."""
-    if not any(refs):
-        return b""
-    return bytes.fromhex("".join([ref or _NO_REF_HEX for ref in refs]))
-
-
-def decode_refs(data: bytes) -> tuple[BlobRef | None, ...]:
-    parts = (data[at : at + 32] for at in range(0, 96, 32))
-    return tuple(BlobRef(part.hex()) if part and part != _NO_REF else None for part in parts)
 
 
 # Components
 
 
 class StoredCheckpoint:
-    """A manifest and the checked bytes of its components, each decoded when it is looked at."""
+    """A manifest and the bytes of its components, each decoded on first access.
 
-    __slots__ = ("blobs", "keys", "manifest")
+    `blobs` are the checked bytes of held components, `private` the stored contents of private ones, both by ref.
+    """
 
-    def __init__(self, manifest: SessionCheckpoint, blobs: Mapping[str, bytes], keys: SessionKeys) -> None:
+    __slots__ = ("blobs", "keys", "manifest", "private")
+
+    def __init__(
+        self, manifest: SessionCheckpoint, blobs: Mapping[str, bytes], private: Mapping[str, bytes], keys: SessionKeys
+    ) -> None:
         self.manifest = manifest
         self.blobs = blobs
+        self.private = private
         self.keys = keys
 
     def load(self, record: HydratedSessionCheckpoint, name: str) -> Any:
@@ -164,7 +156,11 @@ class StoredCheckpoint:
         ref = getattr(self.manifest, f"{name}_ref")
         if ref is None:
             return None
-        stored = StoredComponent(name, ref, self.blobs[ref], self.keys.blob(ref))
+        content, key = self.private.get(ref), self.keys.state
+        if content is None:
+            stored = StoredComponent(name, ref, self.blobs[ref], self.keys.blob(ref))
+        else:
+            stored = StoredComponent(name, ref, decode_blob(ref, content, key), key)
         kind = _RECORDS.get(name)
         return stored.value() if kind is None else kind.from_stored(stored)
 
@@ -196,9 +192,9 @@ class StoredComponent:
             if self.name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
         except (*UNREADABLE, InvalidRecord) as error:
-            raise Corrupt("blob", self.key, f"holds no {self.name}: {error}") from error
+            raise Corrupt(family_of(self.key), self.key, f"holds no {self.name}: {error}") from error
         if self.name != "execution_state" or not isinstance(value, bytes):
-            raise Corrupt("blob", self.key, f"holds no {self.name} but {type(value).__name__}")
+            raise Corrupt(family_of(self.key), self.key, f"holds no {self.name} but {type(value).__name__}")
         return value
 
 
@@ -248,14 +244,43 @@ _EXACT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class HeadBody:
-    """What the client keeps in the head for itself; no script looks at it."""
+    """What the client keeps in the head for itself; no script reads it. Config and turn state are decoded on access."""
 
+    key: str
     session_id: str
     commit_id: str
     leaf_node_id: str | None
-    config: PersistedSessionConfig
     checkpoint_ref: BlobRef
-    checkpoint: SessionCheckpoint
+    refs: Refs
+    stored: tuple[Any, Any, Any]
+    """Config, turn state, and revision of the plugin snapshot."""
+
+    @property
+    def config(self) -> PersistedSessionConfig:
+        """Raises Corrupt where it is unreadable."""
+        try:
+            return PersistedSessionConfig.from_json(_named(self.stored[0], _CONFIG), "config")
+        except (*UNREADABLE, AttributeError, InvalidRecord) as error:
+            raise Corrupt("head", self.key, f"its config is unreadable: {error}") from error
+
+    @property
+    def checkpoint(self) -> SessionCheckpoint:
+        """The manifest. Raises Corrupt where its turn state is unreadable."""
+        _, turn, revision = self.stored
+        tool_state, plugin_snapshot, execution_state = self.refs
+        try:
+            index, usage, prompt, (mode_id, payload) = turn
+            turn_state = {
+                "turn_index": index,
+                "token_usage": _named(usage, _USAGE),
+                "mode_turn_options": {"mode_id": mode_id, "payload": payload},
+            }
+            if prompt is not None:
+                turn_state["last_prompt_usage"] = _named(prompt, _PROMPT)
+            turned = PersistedTurnState.from_json(turn_state, "turn_state")
+        except (*UNREADABLE, AttributeError, InvalidRecord) as error:
+            raise Corrupt("head", self.key, f"its turn state is unreadable: {error}") from error
+        return SessionCheckpoint(turned, tool_state, plugin_snapshot, revision, execution_state)
 
 
 _CONFIG: Final = (
@@ -281,9 +306,9 @@ def encode_body(
     config: Mapping[str, Any],
     checkpoint_ref: str,
     manifest: Mapping[str, Any],
-    refs: bytes,
+    refs: Sequence[str | None],
 ) -> bytes:
-    """A CRC-32 of the rest and `refs`, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
+    """A CRC-32 of the rest and the refs, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
 
     `config` and `manifest` are as MessagePack takes them. Their values stand without their names, which would take more
     room than they do, and the manifest's refs stand in the head's `refs` alone.
@@ -300,44 +325,27 @@ def encode_body(
         session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
     ]  # fmt: skip
     body = pack(record, "RuntimeCommit")
-    return crc32(refs, crc32(body)).to_bytes(4, "big") + body
+    return crc32(digests(refs), crc32(body)).to_bytes(4, "big") + body
 
 
-def decode_body(data: bytes, refs: bytes, key: str) -> HeadBody:
+def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
     body = data[4:]
-    if crc32(refs, crc32(body)) != int.from_bytes(data[:4], "big"):
+    if crc32(digests(components.refs), crc32(body)) != int.from_bytes(data[:4], "big"):
         raise Corrupt("head", key, "its body and refs do not match their checksum")
     try:
-        session_id, commit_id, leaf, ref, config, turn, revision = unpack(body)
-        index, usage, prompt, (mode_id, payload) = turn
-        turn_state = {
-            "turn_index": index,
-            "token_usage": _named(usage, _USAGE),
-            "mode_turn_options": {"mode_id": mode_id, "payload": payload},
-        }
-        if prompt is not None:
-            turn_state["last_prompt_usage"] = _named(prompt, _PROMPT)
-        tool_state, plugin_snapshot, execution_state = decode_refs(refs)
-        return HeadBody(
-            session_id,
-            commit_id,
-            leaf,
-            PersistedSessionConfig.from_json(_named(config, _CONFIG), "config"),
-            BlobRef(ref.hex()),
-            SessionCheckpoint(
-                PersistedTurnState.from_json(turn_state, "turn_state"),
-                tool_state,
-                plugin_snapshot,
-                revision,
-                execution_state,
-            ),
-        )
-    except (*UNREADABLE, AttributeError, InvalidRecord) as error:
+        session_id, commit_id, leaf, ref, *stored = unpack(body)
+        config, turn, revision = stored
+        if not isinstance(session_id, str) or not isinstance(commit_id, str) or not isinstance(leaf, str | None):
+            raise TypeError("an id is no string")
+        if not isinstance(revision, int | None):
+            raise TypeError("the revision of the plugin snapshot is no integer")
+        checkpoint_ref = BlobRef(ref.hex())
+    except (*UNREADABLE, AttributeError) as error:
         raise Corrupt("head", key, f"its body is unreadable: {error}") from error
+    return HeadBody(key, session_id, commit_id, leaf, checkpoint_ref, components.refs, (config, turn, revision))
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """The numbers of a head that scripts decide on. Their order and meaning stand in `lua/include/head.lua`."""
 
     revision: int
@@ -356,16 +364,26 @@ class Facts:
     committed: int
     users: int
     first: int
+    high: int
+    low: int
 
 
 def decode_facts(data: bytes, key: str) -> Facts:
     try:
-        facts = Facts(*map(int, data.split(b" ")))
+        facts = Facts._make(map(int, data.split(b" ")))
     except (ValueError, TypeError) as error:
         raise Corrupt("head", key, f"its facts are unreadable: {data[:200]!r}") from error
     if min(facts.revision, facts.length, facts.live, facts.jumps, facts.dead) < 0 or facts.revision >= 2**63:
         raise Corrupt("head", key, f"its facts are out of range: {data[:200]!r}")
     return facts
+
+
+def decode_components(data: bytes, key: str) -> ComponentRefs:
+    """What the head's `refs` says."""
+    try:
+        return ComponentRefs.from_stored(data)
+    except ValueError as error:
+        raise Corrupt("head", key, f"its refs are unreadable: {error}") from error
 
 
 # Meta

@@ -1,6 +1,6 @@
 """Every key of the store, and nothing else names one.
 
-A key is `lash1:{<namespace>:<shard>}:<family>[:<id>]`. The number is the layout version; the braces are the cluster
+A key is `lash2:{<namespace>:<shard>}:<family>[:<id>]`. The number is the layout version; the braces are the cluster
 hash tag, so all keys of a shard lie in one slot and one script may touch them all. The family stands before the id: no
 session id, whatever it holds, can imitate another key or move the slot.
 """
@@ -15,7 +15,7 @@ from zlib import crc32
 
 from lash_redis.errors import InvalidRecord
 
-LAYOUT = 1
+LAYOUT = 2
 SLOTS = 16384
 MAX_SHARDS = 1024
 MAX_ID_BYTES = 65_536
@@ -79,6 +79,10 @@ class Layout:
 
     @property
     def key(self) -> str:
+        """string: the layout version and the shard count.
+
+        The key has the same name in every layout, so that a client of one refuses a namespace of another.
+        """
         return f"lash1:layout:{self.namespace}"
 
     @property
@@ -107,7 +111,7 @@ class Layout:
         return tag
 
     def prefix(self, shard: int) -> str:
-        return f"lash1:{{{self.tag(shard)}}}:"
+        return f"lash2:{{{self.tag(shard)}}}:"
 
     def session(self, session_id: str) -> SessionKeys:
         return SessionKeys(self.prefix(self.shard_of(session_id)), session_id)
@@ -149,9 +153,20 @@ class SessionKeys:
         return f"{self.prefix}dead:{self.session_id}"
 
     @cached_property
-    def own(self) -> tuple[str, str, str, str, str]:
-        """Every key of the session, and of nobody else."""
-        return self.head, self.log, self.nodes, self.jumps, self.dead
+    def state(self) -> str:
+        """hash: the private components: `p` the plugin snapshot, `x` the execution state."""
+        return f"{self.prefix}state:{self.session_id}"
+
+    @cached_property
+    def own(self) -> tuple[str, str, str, str, str, str]:
+        """Every key of the session, and of no other."""
+        return self.head, self.log, self.nodes, self.jumps, self.dead, self.state
+
+    @cached_property
+    def written(self) -> tuple[str, ...]:
+        """The session's own keys, and those of the shard that a commit writes besides blobs."""
+        shard = self.shard
+        return (*self.own, shard.sessions, shard.expiries, shard.orphans)
 
     @cached_property
     def shard(self) -> ShardKeys:

@@ -16,6 +16,7 @@ from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnkn
 from lash_redis.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import Durability, StoreOptions
+from lash_redis.protocol.lineage import KnownLogs
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
 from lash_redis.transport.request import Lane, Request, first_key
@@ -34,7 +35,7 @@ def continuing(count: int, done: str) -> Iterator[None]:
         raise OutcomeUnknown(f"{error.message}; {count} {done} before, call again for the rest") from error
 
 
-BEGINNING = ("commit", "meta", "put_blob")
+BEGINNING = ("commit", "replace", "meta", "put_blob")
 """The scripts that put something where nothing was: the first of them to run fixes the layout."""
 
 
@@ -51,6 +52,7 @@ class Namespace:
         self.cached = BlobCache(options.blob_cache_bytes)
         self.known = KnownBlobs()
         self.written = WrittenTools(options.blob_cache_bytes)
+        self.logs = KnownLogs()
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
@@ -131,7 +133,7 @@ class Namespace:
 
     def scan(self, count: int) -> AsyncIterator[list[bytes]]:
         """`Backend.scan` for every key of the namespace's shards. For maintenance only."""
-        return self._backend.scan(f"lash1:{{{self.layout.namespace}:*", count)
+        return self._backend.scan(f"lash2:{{{self.layout.namespace}:*", count)
 
     async def _check_layout(self, *, writes: bool) -> None:
         """Compare the stored layout with ours; the first write stores it.
@@ -170,11 +172,11 @@ class Namespace:
             if (not refs or settled < len(refs)) and expired < commands.EXPIRED_CHUNK:
                 return deleted
 
-    def cached_blobs(self, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], list[BlobRef]]:
+    def cached_blobs(self, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], list[BlobRef]]:
         """Of `refs`: the bytes this process has, and the refs it lacks."""
         have: dict[str, bytes] = {}
         lack: list[BlobRef] = []
-        for ref in dict.fromkeys(ref for ref in refs if ref):
+        for ref in refs:
             data = self.cached.get(ref)
             if data is None:
                 lack.append(ref)
@@ -195,8 +197,8 @@ class Namespace:
             self.known.add(key)
         return None
 
-    async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef | None]) -> tuple[dict[str, bytes], Corrupt | None]:
-        """The bytes of a head's components, from this process or in one round trip; and the error if one is missing."""
+    async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], Corrupt | None]:
+        """The bytes of blobs, from this process or in one round trip; and the error if one is missing."""
         have, lack = self.cached_blobs(refs)
         contents = await self.read(commands.blob_read(keys, lack), atomic=False) if lack else []
         return have, self.take_blobs(keys, lack, contents, have)

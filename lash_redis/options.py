@@ -133,10 +133,13 @@ class StoreOptions:
     """
 
     max_commit_bytes: int | None = 64 * 1024 * 1024
-    """Limit on nodes, bodies, usage and head of one commit, on an upload and on meta; None for Redis's own limit."""
+    """Limit on what one commit sends (nodes, bodies, usage and head), on an upload and on meta; None for Redis's own.
+
+    Nodes that a replacement keeps are not sent.
+    """
 
     max_commit_nodes: int | None = 50_000
-    """Limit on nodes of one commit; None for no limit."""
+    """Limit on the nodes that one commit sends; None for no limit."""
 
     call_timeout: float | None = None
     """Seconds for a whole call, its retries and connection attempts included; the wait of `durability` is added to it.
@@ -151,7 +154,7 @@ class StoreOptions:
 
     @property
     def blob_grace_ms(self) -> int:
-        return seconds_to_ms("options.blob_grace", self.blob_grace)
+        return max(1, round(self.blob_grace * 1000))
 
     @property
     def deletion_marker_ms(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from lash_redis import codec, commands
 from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
@@ -23,10 +23,16 @@ class Snapshot:
     """One revision of a session as it is stored: the head, the graph, the components' bytes."""
 
     stored: commands.StoredRead
-    blobs: Mapping[str, bytes]
+    held: Mapping[str, bytes]
+    """The components that are blobs, by ref."""
+
+    @property
+    def components(self) -> dict[str, bytes]:
+        """The bytes of every component, by ref."""
+        return {**self.held, **self.stored.private_bytes()}
 
     def read(self) -> PersistedSessionRead:
-        return self.stored.shown(self.blobs)
+        return self.stored.shown(self.held)
 
 
 class Reader:
@@ -61,13 +67,11 @@ class Reader:
         """All that is stored of the session at one revision, None if it has no head."""
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
-            stored = commands.full_reply(
-                self._keys, await self._namespace.read(commands.full_read(self._keys), atomic=True)
-            )
+            stored = commands.full_reply(self._keys, await self._at_one_revision(commands.full_read(self._keys)))
             if stored is None:
                 return None
             head = stored.head
-            blobs, missing = await self._namespace.blobs(self._keys, head.refs)
+            blobs, missing = await self._namespace.blobs(self._keys, head.components.held)
             if missing is None:
                 return Snapshot(stored, blobs)
             # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
@@ -76,18 +80,29 @@ class Reader:
             lost = head.facts.revision, missing.key
         raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} reads in a row")
 
+    async def _at_one_revision(self, trip: Sequence[commands.Command]) -> list[Any]:
+        """The replies of commands that begin with the head, as they were at one moment.
+
+        A transaction would make the server answer each command twice. The head's facts change with whatever changes
+        what these commands read, so facts that are the same at both ends prove the same; where they differ, a
+        transaction follows.
+        """
+        *replies, facts = await self._namespace.read([*trip, commands.facts_read(self._keys)], atomic=False)
+        if facts == replies[0].get(b"facts"):
+            return replies
+        return await self._namespace.read(trip, atomic=True)
+
     async def _path(self, leaf: str | None) -> PersistedSessionRead | None:
         namespace, strict = self._namespace, self._strict
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
-            plan = commands.path_plan(
-                self._keys, leaf, await namespace.read(commands.path_read(self._keys, leaf), atomic=True), strict=strict
-            )
+            replies = await self._at_one_revision(commands.path_read(self._keys, leaf))
+            plan = commands.path_plan(self._keys, leaf, replies, strict=strict)
             if plan is None:
                 return None
             if plan.by_id:
                 return await self._path_by_id(leaf)
-            known, unknown = namespace.cached_blobs(plan.head.refs)
+            known, unknown = namespace.cached_blobs(plan.head.components.held)
             stored: commands.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
             contents: list[bytes | None] = []
             if plan.spans or unknown:
@@ -136,13 +151,14 @@ class Reader:
             return await self.load(known.scope)
         if now.nodes is known.nodes and now.head.facts.revision == known.head.facts.revision:
             return now.behind(read)
-        graph = read.graph.with_leaf(now.leaf) if now.nodes is known.nodes else now.graph
-        held = codec.stored_blobs(read.checkpoint)
-        refs = set(filter(None, now.head.refs))
-        fetched, missing = await self._namespace.blobs(keys, sorted(refs - held.keys()))
+        is_same_log = now.nodes is known.nodes and now.head.facts.length == known.head.facts.length
+        graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
+        known_blobs = codec.stored_blobs(read.checkpoint)
+        held = set(now.head.components.held)
+        fetched, missing = await self._namespace.blobs(keys, sorted(held - known_blobs.keys()))
         if missing is not None:
             return await self.load(known.scope)
-        return now.shown(fetched | {ref: held[ref] for ref in refs & held.keys()}, graph)
+        return now.shown(fetched | {ref: known_blobs[ref] for ref in held & known_blobs.keys()}, graph)
 
 
 DECODE_SECONDS: Final = 0.002

@@ -10,6 +10,8 @@ from inspect import isawaitable
 from time import monotonic
 from typing import Any, Literal, NoReturn, TypeVar
 from uuid import uuid4
+from weakref import ReferenceType
+from weakref import ref as weak
 
 from tenacity import (
     AsyncRetrying,
@@ -22,6 +24,7 @@ from tenacity import (
 from lash_redis import codec, commands
 from lash_redis.errors import (
     BackendError,
+    CommitTooLarge,
     Corrupt,
     HeadRevisionConflict,
     InvalidLeaf,
@@ -48,12 +51,14 @@ from lash_redis.models import (
     ReplaceFull,
     RuntimeCommit,
     RuntimeCommitResult,
+    SessionGraph,
     SessionHeadMeta,
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
     VacuumReport,
 )
+from lash_redis.models.lineage import Base
 from lash_redis.namespace import Namespace, continuing
 from lash_redis.options import (
     KEEP,
@@ -66,6 +71,8 @@ from lash_redis.options import (
     seconds_to_ms,
     whole,
 )
+from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
+from lash_redis.protocol.lineage import committed
 from lash_redis.reader import MAX_TURNS, Reader
 from lash_redis.transport.failures import Earlier
 from lash_redis.watch import PATIENCE, POLL, SessionWatch
@@ -74,25 +81,23 @@ log = logging.getLogger("lash_redis")
 
 Answer = TypeVar("Answer")
 
-NO_REFS: commands.Refs = (None,) * len(codec.COMPONENTS)
-
 
 class RedisSessionStore:
     """`RuntimePersistence` for one session. Made by `SessionCache.session`; making one does no I/O.
 
     A handle is cheap and may be made for every request. It remembers the refs of the revision it last saw, so that a
-    commit after a load (or after a commit) is one round trip, and which records that is, as long as somebody holds a
-    graph of them; any number of handles may serve one session.
+    commit after a load (or after a commit) is one round trip; any number of handles may serve one session.
     """
 
     def __init__(self, namespace: Namespace, session_id: str) -> None:
         self._namespace = namespace
         self._keys = namespace.layout.session(checked_id("session_id", session_id))
         self._reader = Reader(namespace, self._keys)
-        self._refs: commands.Refs | None = None
+        self._refs: ComponentRefs | None = None
         self._head_seen: tuple[int, str] | None = None
         self._epoch_seen: int | None = None
-        self._log: commands.Followed | None = None
+        self._base: ReferenceType[Base] | None = None
+        self._unsettled = b""
         self._commits = 0
 
     @property
@@ -120,7 +125,7 @@ class RedisSessionStore:
 
         Accessing many payloads in a row holds the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table rows
         for some 13. With `decode` all nodes are decoded before this returns, and other tasks run every 2 ms, or after a
-        node that takes longer. In total small messages then take up to 1.4 times as long, table rows no longer.
+        node that takes longer. In total small messages then take up to 1.3 times as long, table rows no longer.
 
         Raises:
             UnsupportedReadScope: `scope` is neither.
@@ -161,18 +166,15 @@ class RedisSessionStore:
         commands.check_kind("read", read, PersistedSessionRead)
         if read.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, read.session_id)
-        now = await self._reader.refresh(read)
-        if now is not None:
-            commands.followed(now, read.graph._log)
-        return await self._seen(now)
+        return await self._seen(await self._reader.refresh(read))
 
     async def _seen(self, read: PersistedSessionRead | None) -> PersistedSessionRead | None:
         if read is None:
             return None
-        self._refs = read._origin.head.refs
+        self._refs = read._origin.head.components
         self._head_seen = read._origin.head.facts.revision, read._origin.head.body.commit_id
         self._epoch_seen = read._origin.head.facts.epoch
-        self._log = commands.followed(read)
+        self._base = weak(read.graph.lineage.base)
         if not self._namespace.options.slide_on_load:
             return read
         try:
@@ -188,8 +190,8 @@ class RedisSessionStore:
         if head is None:
             return None
         seen = head.facts.revision, head.body.commit_id
-        self._log = self._log if seen == self._head_seen else None
-        self._refs, self._head_seen, self._epoch_seen = head.refs, seen, head.facts.epoch
+        self._base = self._base if seen == self._head_seen else None
+        self._refs, self._head_seen, self._epoch_seen = head.components, seen, head.facts.epoch
         return head.meta()
 
     async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
@@ -261,13 +263,13 @@ class RedisSessionStore:
 
         A commit that names the revision this handle saw last, and no `builds_on`, builds on the commit that was seen.
 
-        A `ReplaceFull` of that revision whose graph begins with the first of the stored nodes, at least half of them,
-        sends what comes behind those, as an `Append` would, and the ids of what it drops; it is a replacement all the
-        same, also to a retry. For that the graph was read or committed here, or has grown out of such a one by its own
-        methods (one put together by hand: while that one is held). A node that was changed since is where it begins to
-        differ: 1 to 2 µs a node to compare, 2 to 4 more once after a load, where encoding takes 6 to 12. Anything else
-        (less than half kept, tombstones, another log than was read) sends the whole graph, in a second round trip where
-        only the server could tell.
+        A `ReplaceFull` of a graph that grew out of a read of this session, or out of a graph that this cache committed
+        to it, by its own methods (`append_*`, `with_leaf`, `first`), sends what comes behind the stored nodes that it
+        keeps, and the ids of those it drops. It is a replacement all the same, also to a retry. Nodes that a caller
+        accessed or made may have been changed in place and are compared, about 2 µs each; from the first that differs
+        on, all are sent. The limits of `StoreOptions` count what is sent. Any other graph is sent whole: one put
+        together by hand, one that keeps less than half of the stored nodes, and, in a second round trip, one of another
+        log than is stored or of a log with tombstones.
 
         `durability` (default: that of `StoreOptions`) waits, in the same round trip, until the commit is as safe as it
         says. One that could not be confirmed in time is made all the same: `durable` of the result is then False.
@@ -297,11 +299,18 @@ class RedisSessionStore:
         if commit.builds_on is None and self._head_seen and commit.expected_head_revision == self._head_seen[0]:
             commit = replace(commit, builds_on=self._head_seen[1])
         builds_on_seen = (commit.expected_head_revision, commit.builds_on) == self._head_seen
-        log = self._log() if self._log is not None and builds_on_seen else None
-        if log is None and isinstance(commit.graph, ReplaceFull):
-            log = commands.log_of(commit.graph.graph, self._keys.log)
+        base = self._base() if self._base is not None and builds_on_seen else None
+        if isinstance(commit.graph, ReplaceFull):
+            commands.check_kind("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
+            base = commit.graph.graph.lineage.base
+        log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
         prepared = commands.prepare_commit(commit, options, self._namespace.written, log)
-        result = await self._publish(prepared, own_ttl, options)
+        try:
+            result = await self._publish(prepared, own_ttl, options)
+        except OutcomeUnknown:
+            self._unsettled = prepared.fingerprint()
+            raise
+        self._unsettled = b""
         self._head_seen = result.head_revision, result.commit_id
         await self._collect_if_due()
         return result
@@ -340,9 +349,10 @@ class RedisSessionStore:
                 return None
             if leaf is not None and not read.graph.nodes:
                 raise InvalidLeaf(leaf)
-            blobs, missing = await self._namespace.blobs(self._keys, read._origin.head.refs)
+            stored = read._origin
+            blobs, missing = await self._namespace.blobs(self._keys, stored.head.components.held)
             if missing is None:
-                return read, blobs
+                return read, {**blobs, **stored.private_bytes()}
         assert missing is not None
         raise missing
 
@@ -357,59 +367,73 @@ class RedisSessionStore:
         before = self._refs if self._refs is not None else commands.carried_refs(prepared.commit)
         if origin is not None:
             before = NO_REFS
-        contents = {
-            ref: codec.encode_blob(data, namespace.options.blob_profile)
-            for ref, data in prepared.bodies.items()
-            if self._keys.blob(ref) not in namespace.known
-        }
         looked_for: set[BlobRef] = set()
         earlier, epoch = Earlier(), self._epoch_seen
         for _ in range(MAX_TURNS):
-            call = commands.commit_call(
+            made = commands.commit_call(
                 self._keys,
                 prepared,
                 before,
-                contents,
+                namespace.known,
                 namespace.ttl_ms,
                 options,
                 own_ttl_ms=own_ttl,
                 origin=origin,
                 sharded=namespace.sharded,
             )
-            reply, durable = await namespace.run_durably(call, options.durability, earlier)
+            reply, durable = await namespace.run_durably(made.call, options.durability, earlier)
             try:
-                outcome = commands.commit_reply(call, prepared, self._keys, reply)
+                outcome = commands.commit_reply(made.call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
                 outcome = await self._made_before(prepared, conflict, earlier, epoch)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
                 for ref in outcome.refs:
-                    content = await self._content(prepared, ref)
-                    if content is not None:
-                        contents[ref] = content
+                    data = await self._content(prepared, ref)
+                    if data is not None:
+                        prepared.bodies = {**prepared.bodies, ref: data}
+                        prepared.contents.pop(ref, None)
                     elif ref in looked_for:
                         raise commands.missing_blob(prepared, ref)
                 looked_for.update(outcome.refs)
             elif isinstance(outcome, commands.SendWhole):
-                prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
+                try:
+                    prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
+                except CommitTooLarge:
+                    if outcome.refusal is None:
+                        raise
+                    raise outcome.refusal from None
             else:
                 if not outcome.replayed:
-                    self._refs, self._epoch_seen = prepared.refs, int(reply[3])
-                    self._log = commands.committed(prepared, self._keys.log, self._epoch_seen)
+                    self._refs, self._epoch_seen = made.after, int(reply[3])
+                    self._learn(prepared, self._epoch_seen)
                 else:
-                    self._log = self._epoch_seen = None
+                    self._base = self._epoch_seen = None
+                    if len(reply) > 3 and (earlier.maybe_applied or self._unsettled == prepared.fingerprint()):
+                        self._learn(prepared, int(reply[3]))  # what an attempt of this handle sent is stored
                     if prepared.commit.releases is not None:
                         with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
                             await self.release_lease(prepared.commit.releases)
-                for held in filter(None, prepared.refs):
+                for held in made.after.held:
                     namespace.known.add(self._keys.blob(held))
-                for ref, data in prepared.bodies.items():
-                    namespace.cached.put(ref, data)
+                    if held in prepared.bodies:
+                        namespace.cached.put(held, prepared.bodies[held])
                 if outcome.replayed and options.durability is not None:
                     durable = await self._confirmed(options.durability)
-                return replace(outcome, durable=durable)
+                return outcome if durable is None else replace(outcome, durable=durable)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
+
+    def _learn(self, prepared: commands.PreparedCommit, epoch: int) -> None:
+        """Remember the log that a commit left, for the next one of a graph with the same base."""
+        delta = prepared.commit.graph
+        base = self._base() if self._base is not None else None
+        if isinstance(delta, ReplaceFull):
+            base = delta.graph.lineage.base
+        log = committed(prepared, self._keys.log, epoch)
+        self._base = None if base is None or log is None else weak(base)
+        if base is not None and log is not None:
+            self._namespace.logs.learn(base, log)
 
     async def _made_before(
         self,
@@ -457,12 +481,10 @@ class RedisSessionStore:
         return commands.status(call, reply, self._keys) == "marked" and durable is True
 
     async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes | None:
-        """The stored form of a blob that the session's shard turned out not to have, if it can be had elsewhere."""
+        """The bytes of a blob that the session's shard turned out not to have, if they can be had elsewhere."""
         self._namespace.known.discard(self._keys.blob(ref))
         data = prepared.bodies.get(ref)
-        if data is None:
-            data = await self._namespace.uploaded_blob(ref)
-        return None if data is None else codec.encode_blob(data, self._namespace.options.blob_profile)
+        return await self._namespace.uploaded_blob(ref) if data is None else data
 
     async def _collect_if_due(self) -> None:
         every = self._namespace.options.gc_policy.auto_run_every_commits
@@ -745,6 +767,6 @@ class RedisSessionStore:
         head = await self._head(self._namespace)
         return GcReport(
             root_count=0 if head is None else 1,
-            retained_blob_count=0 if head is None else 1 + len({ref for ref in head.refs if ref}),
+            retained_blob_count=0 if head is None else 1 + len(set(filter(None, head.components.refs))),
             deleted_blob_count=await self._namespace.collect(self._keys.shard),
         )

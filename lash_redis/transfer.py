@@ -45,6 +45,7 @@ from lash_redis.models import (
     Unchanged,
 )
 from lash_redis.options import KEEP, MAX_SECONDS, Keep, checked_progress
+from lash_redis.protocol.component_refs import COMPONENTS
 from lash_redis.reader import Reader
 
 FORMAT: Final = 1
@@ -184,7 +185,7 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
         "ttl_ms": None if ttl is None else int(ttl),
         "meta": None if stored_meta is None else codec.decode_meta(stored_meta, head.keys.head).to_json(),
     }
-    return line, dict(found.blobs)
+    return line, found.components
 
 
 def _text(line: Line) -> str:
@@ -362,7 +363,7 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
     if receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(commit_id):
         raise InvalidRecord(f"{where}.receipts", "its last one is not that of the commit_id")
     blobs: dict[str, bytes] = {}
-    for name in codec.COMPONENTS:
+    for name in COMPONENTS:
         ref = getattr(manifest, f"{name}_ref")
         if ref is None:
             continue
@@ -422,7 +423,7 @@ def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[st
     path = f"{where}.checkpoint"
     if codec.ref_of(codec.pack(manifest.to_msgpack(path), path)) != ref:
         raise InvalidRecord(f"{where}.head.checkpoint_ref", "is not the hash of the checkpoint")
-    for name in codec.COMPONENTS:
+    for name in COMPONENTS:
         named = getattr(manifest, f"{name}_ref")
         try:
             if named is not None:

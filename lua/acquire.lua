@@ -5,6 +5,7 @@
 --        3 nodes  hash  node id -> position, counted
 --        4 jumps  list  position:parent position, counted
 --        5 dead   hash  position -> node id, counted
+--        6 state  hash  private components, counted
 --
 -- ARGV   1 session    str  session id, echoed
 --        2 owner      str  who asks
@@ -32,13 +33,13 @@
 --@include clock
 --@include lease
 
-local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, owner, token, ttl, remains = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
 -- CHECK
 
-local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
-local wrong = broken or facts and torn(facts, log, nodes, jumps, dead)
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
+local wrong = broken or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if stored.deleted then return {'deleted', session} end
 local lease = stored.lease and read_lease(stored.lease)

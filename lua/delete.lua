@@ -5,10 +5,11 @@
 --        3 nodes     hash  node id -> position
 --        4 jumps     list  position:parent position
 --        5 dead      hash  position -> node id
---        6 sessions  zset  catalogue entry -> last commit (ms)
---        7 expiries  zset  catalogue entry -> until when it stays (ms)
---        8 orphans   zset  blobs nobody holds -> ms
---        9 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
+--        6 state     hash  private components: p plugin snapshot, x execution state
+--        7 sessions  zset  catalogue entry -> last commit (ms)
+--        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        9 orphans   zset  blobs nobody holds -> ms
+--       10 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
 --
 -- ARGV   1 session  str    session id, echoed
 --        2 before   bytes  refs the client believes the head holds
@@ -17,7 +18,7 @@
 --        5 request  str    which deletion this is: the marker tells a retry what it did
 --        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
 --
--- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and holds on so many blobs; whole is
+-- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and so many components; whole is
 --                                                    1 where no part was missing or unreadable, so that a marker stands
 --        absent <session>                            there is no such session; nothing written
 --        refs <session> <refs>                       the head holds other refs than `before`; nothing written
@@ -34,21 +35,21 @@
 --@include holders
 --@include catalogue
 
-local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local sessions, expiries, orphans, blobs = KEYS[6], KEYS[7], KEYS[8], 9
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local sessions, expiries, orphans, blobs = KEYS[7], KEYS[8], KEYS[9], 10
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local sharded = ARGV[6] == '1'
 
 -- CHECK
 
-local present = redis.call('EXISTS', head, log, nodes, jumps, dead)
+local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state)
 local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted')
 if stored.err then stored = {} end
 local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
 if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
 local refs, parent = stored[2] or '', stored[3]
-if #refs ~= 96 then refs = '' end
+if not count_private(refs) then refs = '' end
 if refs ~= before then return {'refs', session, refs} end
 
 local wrong = unusable_catalogue(sessions, expiries)
@@ -56,9 +57,9 @@ local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then wrong = unusable('orphans', waiting) end
 if wrong then return refuse(session, wrong) end
 
-local facts, broken = open_head(head, log, nodes, jumps, dead)
-local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead))
-local now, numbers, released = milliseconds(), {}, 0
+local facts, broken = open_head(head, {log, nodes, jumps, dead, state})
+local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead, state))
+local now, numbers, released = milliseconds(), {}, facts and whole and facts.private or 0
 for index = blobs, #KEYS do
   local found = facts and numbers_of(KEYS[index], facts.hold, 'u')
   whole = whole and found and found[1] > 0
@@ -74,7 +75,7 @@ end
 --@include cataloguing
 --@include announcing
 
-redis.call('UNLINK', head, log, nodes, jumps, dead)
+redis.call('UNLINK', head, log, nodes, jumps, dead, state)
 drop_entry(sessions, expiries, entry_of(session, parent), now)
 local free = {}
 for index, found in pairs(numbers) do

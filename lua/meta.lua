@@ -5,8 +5,9 @@
 --        3 nodes     hash  node id -> position, counted
 --        4 jumps     list  position:parent position, counted
 --        5 dead      hash  position -> node id, counted
---        6 sessions  zset  catalogue entry -> last commit (ms)
---        7 expiries  zset  catalogue entry -> until when it stays (ms)
+--        6 state     hash  private components, counted
+--        7 sessions  zset  catalogue entry -> last commit (ms)
+--        8 expiries  zset  catalogue entry -> until when it stays (ms)
 --
 -- ARGV   1 session      str    session id, echoed
 --        2 mode         str    save: replace what is there; create: only if the session is new
@@ -32,25 +33,24 @@
 --@include holders
 --@include catalogue
 
-local head, log, nodes, jumps, dead, sessions, expiries = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local sessions, expiries = KEYS[7], KEYS[8]
 local session, mode, meta, parent, default_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local own_ttl, grace = ARGV[6], tonumber(ARGV[7])
 
 -- CHECK
 
-local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
 if broken then return refuse(session, broken) end
 if stored.deleted then return {'deleted', session} end
-local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
+local wrong = facts and torn(facts, log, nodes, jumps, dead, state) or unusable_catalogue(sessions, expiries)
 if wrong then return refuse(session, wrong) end
 if mode == 'create' and redis.call('HEXISTS', head, 'meta') == 1 then return {'exists', session} end
 
 local lease = stored.lease and read_lease(stored.lease)
 if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
 local now = milliseconds()
-local ttl = own_ttl ~= '' and own_ttl or stored.ttl
-ttl = ttl and tonumber(ttl) or default_ttl
-local deadline = outlasting(ttl > 0 and now + ttl or 0, lease)
+local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, lease, now)
 local hold = facts and facts.hold or hold_of(deadline, grace)
 local entry, former = entry_of(session, parent ~= '' and parent), entry_of(session, stored.parent)
 local committed = facts and facts.committed or redis.call('ZSCORE', sessions, former) or now

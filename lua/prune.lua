@@ -2,7 +2,7 @@
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
 --        2 expiries  zset  catalogue entry -> until when it stays (ms)
---        3 keys      any   the five keys of each session to look at
+--        3 keys      any   the six keys of each session to look at
 --
 -- ARGV   1 scope    str    echoed
 --        2 entries  bytes  the catalogue entries of these sessions, in the order of KEYS
@@ -27,11 +27,11 @@ local wrong = unusable_catalogue(sessions, expiries)
 if wrong then return refuse(scope, wrong) end
 local now, gone = milliseconds(), {}
 for index = entries, #ARGV do
-  local at = keys + 5 * (index - entries)
+  local at = keys + 6 * (index - entries)
   local entry, session = ARGV[index], string.match(ARGV[index], '^[^\255]*')
   local stored = redis.pcall('HMGET', KEYS[at], 'facts', 'meta', 'parent')
   local is_former = (stored[1] or stored[2]) and entry ~= entry_of(session, stored[3])
-  if is_former or redis.call('EXISTS', unpack(KEYS, at, at + 4)) == 0 then gone[#gone + 1] = entry end
+  if is_former or redis.call('EXISTS', unpack(KEYS, at, at + 5)) == 0 then gone[#gone + 1] = entry end
 end
 
 -- WRITE

@@ -56,14 +56,14 @@ for index = 0, #KEYS - heads do
   looked_at[head] = true
   if stored.err then unusable('head', stored) end -- a missing right is raised; another type is the session's problem
   if not stored[1] and (stored.err or stored[2]) then mended = 0 end
-  if stored[1] and (entry == '' or not stored[2] or #stored[2] % 96 ~= 0) then mended = 0 end
-  local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+$')
+  if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then mended = 0 end
+  local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+ %d+ %d+$')
   if stored[1] and not hold then mended = 0 end
   if hold and (deadline == '0' or tonumber(hold) > now) then
     local refs, seen = stored[2] or '', {}
-    for at = 1, #refs, 32 do
-      local ref = string.sub(refs, at, at + 31)
-      if counted[ref] and not seen[ref] then
+    for at = 1, #refs, 33 do
+      local ref = string.sub(refs, at + 1, at + 32)
+      if string.byte(refs, at) == 104 and counted[ref] and not seen[ref] then
         counted[ref][hold] = (counted[ref][hold] or 0) + 1
         seen[ref] = true
       end

@@ -5,17 +5,21 @@
 --        3 nodes    hash  node id -> position, counted
 --        4 jumps    list  position:parent position
 --        5 dead     hash  position -> node id
+--        6 state    hash  private components, p plugin snapshot, x execution state
 --
 -- ARGV   1 session  str    session id, echoed
 --        2 facts    str    the head's, as the reader knows them
 --        3 tag      bytes  8: the commit the reader knows
 --        4 mark     bytes  4: how the last record ends that the reader knows of; '' where it does not hold it
 --        5 tombs    str    positions that the reader knows as dead, blanks between; '' for none or too many to say
---        6 limit    int    new nodes, new jumps and dead positions to hand over at the most, of each
+--        6 refs     bytes  the head's, as the reader knows them
+--        7 limit    int    new nodes, new jumps and dead positions to hand over at the most, of each
 --
 -- Reply  same <session>                                  the reader would read what it has read
---        newer <session> <head> <log> <jumps> <dead>     the head's fields and values; the new ends of both lists; the
---                                                        dead positions, unless the reader knows them or there are none
+--        newer <session> <head> <log> <jumps> <dead> <state>
+--                                                        the head's fields and values; the new ends of both lists; the
+--                                                        dead positions, unless the reader knows them or there are
+--                                                        none; the private components, unless it knows the refs
 --        far <session>                                   more than `limit`: native commands hand it over faster
 --        other <session>                                 what the reader holds is not part of it: read all anew
 --        absent <session>                                the session has no head
@@ -30,13 +34,14 @@
 --@include refuse
 --@include head
 
-local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session, facts, tag, mark, tombs, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local session, facts, tag, mark, tombs, refs = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local limit = tonumber(ARGV[7])
 
 -- CHECK
 
-local now, wrong, stored = open_head(head, log, nodes, jumps, dead)
-wrong = wrong or now and torn(now, log, nodes, jumps, dead)
+local now, wrong, stored = open_head(head, {log, nodes, jumps, dead, state})
+wrong = wrong or now and torn(now, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if not now then return {'absent', session} end
 
@@ -63,4 +68,6 @@ if now.length - known.length > limit or now.jumps - known.jumps > limit or hides
   return {'far', session}
 end
 local log_end, jumps_end = redis.call('LRANGE', log, known.length, -1), redis.call('LRANGE', jumps, known.jumps, -1)
-return {'newer', session, redis.call('HGETALL', head), log_end, jumps_end, hides and redis.call('HKEYS', dead) or {}}
+local dead_now = hides and redis.call('HKEYS', dead) or {}
+local private = stored.refs ~= refs and redis.call('HGETALL', state) or {}
+return {'newer', session, redis.call('HGETALL', head), log_end, jumps_end, dead_now, private}

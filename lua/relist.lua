@@ -5,8 +5,9 @@
 --        3 nodes     hash  node id -> position, likewise
 --        4 jumps     list  position:parent position, likewise
 --        5 dead      hash  position -> node id, likewise
---        6 sessions  zset  catalogue entry -> last commit (ms)
---        7 expiries  zset  catalogue entry -> until when it stays (ms)
+--        6 state     hash  private components, likewise
+--        7 sessions  zset  catalogue entry -> last commit (ms)
+--        8 expiries  zset  catalogue entry -> until when it stays (ms)
 --
 -- ARGV   1 session  str  session id, echoed
 --
@@ -23,12 +24,13 @@
 --@include clock
 --@include catalogue
 
-local head, log, nodes, jumps, dead, sessions, expiries = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local sessions, expiries = KEYS[7], KEYS[8]
 local session = ARGV[1]
 
 -- CHECK
 
-local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
 local wrong = broken or unusable_catalogue(sessions, expiries)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'absent', session} end

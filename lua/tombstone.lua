@@ -5,6 +5,7 @@
 --        3 nodes    hash  node id -> position, and `u` behind that of a user's message
 --        4 jumps    list  position:parent position, counted
 --        5 dead     hash  position -> node id
+--        6 state    hash  private components, counted
 --
 -- ARGV   1 session  str   session id, echoed
 --        2 ids      str   node ids, up to the end
@@ -19,13 +20,13 @@
 --@include refuse
 --@include head
 
-local head, log, nodes, jumps, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, ids = ARGV[1], 2
 
 -- CHECK
 
-local facts, wrong = open_head(head, log, nodes, jumps, dead)
-wrong = wrong or facts and torn(facts, log, nodes, jumps, dead)
+local facts, wrong = open_head(head, {log, nodes, jumps, dead, state})
+wrong = wrong or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'tombstoned', session, 0} end
 

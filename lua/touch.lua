@@ -5,9 +5,10 @@
 --        3 nodes     hash  node id -> position
 --        4 jumps     list  position:parent position
 --        5 dead      hash  position -> node id
---        6 sessions  zset  catalogue entry -> last commit (ms)
---        7 expiries  zset  catalogue entry -> until when it stays (ms)
---        8 blobs     hash  those the head holds: c content, holders until each time
+--        6 state     hash  private components: p plugin snapshot, x execution state
+--        7 sessions  zset  catalogue entry -> last commit (ms)
+--        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        9 blobs     hash  those the head holds: c content, holders until each time
 --
 -- ARGV   1 session      str    session id, echoed
 --        2 before       bytes  refs the client believes the head holds
@@ -32,28 +33,26 @@
 --@include holders
 --@include catalogue
 
-local head, log, nodes, jumps, dead, sessions, expiries = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local blobs = 8
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local sessions, expiries, blobs = KEYS[7], KEYS[8], 9
 local session, before, default_ttl, own_ttl, grace = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 
 -- CHECK
 
-local facts, broken, stored = open_head(head, log, nodes, jumps, dead)
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
 if broken then return refuse(session, broken) end
 if stored.deleted then return {'deleted', session} end
 if not facts and redis.call('HEXISTS', head, 'meta') == 0 then return {'absent', session} end
 if before ~= stored.refs then return {'refs', session, stored.refs} end
-local wrong = facts and torn(facts, log, nodes, jumps, dead) or unusable_catalogue(sessions, expiries)
+local wrong = facts and torn(facts, log, nodes, jumps, dead, state) or unusable_catalogue(sessions, expiries)
 if wrong then return refuse(session, wrong) end
 
 local lease = stored.lease and read_lease(stored.lease)
 if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
 local now = milliseconds()
-local ttl = own_ttl ~= '' and own_ttl or stored.ttl
-ttl = ttl and tonumber(ttl) or default_ttl
-local deadline = outlasting(ttl > 0 and now + ttl or 0, lease)
+local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, lease, now)
 local hold = hold_of(deadline, grace)
-local had, fields, entry = facts and facts.hold, {'ttl', ttl}, entry_of(session, stored.parent)
+local had, fields, entry = facts and facts.hold, {'ttl', own_ttl}, entry_of(session, stored.parent)
 if own_ttl == '' then fields = {} end
 if facts then
   facts.deadline, facts.hold = deadline, hold
@@ -80,8 +79,8 @@ local committed = facts and facts.committed or redis.call('ZSCORE', sessions, en
 --@include cataloguing
 
 if #fields > 0 then redis.call('HSET', head, unpack(fields)) end
-for index = 1, 5 do
-  if deadline > 0 then redis.call('PEXPIREAT', KEYS[index], deadline) else redis.call('PERSIST', KEYS[index]) end
+for _, key in ipairs({head, log, nodes, jumps, dead, state}) do
+  if deadline > 0 then redis.call('PEXPIREAT', key, deadline) else redis.call('PERSIST', key) end
 end
 if had ~= hold then
   local free = {}

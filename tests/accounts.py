@@ -1,4 +1,4 @@
-"""What became of the turns of worker processes: a row of the README's fault table, counted from the stored bytes."""
+"""What became of the turns of worker processes: a row of the fault table in docs/guarantees.md, from stored bytes."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from typing import Any
 
-import msgpack
 import redis.asyncio
 import workers
 from accounts import Row, looking_at, settle_accounts
+from builders import tools
 from proxy import Action, Command, Proxy
 from workers import At, Crew, Work, Worker, commit_of
 
@@ -30,6 +30,8 @@ from lash_redis import (
     SessionCache,
     SessionDeleted,
     SessionNodeRecord,
+    ToolState,
+    codec,
 )
 
 LEASE_TTL = 0.2
@@ -53,6 +55,11 @@ class Moment(Enum):
 # The methods
 
 
+def tools_of(session: str) -> ToolState:
+    """The tools of a session's first turn, which no other session has."""
+    return tools(f"search for {session}")
+
+
 async def two_turns(cache: SessionCache, session: str) -> None:
     at: At = (0, None, None)
     for turn in ("one", "two"):
@@ -62,8 +69,10 @@ async def two_turns(cache: SessionCache, session: str) -> None:
 
 
 async def a_branch(cache: SessionCache, session: str) -> None:
-    """One turn with two answers, of which the second counts; the state of the first turn was let go."""
+    """One turn with two answers, of which the second counts; the tools of the first turn were released."""
     first = commit_of(session, "one", "one#0", (0, None, None))
+    assert isinstance(first.checkpoint, HydratedSessionCheckpoint)
+    first = replace(first, checkpoint=replace(first.checkpoint, tool_state=tools_of(session)))
     await cache.session(session).commit_runtime_state(first)
     nodes = [SessionNodeRecord(f"{turn}#0", "one#0", "t", EventPayload({"turn": turn})) for turn in ("aside", "two")]
     state = HydratedSessionCheckpoint(execution_state=f"{session} two".encode())
@@ -100,15 +109,15 @@ class View:
     async def lifetime(self) -> str:
         """Of all keys of the session."""
         keys = self.cache.layout.session(self.session)
-        own = [keys.head, keys.log, keys.nodes, keys.jumps]
+        own = [keys.head, keys.log, keys.nodes, keys.jumps, keys.state]
         return " or ".join(sorted({"ends" if await self.client.pttl(key) > 0 else "for ever" for key in own}))
 
     async def records(self) -> str:
         kept = await self.client.lrange(self.cache.layout.session(self.session).log, 0, -1)
         return f"{sum(record != b'' for record in kept)} records"
 
-    async def first_state(self) -> str:
-        return await self._blob(msgpack.packb(f"{self.session} one".encode()))
+    async def first_tools(self) -> str:
+        return await self._blob(codec.pack_record(tools_of(self.session), "tools"))
 
     async def upload(self) -> str:
         return await self._blob(f"upload of {self.session}".encode())
@@ -189,7 +198,7 @@ METHODS = (
     Method(workers.touch, a_branch, View.lifetime, ("for ever", "ends")),
     Method(workers.tombstone_nodes, a_branch, View.nodes, ("one aside two", "one two")),
     Method(workers.vacuum, a_tombstone, View.records, ("3 records", "2 records")),
-    Method(workers.gc_unreachable, a_branch, View.first_state, ("stored", "not stored")),
+    Method(workers.gc_unreachable, a_branch, View.first_tools, ("stored", "not stored")),
     Method(workers.put_blob, two_turns, View.upload, ("not stored", "stored")),
     Method(workers.save_session_meta, two_turns, View.name, ("no meta", "named")),
     Method(workers.create, two_turns, View.created, ("no meta", "meta")),

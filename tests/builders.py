@@ -27,7 +27,7 @@ from lash_redis.models import PluginSnapshotEntry, PluginSnapshotMeta
 
 FACTS = (
     "revision", "epoch", "length", "live", "jumps", "dead", "ids", "bytes", "leaf", "usage", "loose", "deadline",
-    "hold", "committed", "users", "first",
+    "hold", "committed", "users", "first", "high", "low",
 )  # fmt: skip
 FAMILIES = ("head", "log", "nodes", "jumps", "dead")
 
@@ -96,7 +96,7 @@ async def key_of(client: redis.asyncio.Redis, family: str, session_id: str = "ch
 
 
 async def blob_keys(client: redis.asyncio.Redis) -> list[bytes]:
-    return sorted(await client.keys("lash1:*:blob:*"))
+    return sorted(await client.keys("lash2:*:blob:*"))
 
 
 async def holders(client: redis.asyncio.Redis) -> list[int]:

@@ -20,7 +20,6 @@ from lash_redis import (
     ReplaceFull,
     Replicas,
     SessionCache,
-    SessionGraph,
     SessionMeta,
     SessionStoreCreateRequest,
     StoreOptions,
@@ -64,7 +63,7 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     cut = cache.session("cut")
     await cut.commit_runtime_state(commit(None, Append([*chain("a", "b"), node("c", "a")], "c"), session_id="cut"))
     graph = (await cut.load_session(FullGraph())).graph
-    shorter = ReplaceFull(SessionGraph(graph.nodes[:2], "b"))
+    shorter = ReplaceFull(graph.first(2))
     await cut.commit_runtime_state(commit(1, shorter, session_id="cut"))
     assert len([info async for info in cache.sessions()]) == 4
     await cache.delete("new")
@@ -130,8 +129,8 @@ async def test_an_account_sees_no_other_namespace(role, real_server):
     "command",
     [
         ("EVAL", "return 1", 0), ("SCRIPT", "LOAD", "return 1"), ("KEYS", "*"), ("SCAN", 0), ("CONFIG", "GET", "*"),
-        ("FLUSHALL",), ("DEL", "lash1:{acme:0}:head:chat"), ("SET", "other", "x"), ("GET", "other"),
-        ("HSET", "lash1:{acme2:0}:head:chat", "a", "b"), ("CLIENT", "LIST"), ("MODULE", "LIST"),
+        ("FLUSHALL",), ("DEL", "lash2:{acme:0}:head:chat"), ("SET", "other", "x"), ("GET", "other"),
+        ("HSET", "lash2:{acme2:0}:head:chat", "a", "b"), ("CLIENT", "LIST"), ("MODULE", "LIST"),
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
 )  # fmt: skip
@@ -208,7 +207,7 @@ async def test_an_audit_without_hmget_says_nothing_of_who_holds_a_blob(real_serv
 
 
 def test_the_patterns_hold_the_namespace_and_no_other():
-    assert key_patterns("acme") == ["lash1:{acme:*", "lash1:layout:acme"]
+    assert key_patterns("acme") == ["lash2:{acme:*", "lash1:layout:acme"]
     with pytest.raises(InvalidRecord, match="namespace"):
         rules("a*", "runner")
 

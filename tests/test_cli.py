@@ -215,7 +215,7 @@ def test_replay_hands_every_turn_to_another_process_and_prints_one_document(url:
     assert [session["turns"] for session in report["by_session"]] == [3, 8]
     assert [message["role"] for message in report["sample"]["messages"][:3]] == ["System", "User", "Assistant"]
     with redis.Redis.from_url(url) as client:
-        (head,) = client.keys(f"lash1:{{acme:*head:{report['prefix']}/night-train")
+        (head,) = client.keys(f"lash2:{{acme:*head:{report['prefix']}/night-train")
         assert 3_500_000 < client.pttl(head) <= 3_600_000
 
 
@@ -586,7 +586,8 @@ async def test_what_an_acl_denies_is_unknown_and_no_failure(real_server: Server)
 
     user = real_server.client()
     commands = "+@read +@write +@scripting +@transaction +time +ping -info -config -@dangerous"
-    await user.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~lash1:*", "&*", "-@all", *commands.split())
+    patterns = "~lash2:*", "~lash1:layout:*", "&*"
+    await user.execute_command("ACL", "SETUSER", "limited", "on", ">pw", *patterns, "-@all", *commands.split())
     try:
         url = real_server.tcp_url.replace("redis://", "redis://limited:pw@")
         found = await asyncio.to_thread(findings, "--url", url)
@@ -616,7 +617,7 @@ async def test_memory_usage_denied_measures_the_records(real_server: Server) -> 
         report = json.loads(ended.stdout)
         assert report["bytes"]["measure"] == "record bytes"
         assert report["bytes"]["sessions"] > 1000
-        assert report["bytes"]["blobs"] > 1000
+        assert report["bytes"]["blobs"] > 100
     finally:
         await user.execute_command("ACL", "DELUSER", "limited")
 

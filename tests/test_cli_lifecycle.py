@@ -399,7 +399,9 @@ def test_gc_deletes_what_no_session_holds(url: str) -> None:
     async def body(cache: SessionCache) -> None:
         await some(cache)
         store = cache.session("two")
-        await store.commit_runtime_state(RuntimeCommit("two", 1, graph=lash_redis.Unchanged("m1")))
+        tools = HydratedSessionCheckpoint(tool_state=ToolState(7))
+        await store.commit_runtime_state(RuntimeCommit("two", 1, graph=lash_redis.Unchanged("m1"), checkpoint=tools))
+        await store.commit_runtime_state(RuntimeCommit("two", 2, graph=lash_redis.Unchanged("m1")))
 
     within(url, body, shards=3)
     assert told("gc", "--url", url) == {
@@ -531,7 +533,7 @@ def test_what_is_exported_and_imported_reads_the_same(carried: str, exported: Pa
     }
     same(carried)
     with redis.Redis.from_url(carried) as client:
-        (head,) = client.keys("lash1:{new:*head:three")
+        (head,) = client.keys("lash2:{new:*head:three")
         assert 4_900_000 < client.pttl(head) <= 5_000_000
 
 
@@ -620,7 +622,7 @@ def test_an_import_refuses_a_session_that_is_there_otherwise_and_stores_the_othe
 def test_imported_sessions_live_the_ttl_that_is_asked_for(carried: str, exported: Path) -> None:
     assert run("import", exported, "--ttl", "300", "--namespace", "new", "--url", carried).exit_code == 0
     with redis.Redis.from_url(carried) as client:
-        left = {key.rpartition(b":")[2]: client.pttl(key) for key in client.keys("lash1:{new:*head:*")}
+        left = {key.rpartition(b":")[2]: client.pttl(key) for key in client.keys("lash2:{new:*head:*")}
     assert 4_900_000 < left.pop(b"three") <= 5_000_000
     assert len(left) == 7
     assert all(200_000 < ms <= 300_000 for ms in left.values())
@@ -660,7 +662,7 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(carried: str, tmp_path: 
 
 def test_an_export_of_an_unreadable_session_ends_with_1(carried: str, tmp_path: Path) -> None:
     with redis.Redis.from_url(carried) as client:
-        (log,) = client.keys("lash1:{old:*log:two")
+        (log,) = client.keys("lash2:{old:*log:two")
         client.lset(log, 0, b"nonsense")
     ended = run("export", "--all", "--namespace", "old", "--output", tmp_path / "out", "--url", carried)
     assert ended.exit_code == 1
@@ -859,7 +861,7 @@ def test_acl_prints_a_command_for_each_role_and_connects_to_nothing(monkeypatch:
     assert [line.partition(":")[0] for line in comments] == ["# bot-loader", "# bot-runner", "# bot-auditor"]
     for role, line in zip(("loader", "runner", "auditor"), commands, strict=True):
         assert line.startswith(f"ACL SETUSER bot-{role} reset on ><password> resetkeys ")
-        assert "~lash1:{acme:*" in line.split()
+        assert "~lash2:{acme:*" in line.split()
     accounts = told("acl", "--namespace", "acme")["accounts"]
     assert [account["role"] for account in accounts] == ["loader", "runner", "auditor"]
     assert [" ".join(account["rules"]) for account in accounts] == [

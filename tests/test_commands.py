@@ -24,6 +24,7 @@ from lash_redis import (
     MissingBlob,
     NodeIdCollision,
     OutcomeUnknown,
+    PluginSessionSnapshot,
     ReplaceFull,
     RuntimeCommit,
     SessionDeleted,
@@ -37,15 +38,16 @@ from lash_redis import (
     TokenUsage,
     Unchanged,
     commands,
+    scripts,
 )
 from lash_redis.blobs import WrittenTools
 from lash_redis.errors import SessionExists
 from lash_redis.keys import Layout
+from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 
 LAYOUT = Layout("acme", 1)
 KEYS = LAYOUT.session("chat")
-PREFIX = "lash1:{acme:0}:"
-NO_REFS: commands.Refs = (None, None, None)
+PREFIX = "lash2:{acme:0}:"
 OPTIONS = StoreOptions()
 
 
@@ -57,8 +59,8 @@ def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
     return commands.prepare_commit(made, OPTIONS, WrittenTools(0))
 
 
-def called(made: RuntimeCommit, before: commands.Refs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:
-    return commands.commit_call(KEYS, prepared(made), before, {}, ttl_ms, OPTIONS)
+def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:
+    return commands.commit_call(KEYS, prepared(made), before, (), ttl_ms, OPTIONS).call
 
 
 def replied(made: RuntimeCommit, reply: Any) -> Any:
@@ -69,14 +71,15 @@ def replied(made: RuntimeCommit, reply: Any) -> Any:
 
 
 def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
-    made = commit(None, checkpoint=HydratedSessionCheckpoint(execution_state=b"1"))
-    ref = sha256(msgpack.packb(b"1")).hexdigest()
+    made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
+    ref = sha256(msgpack.packb(tools().to_msgpack())).hexdigest()
     assert list(called(made).keys) == [
         f"{PREFIX}head:chat",
         f"{PREFIX}log:chat",
         f"{PREFIX}nodes:chat",
         f"{PREFIX}jumps:chat",
         f"{PREFIX}dead:chat",
+        f"{PREFIX}state:chat",
         f"{PREFIX}sessions",
         f"{PREFIX}expiries",
         f"{PREFIX}orphans",
@@ -86,7 +89,7 @@ def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
 
 def test_all_keys_of_a_commit_lie_in_one_slot():
     made = commit(None, append("a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
-    assert {key[: key.index("}") + 1] for key in called(made).keys} == {"lash1:{acme:0}"}
+    assert {key[: key.index("}") + 1] for key in called(made).keys} == {"lash2:{acme:0}"}
 
 
 def test_the_numbers_of_a_commit_say_what_follows_them():
@@ -96,34 +99,56 @@ def test_the_numbers_of_a_commit_say_what_follows_them():
         checkpoint=HydratedSessionCheckpoint(execution_state=b"1"),
         usage_deltas=[used(input=1, output=2, cached=3, reasoning=4)],
     )
-    args = called(made, ttl_ms=5_000).args
+    call = called(made, ttl_ms=5_000)
+    args = call.args
+    assert call.script is scripts.COMMIT
     assert args[:3] == ["chat", 7, ""]
     assert [len(args[3]), len(args[4])] == [8, 8]
-    assert args[8:14] == ["append", "strict", "@1", 5_000, "", 60_000]
-    assert args[14:18] == ["", "", "", ""]
-    assert args[18:26] == [1, 0, 1, 2, "u-", 0, "", ""]
-    assert args[26] == b""
-    assert args[28:32] == [1, 2, 3, 4]
-    assert args[32:36] == ["a", "b", "-", ""]
-    assert [len(args), type(args[36]), type(args[37])] == [38, bytes, bytes]
+    assert [len(args[5]), len(args[6])] == [0, 99]
+    assert args[8:12] == ["@1", 5_000, "", 60_000]
+    assert args[12:20] == [0, 0, 1, 2, "u-", 0, "", ""]
+    run = [int(number) for number in args[20].split()]
+    assert (len(run), run[4:]) == (6, [0, 0])
+    assert args[21:23] == [b"", b"\0" + msgpack.packb(b"1")]
+    assert args[24:28] == [1, 2, 3, 4]
+    assert args[28:32] == ["a", "b", "-", ""]
+    assert [len(args), type(args[32]), type(args[33])] == [34, bytes, bytes]
+
+
+@pytest.mark.parametrize(
+    ("made", "lenient"),
+    [
+        (commit(7, replace_full("a")), False),
+        (commit(7, append("a", "a")), False),
+        (commit(7, append("a")), True),
+        (commit(7, append(*(f"n{number}" for number in range(501)))), False),
+    ],
+    ids=["a replacement", "a faulty graph", "lenient checks", "501 nodes"],
+)
+def test_another_script_makes_every_commit_that_is_not_a_strict_append_of_a_few_nodes(made, lenient):
+    options = replace(OPTIONS, graph_checks="lenient") if lenient else OPTIONS
+    call = commands.commit_call(KEYS, prepared(made), NO_REFS, (), 0, options).call
+    assert call.script is scripts.REPLACE
+    assert call.args[24] == ("lenient" if lenient else "strict")
 
 
 @pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
 def test_a_commit_sends_the_ttl_of_its_own_beside_that_of_the_cache(own_ttl_ms, sent):
-    call = commands.commit_call(KEYS, prepared(commit(None)), NO_REFS, {}, 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
-    assert call.args[11:13] == [5_000, sent]
+    made = commands.commit_call(KEYS, prepared(commit(None)), NO_REFS, (), 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
+    assert made.call.args[9:11] == [5_000, sent]
 
 
 def test_a_commit_with_an_origin_says_what_the_session_begins_with():
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id="old")
 
     def sent(origin: commands.Origin) -> Any:
-        return commands.commit_call(KEYS, prepared(commit(0)), NO_REFS, {}, 0, OPTIONS, origin=origin).args[14:18]
+        made = commands.commit_call(KEYS, prepared(commit(0)), NO_REFS, (), 0, OPTIONS, origin=origin)
+        return made.call.args[25:29]
 
     assert sent(commands.Origin()) == ["new", b"", b"", ""]
     origin, history, record, parent = sent(commands.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
     assert (origin, history, parent) == ("3 1700000000000", b"receipts", "old")
-    assert commands.meta_reply(KEYS, [[record, None], 0, 0, 0, 0]) == meta
+    assert commands.meta_reply(KEYS, [[record, None, None], 0, 0, 0, 0, 0]) == meta
 
 
 @pytest.mark.parametrize(
@@ -142,12 +167,40 @@ def test_a_users_message_is_marked_and_nothing_else(event, mark):
 
 
 def test_blobs_are_acquired_kept_and_released_in_this_order():
-    body = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
-    tool_ref, _, state_ref = prepared(commit(None, checkpoint=body)).refs
+    names = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot_ref="a" * 64)
+    tool_ref = prepared(commit(None, checkpoint=names)).refs[0]
     gone = "f" * 64
-    call = called(commit(None, checkpoint=body), before=(tool_ref, gone, None))
-    assert [key[-64:] for key in call.keys[8:]] == [state_ref, tool_ref, gone]
-    assert call.args[18:20] == [1, 1]
+    before = ComponentRefs.of((tool_ref, None, gone), "h-h")
+    call = called(commit(None, checkpoint=names), before=before)
+    assert [key[-64:] for key in call.keys[9:]] == ["a" * 64, tool_ref, gone]
+    assert call.args[12:14] == [1, 1]
+
+
+PLUGINS = PluginSessionSnapshot({})
+PLUGIN_REF = sha256(msgpack.packb(PLUGINS.to_msgpack())).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("before", "made", "after", "sent"),
+    [
+        ((None, "-"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), True),
+        ((PLUGIN_REF, "p"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), False),
+        ((PLUGIN_REF, "h"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "h"), False),
+        (("a" * 64, "p"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), True),
+        (("a" * 64, "p"), {"plugin_snapshot_ref": "a" * 64}, ("a" * 64, "p"), False),
+        (("a" * 64, "p"), {"plugin_snapshot_ref": "b" * 64}, ("b" * 64, "h"), False),
+        (("a" * 64, "p"), {}, (None, "-"), False),
+    ],
+    ids=["new", "kept", "kept as a blob", "replaced", "kept by its ref", "taken by its ref", "dropped"],
+)
+def test_a_component_whose_bytes_are_at_hand_becomes_private_and_one_that_stays_is_not_sent(before, made, after, sent):
+    prior = ComponentRefs.of((None, before[0], None), f"-{before[1]}-")
+    made = commands.commit_call(
+        KEYS, prepared(commit(1, checkpoint=HydratedSessionCheckpoint(**made))), prior, (), 0, OPTIONS
+    )
+    assert (made.after.refs[1], made.after.kinds[1]) == after
+    assert made.call.args[21] == (b"\0" + msgpack.packb(PLUGINS.to_msgpack()) if sent else b"")
+    assert made.call.args[5:7] == [prior.stored, made.after.stored]
 
 
 def links(*nodes, replaces: bool = False) -> list[str]:
@@ -173,7 +226,7 @@ def test_a_link_says_how_a_node_hangs():
     ],
 )
 def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
-    assert called(commit(None, graph)).args[10] == leaf
+    assert called(commit(None, graph)).args[8] == leaf
 
 
 @pytest.mark.parametrize(
@@ -181,7 +234,7 @@ def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[8], args[21], args[22], len(args)) == ("faulty", 0, "", 26)
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 29)
 
 
 def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():
@@ -265,8 +318,10 @@ def test_what_was_found_wrong_before_sending_is_told_when_nothing_else_is_wrong(
 
 def test_moved_refs_are_the_refs_to_send_instead():
     one, three = "1" * 64, "3" * 64
-    moved = replied(MADE, [b"refs", b"chat", bytes.fromhex(one) + bytes(32) + bytes.fromhex(three)])
-    assert moved == commands.RefsMoved((one, None, three))
+    stored = b"h" + bytes.fromhex(one) + b"-" + bytes(32) + b"p" + bytes.fromhex(three)
+    moved = replied(MADE, [b"refs", b"chat", stored])
+    assert moved == commands.RefsMoved(ComponentRefs.of((one, None, three), "h-p"))
+    assert moved.refs.stored == stored
     assert replied(MADE, [b"refs", b"chat", b""]) == commands.RefsMoved(NO_REFS)
 
 
@@ -327,7 +382,7 @@ def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
 # The others
 
 
-SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead")]
+SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead", "state")]
 CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
 
 
@@ -362,9 +417,9 @@ def test_gc_names_a_key_for_every_ref():
 
 
 def test_touch_and_delete_name_each_blob_of_the_head_once():
-    refs = ("1" * 64, None, "1" * 64)
+    refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
     blob = f"{PREFIX}blob:{'1' * 64}"
-    packed = bytes.fromhex("1" * 64) + bytes(32) + bytes.fromhex("1" * 64)
+    packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
     touch = commands.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
     assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
     delete = commands.delete_call(KEYS, refs, "1f", OPTIONS)
@@ -372,7 +427,7 @@ def test_touch_and_delete_name_each_blob_of_the_head_once():
     assert delete.args[:3] == ["chat", packed, 60_000]
 
 
-def test_prune_names_five_keys_for_every_entry():
+def test_prune_names_six_keys_for_every_entry():
     call = commands.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
     child = [key.replace(":chat", ":child") for key in SESSION]
     assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
@@ -390,23 +445,29 @@ def test_a_node_reply_that_holds_another_node_is_corrupt():
 
 
 def test_nothing_stored_is_no_session():
-    assert commands.full_reply(KEYS, [{}, [], [], 0, 0]) is None
-    assert commands.path_plan(KEYS, None, [{}, [], [], 0, 0], strict=True) is None
-    assert commands.head_reply(KEYS, {}, 0, 0, 0, 0) is None
-    assert commands.meta_reply(KEYS, [[None, None], 0, 0, 0, 0]) is None
+    assert commands.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
+    assert commands.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
+    assert commands.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
+    assert commands.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
 
 
 def test_entries_without_a_head_are_an_eviction():
-    for replies in ([{}, [b"x"], [], 0, 0], [{}, [], [b"0"], 0, 0], [{}, [], [], 1, 0], [{}, [], [], 0, 1]):
+    for replies in (
+        [{}, [b"x"], [], {}, 0, 0],
+        [{}, [], [b"0"], {}, 0, 0],
+        [{}, [], [], {b"p": b"x"}, 0, 0],
+        [{}, [], [], {}, 1, 0],
+        [{}, [], [], {}, 0, 1],
+    ):
         with pytest.raises(SessionEvicted):
             commands.full_reply(KEYS, replies)
         with pytest.raises(SessionEvicted):
             commands.path_plan(KEYS, None, replies, strict=True)
-    for sizes in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]):
+    for sizes in ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]):
         with pytest.raises(SessionEvicted):
             commands.head_reply(KEYS, {}, *sizes)
         with pytest.raises(SessionEvicted):
-            commands.meta_reply(KEYS, [[None, None], *sizes])
+            commands.meta_reply(KEYS, [[None, None, None], *sizes])
 
 
 # What cannot be sent

@@ -297,7 +297,7 @@ def test_a_key_lies_in_the_slot_that_redis_puts_it_in():
         "foo{}{bar}",
         "foo{{bar}}zap",
         "foo{bar}{zap}",
-        "lash1:{a:1.2}:log:{x}",
+        "lash2:{a:1.2}:log:{x}",
         "{",
     ):
         assert slot_of(key) == slot_of(key.encode()) == key_slot(key.encode())
@@ -397,7 +397,7 @@ async def test_a_given_cluster_client_serves_and_stays_open(cluster):
         await began(cache, "chat")
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
     assert await client.ping()
-    assert len(await client.keys()) == 6
+    assert len(await client.keys()) == 5
     await client.aclose()
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import redis.asyncio as redis
-from builders import append, commit, ids_of
+from builders import append, commit, ids_of, tools
 from proxy import Action, on
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -83,12 +83,12 @@ async def test_a_full_server_refuses_a_write_whole(write, full, real_server):
 @pytest.mark.parametrize("denied", ["rpush", "hset", "zadd", "pexpireat"])
 async def test_a_commit_that_may_be_half_written_is_never_called_refused(denied, real_server):
     admin = real_server.client()
-    body = HydratedSessionCheckpoint(execution_state=b"one")
+    body = HydratedSessionCheckpoint(tool_state=tools("one"))
     cache = once(admin, "acl")
     first = await cache.session("chat").commit_runtime_state(commit(None, append("a"), checkpoint=body))
     await admin.execute_command("ACL", "SETUSER", "half", "on", ">pw", "~*", "+@all", f"-{denied}")
     limited = once(real_server.client(username="half", password="pw"), "acl")
-    sent = commit(1, append("b", parent="a"), checkpoint=HydratedSessionCheckpoint(execution_state=b"two"))
+    sent = commit(1, append("b", parent="a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools("two")))
     try:
         await limited.session("chat").load_session(FullGraph())
         with pytest.raises(OutcomeUnknown, match="user_script"):

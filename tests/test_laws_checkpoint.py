@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 from breaking import Lua, Python, broken_by
-from builders import append, blob_keys, commit, holders, key_of, plugins, tools
+from builders import append, blob_keys, commit, holders, key_of, plugins, replace_full, tools
 
 from lash_redis import (
     ActivePath,
@@ -19,6 +19,7 @@ from lash_redis import (
     InvalidRecord,
     MissingBlob,
     PersistedTurnState,
+    SessionCache,
     SessionEvicted,
     StoreGcPolicy,
     codec,
@@ -40,7 +41,10 @@ async def components(store):
 # Carrying
 
 
-@broken_by(Lua("commit", "ARGV[values + index], hold, '1')", "'', hold, '1')"))
+@broken_by(
+    Lua("commit", "ARGV[contents + index], hold, '1')", "'', hold, '1')"),
+    Lua("commit", "string.byte(after, 67) ~= 112", "true"),
+)
 async def test_a_ref_alone_keeps_the_component(open_cache):
     first = (await publish(open_cache().session("chat"), tool_state=tools(), execution_state=b"1")).manifest
     refs = {"tool_state_ref": first.tool_state_ref, "execution_state_ref": first.execution_state_ref}
@@ -183,7 +187,7 @@ async def test_the_turn_state_and_the_snapshot_revision_are_never_inherited(stor
     assert await components(store) == Checkpoint()
 
 
-@broken_by(Lua("commit", "if #missing > 2 then return missing end", ""))
+@broken_by(Lua("commit", "if missing then return nil, missing end", ""))
 async def test_a_ref_that_is_stored_nowhere_is_refused_and_named(store, keyspace):
     await publish(store, tool_state=tools())
     before = await keyspace()
@@ -195,15 +199,14 @@ async def test_a_ref_that_is_stored_nowhere_is_refused_and_named(store, keyspace
 
 
 async def test_a_ref_of_another_namespace_is_refused(open_cache):
-    ref = (await publish(open_cache(namespace="one").session("chat"), execution_state=b"1")).manifest
+    held = (await publish(open_cache(namespace="one").session("chat"), tool_state=tools())).manifest
     with pytest.raises(MissingBlob):
-        await publish(open_cache(namespace="two").session("chat"), execution_state_ref=ref.execution_state_ref)
+        await publish(open_cache(namespace="two").session("chat"), tool_state_ref=held.tool_state_ref)
 
 
 async def test_one_blob_may_be_two_components(store, client):
-    manifest = (await publish(store, execution_state=b"1")).manifest
-    ref = manifest.execution_state_ref
-    await publish(store, 1, execution_state_ref=ref)
+    ref = (await publish(store, tool_state=tools())).manifest.tool_state_ref
+    await publish(store, 1, tool_state_ref=ref, plugin_snapshot_ref=ref, execution_state_ref=ref)
     assert await holders(client) == [1]
     report = await store.gc_unreachable()
     assert report == GcReport(root_count=1, retained_blob_count=2, deleted_blob_count=0)
@@ -247,42 +250,46 @@ async def test_a_blob_let_go_by_one_session_stays_for_the_other(open_cache, clie
     Lua("commit", "if count > 1 then", "if count > 0 then"),
 )
 async def test_gc_deletes_what_nobody_holds_and_counts_it(store, client):
-    await publish(store, tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
-    await publish(store, 1, tool_state=tools(), execution_state=b"2")
-    assert len(await blob_keys(client)) == 4
+    await publish(store, tool_state=tools("1"), plugin_snapshot=plugins(), execution_state=b"1")
+    await publish(store, 1, tool_state=tools("2"), plugin_snapshot=plugins())
+    await publish(store, 2, tool_state=tools("3"), execution_state=b"2")
+    assert len(await blob_keys(client)) == 3
     report = await store.gc_unreachable()
     assert report == GcReport(root_count=1, retained_blob_count=3, deleted_blob_count=2)
-    assert await holders(client) == [1, 1]
+    assert await holders(client) == [1]
     assert (await store.gc_unreachable()).deleted_blob_count == 0
-    assert (await components(store)).execution_state == b"2"
+    seen = await components(store)
+    assert (seen.tool_state, seen.execution_state) == (tools("3"), b"2")
 
 
 async def test_gc_of_an_idle_shard_finds_nothing(store):
     assert await store.gc_unreachable() == GcReport(0, 0, 0)
-    await publish(store, execution_state=b"1")
+    await publish(store, tool_state=tools())
     assert await store.gc_unreachable() == GcReport(1, 2, 0)
+    await publish(store, 1, tool_state=tools(), execution_state=b"1")
+    assert await store.gc_unreachable() == GcReport(1, 3, 0)
 
 
 @broken_by(Lua("gc", "if due and (not stored or is_held(key, now)) then", "if false then"))
 async def test_gc_leaves_what_a_session_took_up_again(open_cache, client):
     cache = open_cache(shards=1)
-    await publish(cache.session("one"), execution_state=b"1")
+    await publish(cache.session("one"), tool_state=tools())
     await publish(cache.session("one"), 1)
     (blob,) = await blob_keys(client)
     orphans = (await client.keys("*:orphans"))[0]
-    await publish(cache.session("two"), execution_state=b"1")
+    await publish(cache.session("two"), tool_state=tools())
     await client.zadd(orphans, {blob[-64:]: 1})
     assert (await cache.session("two").gc_unreachable()).deleted_blob_count == 0
-    assert (await components(open_cache(shards=1).session("two"))).execution_state == b"1"
+    assert (await components(open_cache(shards=1).session("two"))).tool_state == tools()
 
 
 async def test_a_blob_taken_up_again_waits_for_nothing_any_more(open_cache, client):
     store = open_cache().session("chat")
-    await publish(store, execution_state=b"1")
+    await publish(store, tool_state=tools())
     await publish(store, 1)
     (blob,) = await blob_keys(client)
     assert await client.pttl(blob) > 0
-    await publish(store, 2, execution_state=b"1")
+    await publish(store, 2, tool_state=tools())
     assert await holders(client) == [1]
     assert await client.pttl(blob) == -1
     assert not await client.zrange(key_of_orphans(blob), 0, -1)
@@ -294,7 +301,8 @@ def key_of_orphans(blob: bytes) -> bytes:
 
 async def test_a_blob_nobody_holds_dies_by_itself_after_its_grace(open_cache, client):
     store = open_cache(blob_grace=0.05).session("chat")
-    await publish(store, execution_state=b"1")
+    await publish(store, tool_state=tools())
+    assert len(await blob_keys(client)) == 1
     await publish(store, 1)
     for _ in range(100):
         if not await blob_keys(client):
@@ -304,8 +312,8 @@ async def test_a_blob_nobody_holds_dies_by_itself_after_its_grace(open_cache, cl
 
 
 async def test_an_unreadable_head_stops_gc(store, client, keyspace):
-    await publish(store, execution_state=b"1")
-    await publish(store, 1, execution_state=b"2")
+    await publish(store, tool_state=tools("1"))
+    await publish(store, 1, tool_state=tools("2"))
     await client.hset(await key_of(client, "head"), "body", b"{")
     before = await keyspace()
     with pytest.raises(Corrupt):
@@ -315,11 +323,11 @@ async def test_an_unreadable_head_stops_gc(store, client, keyspace):
 
 async def test_gc_beside_commits_never_leaves_a_head_without_its_blobs(open_cache):
     caches = [open_cache(shards=1) for _ in range(3)]
-    bodies = [b"a", b"b", None]
+    states = [tools("a"), tools("b"), None]
 
     async def turn(cache, chat):
         for at in range(15):
-            await publish(cache.session(chat), execution_state=bodies[at % 3], tool_state=tools(str(at % 2)))
+            await publish(cache.session(chat), tool_state=states[at % 3], execution_state=str(at % 2).encode())
 
     async def collect():
         for _ in range(30):
@@ -329,27 +337,220 @@ async def test_gc_beside_commits_never_leaves_a_head_without_its_blobs(open_cach
     await caches[2].session("one").gc_unreachable()
     for chat in ("one", "two"):
         seen = await components(open_cache(shards=1).session(chat))
-        assert (seen.execution_state, seen.tool_state) == (None, tools("0"))
+        assert (seen.tool_state, seen.execution_state) == (None, b"0")
 
 
 async def test_a_handle_collects_by_itself_as_often_as_it_is_told(open_cache, client):
     store = open_cache(gc_policy=StoreGcPolicy(auto_run_every_commits=3)).session("chat")
     stored = []
     for expected in range(6):
-        await publish(store, expected, execution_state=str(expected).encode())
+        await publish(store, expected, tool_state=tools(str(expected)))
         stored.append(len(await blob_keys(client)))
     assert stored == [1, 2, 1, 2, 3, 1]
 
 
+# Private components
+
+LARGE = plugins("y" * 5_000)
+DROPS_NOTHING = "if #drop > 0 then call('HDEL', state, unpack(drop)) end"
+
+
+async def private(client, session_id: str = "chat") -> dict[bytes, bytes]:
+    """The session's private components as they are stored; empty where it has none."""
+    found = [key for key in await client.keys("*") if key.endswith(f":state:{session_id}".encode())]
+    return await client.hgetall(found[0]) if found else {}
+
+
+async def leaves_nothing_behind(open_cache, client, **more) -> None:
+    """Three heads: both components, one of them replaced and the other dropped, none."""
+    states = [{"plugin_snapshot": plugins(), "execution_state": b"1"}, {"execution_state": b"22"}, {}]
+    fields = []
+    for revision, state in enumerate(states):
+        made = commit(revision, checkpoint=Checkpoint(**state), **more)
+        await open_cache().session("chat").commit_runtime_state(made)
+        fields.append(sorted(await private(client)))
+        seen = await components(open_cache().session("chat"))
+        assert (seen.plugin_snapshot, seen.execution_state) == (
+            state.get("plugin_snapshot"),
+            state.get("execution_state"),
+        )
+    assert fields == [[b"p", b"x"], [b"x"], []]
+    assert await blob_keys(client) == await client.keys("*:state:*") == await client.keys("*:orphans") == []
+
+
+@broken_by(
+    Lua("commit", DROPS_NOTHING, ""),
+    Lua("commit", "drop[1] = 'p'", ""),
+    Lua("commit", "set[#set + 2] = 'x', execution", "set[#set + 2] = 'p', execution"),
+)
+async def test_private_components_are_replaced_with_the_head_and_leave_nothing_behind(open_cache, client):
+    await leaves_nothing_behind(open_cache, client)
+
+
+@broken_by(
+    Lua("replace", DROPS_NOTHING, ""),
+    Lua("replace", "drop[1] = 'p'", ""),
+    Lua("replace", "set[#set + 2] = 'x', execution", "set[#set + 2] = 'p', execution"),
+)
+async def test_private_components_are_replaced_with_the_graph_and_leave_nothing_behind(open_cache, client):
+    await leaves_nothing_behind(open_cache, client, graph=replace_full())
+
+
+@broken_by(Python("commands.commit:_private_contents", lambda _: sends_them_always, "sends them always"))
+async def test_private_components_that_the_head_names_already_are_not_sent_again(through_proxy, proxy, real_server):
+    body = bytes(range(256)) * 40
+    first = (await publish(through_proxy().session("chat"), plugin_snapshot=LARGE, execution_state=body)).manifest
+    store = through_proxy().session("chat")
+    read = await components(store)
+    ways = [
+        {"plugin_snapshot_ref": first.plugin_snapshot_ref, "execution_state_ref": first.execution_state_ref},
+        {"plugin_snapshot": LARGE, "execution_state": body},
+        {"plugin_snapshot": read.plugin_snapshot, "execution_state": read.execution_state},
+    ]
+    for revision, way in enumerate(ways, 1):
+        with proxy.measure() as seen:
+            await publish(store, revision, **way)
+        assert seen.commands == 1
+        assert seen.bytes_sent < 3_000
+    cache = SessionCache(real_server.client(), "laws")
+    read = await cache.session("chat").load_session(FullGraph())
+    assert (read.head_revision, read.checkpoint.plugin_snapshot, read.checkpoint.execution_state) == (4, LARGE, body)
+
+
+def sends_them_always(prepared, before, after, profile):
+    return [prepared.content(ref, profile) for ref in after.refs[1:]]
+
+
+@broken_by(
+    Lua("commit", "if missing then return nil, missing end", ""),
+    Lua("commit", DROPS_NOTHING, ""),
+)
+@pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
+async def test_the_private_component_of_an_earlier_revision_is_stored_no_more(component, open_cache, client, keyspace):
+    store, revision = open_cache().session("chat"), 0
+    states = {"plugin_snapshot": plugins(), "execution_state": b"1"}
+    first = (await publish(store, plugin_snapshot=plugins(), execution_state=b"1")).manifest
+    revision = (
+        await publish(store, 1, **{name: value for name, value in states.items() if name != component})
+    ).head_revision
+    ref = getattr(first, f"{component}_ref")
+    before = await keyspace()
+    for each in (store, open_cache().session("chat")):
+        with pytest.raises(MissingBlob) as refused:
+            await publish(each, revision, **{f"{component}_ref": ref})
+        assert (refused.value.ref, refused.value.component) == (ref, component)
+        assert await keyspace() == before
+    assert await open_cache().get_blob(ref) is None
+
+
+async def test_a_private_component_is_found_by_its_session_alone(open_cache):
+    cache = open_cache(shards=1)
+    manifest = (await publish(cache.session("one"), execution_state=b"1")).manifest
+    assert await cache.get_blob(manifest.execution_state_ref) is None
+    with pytest.raises(MissingBlob):
+        await publish(cache.session("two"), execution_state_ref=manifest.execution_state_ref)
+    assert (await components(cache.session("one"))).execution_state == b"1"
+
+
+async def test_sessions_with_equal_private_components_share_nothing(open_cache, client):
+    for chat in ("one", "two"):
+        await publish(open_cache(shards=1).session(chat), plugin_snapshot=plugins(), execution_state=b"1")
+    assert await private(client, "one") == await private(client, "two") != {}
+    assert await blob_keys(client) == []
+    await publish(open_cache(shards=1).session("one"), 1)
+    seen = await components(open_cache(shards=1).session("two"))
+    assert (seen.plugin_snapshot, seen.execution_state) == (plugins(), b"1")
+
+
+async def test_a_private_component_stays_private_where_the_same_bytes_are_uploaded(open_cache, client):
+    store = open_cache(shards=1).session("chat")
+    ref = (await publish(store, execution_state=b"uploaded")).manifest.execution_state_ref
+    assert await open_cache(shards=1).put_blob(UPLOADED) == ref
+    await publish(store, 1, execution_state_ref=ref)
+    assert await holders(client) == [0]
+    assert list(await private(client)) == [b"x"]
+
+
+async def test_a_held_component_stays_held_where_its_body_comes_again(open_cache, client):
+    ref = await open_cache(shards=1).put_blob(UPLOADED)
+    for revision, state in enumerate([{"execution_state_ref": ref}, {"execution_state": b"uploaded"}]):
+        await publish(open_cache(shards=1).session("chat"), revision, **state)
+        assert await holders(client) == [1]
+        assert await private(client) == {}
+    assert (await components(open_cache(shards=1).session("chat"))).execution_state == b"uploaded"
+
+
+@broken_by(
+    Lua("commit", "add_holder(key, hold, counts[1], now)", ""),
+    Lua("commit", "if counts[1] > 0 then drop_holder(key, had, counts[1], counts[2], grace, now, free) end", ""),
+)
+@pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
+async def test_an_upload_that_sessions_name_is_counted_and_released_when_it_is_replaced(component, open_cache, client):
+    data = UPLOADED if component == "execution_state" else codec.pack_record(plugins(), "plugins")
+    body = {"execution_state": b"2", "plugin_snapshot": plugins("2")}[component]
+    cache = open_cache(shards=1, blob_grace=0.02, upload_grace=1)
+    ref = await cache.put_blob(data)
+    for chat in ("one", "two"):
+        await publish(cache.session(chat), **{f"{component}_ref": ref})
+    assert await holders(client) == [2]
+    assert await private(client, "one") == await private(client, "two") == {}
+    await publish(cache.session("one"), 1, **{component: body})
+    assert await holders(client) == [1]
+    assert len(await private(client, "one")) == 1
+    await publish(cache.session("two"), 1)
+    assert await holders(client) == [0]
+    (blob,) = await blob_keys(client)
+    assert 0 < await client.pttl(blob) <= 1_000
+    assert getattr(await components(open_cache(shards=1).session("one")), component) == body
+
+
+async def test_an_upload_of_another_shard_is_stored_with_the_session(open_cache, client):
+    cache = open_cache(shards=64)
+    ref = await cache.put_blob(UPLOADED)
+    (upload,) = await blob_keys(client)
+    chat = next(f"s{n}" for n in range(100) if cache.layout.shard_of(f"s{n}") != cache.layout.shard_of(ref))
+    await publish(open_cache(shards=64).session(chat), execution_state_ref=ref)
+    assert await blob_keys(client) == [upload]
+    assert await holders(client) == [0]
+    assert list(await private(client, chat)) == [b"x"]
+    await client.delete(upload)
+    assert (await components(open_cache(shards=64).session(chat))).execution_state == b"uploaded"
+
+
+@broken_by(Lua("commit", "if facts.private > 0 then redis.call('PEXPIREAT', state, deadline) end", ""))
+async def test_a_component_that_becomes_private_has_the_deadline_of_its_session(open_cache, client):
+    store = open_cache(ttl=100).session("chat")
+    await publish(store)
+    await publish(store, 1, execution_state=b"1")
+    assert 95_000 < await client.pttl(await key_of(client, "state")) <= 100_000
+
+
+async def test_a_compact_profile_stores_private_components_in_fewer_bytes(open_cache, client):
+    sizes = {}
+    for profile in BlobProfile:
+        store = open_cache(blob_profile=profile).session(profile.name.lower())
+        await publish(store, plugin_snapshot=plugins("x" * 2_000), execution_state=b"x" * 2_000)
+        stored = await private(client, store.session_id)
+        sizes[profile] = [len(stored[field]) for field in (b"p", b"x")]
+        for other in BlobProfile:
+            seen = await components(open_cache(blob_profile=other).session(store.session_id))
+            assert (seen.plugin_snapshot, seen.execution_state) == (plugins("x" * 2_000), b"x" * 2_000)
+    assert max(sizes[BlobProfile.COMPACT]) < 200
+    assert min(sizes[BlobProfile.BALANCED]) > 2_000
+    assert sizes[BlobProfile.BALANCED] == sizes[BlobProfile.LOW_LATENCY]
+
+
 # Uploads
+
+UPLOADED = codec.pack(b"uploaded", "uploaded")
+"""The stored form of the execution state `b"uploaded"`."""
 
 
 @pytest.mark.parametrize("shards", [1, 64])
 async def test_an_uploaded_blob_can_be_committed_by_its_ref(shards, open_cache):
     donor = open_cache(shards=shards)
     body = (await publish(donor.session("donor"), execution_state=b"uploaded")).manifest.execution_state_ref
-    data = await donor.get_blob(body)
-    ref = await open_cache(shards=shards).put_blob(data)
+    ref = await open_cache(shards=shards).put_blob(UPLOADED)
     assert ref == body
     for chat in ("one", "two", "three"):
         store = open_cache(shards=shards).session(chat)
@@ -399,7 +600,7 @@ async def test_uploading_twice_stores_once_and_waits_for_a_holder(cache, client)
 
 async def test_uploading_what_a_session_holds_leaves_it_held(open_cache, client):
     cache = open_cache(shards=1)
-    ref = (await publish(cache.session("chat"), execution_state=b"1")).manifest.execution_state_ref
+    ref = (await publish(cache.session("chat"), tool_state=tools())).manifest.tool_state_ref
     data = await cache.get_blob(ref)
     await open_cache(shards=1).put_blob(data)
     assert await holders(client) == [1]
@@ -415,9 +616,9 @@ async def test_gc_leaves_an_upload_that_waits_for_its_commit(open_cache):
 
 
 async def test_a_component_can_be_fetched_by_its_ref(open_cache):
-    result = await publish(open_cache().session("chat"), execution_state=b"1")
-    data = await open_cache().get_blob(result.manifest.execution_state_ref)
-    assert sha256(data).hexdigest() == result.manifest.execution_state_ref
+    result = await publish(open_cache().session("chat"), tool_state=tools())
+    data = await open_cache().get_blob(result.manifest.tool_state_ref)
+    assert sha256(data).hexdigest() == result.manifest.tool_state_ref
 
 
 async def test_a_blob_that_is_stored_nowhere_is_none(cache):
@@ -444,10 +645,9 @@ def trusting(_):
 
 @broken_by(Python("codec:decode_blob", trusting, "trusts the bytes"))
 async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, client):
-    ref = (await publish(open_cache().session("chat"), execution_state=b"state")).manifest.execution_state_ref
+    ref = (await publish(open_cache().session("chat"), tool_state=tools())).manifest.tool_state_ref
     (blob,) = await blob_keys(client)
-    content = await client.hget(blob, "c")
-    await client.hset(blob, "c", content[:-1] + bytes([content[-1] ^ 1]))
+    await flip_last_bit(client, blob, "c")
     for scope in (FullGraph(), ActivePath()):
         with pytest.raises(Corrupt) as damaged:
             await open_cache().session("chat").load_session(scope)
@@ -456,13 +656,44 @@ async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, clien
         await open_cache().get_blob(ref)
 
 
+@broken_by(Python("codec:decode_blob", trusting, "trusts the bytes"))
+@pytest.mark.parametrize("field", ["p", "x"])
+async def test_private_bytes_that_do_not_hash_to_their_ref_are_corrupt_on_access(field, open_cache, client):
+    await publish(open_cache().session("chat"), plugin_snapshot=plugins(), execution_state=b"state")
+    state = await key_of(client, "state")
+    await flip_last_bit(client, state, field)
+    for scope in (FullGraph(), ActivePath()):
+        checkpoint = (await open_cache().session("chat").load_session(scope)).checkpoint
+        with pytest.raises(Corrupt) as damaged:
+            _ = checkpoint.plugin_snapshot if field == "p" else checkpoint.execution_state
+        assert damaged.value.key == state.decode()
+    with pytest.raises(Corrupt):
+        await open_cache().fork("chat", "fork")
+
+
+async def flip_last_bit(client, key: bytes, field: str) -> None:
+    content = await client.hget(key, field)
+    await client.hset(key, field, content[:-1] + bytes([content[-1] ^ 1]))
+
+
 @pytest.mark.parametrize("content", [b"", b"\2bytes", b"\1not zlib", b"\0"])
 async def test_content_of_an_unknown_encoding_is_corrupt(content, open_cache, client):
-    await publish(open_cache().session("chat"), execution_state=b"state")
+    await publish(open_cache().session("chat"), tool_state=tools())
     (blob,) = await blob_keys(client)
     await client.hset(blob, "c", content)
     with pytest.raises(Corrupt):
         await open_cache().session("chat").load_session(FullGraph())
+
+
+@pytest.mark.parametrize("content", [b"", b"\2bytes", b"\1not zlib", b"\0"])
+async def test_private_content_of_an_unknown_encoding_is_corrupt_on_access(content, open_cache, client):
+    await publish(open_cache().session("chat"), execution_state=b"state")
+    state = await key_of(client, "state")
+    await client.hset(state, "x", content)
+    read = await open_cache().session("chat").load_session(FullGraph())
+    with pytest.raises(Corrupt) as damaged:
+        _ = read.checkpoint.execution_state
+    assert damaged.value.key == state.decode()
 
 
 @pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
@@ -486,12 +717,12 @@ async def test_a_blob_that_the_head_names_and_that_is_gone_is_an_eviction(open_c
 @pytest.mark.parametrize("field", ["0", "u"])
 @pytest.mark.parametrize("planted", ["x", "-1", "1.5", "", "1" * 16])
 async def test_an_unreadable_number_of_holders_is_corrupt(field, planted, open_cache, client, keyspace):
-    await publish(open_cache().session("chat"), execution_state=b"1")
+    await publish(open_cache().session("chat"), tool_state=tools("1"))
     (blob,) = await blob_keys(client)
     await client.hset(blob, field, planted)
     before = await keyspace()
     with pytest.raises(Corrupt) as broken:
-        await publish(open_cache().session("chat"), 1, execution_state=b"2")
+        await publish(open_cache().session("chat"), 1, tool_state=tools("2"))
     assert broken.value.key == blob.decode()
     assert await keyspace() == before
 

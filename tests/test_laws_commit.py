@@ -55,7 +55,7 @@ from lash_redis.transport.request import Request
 MAX = 2**63 - 1
 NOWHERE = "0" * 64
 
-NO_REVISION_CHECK = Lua("commit", "if expected ~= '' and expected ~= actual then", "if false then")
+NO_REVISION_CHECK = Lua("commit", "if expected ~= '' and expected ~= actual or", "if")
 WRITES_FIRST = Lua("commit", "-- CHECK", "redis.call('HINCRBY', KEYS[1], 'attempts', 1)")
 
 
@@ -93,7 +93,7 @@ async def test_of_ten_first_commits_one_wins(open_cache):
     assert (await stores[0].load_head()).head_revision == 1
 
 
-@broken_by(Lua("commit", "if builds_on ~= '' and", "if false and"))
+@broken_by(Lua("commit", " or builds_on ~= '' and not is_last(stored.receipts, builds_on)", ""))
 async def test_a_commit_built_on_another_commit_of_the_same_revision_loses(store, keyspace):
     first = await store.commit_runtime_state(commit(None, append("a")))
     before = await keyspace()
@@ -119,11 +119,7 @@ async def test_a_commit_on_any_other_revision_is_told_which_one_there_is(expecte
 
 
 @broken_by(
-    Lua(
-        "commit",
-        "local revision = add64(actual, '1')",
-        "local revision = delta == 'replace' and '1' or add64(actual, '1')",
-    ),
+    Lua("replace", "local revision = add64(actual, '1')", "local revision = '1'"),
     Lua("commit", "local revision = add64(actual, '1')", "local revision = add64(actual, rows > 0 and '2' or '1')"),
     Lua(
         "commit", "local revision = add64(actual, '1')", "local revision = count == 0 and actual or add64(actual, '1')"
@@ -276,28 +272,32 @@ REFUSED_BY_THE_SERVER: dict[str, Refusal] = {
     "a used commit id": (commit(2, append("e", parent="c"), commit_id="second"), CommitIdReused),
     "a live id": (commit(2, Append([*chain("e", parent="c"), node("b", "e")], "b")), NodeIdCollision),
     "a tombstoned id": (commit(2, append("d", parent="c")), NodeIdCollision),
+    "an unknown parent": (commit(2, append("e", parent="x")), InvalidParent),
+    "a tombstoned parent": (commit(2, append("e", parent="d")), InvalidParent),
+    "an unknown leaf": (commit(2, Unchanged("x")), InvalidLeaf),
+    "a tombstoned leaf": (commit(2, Unchanged("d")), InvalidLeaf),
+    "no leaf": (commit(2, Unchanged()), InvalidLeaf),
+    "no leaf after nodes": (commit(2, Append(chain("e", parent="c"))), InvalidLeaf),
+    "a blob that is not stored": (commit(2, Unchanged("c"), checkpoint=MISSING), MissingBlob),
+    "a full counter": (commit(2, Unchanged("c"), usage_deltas=[used(input=1)]), InvalidRecord),
+}
+
+REFUSED_BY_REPLACE: dict[str, Refusal] = {
     "an id twice": (commit(2, Append([node("e", "c"), node("e", "c")], "e")), NodeIdCollision),
     "an id twice in a replacement": (
         commit(2, ReplaceFull(SessionGraph([node("e"), node("e")], "e"))),
         NodeIdCollision,
     ),
-    "an unknown parent": (commit(2, append("e", parent="x")), InvalidParent),
-    "a tombstoned parent": (commit(2, append("e", parent="d")), InvalidParent),
     "a later parent": (commit(2, Append([node("e", "f"), node("f", "c")], "f")), InvalidParent),
     "itself as parent": (commit(2, append("e", parent="e")), InvalidParent),
     "an unknown parent in a replacement": (
         commit(2, ReplaceFull(SessionGraph([node("e"), node("f", "x")], "f"))),
         InvalidParent,
     ),
-    "an unknown leaf": (commit(2, Unchanged("x")), InvalidLeaf),
-    "a tombstoned leaf": (commit(2, Unchanged("d")), InvalidLeaf),
-    "no leaf": (commit(2, Unchanged()), InvalidLeaf),
-    "no leaf after nodes": (commit(2, Append(chain("e", parent="c"))), InvalidLeaf),
     "an unknown leaf of a replacement": (commit(2, ReplaceFull(SessionGraph([node("e")], "c"))), InvalidLeaf),
     "no leaf in a replacement": (commit(2, ReplaceFull(SessionGraph([node("e")]))), InvalidLeaf),
-    "a blob that is not stored": (commit(2, Unchanged("c"), checkpoint=MISSING), MissingBlob),
-    "a full counter": (commit(2, Unchanged("c"), usage_deltas=[used(input=1)]), InvalidRecord),
 }
+"""Replacements, and what the client knows to be wrong before it sends it: `replace.lua` refuses these."""
 
 REFUSED_HERE: dict[str, Refusal] = {
     "another session": (commit(2, Unchanged("c"), session_id="other"), SessionBindingMismatch),
@@ -321,6 +321,17 @@ REFUSED_HERE: dict[str, Refusal] = {
 async def test_a_refused_commit_leaves_every_key_as_it_was(fault, store, keyspace):
     await a_session(store)
     refused, error = REFUSED_BY_THE_SERVER[fault]
+    before = await keyspace()
+    with pytest.raises(error):
+        await store.commit_runtime_state(refused)
+    assert await keyspace() == before
+
+
+@pytest.mark.parametrize("fault", REFUSED_BY_REPLACE)
+@broken_by(replace(WRITES_FIRST, script="replace"))
+async def test_a_refused_replacement_leaves_every_key_as_it_was(fault, store, keyspace):
+    await a_session(store)
+    refused, error = REFUSED_BY_REPLACE[fault]
     before = await keyspace()
     with pytest.raises(error):
         await store.commit_runtime_state(refused)
@@ -528,7 +539,9 @@ async def test_a_commit_by_a_new_handle_that_carries_the_heads_refs_is_one_comma
     assert await round_trips(proxy, cache.session("chat"), next_one) == [(1, ["EVALSHA"])]
 
 
-@broken_by(Lua("commit", "local base = ", "for at = 1, facts.length do call('LINDEX', log, at) end\nlocal base = "))
+@broken_by(
+    Lua("commit", "local revision = ", "for at = 1, facts.length do call('LINDEX', log, at) end\nlocal revision = ")
+)
 async def test_a_commit_costs_the_same_at_10_and_at_5000_nodes(proxy, real_server, through_proxy):
     raw = real_server.client()
     cache = through_proxy(shards=1)
@@ -562,7 +575,7 @@ async def test_what_a_process_has_seen_stored_is_not_sent_again(proxy, through_p
 async def test_a_blob_that_went_away_meanwhile_is_sent_after_all(store, client):
     state = HydratedSessionCheckpoint(tool_state=tools("x" * 5_000))
     await store.commit_runtime_state(commit(None, checkpoint=state))
-    (blob,) = await client.keys("lash1:*:blob:*")
+    (blob,) = await client.keys("lash2:*:blob:*")
     await client.delete(blob)
     await store.commit_runtime_state(commit(1, checkpoint=state))
     assert await holders(client) == [1]

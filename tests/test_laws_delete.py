@@ -39,7 +39,11 @@ async def furnished(cache, name: str = "chat"):
 
 
 @broken_by(
-    Lua("delete", "redis.call('UNLINK', head, log, nodes, jumps, dead)", "redis.call('UNLINK', head, log, nodes)"),
+    Lua(
+        "delete", "redis.call('UNLINK', head, log, nodes, jumps, dead, state)", "redis.call('UNLINK', head, log, nodes)"
+    ),
+    Lua("delete", "'UNLINK', head, log, nodes, jumps, dead, state)", "'UNLINK', head, log, nodes, jumps, dead)"),
+    Lua("delete", "facts and whole and facts.private or 0", "0"),
     Lua("delete", "drop_entry(sessions, expiries, entry_of(session, parent), now)", ""),
     Lua("delete", "drop_holder(KEYS[index], facts.hold", "drop_holder(KEYS[index], facts.hold + 1"),
 )
@@ -158,13 +162,13 @@ async def test_a_blob_that_another_session_holds_stays_with_it(open_cache, clien
     await furnished(cache, "chat")
     await furnished(cache, "twin")
     assert (await cache.delete("chat")).released_blob_count == 3
-    assert await holders(client) == [1, 1, 1]
+    assert await holders(client) == [1]
     await asyncio.sleep(0.15)
     read = await open_cache(shards=1).session("twin").load_session(FullGraph())
     assert read is not None
     assert read.checkpoint is not None
-    assert read.checkpoint.execution_state == b"1"
-    assert len(await blob_keys(client)) == 3
+    assert (read.checkpoint.tool_state, read.checkpoint.execution_state) == (tools(), b"1")
+    assert len(await blob_keys(client)) == 1
 
 
 async def test_a_ref_of_a_deleted_sessions_blob_is_missing_once_the_blob_is_gone(open_cache):
@@ -175,12 +179,13 @@ async def test_a_ref_of_a_deleted_sessions_blob_is_missing_once_the_blob_is_gone
     assert read.checkpoint is not None
     await cache.delete("chat")
     await cache.gc()
-    carried = HydratedSessionCheckpoint(execution_state_ref=read.checkpoint.execution_state_ref)
-    with pytest.raises(MissingBlob):
-        await cache.session("new").commit_runtime_state(commit(None, session_id="new", checkpoint=carried))
+    for name in ("tool_state_ref", "plugin_snapshot_ref", "execution_state_ref"):
+        carried = HydratedSessionCheckpoint(**{name: getattr(read.checkpoint, name)})
+        with pytest.raises(MissingBlob):
+            await cache.session("new").commit_runtime_state(commit(None, session_id="new", checkpoint=carried))
 
 
-@pytest.mark.parametrize("family", ["head", "log", "nodes", "jumps", "dead", "blob"])
+@pytest.mark.parametrize("family", ["head", "log", "nodes", "jumps", "dead", "state", "blob"])
 async def test_a_torn_session_is_deleted_without_a_marker_so_that_it_can_begin_anew(family, open_cache, client):
     cache = open_cache(blob_cache_bytes=0)
     await furnished(cache)

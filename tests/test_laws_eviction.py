@@ -15,6 +15,7 @@ from lash_redis import (
     ActivePath,
     Append,
     BackendError,
+    Corrupt,
     FullGraph,
     HydratedSessionCheckpoint,
     ReplaceFull,
@@ -22,18 +23,23 @@ from lash_redis import (
     SessionMeta,
     SessionStoreCreateRequest,
     StoreError,
+    codec,
 )
 from lash_redis.models import SessionCheckpoint
 
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
-FAMILIES = ("head", "log", "nodes", "jumps", "dead")
+FAMILIES = ("head", "log", "nodes", "jumps", "dead", "state")
+UPLOADS = {
+    "plugin_snapshot_ref": codec.pack_record(plugins(), "plugins"),
+    "execution_state_ref": codec.pack(b"1", "execution"),
+}
 
 
-async def furnished(cache) -> SessionCheckpoint:
+async def furnished(cache, states: HydratedSessionCheckpoint = STATES) -> SessionCheckpoint:
     """A session with every key there is."""
     store = await cache.create(SessionStoreCreateRequest("chat"))
-    await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=STATES))
-    result = await store.commit_runtime_state(commit(1, append("c", parent="a"), checkpoint=STATES))
+    await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=states))
+    result = await store.commit_runtime_state(commit(1, append("c", parent="a"), checkpoint=states))
     await store.tombstone_nodes(["b"])
     return result.manifest
 
@@ -95,19 +101,67 @@ async def test_whatever_key_of_a_session_is_gone_every_method_says_which(family,
 
 @pytest.mark.parametrize("component", ["tool_state", "plugin_snapshot", "execution_state"])
 async def test_whatever_blob_of_a_session_is_gone_its_readers_say_which(component, open_cache, client, keyspace):
-    manifest = await furnished(open_cache())
+    def cache_of_one_shard():
+        return open_cache(shards=1)
+
+    uploads = {name: await cache_of_one_shard().put_blob(data) for name, data in UPLOADS.items()}
+    manifest = await furnished(cache_of_one_shard(), HydratedSessionCheckpoint(tool_state=tools(), **uploads))
+    assert len(await blob_keys(client)) == 3
     ref = getattr(manifest, f"{component}_ref")
     (lost,) = [key for key in await blob_keys(client) if key.endswith(ref.encode())]
     await client.delete(lost)
     before = await keyspace()
     for name in OF_COMPONENTS:
         with pytest.raises(SessionEvicted) as refused:
-            await METHODS[name](open_cache(), manifest)
+            await METHODS[name](cache_of_one_shard(), manifest)
         assert refused.value.key == lost.decode(), name
         assert await keyspace() == before, name
     with pytest.raises(StoreError, match=ref):
-        await METHODS["commit"](open_cache(), manifest)
+        await METHODS["commit"](cache_of_one_shard(), manifest)
     assert await keyspace() == before
+
+
+BROKEN_STATES = {
+    "a field more": {"p": b"\0p", "x": b"\0x", "y": b"\0y"},
+    "a field less": {"x": b"\0x"},
+}
+
+
+@broken_by(
+    Lua("commit", "(facts.private > 0 or adds_state) and", "false and"),
+    Lua("replace", "(facts.private > 0 or adds_state) and", "false and"),
+    Lua("touch", "or mismatch('state', 'HLEN', state, facts.private)", ""),
+    Lua("refresh", "or mismatch('state', 'HLEN', state, facts.private)", ""),
+    Python("commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
+)
+@pytest.mark.parametrize("damage", ["gone", *BROKEN_STATES])
+async def test_a_state_without_what_the_head_names_is_told_by_all_that_builds_on_it(
+    damage, open_cache, client, keyspace
+):
+    manifest = await furnished(open_cache())
+    held = await open_cache().session("chat").load_session(FullGraph())
+    state = await key_of(client, "state")
+    await client.delete(state)
+    if damage != "gone":
+        await client.hset(state, mapping=BROKEN_STATES[damage])
+    before = await keyspace()
+    replacement = commit(2, replace_full("x"), checkpoint=carried(manifest))
+    methods: dict[str, Method] = {
+        **{name: METHODS[name] for name in ("load the graph", "load the path", "load the head", "commit", "touch")},
+        "replace": lambda cache, _: cache.session("chat").commit_runtime_state(replacement),
+        "replace the components": lambda cache, _: cache.session("chat").commit_runtime_state(
+            commit(2, append("d", parent="c"), checkpoint=STATES)
+        ),
+        "refresh": lambda cache, _: cache.session("chat").refresh(held),
+    }
+    for name, method in methods.items():
+        with pytest.raises(SessionEvicted if damage == "gone" else Corrupt) as refused:
+            await method(open_cache(), manifest)
+        assert (refused.value.kind, refused.value.key) == ("state", state.decode()), name
+        assert await keyspace() == before, name
+    (problem,) = (await open_cache(role="auditor").audit()).problems
+    assert (problem.kind, problem.key) == ("state", state.decode())
+    assert problem.reason.startswith("evicted: is gone") == (damage == "gone")
 
 
 async def test_a_process_that_has_the_bytes_of_an_evicted_blob_reads_on_and_stores_them_again(open_cache, client):
@@ -152,7 +206,7 @@ async def test_on_a_full_server_a_write_is_refused_whole_and_says_oom(name, real
     assert await snapshot(client) == before
 
 
-@broken_by(Lua("commit", "call('HSET', head, 'refs', refs)\n", ""))
+@broken_by(Lua("replace", "call('HSET', head, 'refs', before)\n", ""))
 async def test_on_a_full_server_a_replacement_that_drops_nodes_is_refused_whole(real_server, full, open_real_cache):
     store, client = open_real_cache().session("chat"), real_server.client()
     nodes = [*chain("a", "b", "c", "d"), *chain("e", parent="b")]
@@ -170,7 +224,7 @@ async def test_on_a_full_server_a_replacement_that_drops_nodes_is_refused_whole(
 
 @broken_by(
     Lua(
-        "commit",
+        "replace",
         "if drops > 0 then\n  -- What changes nothing",
         "if replaced then call('UNLINK', log, nodes, jumps, dead) end\nif drops > 0 then\n  -- What changes nothing",
     )
@@ -220,7 +274,8 @@ async def test_under_eviction_every_read_is_right_or_a_typed_error(small, open_r
         name = f"s{dice.randrange(400)}"
         if dice.random() < 0.5:
             revision = told.get(name, 0)
-            state = HydratedSessionCheckpoint(execution_state=f"{name} {revision + 1} ".encode() * 40)
+            said = f"{name} {revision + 1} "
+            state = HydratedSessionCheckpoint(tool_state=tools(said), execution_state=said.encode() * 40)
             parent = f"n{revision - 1}b" if revision else None
             nodes = chain(f"n{revision}a", f"n{revision}b", parent=parent, text="x" * 900)
             made = commit(revision, Append(nodes, nodes[-1].node_id), session_id=name, checkpoint=state)
@@ -249,6 +304,7 @@ async def test_under_eviction_every_read_is_right_or_a_typed_error(small, open_r
             assert read.head_revision == revision
             assert [node.node_id for node in read.graph.nodes] == [f"n{at}{x}" for at in range(revision) for x in "ab"]
             assert read.checkpoint.execution_state == f"{name} {revision} ".encode() * 40
+            assert read.checkpoint.tool_state == tools(f"{name} {revision} ")
             ended["right"] += 1
         if step % 50 == 0:
             await asyncio.sleep(0)

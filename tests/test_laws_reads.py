@@ -276,6 +276,51 @@ async def test_a_read_is_two_round_trips_at_the_most(proxy, through_proxy):
     assert trips == [2, 1, 2, 2]
 
 
+async def test_a_cold_resume_is_one_round_trip_where_the_process_knows_the_tools(proxy, through_proxy):
+    """Tools are the same in most sessions of an application; the other components come with the session."""
+    cache, cold = through_proxy(), through_proxy()
+    for name, state in (("chat", b"1"), ("other", b"2")):
+        states = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(name), execution_state=state)
+        await cache.session(name).commit_runtime_state(commit(None, append("a"), session_id=name, checkpoint=states))
+    await cold.session("other").load_session(FullGraph())
+    with proxy.measure() as seen:
+        read = await cold.session("chat").load_session(FullGraph())
+    checkpoint = read.checkpoint
+    assert seen.round_trips == 1
+    assert (checkpoint.tool_state, checkpoint.plugin_snapshot, checkpoint.execution_state) == (
+        tools(),
+        plugins("chat"),
+        b"1",
+    )
+
+
+def believing(_):
+    async def at_one_revision(self, trip):
+        return (await self._namespace.read([*trip, ("HGET", self._keys.head, "facts")], atomic=False))[:-1]
+
+    return at_one_revision
+
+
+@broken_by(Python("reader:Reader._at_one_revision", believing, "does not compare the facts at both ends"))
+@EVERY_SCOPE
+async def test_a_read_into_which_a_commit_came_is_of_one_revision(scope, store, open_cache, monkeypatch):
+    states = [HydratedSessionCheckpoint(execution_state=state) for state in (b"1", b"2")]
+    await store.commit_runtime_state(commit(None, append("a"), checkpoint=states[0]))
+    reader, rival = open_cache().session("chat"), [commit(1, append("b", parent="a"), checkpoint=states[1])]
+    read = reader._namespace.read
+
+    async def interrupted(trip, *, atomic, **more):
+        if atomic or not rival:
+            return await read(trip, atomic=atomic, **more)
+        replies = await read(trip[:1], atomic=False, **more)
+        await store.commit_runtime_state(rival.pop())
+        return replies + await read(trip[1:], atomic=False, **more)
+
+    monkeypatch.setattr(reader._namespace, "read", interrupted)
+    found = await reader.load_session(scope)
+    assert (found.head_revision, ids_of(found), found.checkpoint.execution_state) == (2, ["a", "b"], b"2")
+
+
 async def test_a_head_or_a_node_is_one_round_trip(proxy, through_proxy):
     store = through_proxy().session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -467,9 +512,9 @@ async def test_a_read_that_decodes_everything_is_the_same_and_nothing_counts_as_
     read = await store.load_session(scope, decode=decode)
     assert read == await store.load_session(scope)
     read = await store.load_session(scope, decode=decode)
-    assert list(read.graph.nodes.doubtful(read.graph.nodes)) == []
+    assert list(read.graph.nodes.accessed(3)) == []
     assert read.graph.nodes[1].event() == node("b", "a").event()
-    assert [at for at, _, _ in read.graph.nodes.doubtful(read.graph.nodes)] == [1]
+    assert [at for at, _ in read.graph.nodes.accessed(3)] == [1]
     assert list(read.graph.nodes) == chain("a", "b", "c")
 
 

@@ -194,12 +194,28 @@ def test_payloads_of_every_depth_come_back(decoding: ModuleType, depth: int) -> 
     assert records.decode_node_accessed(record, "log", 0).event() == value
 
 
-def test_a_node_packed_as_it_is_equals_its_record_only_with_the_keys_in_order() -> None:
-    record = encoded(SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})))
-    assert records.is_packed_as(record, records.pack_node("a", None, None, {"x": 1, "y": 2}, "t"))
-    assert not records.is_packed_as(record, records.pack_node("a", None, None, {"y": 2, "x": 1}, "t"))
-    assert not records.is_packed_as(record, records.pack_node("a", None, None, {"x": 1, "y": 2}, "tt"))
-    assert not records.is_packed_as(record, records.pack_node("a", None, None, {"x": 1, "y": 2.0}, "t"))
+@pytest.mark.parametrize("were_read", [True, False])
+@pytest.mark.parametrize(
+    ("now", "is_alike"),
+    [
+        (SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})), True),
+        (SessionNodeRecord("a", None, "t", EventPayload({"y": 2, "x": 1})), True),
+        (SessionNodeRecord("a", None, "tt", EventPayload({"x": 1, "y": 2})), False),
+        (SessionNodeRecord("a", "b", "t", EventPayload({"x": 1, "y": 2})), False),
+        (SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2.0})), False),
+        (SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": {2}})), False),
+        (SessionNodeRecord("a", None, "t", PluginPayload("p", {"x": 1, "y": 2})), False),
+        (None, False),
+    ],
+    ids=["the same", "other order", "timestamp", "parent", "type", "no JSON", "a plugin's", "no node"],
+)
+def test_a_node_is_like_a_record_if_it_would_be_stored_as_that(
+    now: SessionNodeRecord, is_alike: bool, were_read: bool
+) -> None:
+    kept = [encoded(SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})))] * 3
+    alike = SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2}))
+    found = records.first_unlike(kept, [(0, alike), (2, now)], were_read=were_read)
+    assert found == (None if is_alike else 2)
 
 
 # Damage
@@ -367,12 +383,20 @@ def test_a_copy_of_nodes_has_what_was_changed_in_place(decoding: ModuleType, rem
     assert stored(NODES) != copied
 
 
-def test_a_payload_that_was_accessed_is_doubtful_and_no_other(decoding: ModuleType) -> None:
+def test_the_nodes_whose_payload_was_accessed_are_known(decoding: ModuleType) -> None:
     nodes = stored(NODES)
     assert nodes[0].node_id == "a"
     assert nodes[3].plugin_body() == [1]
-    assert [at for at, _, _ in nodes.doubtful(nodes)] == [3]
-    assert [at for at, _, _ in nodes.doubtful(tuple(nodes))] == [3]
+    assert [(at, node.node_id) for at, node in nodes.accessed(4)] == [(3, "d")]
+    assert list(nodes.accessed(3)) == []
+
+
+def test_an_id_is_found_without_decoding_a_record(decoded: list[str]) -> None:
+    nodes = stored(NODES)
+    assert [nodes.has_id(node_id) for node_id in ("a", "d", "e", "", "aa")] == [True, True, False, False, False]
+    assert not nodes.has_id(None)  # type: ignore[arg-type]
+    assert not nodes.first(2).has_id("d")
+    assert decoded == []
 
 
 def test_equal_nodes_that_were_not_accessed_are_compared_by_their_records(decoded: list[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha1
 
 import pytest
-from builders import append, commit, key_of
+from builders import append, commit, key_of, replace_full
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +152,7 @@ def replies_of(source: str) -> set[str]:
     for include in re.findall(r"^--@include (\w+)$", source, re.MULTILINE):
         text += body_of(INCLUDES[include])
     return set(re.findall(r"(?:return(?: nil,)?|refuse\(session,|=) \{'([a-z]+)', (?!'')", text)) | set(
-        re.findall(r"return \{'([a-z]+)'\}", text)
+        re.findall(r"(?:return(?: nil,)?|missing or) \{'([a-z]+)'\}", text)
     )
 
 
@@ -224,6 +224,7 @@ async def test_every_script_runs(open_cache, client):
     state = HydratedSessionCheckpoint(execution_state=b"1")
     await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=state))
     await store.commit_runtime_state(commit(1, append("c", parent="a")))
+    await cache.session("replaced").commit_runtime_state(commit(None, replace_full("a"), session_id="replaced"))
     await cache.put_blob(b"bytes")
     await store.load_node("a")
     await store.refresh(await store.load_session(FullGraph()))
@@ -236,13 +237,14 @@ async def test_every_script_runs(open_cache, client):
     await lease.renew()
     await lease.release()
     await cache.delete("chat")
+    await cache.delete("replaced")
     await cache.session("lost").commit_runtime_state(commit(None, append("a"), session_id="lost"))
     await client.delete(*[await key_of(client, family, "lost") for family in ("head", "log", "nodes")])
     assert [line async for line in cache.sessions()] == []
-    a, b, *others = (f"{{slot}}{letter}" for letter in "abcdefg")
+    a, b, *others = (f"{{slot}}{letter}" for letter in "abcdefgh")
     await client.eval(SCRIPTS["read"].text, 1, a, "", "HGETALL", 1, 0)
     await client.eval(SCRIPTS["mark"].text, 1, a, "chat")
-    await client.eval(SCRIPTS["relist"].text, 7, a, b, *others, "chat")
+    await client.eval(SCRIPTS["relist"].text, 8, a, b, *others, "chat")
     await client.eval(SCRIPTS["recount"].text, 2, a, b, "scope", "check", 60_000, 0)
     known = await client.script_exists(*(script.sha for script in SCRIPTS.values()))
     assert dict(zip(SCRIPTS, map(bool, known), strict=True)) == dict.fromkeys(SCRIPTS, True)

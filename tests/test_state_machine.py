@@ -10,7 +10,7 @@ import asyncio
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, ClassVar, TypeVar
@@ -84,7 +84,10 @@ MAX_I64 = 2**63 - 1
 GRACE_MS = 60_000
 COMPONENTS = ("tool_state", "plugin_snapshot", "execution_state")
 BODIES: dict[str, tuple[Any, ...]] = {
-    "tool_state": (ToolState(), ToolState(7, {"look": ToolStateEntry({"name": "look"}, "plugins")})),
+    "tool_state": (
+        *(ToolState(generation) for generation in range(4)),
+        ToolState(7, {"look": ToolStateEntry({"name": "look"}, "plugins")}),
+    ),
     "plugin_snapshot": (
         PluginSessionSnapshot(),
         PluginSessionSnapshot({"p": PluginSnapshotEntry(PluginSnapshotMeta("p", "1", 2, {"é": [None]}))}),
@@ -116,6 +119,12 @@ class Head:
     commit: RuntimeCommit
     checkpoint_ref: str
     refs: tuple[str | None, ...]
+    kinds: str
+    """For each component `h` where it is a blob, `p` where it is private, `-` where there is none."""
+
+    @property
+    def held(self) -> set[str]:
+        return {ref for ref, kind in zip(self.refs, self.kinds, strict=True) if ref and kind == "h"}
 
 
 @dataclass
@@ -177,7 +186,22 @@ class Model:
     def held(self) -> Counter[str]:
         """How many sessions hold each blob."""
         heads = [session.head for session in self.sessions.values() if session.head is not None]
-        return Counter(ref for head in heads for ref in {ref for ref in head.refs if ref})
+        return Counter(ref for head in heads for ref in head.held)
+
+    def kinds(self, session: Session, commit: RuntimeCommit, refs: Sequence[str | None]) -> str:
+        """Where a commit puts its components: tools are shared, what stays stays, bytes at hand become private."""
+        kinds = ""
+        for at, (name, ref) in enumerate(zip(COMPONENTS, refs, strict=True)):
+            head = session.head
+            if ref is None:
+                kinds += "-"
+            elif head is not None and head.refs[at] == ref:
+                kinds += head.kinds[at]
+            elif name == "tool_state" or (getattr(commit.checkpoint, name) is None and ref in self.stored):
+                kinds += "h"
+            else:
+                kinds += "p"
+        return kinds
 
     def component(self, commit: RuntimeCommit, name: str) -> Any:
         """What a commit says of a component: its value, or a ref nobody has the value of."""
@@ -238,7 +262,8 @@ class Model:
                 must.add(InvalidLeaf)
         for name in COMPONENTS:
             ref = getattr(commit.checkpoint, f"{name}_ref")
-            if getattr(commit.checkpoint, name) is None and ref is not None and ref not in self.stored:
+            own = None if session.head is None else session.head.refs[COMPONENTS.index(name)]
+            if getattr(commit.checkpoint, name) is None and ref is not None and ref not in {*self.stored, own}:
                 # A process that has seen the bytes of a collected blob stores them again.
                 (may if ref in self.content else must).add(MissingBlob)
         sums = _added(session.ledger, commit.usage_deltas).values()
@@ -264,7 +289,8 @@ class Model:
                 session.reserved.add(node.parent_node_id)
         session.reserved -= ids
         session.ledger = _added(session.ledger, commit.usage_deltas)
-        session.head = Head(session.revision + 1, commit, result.checkpoint_ref, refs)
+        kinds = self.kinds(session, commit, refs)
+        session.head = Head(session.revision + 1, commit, result.checkpoint_ref, refs, kinds)
         session.receipts[commit.commit_id] = (meaning, result)
         self.stored |= set(self.held())
 
@@ -887,16 +913,23 @@ class SessionMachine(RuleBasedStateMachine):
         families: dict[str, set[bytes]] = {}
         holders: dict[bytes, Counter[int]] = defaultdict(Counter)
         for key in stored:
-            assert key.startswith(b"lash1:{machine:0}:"), key
+            assert key.startswith(b"lash2:{machine:0}:"), key
             families.setdefault(key.partition(b"}:")[2].partition(b":")[0].decode(), set()).add(key)
-        assert set(families) <= {"head", "log", "nodes", "jumps", "dead", "blob", "orphans", "sessions", "expiries"}
+        assert set(families) <= {*_OF_A_SESSION, "blob", "orphans", "sessions", "expiries"}
         now = await _milliseconds(self.raw)
-        listed, expiring = (dict(stored.get(b"lash1:{machine:0}:" + key, (b"zset", []))[1]) for key in _CATALOGUE)
-        _check_catalogue(listed, expiring, {key: lifetimes.get(b"lash1:{machine:0}:" + key) for key in _CATALOGUE}, now)
+        listed, expiring = (dict(stored.get(b"lash2:{machine:0}:" + key, (b"zset", []))[1]) for key in _CATALOGUE)
+        _check_catalogue(listed, expiring, {key: lifetimes.get(b"lash2:{machine:0}:" + key) for key in _CATALOGUE}, now)
         for name in SESSIONS:
-            keys = {family: b"lash1:{machine:0}:%s:%s" % (family.encode(), name.encode()) for family in families}
+            keys = {family: b"lash2:{machine:0}:%s:%s" % (family.encode(), name.encode()) for family in families}
             head = dict(stored[keys["head"]][1]) if keys.get("head") in stored else {}
-            held = {ref for ref in _refs(head.get(b"refs", b"")) if ref}
+            components = _refs(head.get(b"refs", b""))
+            held = {ref for kind, ref in components if kind == b"h"}
+            private = {
+                field: ref for field, (kind, ref) in zip((b"t", b"p", b"x"), components, strict=False) if kind == b"p"
+            }
+            state = dict(stored[keys["state"]][1]) if keys.get("state") in stored else {}
+            assert {field: sha256(content[1:]).hexdigest().encode() for field, content in state.items()} == private
+            assert b"t" not in private
             deadline = _check_session(name, head, {family: stored.get(key) for family, key in keys.items()})
             lasting = [lifetimes[key] for family, key in keys.items() if key in stored and family in _OF_A_SESSION]
             entry = name.encode()
@@ -906,13 +939,13 @@ class SessionMachine(RuleBasedStateMachine):
                 assert max(lasting) - min(lasting) < 2000
                 assert (min(lasting) == -1) == (deadline == 0)
                 assert facts["hold"] == -(-deadline // GRACE_MS) * GRACE_MS
-                assert (listed[entry], expiring[entry]) == (facts["committed"], facts["hold"] or float("inf"))
+                assert (listed[entry], expiring.get(entry)) == (facts["committed"], facts["hold"] or None)
                 assert now - 600_000 < facts["committed"] <= now
                 for ref in held:
                     holders[ref][facts["hold"]] += 1
             elif head:
-                assert (expiring[entry] == float("inf")) == (lasting == [-1])
-                assert 0 <= expiring[entry] - now - lasting[0] < GRACE_MS + 2000 or lasting == [-1]
+                assert (entry not in expiring) == (lasting == [-1])
+                assert lasting == [-1] or 0 <= expiring[entry] - now - lasting[0] < GRACE_MS + 2000
         orphans = {ref for key in families.get("orphans", ()) for ref, _ in stored[key][1]}
         for key in families.get("blob", ()):
             ref, fields = key[-64:], dict(stored[key][1])
@@ -932,11 +965,11 @@ class SessionMachine(RuleBasedStateMachine):
         assert {ref.decode(): sum(counts.values()) for ref, counts in holders.items()} == self.model.held()
 
 
-_OF_A_SESSION = ("head", "log", "nodes", "jumps", "dead")
+_OF_A_SESSION = ("head", "log", "nodes", "jumps", "dead", "state")
 _CATALOGUE = (b"sessions", b"expiries")
 _FACTS = (
     "revision", "epoch", "length", "live", "jumps", "dead", "ids", "bytes", "leaf", "usage", "loose", "deadline",
-    "hold", "committed", "users", "first",
+    "hold", "committed", "users", "first", "high", "low",
 )  # fmt: skip
 
 
@@ -954,10 +987,10 @@ def _check_catalogue(
     listed: dict[bytes, float], expiring: dict[bytes, float], lifetimes: dict[bytes, int | None], now: int
 ) -> None:
     """Its keys expire with their last entry, where every entry does."""
-    assert set(expiring) == set(listed)
+    assert set(expiring) <= set(listed)
     latest = max(expiring.values(), default=0.0)
     for key in _CATALOGUE:
-        if expiring and latest != float("inf"):
+        if expiring and len(expiring) == len(listed):
             left = lifetimes[key]
             assert left is not None
             assert abs(now + left - latest) < 2000, key
@@ -965,16 +998,17 @@ def _check_catalogue(
             assert lifetimes[key] in (None, -1), key
 
 
-def _refs(packed: bytes) -> Iterator[bytes | None]:
-    for at in range(0, len(packed), 32):
-        part = packed[at : at + 32]
-        yield part.hex().encode() if any(part) else None
+def _refs(packed: bytes) -> list[tuple[bytes, bytes | None]]:
+    """For each component its kind and its ref."""
+    parts = [packed[at : at + 33] for at in range(0, len(packed), 33)]
+    assert all((part[:1] == b"-") == (not any(part[1:])) for part in parts)
+    return [(part[:1], part[1:].hex().encode() if any(part[1:]) else None) for part in parts]
 
 
 def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) -> int:
     """The deadline of a session whose keys agree with one another; 0 for none."""
     if b"facts" not in head:
-        assert not any(stored.get(family) for family in ("log", "nodes", "jumps", "dead")), name
+        assert not any(stored.get(family) for family in _OF_A_SESSION[1:]), name
         return 0
     facts = _facts(head)
     values = {family: stored[family][1] if stored.get(family) else [] for family in ("log", "nodes", "jumps", "dead")}
@@ -987,7 +1021,8 @@ def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) 
     assert facts["live"] == sum(bool(record) for record in log) - len(dead)
     assert len(head[b"receipts"]) == 16 * min(32, facts["revision"])
     body = head[b"body"]
-    assert zlib.crc32(head[b"refs"], zlib.crc32(body[4:])) == int.from_bytes(body[:4], "big")
+    refs = b"".join(head[b"refs"][at + 1 : at + 33] for at in range(0, len(head[b"refs"]), 33))
+    assert zlib.crc32(refs, zlib.crc32(body[4:])) == int.from_bytes(body[:4], "big")
     placed: dict[str, int] = {}
     users: list[int] = []
     records = [msgpack.unpackb(record) if record else None for record in log]

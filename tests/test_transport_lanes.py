@@ -58,7 +58,7 @@ async def test_small_calls_overtake_a_large_read(limit: int, real_server: Server
         store = cache.session("chat")
         ids = numbered(500)
         await store.commit_runtime_state(commit(None, append(*ids, text="x" * 4_000)))
-        proxy.on_command = on(Action.HOLD_REPLY, "EXEC")
+        proxy.on_command = on(Action.HOLD_REPLY, "LRANGE")
         reading = asyncio.create_task(cache.session("chat").load_session(FullGraph()))
         await proxy.holding()
         lease = await store.acquire_lease("worker")

@@ -39,7 +39,7 @@ async def test_a_worker_that_lost_its_connection_does_what_it_was_doing_once(met
 
 async def test_a_worker_killed_while_the_server_forgets_its_scripts_leaves_a_turn_once_or_not_at_all(real_server):
     row = await sweep("", "", real_server.tcp_url, kill, methods=METHODS[:1], moments=[Moment.HALFWAY], forgetful=True)
-    assert row.runs >= 10
+    assert row.runs >= 9
     assert (row.lost, row.doubled) == (0, 0)
 
 

@@ -123,7 +123,7 @@ Way = Callable[[Work, RedisSessionStore, str], Awaitable[None]]
 
 
 async def by_update(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """A turn as the README says to take one."""
+    """A turn as docs/guide.md describes it."""
     work.acknowledge(turn, await store.update(lambda read: work.answer(turn, store.session_id, place_of(read))))
 
 

@@ -322,7 +322,7 @@ def _problem(name: str, needs: str, error: StoreError) -> Finding:
     text = str(error)
     if "NOPERM" in text.upper() or "permission" in text:
         if "key" in text:
-            advice = f"to have it tried, allow this user the keys lash1:{{{NAMESPACE}:* and lash1:layout:{NAMESPACE}"
+            advice = f"to have it tried, allow this user the keys lash2:{{{NAMESPACE}:* and lash2:layout:{NAMESPACE}"
             return Finding("permissions", "unknown", f"{name}: {text}", advice)
         return Finding("permissions", "fail", f"{name}: {text}", f"allow this user {needs}")
     return Finding("permissions", "fail", f"{name}: {text}", "the server cannot do what a session store needs")

@@ -17,7 +17,6 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.output import UNFIT, CommandError, one_line, plain, shown_bytes
 from lash_redis.models import (
-    FullGraph,
     HydratedSessionCheckpoint,
     LeaseInfo,
     PersistedSessionRead,
@@ -25,6 +24,7 @@ from lash_redis.models import (
     SessionNodeRecord,
     SessionUsageReport,
 )
+from lash_redis.reader import Reader
 
 FOLDED_RUN = 6
 """A longer run of nodes without branches is shown by its first and last two."""
@@ -95,18 +95,18 @@ async def look_up(url: str, namespace: str, session_id: str) -> Shown:
     source = Connection(url)
     try:
         cache = SessionCache(source, namespace, options=await source.options_of(namespace))
-        read = await cache.session(session_id).load_session(FullGraph())
-        if read is None:
+        keys = cache.layout.session(session_id)
+        found = await Reader(cache.shared, keys).snapshot()
+        if found is None:
             fresh = " (an embedded:// server without a directory starts empty)" if url == "embedded://" else ""
             raise CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}{fresh}")
-        keys = cache.layout.session(session_id)
+        read = found.read()
         length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
         lease = await cache.session(session_id).load_lease()
         ends_in = 0.0 if lease is None else lease.deadline - int(seconds) - int(micros) / 1e6
-        held = _held(read)
-        refs = {name: ref for name in _COMPONENTS if (ref := getattr(held, f"{name}_ref")) is not None}
-        bodies = {name: await cache.get_blob(ref) for name, ref in refs.items()}
-        sizes = {name: len(body) for name, body in bodies.items() if body is not None}
+        bodies = found.components
+        refs = {name: getattr(_held(read), f"{name}_ref") for name in _COMPONENTS}
+        sizes = {name: len(bodies[ref]) for name, ref in refs.items() if ref in bodies}
         return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, sizes)
     finally:
         await source.close()

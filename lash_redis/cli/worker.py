@@ -288,7 +288,7 @@ def _brief(value: Any) -> str:
 async def _measured(source: Connection, cache: SessionCache, session_id: str, faults: Sequence[str]) -> Checked:
     """With the bytes of the session's keys and of its blobs; a store need not be allowed MEMORY USAGE."""
     keys = cache.layout.session(session_id)
-    own = [keys.head, keys.log, keys.nodes, keys.jumps, keys.dead]
+    own = keys.own
     try:
         held = await cache.session(session_id).load_session(ActivePath())
     except StoreError:
@@ -301,9 +301,10 @@ async def _measured(source: Connection, cache: SessionCache, session_id: str, fa
     except BackendError as error:
         if not refused(error):
             raise
-        head, records = await source.ask(("HGETALL", keys.head), ("LRANGE", keys.log, 0, -1))
+        own_reads = ("HGETALL", keys.head), ("LRANGE", keys.log, 0, -1), ("HGETALL", keys.state)
+        stored = sum(map(_length, await source.ask(*own_reads)))
         bodies = {keys.blob(ref): len(await cache.get_blob(ref) or b"") for ref in refs if ref}
-        return Checked(faults, "record bytes", _length(head) + _length(records), bodies)
+        return Checked(faults, "record bytes", stored, bodies)
     found = [size or 0 for size in sizes]
     return Checked(faults, "memory usage", sum(found[: len(own)]), dict(zip(blobs, found[len(own) :], strict=True)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Final
 
 from lash_redis import codec, scripts
@@ -16,7 +15,8 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
 from lash_redis.options import StoreOptions
-from lash_redis.protocol.nodes import decode_node
+from lash_redis.protocol.nodes import decode_node, timeless_part
+from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
 """How far a key's expiry may seem to be from the head's deadline: they are told by two looks at a clock."""
@@ -29,6 +29,8 @@ class Audited:
     problems: list[AuditProblem] = field(default_factory=list)
     holds: Counter[tuple[bytes, int]] = field(default_factory=Counter)
     node_count: int = 0
+    private_count: int = 0
+    """Components in the session's `state`: blobs whose count is one by construction."""
     is_gone: bool = False
     listing: bytes | None = None
     """Where the catalogue says other than the head: the entry the session ought to have there."""
@@ -63,6 +65,7 @@ def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
         ("HGETALL", keys.head),
         ("LRANGE", keys.log, 0, -1),
         ("HGETALL", keys.dead),
+        ("HGETALL", keys.state),
         ("HGETALL", keys.nodes),
         ("LRANGE", keys.jumps, 0, -1),
         ("ZSCORE", keys.shard.sessions, entry),
@@ -72,35 +75,38 @@ def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
     ]
 
 
-SESSION_READS: Final = 13
+SESSION_READS: Final = 15
 """How many commands `session_read` makes."""
 
 
 def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Audited:
     """Every law that one session can keep or break by itself."""
-    fields, records, dead, nodes, jumps, committed, listed_until, time, *ttls = replies
+    fields, records, dead, state, nodes, jumps, committed, listed_until, time, *ttls = replies
     audited = Audited()
-    if b"deleted" in fields or not (fields or records or nodes or jumps or dead):
+    if b"deleted" in fields or not (fields or records or nodes or jumps or dead or state):
         audited.is_gone = True
         return audited
     now = int(time[0]) * 1000 + int(time[1]) // 1000
     try:
         meta = _meta(keys, fields)
         lease_reply(keys, fields.get(b"lease"))
-        found = full_reply(keys, [fields, records, dead, len(nodes), len(jumps)])
+        found = full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
             audited.node_count = head.facts.live
-            for ref in {ref for ref in head.refs if ref}:
+            audited.private_count = len(found.private_bytes())
+            head.decode_all()
+            for ref in head.components.held:
                 audited.holds[bytes.fromhex(ref), head.facts.hold] += 1
             live = {node.node_id: node for node in found.graph.nodes}
             audited.problems += _of_the_head(keys, head, fields, meta)
             audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
+            audited.problems += _of_the_sum(keys, head, records)
             audited.problems += _of_users(keys, head, nodes, live)
             audited.problems += _of_deadlines(keys, head, now, ttls)
             told = [None if score is None else float(score) for score in (committed, listed_until)]
             wanted = _entry(keys, fields)
-            if told != [head.facts.committed, head.facts.hold or inf] or wanted != entry:
+            if told != [head.facts.committed, head.facts.hold or None] or wanted != entry:
                 audited.listing = wanted
     except Corrupt as error:
         audited.problems.append(problem_of(error))
@@ -193,6 +199,14 @@ def _of_a_link(
         yield AuditProblem("jumps", keys.jumps, f"record {at} has no parent, the list says {above}")
     elif records[above] and decode_node(records[above], keys.log, above).node_id != named:
         yield AuditProblem("jumps", keys.jumps, f"the parent of record {at} is {named!r}, which is not at {above}")
+
+
+def _of_the_sum(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -> Iterator[AuditProblem]:
+    """The head's sum of the log. Freed nodes stay in it, so that of a log with freed nodes cannot be computed."""
+    if all(records):
+        run = Run.of(timeless_part(record, keys.log, at) for at, record in enumerate(records))
+        if (head.facts.high, head.facts.low) != Sum().plus(run, 0):
+            yield AuditProblem("head", keys.head, "its sum of the log is not that of the stored nodes")
 
 
 def _of_users(

@@ -11,9 +11,9 @@ from lash_redis.errors import CommitTooLarge, Corrupt, InvalidRecord, OutcomeUnk
 from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import StoreOptions
+from lash_redis.protocol.component_refs import ComponentRefs
 
 Command: TypeAlias = tuple[Any, ...]
-Refs: TypeAlias = tuple[BlobRef | None, ...]
 
 MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
 """What one value may hold in Redis (`proto-max-bulk-len`), less our framing; no option raises it."""
@@ -23,7 +23,7 @@ MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
 class RefsMoved:
     """The head holds other refs than the call said: send again with these."""
 
-    refs: Refs
+    refs: ComponentRefs
 
 
 @dataclass(frozen=True, slots=True)

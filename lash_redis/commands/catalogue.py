@@ -65,7 +65,7 @@ class Line:
 
 
 def line_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "facts", "meta", "parent"), ("EXISTS", *keys.own[1:])]
+    return [("HMGET", keys.head, "facts", "meta", "parent"), ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead)]
 
 
 def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt, others: int) -> Line | None:

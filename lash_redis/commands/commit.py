@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, Literal
@@ -10,7 +11,6 @@ from typing import Any, Final, Literal
 from lash_redis import codec, scripts
 from lash_redis.blobs import WrittenTools
 from lash_redis.commands.calls import (
-    Refs,
     RefsMoved,
     ScriptCall,
     check_kind,
@@ -21,7 +21,6 @@ from lash_redis.commands.calls import (
 )
 from lash_redis.commands.lease import check_leases, fence_of
 from lash_redis.commands.lifecycle import encoded_meta
-from lash_redis.commands.replacing import Kept, Log
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -59,10 +58,13 @@ from lash_redis.models import (
     Unchanged,
     merge_token_ledger,
 )
+from lash_redis.models.lineage import NodeSequence
 from lash_redis.models.wire import check_json
-from lash_redis.options import StoreOptions
+from lash_redis.options import BlobProfile, StoreOptions
+from lash_redis.protocol.component_refs import COMPONENTS, ComponentRefs, Refs
+from lash_redis.protocol.lineage import Kept, StoredLog
 from lash_redis.protocol.nodes import encode_node
-from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.sums import Run, Sum
 
 MAX_USAGE_ROWS: Final = 10_000
 """Distinct (source, model) pairs of one commit; the script looks each of them up."""
@@ -78,8 +80,6 @@ class PreparedCommit:
     refs: Refs
     bodies: Mapping[BlobRef, bytes]
     """Logical bytes of the components that are at hand, those that came as bodies above all."""
-    stored_refs: bytes
-    """`refs` as the head holds them."""
     body: bytes
     meaning: bytes
     rows: Sequence[Sequence[Any]]
@@ -93,10 +93,26 @@ class PreparedCommit:
     nodes: Sequence[SessionNodeRecord] = ()
     fault: Refused | None = None
     """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
-    log: Log | None = None
+    run: Run = field(default_factory=Run)
+    """What `nodes` add to the sum of a log."""
+    log: StoredLog | None = None
     """What is stored where it is made, as far as that is known."""
     kept: Kept | None = None
     """Of a replacement: what it keeps of `log`. The nodes are then those behind that."""
+    contents: dict[BlobRef, bytes] = field(default_factory=dict)
+    """The stored form of the components that were sent."""
+
+    def content(self, ref: BlobRef, profile: BlobProfile) -> bytes:
+        """The stored form of a component, empty where its bytes are not at hand."""
+        content = self.contents.get(ref)
+        if content is None:
+            data = self.bodies.get(ref)
+            content = self.contents[ref] = b"" if data is None else codec.encode_blob(data, profile)
+        return content
+
+    def fingerprint(self) -> bytes:
+        """A hash of what is sent of the graph, timestamps included."""
+        return sha256(b"".join([self.meaning, *self.records])).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +122,12 @@ class SendWhole:
     Whether it is refused, and why, is for the whole of it to say.
     """
 
+    refusal: StoreError | None
+    """Why what it adds does not fit, to be raised where the whole is over a limit."""
+
 
 def prepare_commit(
-    commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: Log | None = None
+    commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: StoredLog | None = None
 ) -> PreparedCommit:
     """Check, encode and hash a commit; of a replacement that begins like `log`, only the nodes behind what it keeps.
 
@@ -152,18 +171,15 @@ def prepare_commit(
     named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
     manifest = codec.pack(named, "RuntimeCommit.checkpoint")
     checkpoint_ref = codec.ref_of(manifest)
-    stored_refs = codec.encode_refs(refs)
-    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, stored_refs)
+    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, refs)
     rows = _usage_rows(commit)
 
-    meaning = sha256()
     prepared = PreparedCommit(
         commit=commit,
         checkpoint=checkpoint,
         checkpoint_ref=checkpoint_ref,
         refs=refs,
         bodies=bodies,
-        stored_refs=stored_refs,
         body=body,
         meaning=b"",
         rows=rows,
@@ -172,25 +188,30 @@ def prepare_commit(
     )
     prepared.log = log
     if not isinstance(delta, Unchanged):
-        meaning = _prepare_nodes(prepared, delta, options)
+        _prepare_nodes(prepared, delta, options)
         if prepared.kept and prepared.fault:
-            return prepare_commit(commit, options, written)
-    meaning.update(codec.pack([prepared.delta, commit.session_id, leaf, config, manifest, rows], "RuntimeCommit"))
-    prepared.meaning = meaning.digest()[: codec.TAG_BYTES]
+            with suppress(CommitTooLarge):  # then the part says what is wrong
+                return prepare_commit(commit, options, written)
+    means = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_meant(prepared)]
+    prepared.meaning = sha256(codec.pack(means, "RuntimeCommit")).digest()[: codec.TAG_BYTES]
 
     size = (
         len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
     )
-    if prepared.kept is not None:
-        size += prepared.kept.size
     check_value_size("the bytes of a commit", size, options)
     return prepared
 
 
-def carried_refs(commit: RuntimeCommit) -> Refs:
+def _nodes_meant(prepared: PreparedCommit) -> tuple[int, int, int]:
+    """How many nodes the commit puts in place and their sum, by which it is the same however much of them it sends."""
+    count, before = (0, Sum()) if prepared.kept is None else (prepared.kept.count, prepared.kept.sum)
+    return count + len(prepared.records), *before.plus(prepared.run, count)
+
+
+def carried_refs(commit: RuntimeCommit) -> ComponentRefs:
     """The refs a commit carries: where nothing better is known, a guess at those of the head it was built on."""
-    refs = (getattr(commit.checkpoint, f"{name}_ref") for name in codec.COMPONENTS)
-    return tuple(BlobRef(ref) if is_ref(ref) else None for ref in refs)
+    refs = (getattr(commit.checkpoint, f"{name}_ref") for name in COMPONENTS)
+    return ComponentRefs.guessed([ref if is_ref(ref) else None for ref in refs])
 
 
 def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionCheckpoint:
@@ -211,7 +232,7 @@ def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) ->
     refs: list[BlobRef | None] = []
     bodies: dict[BlobRef, bytes] = {}
     kinds: tuple[type[Any], ...] = (ToolState, PluginSessionSnapshot, bytes)
-    for name, kind in zip(codec.COMPONENTS, kinds, strict=True):
+    for name, kind in zip(COMPONENTS, kinds, strict=True):
         path = f"RuntimeCommit.checkpoint.{name}"
         value = getattr(checkpoint, name)
         if value is None:
@@ -265,38 +286,38 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     ]
 
 
-def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> Any:
-    """Encodes the nodes; returns the hash of their meaning."""
+def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> None:
+    """Encode the nodes behind those that a replacement keeps."""
     replaces = isinstance(delta, ReplaceFull)
     where = "RuntimeCommit.graph.graph.nodes" if replaces else "RuntimeCommit.graph.nodes"
     nodes = delta.graph.nodes if isinstance(delta, ReplaceFull) else delta.nodes
     if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence):
         raise InvalidRecord(where, f"takes a sequence of SessionNodeRecord, not {type(nodes).__name__}")
-    if options.max_commit_nodes is not None and len(nodes) > options.max_commit_nodes:
+    kept = 0
+    if isinstance(delta, ReplaceFull) and prepared.log is not None:
+        prepared.kept = prepared.log.kept_by(nodes, delta.graph.lineage)
+        kept = 0 if prepared.kept is None else prepared.kept.count
+    if options.max_commit_nodes is not None and len(nodes) - kept > options.max_commit_nodes:
         what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
-        raise CommitTooLarge(what, len(nodes), options.max_commit_nodes)
+        raise CommitTooLarge(what, len(nodes) - kept, options.max_commit_nodes)
     prepared.delta = "replace" if replaces else "append"
-    if not isinstance(nodes, tuple | StoredNodes):
+    if not isinstance(nodes, tuple | NodeSequence):
         nodes = tuple(nodes)  # some sequences take no slices
-    meaning, kept = sha256(), 0
-    if replaces and prepared.log is not None:
-        prepared.kept = prepared.log.kept_by(nodes, _encode_node)
-    if prepared.kept is not None:
-        kept = prepared.kept.count
-        meaning, nodes = prepared.kept.log.meaning(kept), nodes[kept:]
-    prepared.nodes = nodes
+    prepared.nodes = nodes = nodes[kept:] if kept else nodes
+    parts: list[bytes] = []
     places: dict[str, int] = {}
     users: list[str] = []
     collision: Refused | None = None
     for at, node in enumerate(nodes):
         record, timeless = _encode_node(node, f"{where}[{kept + at}]")
-        meaning.update(timeless)
+        parts.append(timeless)
         prepared.records.append(record)
         prepared.ids.append(node.node_id)
         users.append("u" if node.user_message() else "-")
         if places.setdefault(node.node_id, at) != at:
             collision = collision or NodeIdCollision(node.node_id)
     prepared.users = "".join(users)
+    prepared.run = Run.of(parts)
     strict = options.graph_checks == "strict"
     orphan: Refused | None = None
     for at, node in enumerate(nodes):
@@ -319,7 +340,6 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     elif replaces and strict and leaf is not None and not kept:
         lost = InvalidLeaf(leaf)
     prepared.fault = collision or orphan or lost
-    return meaning
 
 
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
@@ -345,8 +365,10 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     return encode_node(node_id, parent, tag, codec.pack_json(value, inner), timestamp)
 
 
-_FIRST_BLOB: Final = 8
+_FIRST_BLOB: Final = 9
 """Where the blobs begin in the keys of a commit."""
+CHUNK: Final = 500
+"""Nodes or usage rows that `commit.lua` takes at once; `replace.lua` takes more, in chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,76 +399,127 @@ class BlobsMissing:
     refs: tuple[BlobRef, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CommitCall:
+    """The call of a commit, and the refs of the head that it makes."""
+
+    call: ScriptCall
+    after: ComponentRefs
+
+
 def commit_call(
     keys: SessionKeys,
     prepared: PreparedCommit,
-    before: Refs,
-    contents: Mapping[BlobRef, bytes],
+    before: ComponentRefs,
+    known: Container[str],
     ttl_ms: int,
     options: StoreOptions,
     *,
     own_ttl_ms: int | None = None,
     origin: Origin | None = None,
     sharded: bool = False,
-) -> ScriptCall:
-    """`before`: the refs the head is believed to hold. `contents`: stored form of the blobs to send along.
+) -> CommitCall:
+    """`before`: what the head is believed to hold. `known`: keys of blobs that are believed to be stored.
 
     `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new. `sharded`: the
     server is a cluster.
     """
     commit = prepared.commit
-    wanted = dict.fromkeys(ref for ref in prepared.refs if ref)
-    present = dict.fromkeys(ref for ref in before if ref)
-    acquired = [ref for ref in wanted if ref not in present]
-    kept = [ref for ref in wanted if ref in present]
-    released = [ref for ref in present if ref not in wanted]
+    after = _after(prepared, before)
+    wanted, present = after.held, before.held
+    acquired = [] if wanted == present else [ref for ref in wanted if ref not in present]
+    kept = wanted if wanted == present else [ref for ref in wanted if ref in present]
+    released = [] if wanted == present else [ref for ref in present if ref not in wanted]
     expected = commit.expected_head_revision
     faulty = prepared.fault is not None
+    count = 0 if faulty else len(prepared.ids)
     args: list[Any] = [
         commit.session_id,
         "" if expected is None else expected,
         "" if commit.builds_on is None else codec.tag_of(commit.builds_on),
         codec.tag_of(commit.commit_id),
         prepared.meaning,
-        codec.encode_refs(before),
-        prepared.stored_refs,
+        before.stored,
+        after.stored,
         prepared.body,
-        "faulty" if faulty else prepared.delta if prepared.kept is None else prepared.kept.claim,
-        options.graph_checks,
         prepared.leaf,
         ttl_ms,
         "" if own_ttl_ms is None else own_ttl_ms,
         options.blob_grace_ms,
-        *(("", "", "", "") if origin is None else origin.args(options)),
         len(acquired),
         len(kept),
         len(prepared.rows),
-        0 if faulty else len(prepared.ids),
+        count,
         "" if faulty else prepared.users,
         int(sharded),
         fence_of(commit.lease),
         fence_of(commit.releases),
-        *(contents.get(ref, b"") for ref in (*acquired, *kept)),
+        b"%d %d %d %d %d %d" % (*prepared.run, *(Sum() if prepared.kept is None else prepared.kept.less_sum)),
+        *_private_contents(prepared, before, after, options.blob_profile),
     ]
+    is_usual = (
+        prepared.delta != "replace"
+        and not faulty
+        and origin is None
+        and options.graph_checks == "strict"
+        and max(count, len(prepared.rows)) <= CHUNK
+    )
+    if not is_usual:
+        args += [
+            "faulty" if faulty else prepared.delta if prepared.kept is None else prepared.kept.claim,
+            options.graph_checks,
+            *(("", "", "", "") if origin is None else origin.args(options)),
+        ]
+    blobs = [keys.blob(ref) for ref in (*acquired, *kept, *released)]
+    for ref, key in zip((*acquired, *kept), blobs, strict=False):
+        args.append(b"" if key in known else prepared.content(ref, options.blob_profile))
+    args += [row[0] for row in prepared.rows]
     for row in prepared.rows:
-        args += row
+        args += row[1:]
     if not faulty:
         args += prepared.ids
         args += prepared.links
         args += prepared.records
         if prepared.kept is not None:
             args += prepared.kept.dropped
-    return ScriptCall(
-        scripts.COMMIT,
-        [
-            *keys.own,
-            keys.shard.sessions,
-            keys.shard.expiries,
-            keys.shard.orphans,
-            *map(keys.shard.blob, (*acquired, *kept, *released)),
-        ],
-        args,
+    return CommitCall(
+        ScriptCall(
+            scripts.COMMIT if is_usual else scripts.REPLACE,
+            [*keys.written, *blobs],
+            args,
+        ),
+        after,
     )
+
+
+def _after(prepared: PreparedCommit, before: ComponentRefs) -> ComponentRefs:
+    """What the head will hold.
+
+    A component that stays, stays where it is. Another one is private if it can be and its bytes are at hand.
+    """
+    if prepared.refs == before.refs:
+        return before
+    kinds = []
+    for at, ref in enumerate(prepared.refs):
+        if ref is None:
+            kinds.append("-")
+        elif ref == before.refs[at]:
+            kinds.append(before.kinds[at])
+        else:
+            kinds.append("p" if at > 0 and ref in prepared.bodies else "h")
+    return ComponentRefs.of(prepared.refs, "".join(kinds))
+
+
+def _private_contents(
+    prepared: PreparedCommit, before: ComponentRefs, after: ComponentRefs, profile: BlobProfile
+) -> list[bytes]:
+    """For each component that can be private its content, empty where the script has nothing to store."""
+    sent = []
+    for at in range(1, len(COMPONENTS)):
+        ref = after.refs[at]
+        is_new = after.kinds[at] == "p" and (ref, "p") != (before.refs[at], before.kinds[at])
+        sent.append(prepared.content(ref, profile) if ref is not None and is_new else b"")
+    return sent
 
 
 def commit_reply(
@@ -464,11 +537,13 @@ def commit_reply(
                 commit_id=commit.commit_id,
             )
         case "refs":
-            return RefsMoved(codec.decode_refs(reply[2]))
+            return RefsMoved(codec.decode_components(reply[2], keys.head))
         case "missing":
             return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
-        case "unlike" | "collision" | "parent" | "leaf" if prepared.kept:
-            return SendWhole()
+        case "unlike" if prepared.kept:
+            return SendWhole(None)
+        case "collision" | "parent" | "leaf" as word if prepared.kept:
+            return SendWhole(_refusal(word, prepared, reply))
         case word:
             raise _refusal(word, prepared, reply)
 
@@ -519,4 +594,4 @@ def telltale(prepared: PreparedCommit) -> SessionNodeRecord | None:
 
 
 def missing_blob(prepared: PreparedCommit, ref: BlobRef) -> MissingBlob:
-    return MissingBlob(ref, codec.COMPONENTS[prepared.refs.index(ref)])
+    return MissingBlob(ref, COMPONENTS[prepared.refs.index(ref)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lash_redis import codec, scripts
-from lash_redis.commands.calls import Refs, RefsMoved, ScriptCall, check_value_size, status
+from lash_redis.commands.calls import RefsMoved, ScriptCall, check_value_size, status
 from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.models import DeleteReport, SessionMeta
 from lash_redis.options import StoreOptions
+from lash_redis.protocol.component_refs import ComponentRefs
 
 
 def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
@@ -44,15 +45,15 @@ def meta_call(
 
 
 def touch_call(
-    keys: SessionKeys, before: Refs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
+    keys: SessionKeys, before: ComponentRefs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
 ) -> ScriptCall:
     """`before`: the refs the head is believed to hold."""
     return ScriptCall(
         scripts.TOUCH,
-        [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, dict.fromkeys(filter(None, before)))],
+        [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, before.held)],
         [
             keys.session_id,
-            codec.encode_refs(before),
+            before.stored,
             ttl_ms,
             "" if own_ttl_ms is None else own_ttl_ms,
             options.blob_grace_ms,
@@ -63,11 +64,11 @@ def touch_call(
 def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsMoved:
     """Whether there is such a session, or the refs to send again with."""
     word = status(call, reply, keys)
-    return RefsMoved(codec.decode_refs(reply[2])) if word == "refs" else word == "touched"
+    return RefsMoved(codec.decode_components(reply[2], keys.head)) if word == "refs" else word == "touched"
 
 
 def delete_call(
-    keys: SessionKeys, before: Refs, request: str, options: StoreOptions, *, sharded: bool = False
+    keys: SessionKeys, before: ComponentRefs, request: str, options: StoreOptions, *, sharded: bool = False
 ) -> ScriptCall:
     """`before`: the refs the head is believed to hold. `request`: letters and digits that no other deletion has.
 
@@ -80,11 +81,11 @@ def delete_call(
             keys.shard.sessions,
             keys.shard.expiries,
             keys.shard.orphans,
-            *map(keys.blob, dict.fromkeys(filter(None, before))),
+            *map(keys.blob, before.held),
         ],
         [
             keys.session_id,
-            codec.encode_refs(before),
+            before.stored,
             options.blob_grace_ms,
             options.deletion_marker_ms,
             request,
@@ -96,7 +97,7 @@ def delete_call(
 def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteReport | RefsMoved:
     match status(call, reply, keys):
         case "refs":
-            return RefsMoved(codec.decode_refs(reply[2]))
+            return RefsMoved(codec.decode_components(reply[2], keys.head))
         case "absent":
             return DeleteReport()
     _, _, nodes, blobs, whole = reply

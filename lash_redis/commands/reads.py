@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress, count
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from lash_redis import codec
-from lash_redis.commands.calls import Command, Refs
+from lash_redis.commands.calls import Command
 from lash_redis.errors import Corrupt, InvalidLeaf, SessionEvicted
 from lash_redis.keys import SessionKeys
 from lash_redis.models import (
@@ -23,7 +23,10 @@ from lash_redis.models import (
     SessionHeadMeta,
     SessionMeta,
     SessionReadScope,
+    TokenLedgerEntry,
 )
+from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.lineage import StoredLog
 from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
@@ -33,13 +36,18 @@ Jump: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class StoredHead:
-    """A head as read: all of its fields, and of these what scripts decide on, what the client keeps, the ledger."""
+    """A head as read: all of its fields, and of these what scripts decide on, what the client keeps, the components."""
 
     keys: SessionKeys
     fields: Mapping[bytes, bytes]
     facts: codec.Facts
     body: codec.HeadBody
-    ledger: Sequence[Any]
+    components: ComponentRefs
+
+    @property
+    def ledger(self) -> tuple[TokenLedgerEntry, ...]:
+        """The ledger. Raises Corrupt where a row is unreadable."""
+        return codec.decode_ledger(self.fields.items(), self.keys.head)
 
     def meta(self) -> SessionHeadMeta:
         body = self.body
@@ -50,14 +58,14 @@ class StoredHead:
             checkpoint_ref=body.checkpoint_ref,
             leaf_node_id=body.leaf_node_id,
             graph_node_count=self.facts.live,
-            token_ledger=tuple(self.ledger),
+            token_ledger=self.ledger,
             commit_id=body.commit_id,
         )
 
-    @property
-    def refs(self) -> Refs:
-        checkpoint = self.body.checkpoint
-        return (checkpoint.tool_state_ref, checkpoint.plugin_snapshot_ref, checkpoint.execution_state_ref)
+    def decode_all(self) -> None:
+        """Decode what reads decode on first access. Raises Corrupt where a part is unreadable."""
+        for part in (self.body.config, self.body.checkpoint, self.ledger):
+            assert part is not None
 
     @property
     def receipts(self) -> bytes:
@@ -78,6 +86,13 @@ class StoredRead:
     """Of a path: these and the positions of freed ones, as far as they are known; ascending."""
     jumps: Sequence[Jump] = ()
     """Of a path: all there are."""
+    private: Mapping[str, bytes] = field(default_factory=dict)
+    """The stored contents of the private components, by ref."""
+
+    def private_bytes(self) -> dict[str, bytes]:
+        """The bytes of the private components, by ref. Raises Corrupt where they do not hash to it."""
+        key = self.head.keys.state
+        return {ref: codec.decode_blob(ref, content, key) for ref, content in self.private.items()}
 
     @property
     def leaf(self) -> str | None:
@@ -86,22 +101,15 @@ class StoredRead:
 
     @property
     def graph(self) -> SessionGraph:
-        return SessionGraph(() if self.nodes is None else self.nodes, self.leaf)
+        """The graph, which remembers its log where that is all the log has."""
+        log = None if self.nodes is None else StoredLog.of(self.nodes, self.head.facts)
+        if log is None:
+            return SessionGraph(() if self.nodes is None else self.nodes, self.leaf)
+        return SessionGraph.from_base(log, log.nodes, self.leaf)
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
-        """The read, with the components that `blobs` holds the bytes of, and the graph where it is there already."""
-        head, body = self.head, self.head.body
-        read = PersistedSessionRead(
-            session_id=body.session_id,
-            head_revision=head.facts.revision,
-            config=body.config,
-            graph=self.graph if graph is None else graph,
-            checkpoint_ref=body.checkpoint_ref,
-            checkpoint=HydratedSessionCheckpoint.from_stored(codec.StoredCheckpoint(body.checkpoint, blobs, head.keys)),
-            token_ledger=tuple(head.ledger),
-            commit_id=body.commit_id,
-        )
-        return self.behind(read)
+        """The read, with the held components from `blobs`, and the graph where it is there already."""
+        return self.behind(PersistedSessionRead.from_stored(_Shown(self, blobs, graph)))
 
     def behind(self, read: PersistedSessionRead) -> PersistedSessionRead:
         """`read`, which from now on is known to come from here."""
@@ -109,17 +117,51 @@ class StoredRead:
         return read
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shown:
+    """What a read shows of a session, each part decoded on first access."""
+
+    read: StoredRead
+    blobs: Mapping[str, bytes]
+    graph: SessionGraph | None
+
+    def load(self, record: PersistedSessionRead, name: str) -> Any:
+        value = self._value(name)
+        object.__setattr__(record, name, value)
+        return value
+
+    def _value(self, name: str) -> Any:
+        head, body = self.read.head, self.read.head.body
+        match name:
+            case "head_revision":
+                return head.facts.revision
+            case "graph":
+                return self.read.graph if self.graph is None else self.graph
+            case "checkpoint":
+                stored = codec.StoredCheckpoint(body.checkpoint, self.blobs, self.read.private, head.keys)
+                return HydratedSessionCheckpoint.from_stored(stored)
+            case "token_ledger":
+                return head.ledger
+        return getattr(body, name)
+
+
 def head_read(keys: SessionKeys) -> list[Command]:
     return [("HGETALL", keys.head), *size_read(keys)]
 
 
 def size_read(keys: SessionKeys) -> list[Command]:
-    """How many entries the session's other keys hold: log, nodes, jumps, dead."""
-    return [("LLEN", keys.log), ("HLEN", keys.nodes), ("LLEN", keys.jumps), ("HLEN", keys.dead)]
+    """How many entries the session's other keys hold: log, nodes, jumps, dead, state."""
+    return [
+        ("LLEN", keys.log),
+        ("HLEN", keys.nodes),
+        ("LLEN", keys.jumps),
+        ("HLEN", keys.dead),
+        ("HLEN", keys.state),
+    ]
 
 
 def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) -> StoredHead | None:
-    """The head in `fields`; `sizes` is how many entries log, nodes, jumps and dead hold, if that is yet to be compared.
+    """The head in `fields`; `sizes` is how many entries log, nodes, jumps, dead and state hold, if not compared yet.
 
     Raises:
         SessionEvicted: some of the session's keys are gone, others remain.
@@ -129,33 +171,37 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
     if facts is None:
         if body is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
-        _check_sizes(keys, None, sizes)
+        _check_sizes(keys, None, None, sizes)
         return None
     if body is None or refs is None:
         raise Corrupt("head", keys.head, "its body or refs are gone")
+    components = codec.decode_components(refs, keys.head)
     head = StoredHead(
         keys,
         fields,
         codec.decode_facts(facts, keys.head),
-        codec.decode_body(body, refs, keys.head),
-        codec.decode_ledger(fields.items(), keys.head),
+        codec.decode_body(body, components, keys.head),
+        components,
     )
     if head.body.session_id != keys.session_id:
         raise Corrupt("head", keys.head, f"it belongs to session {head.body.session_id!r}")
-    if len(head.ledger) != head.facts.usage:
-        raise Corrupt("ledger", keys.head, f"{len(head.ledger)} rows, the facts count {head.facts.usage}")
+    rows = sum(name.startswith(b"u") for name in fields)
+    if rows != head.facts.usage:
+        raise Corrupt("ledger", keys.head, f"{rows} rows, the facts count {head.facts.usage}")
     if sizes:
-        _check_sizes(keys, head.facts, sizes)
+        _check_sizes(keys, head.facts, components, sizes)
     return head
 
 
-def _check_sizes(keys: SessionKeys, facts: codec.Facts | None, sizes: Sequence[int]) -> None:
-    if facts is None:
+def _check_sizes(
+    keys: SessionKeys, facts: codec.Facts | None, components: ComponentRefs | None, sizes: Sequence[int]
+) -> None:
+    if facts is None or components is None:
         if any(sizes):
             raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
         return
-    counted = (facts.length, facts.ids, facts.jumps, facts.dead)
-    for family, size, expected in zip(("log", "nodes", "jumps", "dead"), sizes, counted, strict=True):
+    counted = (facts.length, facts.ids, facts.jumps, facts.dead, components.kinds.count("p"))
+    for family, size, expected in zip(("log", "nodes", "jumps", "dead", "state"), sizes, counted, strict=True):
         if size == expected:
             continue
         key = getattr(keys, family)
@@ -169,24 +215,41 @@ def full_read(keys: SessionKeys) -> list[Command]:
         ("HGETALL", keys.head),
         ("LRANGE", keys.log, 0, -1),
         ("HGETALL", keys.dead),
+        ("HGETALL", keys.state),
         ("HLEN", keys.nodes),
         ("LLEN", keys.jumps),
     ]
 
 
+def private_components(head: StoredHead, state: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    """The stored contents of the private components, by ref, from the session's `state`.
+
+    Raises:
+        Corrupt: a field is not there.
+    """
+    key = head.keys.state
+    found: dict[str, bytes] = {}
+    for name, ref in head.components.private.items():
+        content = state.get(name.encode())
+        if content is None:
+            raise Corrupt("state", key, f"has no field {name!r}, the head names it")
+        found[ref] = content
+    return found
+
+
 def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
-    fields, records, dead, ids, jumps = replies
-    head = head_reply(keys, fields, len(records), ids, jumps, len(dead))
+    fields, records, dead, state, ids, jumps = replies
+    head = head_reply(keys, fields, len(records), ids, jumps, len(dead), len(state))
     if head is None:
         return None
-    facts = head.facts
+    facts, private = head.facts, private_components(head, state)
     sizes = list(map(len, records))
     size = sum(sizes)
     if size != facts.bytes:
         raise Corrupt("log", keys.log, f"its records have {size} bytes, the head counts {facts.bytes}")
     check_leaf(keys, head, lambda at: records[at])
     if facts.live == facts.length:
-        return StoredRead(FullGraph(), head, StoredNodes(records, keys.log))
+        return StoredRead(FullGraph(), head, StoredNodes(records, keys.log), private=private)
     hidden = positions(keys, dead)
     for position, node_id in dead.items():
         if not 0 <= int(position) < len(records):
@@ -197,7 +260,8 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     places = list(compress(count(), sizes))
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
-    return StoredRead(FullGraph(), head, StoredNodes(list(compress(records, sizes)), keys.log, places), hidden)
+    nodes = StoredNodes(list(compress(records, sizes)), keys.log, places)
+    return StoredRead(FullGraph(), head, nodes, hidden, private=private)
 
 
 def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
@@ -230,6 +294,7 @@ def path_read(keys: SessionKeys, leaf: str | None) -> list[Command]:
         ("HGETALL", keys.head),
         ("LRANGE", keys.jumps, 0, -1),
         ("HKEYS", keys.dead),
+        ("HGETALL", keys.state),
         ("HLEN", keys.nodes),
         ("LLEN", keys.log),
     ]
@@ -247,6 +312,7 @@ class PathPlan:
     spans: Sequence[tuple[int, int]] = ()
     dead: frozenset[int] = frozenset()
     jumps: Sequence[Jump] = ()
+    private: Mapping[str, bytes] = field(default_factory=dict)
     by_id: bool = False
 
     def read(self, nodes: StoredNodes) -> StoredRead:
@@ -254,7 +320,7 @@ class PathPlan:
         if nodes and nodes.place(0) > self.spans[0][0]:
             # What the path was cut off at is an empty record, of which no tombstone tells.
             hidden.add(max(min(stop, nodes.place(0) - 1) for start, stop in self.spans if start < nodes.place(0)))
-        return StoredRead(self.scope, self.head, nodes, self.dead, sorted(hidden), self.jumps)
+        return StoredRead(self.scope, self.head, nodes, self.dead, sorted(hidden), self.jumps, self.private)
 
     @property
     def fetched(self) -> Sequence[tuple[int, int]]:
@@ -274,11 +340,11 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
     Raises:
         InvalidLeaf: the head's own leaf does not resolve to a live node (only where `strict`).
     """
-    fields, jumps, dead, ids, length, *place = replies
-    head = head_reply(keys, fields, length, ids, len(jumps), len(dead))
+    fields, jumps, dead, state, ids, length, *place = replies
+    head = head_reply(keys, fields, length, ids, len(jumps), len(dead), len(state))
     if head is None:
         return None
-    facts = head.facts
+    facts, private = head.facts, private_components(head, state)
     scope, wanted = ActivePath(leaf), head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
         return PathPlan(head, scope, by_id=True)
@@ -296,7 +362,7 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is no position") from error
         if not 0 <= at < length:
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} points outside the log")
-    return PathPlan(head, scope, spans_of(links, sorted(hidden), at), hidden, links)
+    return PathPlan(head, scope, spans_of(links, sorted(hidden), at), hidden, links, private)
 
 
 def jump_list(keys: SessionKeys, jumps: Sequence[bytes], after: int = -1) -> list[Jump]:
@@ -386,12 +452,16 @@ def blob_read(keys: SessionKeys, refs: Sequence[BlobRef]) -> list[Command]:
 
 
 def meta_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "meta", "facts"), *size_read(keys)]
+    return [("HMGET", keys.head, "meta", "facts", "refs"), *size_read(keys)]
 
 
 def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
-    (meta, facts), *sizes = replies
-    _check_sizes(keys, None if facts is None else codec.decode_facts(facts, keys.head), sizes)
+    (meta, facts, refs), *sizes = replies
+    if facts is None:
+        _check_sizes(keys, None, None, sizes)
+    else:
+        known = codec.decode_facts(facts, keys.head)
+        _check_sizes(keys, known, codec.decode_components(refs or b"", keys.head), sizes)
     if meta is None:
         return None
     record = codec.decode_meta(meta, keys.head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,6 +17,7 @@ from lash_redis.commands.reads import (
     head_reply,
     jump_list,
     positions,
+    private_components,
     spans_of,
 )
 from lash_redis.errors import Corrupt
@@ -42,6 +43,8 @@ class Delta:
     jumps: Sequence[bytes]
     dead: Sequence[bytes]
     """Dead positions; none where they are those that the read knows."""
+    state: Mapping[bytes, bytes] | None = None
+    """The session's private components; None where they are those that the read knows."""
     sizes: Sequence[int] = ()
 
 
@@ -57,6 +60,7 @@ def refresh_call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
             codec.tag_of(known.head.body.commit_id),
             b"" if nodes is None or last is None else mark_of(nodes.record(last)),
             " ".join(map(str, dead)) if len(dead) <= REFRESH_LIMIT else "",
+            known.head.components.stored,
             0 if nodes is None else REFRESH_LIMIT,
         ],
     )
@@ -66,8 +70,12 @@ def refresh_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Un
     word = status(call, reply, keys)
     if word != "newer":
         return word  # type: ignore[return-value]
-    _, _, head, records, jumps, dead = reply
-    return Delta(dict(zip(head[::2], head[1::2], strict=True)), records, jumps, dead)
+    _, _, head, records, jumps, dead, state = reply
+    return Delta(_mapping(head), records, jumps, dead, _mapping(state) if state else None)
+
+
+def _mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
@@ -78,6 +86,7 @@ def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
         ("LRANGE", keys.log, max(facts.length - 1, 0), -1),
         ("LRANGE", keys.jumps, facts.jumps, -1),
         ("HKEYS", keys.dead),
+        ("HGETALL", keys.state),
         ("LLEN", keys.log),
         ("HLEN", keys.nodes),
         ("LLEN", keys.jumps),
@@ -85,8 +94,8 @@ def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
 
 
 def delta_reply(replies: Sequence[Any]) -> Delta:
-    fields, records, jumps, dead, length, ids, jump_count = replies
-    return Delta(fields, records, jumps, dead, (length, ids, jump_count, len(dead)))
+    fields, records, jumps, dead, state, length, ids, jump_count = replies
+    return Delta(fields, records, jumps, dead, state, (length, ids, jump_count, len(dead), len(state)))
 
 
 def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead | None:
@@ -105,7 +114,9 @@ def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead 
         if log is None:
             return None
         check_leaf(keys, head, log.record)
-        return log.path(keys, known, delta.jumps) if isinstance(known.scope, ActivePath) else log.graph(known)
+        now = log.path(keys, known, delta.jumps) if isinstance(known.scope, ActivePath) else log.graph(known)
+        private = known.private if delta.state is None else private_components(head, delta.state)
+        return None if now is None else replace(now, private=private)
     except Corrupt:
         return None
 

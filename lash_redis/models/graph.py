@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
 
 from lash_redis.errors import Corrupt
+from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
 from lash_redis.models.wire import Fault, Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
 
 
@@ -128,8 +129,7 @@ class SessionGraph(Record):
     _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )
-    _log: Annotated[Any, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
-    """What a store knows of how the first of these nodes are stored; it lives as long as a graph that holds it."""
+    _lineage: Annotated[Lineage | None, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.nodes, list):
@@ -138,6 +138,21 @@ class SessionGraph(Record):
     @classmethod
     def from_nodes(cls, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None = None) -> Self:
         return cls(nodes, leaf_node_id)
+
+    @classmethod
+    def from_base(cls, base: Base, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None) -> Self:
+        """A graph of all the nodes of `base`, which is the log that they were read from."""
+        graph = cls(nodes, leaf_node_id)
+        object.__setattr__(graph, "_lineage", Lineage(base, len(nodes)))
+        return graph
+
+    @property
+    def lineage(self) -> Lineage:
+        """The base that this graph grew from. One that was put together by hand is the first of its own."""
+        if self._lineage is None:
+            object.__setattr__(self, "_lineage", Lineage(Base()))
+        assert self._lineage is not None
+        return self._lineage
 
     # Looking
 
@@ -218,7 +233,7 @@ class SessionGraph(Record):
         """The same nodes with another leaf, known or not."""
         graph = SessionGraph(self.nodes, leaf_node_id)
         object.__setattr__(graph, "_places", self._places)
-        object.__setattr__(graph, "_log", self._log)
+        object.__setattr__(graph, "_lineage", self.lineage)
         return graph
 
     set_leaf_node_id = branch_to = with_leaf
@@ -228,9 +243,10 @@ class SessionGraph(Record):
 
         What came behind is dropped; to keep it as a branch, see `branch_to`.
         """
-        nodes = self.nodes[:count]
+        size = len(range(len(self.nodes))[:count])
+        nodes = self.nodes.first(size) if isinstance(self.nodes, NodeSequence) else self.nodes[:size]
         graph = SessionGraph(nodes, nodes[-1].node_id if nodes else None)
-        object.__setattr__(graph, "_log", self._log)
+        object.__setattr__(graph, "_lineage", self.lineage.first(size))
         return graph
 
     def fork_current_path(self) -> SessionGraph:
@@ -299,6 +315,12 @@ class SessionGraph(Record):
         assert self._places is not None
         return self._places
 
+    def _has_id(self, node_id: str) -> bool:
+        """Whether a node has this id: of stored nodes without decoding them, and without an index of them all."""
+        if self._places is None and isinstance(self.nodes, NodeSequence) and not self.nodes.has_id(node_id):
+            return False
+        return node_id in self._index()
+
     def _upwards(self, node_id: str | None) -> Iterator[int]:
         """The places of a node and its ancestors, leaf first."""
         index, seen = self._index(), set[int]()
@@ -322,7 +344,7 @@ class SessionGraph(Record):
         for addition in additions:
             if isinstance(addition, dict):
                 message_id = addition.get("id") or f"m{uuid4().hex}"
-                node_id = _free_id(message_id, self._index(), fresh)
+                node_id = _free_id(message_id, lambda node_id: node_id in fresh or self._has_id(node_id))
                 payload: NodePayload = EventPayload({"Conversation": {**addition, "id": message_id}})
             else:
                 node_id = f"{'e' if isinstance(addition, EventPayload) else 'x'}{uuid4().hex}"
@@ -333,10 +355,14 @@ class SessionGraph(Record):
             leaf = node_id
         if not nodes:
             return self.with_leaf(leaf)
-        graph = SessionGraph((*self.nodes, *nodes), leaf)
-        object.__setattr__(graph, "_log", self._log)
+        graph = self._extended(nodes, leaf)
         if self._places is not None:
             object.__setattr__(graph, "_places", {**self._places, **fresh})
+        return graph
+
+    def _extended(self, nodes: Sequence[SessionNodeRecord], leaf: str | None) -> SessionGraph:
+        graph = SessionGraph(grown(self.nodes, nodes), leaf)
+        object.__setattr__(graph, "_lineage", self.lineage)
         return graph
 
 
@@ -397,7 +423,7 @@ def message_text(message: dict[str, Any]) -> str:
     return "\n\n".join(texts).strip()
 
 
-def _free_id(message_id: str, *taken: Mapping[str, int]) -> str:
+def _free_id(message_id: str, is_taken: Callable[[str], bool]) -> str:
     numbered = (f"message:{message_id}:{number}" for number in count(2))
     candidates = chain((message_id, f"message:{message_id}"), numbered)
-    return next(node_id for node_id in candidates if not any(node_id in ids for ids in taken))
+    return next(node_id for node_id in candidates if not is_taken(node_id))

@@ -10,7 +10,7 @@ from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint
 from lash_redis.models.graph import SessionGraph
 from lash_redis.models.session import PersistedSessionConfig
 from lash_redis.models.usage import TokenLedgerEntry
-from lash_redis.models.wire import U64, Record, Rule, Variant
+from lash_redis.models.wire import U64, Record, Rule, Unread, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ SessionReadScope: TypeAlias = FullGraph | ActivePath
 
 
 @dataclass(frozen=True, slots=True)
-class PersistedSessionRead(Record):
+class PersistedSessionRead(Record, Unread):
     """One revision of a session. `commit_id` is that of the commit which made it.
 
     A read remembers where it came from, so that `RedisSessionStore.refresh` fetches only what is new since, also after

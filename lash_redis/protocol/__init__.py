@@ -1,1 +1,1 @@
-"""What is stored and how it is encoded. No I/O."""
+"""What is sent, what is stored, and how it is encoded. No I/O."""

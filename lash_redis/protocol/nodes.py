@@ -9,10 +9,12 @@ of the record.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from lash_redis.checksums import crc32
-from lash_redis.codec import LARGE, pack, packer
+from lash_redis.codec import LARGE, pack, pack_json, packer
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import EventPayload, PluginPayload, SessionNodeRecord
 from lash_redis.models.wire import Unread
@@ -56,20 +58,32 @@ def encode_node(
     return body + crc32(body).to_bytes(MARK_BYTES, "little"), timeless
 
 
-def pack_node(node_id: str, parent: str | None, tag: str | None, value: Any, timestamp: str) -> bytes:
-    """A node packed with its payload as it is: unchecked, keys in their own order, without a checksum.
+def first_unlike(records: Sequence[bytes], nodes: Iterable[tuple[int, Any]], *, were_read: bool) -> int | None:
+    """Where the first node is that, as it is now, would not be stored as the record at its place; None: nowhere.
 
-    `is_packed_as` compares it with a record.
-
-    Raises:
-        InvalidRecord: MessagePack does not take a value.
+    Equal bytes mean equal values, in their types as well. What cannot be stored is unlike any record. `were_read`: the
+    payloads were decoded from records, so their keys are in the stored order unless they were changed. About 2 µs for a
+    node of 500 bytes.
     """
-    return pack([node_id, parent, tag, value, timestamp, None], "")[:-1]
-
-
-def is_packed_as(record: bytes, packed: bytes) -> bool:
-    """Whether a record that is intact is that of a node which `pack_node` packed like this."""
-    return len(record) == len(packed) + _CHECKSUM_BYTES and record.startswith(packed)
+    for at, node in nodes:
+        try:
+            payload = node.payload
+            if type(payload) is EventPayload:
+                tag, value = None, payload.event
+            else:
+                tag, value = payload.plugin_type, payload.body
+            record = records[at]
+            if were_read:
+                packed = pack([node.node_id, node.parent_node_id, tag, value, node.timestamp, None], "")
+                if len(record) == len(packed) - 1 + _CHECKSUM_BYTES and record.startswith(packed[:-1]):
+                    continue
+            encoded, _ = encode_node(node.node_id, node.parent_node_id, tag, pack_json(value, ""), node.timestamp)
+        except (AttributeError, TypeError, ValueError, OverflowError, InvalidRecord):
+            return at
+        is_node = isinstance(node, SessionNodeRecord) and isinstance(payload, EventPayload | PluginPayload)
+        if not is_node or encoded != record:
+            return at
+    return None
 
 
 def mark_of(record: bytes) -> bytes:
@@ -87,12 +101,37 @@ def timeless_part(record: bytes, key: str, place: int) -> bytes:
     return record[: -_CHECKSUM_BYTES - len(pack(timestamp, ""))]
 
 
+def beginning_of(node_id: str) -> bytes | None:
+    """How the record of a node with that id begins; None for what is no id."""
+    try:
+        return _HEADER + pack(node_id, "") if isinstance(node_id, str) else None
+    except InvalidRecord:
+        return None
+
+
 def is_record_of(record: bytes, node_id: str) -> bool:
     """Whether a record is intact and its node has that id. Does not decode it."""
     return record.startswith(_HEADER + pack(node_id, "")) and crc32(record) == INTACT
 
 
 # Decoding
+
+
+DECODING: Final = Lock()
+"""Held while a decoded node or payload is published, so that all threads get the same object.
+
+A change in place of another object would not be noticed by a commit.
+"""
+
+
+def _published(payload: EventPayload | PluginPayload, name: str, value: Any) -> Any:
+    """The one value of a payload: `value`, unless another thread decoded it first."""
+    with DECODING:
+        if get_stored(payload) is None:
+            return object.__getattribute__(payload, name)
+        object.__setattr__(payload, name, value)
+        set_stored(payload, None)
+    return value
 
 
 class _PackedPayload(NamedTuple):
@@ -103,10 +142,7 @@ class _PackedPayload(NamedTuple):
     place: int
 
     def load(self, payload: EventPayload | PluginPayload, name: str) -> Any:
-        value = self.unpacked()
-        object.__setattr__(payload, name, value)
-        set_stored(payload, None)
-        return value
+        return _published(payload, name, self.unpacked())
 
     def unpacked(self) -> Any:
         try:
@@ -121,9 +157,7 @@ class _DecodedPayload(NamedTuple):
     value: Any
 
     def load(self, payload: EventPayload | PluginPayload, name: str) -> Any:
-        object.__setattr__(payload, name, self.value)
-        set_stored(payload, None)
-        return self.value
+        return _published(payload, name, self.value)
 
 
 def _draft_of(kind: type) -> Any:
@@ -142,6 +176,7 @@ _tuple: Final = tuple.__new__
 _set_event: Final = EventPayload.__dict__["event"].__set__
 _set_body: Final = PluginPayload.__dict__["body"].__set__
 set_stored: Final = Unread.__dict__["_stored"].__set__
+get_stored: Final = Unread.__dict__["_stored"].__get__
 
 
 def decode_node(raw: bytes, key: str, place: int, *, ahead: bool = False) -> SessionNodeRecord:

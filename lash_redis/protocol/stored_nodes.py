@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import compress, repeat
+from operator import itemgetter
 from threading import Lock
 from time import perf_counter
 from typing import Any, overload
 
 from lash_redis.models import SessionNodeRecord
+from lash_redis.models.lineage import NodeSequence
 from lash_redis.protocol.nodes import (
+    DECODING,
+    beginning_of,
     decode_node,
     decode_node_accessed,
     decode_payload,
@@ -23,7 +27,7 @@ from lash_redis.protocol.nodes import (
 class _Shelf:
     """Records that several reads of a log share. It only grows, and at its end: what a read sees of it is a prefix."""
 
-    __slots__ = ("nodes", "places", "records")
+    __slots__ = ("beginnings", "nodes", "places", "records")
 
     def __init__(self, records: list[bytes], places: list[int] | None) -> None:
         self.records = records
@@ -31,6 +35,19 @@ class _Shelf:
         """The positions in the log, ascending; None where the first record is at 0 and none is left out."""
         self.nodes: list[SessionNodeRecord | None] = []
         """The decoded nodes; may end before the records do."""
+        self.beginnings: tuple[int, int, set[bytes]] = 0, 0, set()
+        """What so many first bytes are of so many of the first records, from the last `may_hold`."""
+
+    def may_hold(self, beginning: bytes) -> bool:
+        """Whether a record begins like this. O(1) but for the first time with such a length."""
+        with _GROWING:
+            length, count, known = self.beginnings
+            if length != len(beginning):
+                length, count, known = len(beginning), 0, set()
+            if count < len(self.records):
+                known.update(map(itemgetter(slice(0, length)), self.records[count:]))
+            self.beginnings = length, len(self.records), known
+            return beginning in known
 
     def pieces(self, ranges: Iterable[tuple[int, int]]) -> _Shelf:
         """Those records alone, on a shelf of their own."""
@@ -72,7 +89,7 @@ _GROWING = Lock()
 """Two threads may bring one read up to date at once."""
 
 
-class StoredNodes(Sequence[SessionNodeRecord]):
+class StoredNodes(NodeSequence):
     """The nodes of a read: an immutable sequence that decodes a record when it is accessed.
 
     Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` on access.
@@ -112,7 +129,16 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         node = nodes[at]
         if node is None:
             places = shelf.places
-            node = nodes[at] = decode_node(shelf.records[at], self._key, at if places is None else places[at])
+            node = self._published(at, decode_node(shelf.records[at], self._key, at if places is None else places[at]))
+        return node
+
+    def _published(self, at: int, decoded: SessionNodeRecord) -> SessionNodeRecord:
+        """The one node of a record: `decoded`, unless another thread decoded it first."""
+        nodes = self._shelf.nodes
+        with DECODING:
+            node = nodes[at]
+            if node is None:
+                node = nodes[at] = decoded
         return node
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
@@ -122,9 +148,10 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         for at in range(self._count):
             node = nodes[at]
             if node is None:
-                node = nodes[at] = decode(records[at], key, at if places is None else places[at])
+                decoded = decode(records[at], key, at if places is None else places[at])
+                node = self._published(at, decoded)
                 yield node
-                if decode is decode_node_accessed:
+                if decode is decode_node_accessed and node is decoded:
                     continue
             else:
                 if decode is decode_node_accessed:
@@ -138,7 +165,7 @@ class StoredNodes(Sequence[SessionNodeRecord]):
         for at in range(start, self._count):
             node = nodes[at]
             if node is None:
-                nodes[at] = decode_node(records[at], key, at if places is None else places[at], ahead=True)
+                self._published(at, decode_node(records[at], key, at if places is None else places[at], ahead=True))
             else:
                 decode_payload(node)
             if perf_counter() >= until:
@@ -148,7 +175,8 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def _decoded(self) -> list[SessionNodeRecord | None]:
         shelf = self._shelf
         if len(shelf.nodes) < self._count:
-            shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
+            with DECODING:
+                shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
         return shelf.nodes
 
     def __eq__(self, other: object) -> bool:
@@ -222,24 +250,34 @@ class StoredNodes(Sequence[SessionNodeRecord]):
     def key(self) -> str:
         return self._key
 
-    def grew_from(self, other: StoredNodes) -> bool:
-        """Whether these are `other` and perhaps more, as far as is known without comparing them."""
-        return self._shelf is other._shelf and self._count >= other._count
+    @property
+    def records(self) -> Sequence[bytes]:
+        """The nodes' records, and perhaps those behind them of longer sequences that share them."""
+        return self._shelf.records
 
-    def doubtful(self, nodes: Sequence[Any]) -> Iterator[tuple[int, Any, bytes]]:
-        """Those of the first of `nodes` that may be others than these, each with its index and these' record.
+    def first(self, count: int) -> StoredNodes:
+        return self.pieces([(0, count)])
 
-        All but the nodes of this very read whose payload no caller accessed: those cannot have changed.
-        """
-        shelf, most = self._shelf, min(self._count, len(nodes))
-        own = shelf.nodes[:most]
-        are_these = isinstance(nodes, StoredNodes) and nodes._shelf is shelf
-        given: Sequence[Any] = own if are_these else nodes[:most]
-        for at, (node, mine, record) in enumerate(zip(given, chain(own, repeat(None)), shelf.records, strict=False)):
-            if node is None and are_these:
-                continue
-            if node is not mine or node is None or is_accessed(node):
-                yield at, node, record
+    def has_id(self, node_id: str) -> bool:
+        beginning = beginning_of(node_id)
+        if beginning is None or not self._shelf.may_hold(beginning):
+            return False
+        return any(map(bytes.startswith, self._records(), repeat(beginning)))
+
+    def accessed(self, count: int) -> Iterator[tuple[int, SessionNodeRecord]]:
+        """Those of the first `count` nodes whose payload a caller has accessed, and may have changed in place."""
+        nodes = self._shelf.nodes[:count]
+        for at in compress(range(count), nodes):
+            node = nodes[at]
+            if node is not None and is_accessed(node):
+                yield at, node
+
+    def differing(self, other: StoredNodes, count: int) -> Sequence[int]:
+        """Which of the first `count` records differ from those of `other`."""
+        if self._shelf is other._shelf:
+            return ()
+        pairs = zip(self._shelf.records[:count], other._shelf.records[:count], strict=True)
+        return [at for at, (mine, theirs) in enumerate(pairs) if mine != theirs]
 
 
 def decode_some(nodes: Sequence[SessionNodeRecord], start: int, seconds: float) -> int:

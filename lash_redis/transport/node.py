@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import redis.asyncio as redis
@@ -128,6 +129,10 @@ class OwnNode(Node):
         self._is_closed = False
 
     async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
+        if asking and request.script is None and len(request.commands) > 1:
+            # While a slot moves, a node that is asked key by key takes keys that have not come yet for absent ones. It
+            # refuses a transaction until all have come.
+            request = replace(request, atomic=True)
         commands = _framed(request, asking=asking) if asking or request.atomic else request.commands
         wire = pack(commands)
         group = self._lanes.group(request.lane, len(wire))

@@ -1,6 +1,6 @@
--- The catalogue of a shard: a zset `sessions` of its sessions by their last commit (ms), and a zset `expiries` of them
--- by the time until which they hold their place (hold_of of the deadline; +inf: for ever). An entry is the session's
--- id; a byte that no UTF-8 has and the parent's id follow where it has a parent.
+-- The catalogue of a shard: a zset `sessions` of its sessions by their last commit (ms), and a zset `expiries` of those
+-- that expire by the time until which they hold their place (hold_of of the deadline). An entry is the session's id; a
+-- byte that no UTF-8 has and the parent's id follow where it has a parent.
 
 local function entry_of(session, parent)
   return parent and session .. '\255' .. parent or session

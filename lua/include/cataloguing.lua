@@ -7,9 +7,9 @@ local function tidy_catalogue(sessions, expiries, now)
     redis.call('ZREM', sessions, unpack(ended))
     redis.call('ZREM', expiries, unpack(ended))
   end
-  -- More sessions than times: the times were lost, so nothing is known of when the list may go.
+  -- More sessions than times: some never expire, or the times were lost. Then the list stays.
   local last = redis.call('ZREVRANGE', expiries, 0, 0, 'WITHSCORES')[2]
-  if last and last ~= 'inf' and redis.call('ZCARD', expiries) >= redis.call('ZCARD', sessions) then
+  if last and redis.call('ZCARD', expiries) >= redis.call('ZCARD', sessions) then
     redis.call('PEXPIREAT', sessions, last)
     redis.call('PEXPIREAT', expiries, last)
   else
@@ -19,9 +19,11 @@ local function tidy_catalogue(sessions, expiries, now)
   return #ended
 end
 
--- Let an entry of `sessions` stay until `hold`.
+-- Let an entry of `sessions` stay until `hold`; `0`: for ever. An entry that is alone there has no other's time beside
+-- it: those are of a list that was lost, and counted they would let the new list expire.
 local function keep_entry(sessions, expiries, entry, hold, now)
-  redis.call('ZADD', expiries, hold == '0' and '+inf' or hold, entry)
+  if redis.call('ZCARD', sessions) == 1 then redis.call('UNLINK', expiries) end
+  if hold == '0' then redis.call('ZREM', expiries, entry) else redis.call('ZADD', expiries, hold, entry) end
   tidy_catalogue(sessions, expiries, now)
 end
 

@@ -60,3 +60,24 @@ local function list_orphans(orphans, free, waiting, grace, now)
     redis.call('ZREMRANGEBYSCORE', orphans, '-inf', now - 2 * grace)
   end
 end
+
+-- Write what plan_holds (components.lua) planned.
+local function move_holds(plan, blobs, acquired, kept, contents, had, hold, grace, now, orphans)
+  local free, held = {}, acquired + kept
+  for index = 0, #KEYS - blobs do
+    local key, counts = KEYS[blobs + index], plan[index]
+    if index >= held then
+      if counts[1] > 0 then drop_holder(key, had, counts[1], counts[2], grace, now, free) end
+    elseif not counts then
+      redis.call('HSET', key, 'c', ARGV[contents + index], hold, '1')
+      if hold ~= '0' then redis.call('PEXPIREAT', key, hold) end
+    elseif index < acquired then
+      add_holder(key, hold, counts[1], now)
+      redis.call('ZREM', orphans, string.sub(key, -64))
+    elseif counts ~= 'kept' then
+      add_holder(key, hold, counts[3], now)
+      if counts[1] > 0 then drop_holder(key, had, counts[1], counts[2], grace, now, free) end
+    end
+  end
+  list_orphans(orphans, free, plan.waiting or 0, grace, now)
+end

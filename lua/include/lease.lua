@@ -31,6 +31,14 @@ local function outlasting(deadline, lease)
   return deadline > 0 and lease and math.max(deadline, lease.deadline) or deadline
 end
 
+-- When a session expires from now on, 0 for never: by the ttl it is given, its own or the default (ms; '' or false for
+-- none).
+local function deadline_of(given, own, default, lease, now)
+  local ttl = given ~= '' and given or own
+  ttl = ttl and tonumber(ttl) or default
+  return outlasting(ttl > 0 and now + ttl or 0, lease)
+end
+
 -- Until when the session itself lives; 0: for ever, or it is nothing but a lease. One that has only meta knows of no
 -- deadline but that of its key.
 local function lives_until(head, facts, is_alone, now)
@@ -48,4 +56,15 @@ local function open_lease(head)
   if lease == nil then return nil, nil, {'corrupt', 'head', 'its lease is unreadable'} end
   if facts == nil then return nil, nil, {'corrupt', 'head', 'its facts are unreadable'} end
   return lease, {is_deleted = stored[4], is_alone = not (facts or stored[3]), facts = facts}
+end
+
+-- Nil while the lease that `claim` names (generation, token and owner, a blank between) is held, else why it is not.
+local function lost_claim(lease, claim, now)
+  local generation, token, owner = string.match(claim, '^(%d+) (%S+) (.*)$')
+  return lost(lease, token, owner, now) or lease.generation ~= generation and 'taken' or nil
+end
+
+-- Whether `claim` names this lease.
+local function is_claim(lease, claim)
+  return lease and claim == lease.generation .. ' ' .. lease.token .. ' ' .. lease.owner
 end

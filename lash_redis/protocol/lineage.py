@@ -1,0 +1,151 @@
+"""Replacing a graph by one that grew out of it: which log is known to be stored, and how much of it a graph keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from lash_redis import codec
+from lash_redis.errors import Corrupt
+from lash_redis.models import ReplaceFull, SessionNodeRecord
+from lash_redis.models.lineage import Base, Lineage
+from lash_redis.protocol.nodes import first_unlike, mark_of, timeless_part
+from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.sums import Run, Sum
+
+if TYPE_CHECKING:
+    from lash_redis.commands.commit import PreparedCommit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLog(Base):
+    """A log as a store read or wrote it, all of its nodes live and in order. Later commits do not change it."""
+
+    nodes: StoredNodes
+    size: int
+    """How many bytes the records are together."""
+    epoch: int
+    """Which log it is: another one may come to the same revision and commit id."""
+    sum: Sum
+
+    @classmethod
+    def of(cls, nodes: StoredNodes, facts: codec.Facts) -> StoredLog | None:
+        """The log of a head with these facts. None unless `nodes` are all that it has, and links are positions."""
+        if facts.loose or not len(nodes) == facts.length == facts.live == facts.ids:
+            return None
+        return cls(nodes, facts.bytes, facts.epoch, Sum(facts.high, facts.low))
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def extended(self, records: list[bytes], run: Run) -> StoredLog:
+        """This log with `records` behind it, whose nodes are `run`. O(records)."""
+        count = len(self)
+        nodes = self.nodes.extended(records, [*range(count, count + len(records))])
+        return replace(self, nodes=nodes, size=self.size + sum(map(len, records)), sum=self.sum.plus(run, count))
+
+    def kept_by(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> Kept | None:
+        """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
+
+        None where that is not even half of the records, since the script checks each that is dropped, or where naming
+        the dropped ones takes more bytes than sending what is kept.
+        """
+        count, total = self._common(nodes, lineage), len(self)
+        if count == 0 or count < total - count:
+            return None
+        log, key = self.nodes, self.nodes.key
+        try:
+            dropped = [log[at].node_id for at in range(count, total)]
+            run = Run.of(timeless_part(log.record(at), key, at) for at in range(count, total))
+        except Corrupt:  # a whole replacement overwrites the damaged record
+            return None
+        less = sum(len(log.record(at)) for at in range(count, total))
+        if sum(len(node_id.encode()) for node_id in dropped) > self.size - less:
+            return None
+        return Kept(self, count, less, Sum().plus(run, count), dropped)
+
+    def _common(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> int:
+        """How many nodes these and `nodes` have in common from the first on.
+
+        A stored node whose payload no caller has accessed is what it was. Any other may have been changed in place, and
+        is packed again.
+        """
+        most, kept, records = min(len(self), len(nodes)), 0, self.nodes.records
+        if isinstance(lineage.base, StoredLog):
+            stored = lineage.base.nodes
+            kept = min(lineage.kept, most)
+            accessed = dict(stored.accessed(kept))
+            others = (at for at in self.nodes.differing(stored, kept) if at not in accessed)
+            other = next(others, kept)
+            changed = first_unlike(records, accessed.items(), were_read=True)
+            if other < kept or changed is not None:
+                return other if changed is None else min(other, changed)
+        made = ((at, nodes[at]) for at in range(kept, most))
+        changed = first_unlike(records, made, were_read=False)
+        return most if changed is None else changed
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a replacement keeps of a log: its first nodes."""
+
+    log: StoredLog
+    count: int
+    less: int
+    """How many bytes shorter the log is without the nodes behind them."""
+    less_sum: Sum
+    """What those are in the log's sum."""
+    dropped: Sequence[str] = ()
+    """The ids of those."""
+
+    @property
+    def sum(self) -> Sum:
+        """That of the kept nodes."""
+        return self.log.sum.minus(self.less_sum)
+
+    @property
+    def claim(self) -> bytes:
+        """The `delta` of a commit that keeps them: how the script identifies the log, and what is to stay of it."""
+        log = self.log
+        numbers = log.epoch, len(log), log.size, len(self.dropped), self.less
+        mark = mark_of(log.nodes.record(len(log) - 1)) + log.sum.low.to_bytes(4, "big")
+        return b"extend %d %d %d %d %d %b" % (*numbers, mark)
+
+
+class KnownLogs:
+    """The newest log that this process knows to be stored, for each base that a commit's graph grew from.
+
+    A log is held as long as a graph of its base is. So no client that is kept keeps a session's nodes in memory.
+    """
+
+    def __init__(self) -> None:
+        self._logs: WeakKeyDictionary[Base, dict[str, StoredLog]] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def newest(self, base: Base, key: str) -> StoredLog | None:
+        """The newest log at `key` that came of `base`, which may be the base itself."""
+        log = self._logs.get(base, {}).get(key)
+        if log is None and isinstance(base, StoredLog) and base.nodes.key == key:
+            return base
+        return log
+
+    def learn(self, base: Base, log: StoredLog) -> None:
+        """Remember the log that a commit left. It must not be `base` itself, which would then hold itself."""
+        self._logs.setdefault(base, {})[log.nodes.key] = log
+
+
+def committed(prepared: PreparedCommit, key: str, epoch: int) -> StoredLog | None:
+    """The log of `epoch` at `key` after a commit that was not made before; None where that is not known."""
+    log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
+    if isinstance(delta, ReplaceFull):
+        if kept is None:
+            log = StoredLog(StoredNodes((), key), 0, epoch, Sum())
+        else:
+            log = StoredLog(kept.log.nodes.first(kept.count), kept.log.size - kept.less, epoch, kept.sum)
+    elif log is None or log.epoch != epoch:
+        return None
+    return log.extended(prepared.records, prepared.run)

@@ -1,0 +1,258 @@
+-- replace: publish a head revision in any way that commit.lua does not; a refusal changes nothing.
+--
+-- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
+--        2 log       list  node records
+--        3 nodes     hash  node id -> position, and `u` behind that of a user's message
+--        4 jumps     list  position:parent position
+--        5 dead      hash  position -> node id
+--        6 state     hash  private components: p plugin snapshot, x execution state
+--        7 sessions  zset  catalogue entry -> last commit (ms)
+--        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        9 orphans   zset  blobs nobody holds -> ms
+--       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
+--                          (acquired, then kept), then those it lets go
+--
+-- ARGV   1 session       str    session id, echoed
+--        2 expected      int    revision this commit is built on; '' for any
+--        3 builds_on     bytes  tag of the commit it is built on; '' for any
+--        4 tag           bytes  8: which commit this is
+--        5 meaning       bytes  8: what this commit means
+--        6 before        bytes  refs the client believes the head holds
+--        7 after         bytes  refs the new head holds
+--        8 body          bytes  the client's part of the head
+--        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
+--       10 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
+--       11 own_ttl       int    ms, the session's own from now on; 0 for never; '' as it is
+--       12 grace         int    ms a blob outlives its last holder
+--       13 acquired      int    number of blobs newly held
+--       14 kept          int    number of blobs held before and after
+--       15 rows          int    number of usage rows
+--       16 count         int    number of nodes
+--       17 users         str    for each node `u` where it is a user's message, else -
+--       18 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
+--       19 lease         str    generation, token and owner of the lease it is made under, a blank between; '' for none
+--       20 releases      str    likewise, of a lease that ends with it
+--       21 run           str    the sum of the nodes of this commit, if the first is at position 0: its high and its
+--                               low half; then their plain sum; then, of extend, what the nodes it drops are in the
+--                               log's sum (sums.lua)
+--       22 plugin        bytes  content of a private plugin snapshot; '' where it stays as it is
+--       23 execution     bytes  content of a private execution state, likewise
+--       24 delta         bytes  unchanged, append or replace; faulty where the client found the nodes or the leaf
+--                               wrong; extend ...: a replacement that keeps the first of the stored nodes (regraph.lua)
+--       25 checks        str    strict or lenient
+--       26 origin        str    '' an ordinary commit; new: the session must not be there; or, so too, a session that
+--                               moves here: its revision before this commit and the time of this commit (ms)
+--       27 history       bytes  the receipts of a session that moves here, up to its revision before
+--       28 meta          bytes  the meta record of a new session; '' for none
+--       29 parent        str    the parent it names; '' for none
+--       30 values        any    acquired + kept contents ('' where only named), the fields of the usage rows, for each
+--                               row input, output, cached, reasoning, then count ids, count links, count records, then
+--                               the ids of the stored nodes that extend drops.
+--                               A link is '' the node before it in this commit, - none, @k, or =id
+--
+-- Reply  committed <session> <revision> <epoch>
+--                                              the new head is published; which log it is
+--        lost <session> <why> <revision>       its lease is expired, taken, released or gone; the revision that an
+--                                              earlier attempt at this commit made, else ''; nothing written
+--        replayed <session> <revision> <epoch>
+--                                              this commit was made before; which log it is now; nothing written
+--        reused <session>                      its id was used for another meaning; nothing written
+--        conflict <session> <revision>         the head is another; nothing written
+--        deleted <session>                     the session was deleted; nothing written
+--        exists <session> <revision>           it was to be new and is not; nothing written
+--        refs <session> <refs>                 the head holds other refs than `before`; nothing written
+--        missing <session> <index> ...         blobs named without content that are not stored; nothing written
+--        unlike <session>                      it would extend another log than the one that is stored; nothing written
+--        faulty <session>                      delta is faulty and nothing else is wrong; nothing written
+--        collision <session> <node>            that node's id is taken; nothing written
+--        parent <session> <node>               that node's parent is not a live node; nothing written
+--        leaf <session>                        the leaf does not resolve; nothing written
+--        overflow <session> <row> <counter>    a ledger counter would leave 64 bits; nothing written
+--        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--
+-- Order  as commit.lua. This script replaces the graph, takes links by id alone (lenient checks), begins a session by a
+--        fork or an import, and takes more nodes or rows than one command does.
+-- Cost   one round trip; O(nodes + blobs + rows of this commit + nodes it drops).
+
+--@include int64
+--@include refuse
+--@include head
+--@include clock
+--@include lease
+--@include receipts
+--@include sums
+--@include graph
+--@include regraph
+--@include ledger
+--@include holders
+--@include components
+--@include catalogue
+
+local KEYS, ARGV = KEYS, ARGV -- a local is found faster than a global
+local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local sessions, expiries, orphans = KEYS[7], KEYS[8], KEYS[9]
+local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local before, after, body, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
+local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
+local run, plugin, execution, delta, strict = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25] == 'strict'
+local origin, history, meta, parent = ARGV[26], ARGV[27], ARGV[28], ARGV[29]
+local blobs, values = 10, 30
+local usage_rows = values + acquired + kept
+local ids = usage_rows + 5 * rows
+local records = ids + 2 * count
+local gone = records + count
+local call, CHUNK = redis.call, 1000
+
+-- CHECK
+
+-- Is the session there, is it whole, and may this commit be made?
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
+if broken then return refuse(session, broken) end
+if stored.deleted then return {'deleted', session} end
+local actual, receipts = facts and facts.revision or '0', stored.receipts
+local wrong = broken_receipts(receipts, actual)
+if wrong then return refuse(session, wrong) end
+local found, made = find_receipt(receipts, tag, actual)
+local now = milliseconds()
+local held_lease = stored.lease and read_lease(stored.lease)
+if held_lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
+local why = lease ~= '' and lost_claim(held_lease, lease, now)
+if why then return {'lost', session, why, made or ''} end
+local adds_state = plugin ~= '' or execution ~= ''
+wrong = facts and torn_for_commit(facts, log, nodes, jumps, dead, state, count > 0, adds_state)
+if wrong then return refuse(session, wrong) end
+if found then
+  if string.sub(receipts, found + 8, found + 15) ~= meaning then return {'reused', session} end
+  return {'replayed', session, made, facts.epoch + 0}
+end
+if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
+if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(receipts, builds_on) then
+  return {'conflict', session, actual}
+end
+if delta == 'faulty' then return {'faulty', session} end
+if before ~= stored.refs then return {'refs', session, stored.refs} end
+-- A tombstone moves no head: only here is it known that the log still is what the client keeps of it, and shows it all.
+local claim = read_claim(delta, facts, log)
+if claim == false then return {'unlike', session} end
+
+-- What the head will be.
+local is_new = not facts -- though there may be meta, with a deadline of its own
+facts = facts or new_facts(now)
+local committed, moves = string.format('%.0f', now), false
+if origin ~= '' and origin ~= 'new' then
+  actual, committed = string.match(origin, '^(%d+) (%d+)$')
+  receipts, moves = history, true
+end
+local revision = add64(actual, '1')
+if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
+local replaces, drops, less = delta == 'replace', claim and claim.drops or 0, claim and claim.less or 0
+local base = replaces and 0 or facts.length - drops
+local cut, uncut = plan_cut(facts, nodes, jumps, base, drops, gone)
+if not cut then return refuse(session, uncut) end
+local retaken, taken = 0, nil
+if not replaces then retaken, taken = count_retaken(facts, nodes, base, strict, count, ids) end
+if taken then return refuse(session, taken) end
+local as = {replaces = replaces, base = base, strict = strict, moves = moves, drops = drops}
+local graph, refusal = plan_links(facts, nodes, dead, as, count, ids, leaf)
+if refusal then return refuse(session, refusal) end
+local known = {}
+for row = 0, rows - 1 do known[row + 1] = call('HGET', head, ARGV[usage_rows + row]) end
+local fields, usage = plan_usage(facts.usage, rows, usage_rows, known, 0)
+if not fields then return refuse(session, usage) end
+
+-- How long it lives, and what it holds.
+local frees = is_claim(held_lease, releases)
+local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, not frees and held_lease, now)
+local had, hold = facts.hold, hold_of(deadline, grace)
+local had_deadline = facts.deadline > 0 or is_new
+local holds, unheld = plan_holds(blobs, acquired, kept, values, had, hold, orphans)
+if not holds then return refuse(session, unheld) end
+local set, drop = plan_state(before, after, plugin, execution)
+local entry = entry_of(session, parent ~= '' and parent or stored.parent)
+local listed, unlisted = is_listed(sessions, entry)
+local moves_entry = had ~= hold or is_new or not listed
+unlisted = unlisted or moves_entry and unusable_catalogue(sessions, expiries)
+if unlisted then return refuse(session, unlisted) end
+
+local replaced = replaces and facts.length > 0
+local loose = graph.loose or retaken > 0 or not replaces and facts.loose == '1'
+if drops > 0 or replaces and not is_new then -- positions come round again with other nodes: another log
+  facts.epoch = math.max(facts.epoch + 1, now)
+end
+if replaces then
+  facts.length, facts.live, facts.jumps, facts.dead, facts.ids, facts.bytes = 0, 0, 0, 0, 0, 0
+  facts.users, facts.first, facts.high, facts.low = 0, -1, 0, 0
+elseif drops > 0 then
+  facts.length, facts.live, facts.ids, facts.jumps, facts.bytes = base, base, base, cut.jumps, facts.bytes - less
+  facts.users = facts.users - cut.users
+  if facts.first >= base then facts.first = -1 end
+end
+if count > 0 or drops > 0 then facts.high, facts.low = summed(facts.high, facts.low, run, base) end
+facts.revision, facts.usage, facts.leaf, facts.private = revision, usage, graph.leaf, count_private(after)
+facts.deadline, facts.hold, facts.committed, facts.loose = deadline, hold, committed, loose and '1' or '0'
+facts.length, facts.live, facts.jumps = facts.length + count, facts.live + count, facts.jumps + #graph.jumps
+facts.ids = facts.ids + count - retaken + #graph.names / 2
+for index = 0, count - 1 do
+  facts.bytes = facts.bytes + #ARGV[records + index]
+  if string.byte(users, index + 1) == 117 then
+    facts.users = facts.users + 1
+    if facts.first == -1 then facts.first = base + index end
+  end
+end
+if own_ttl ~= '' then fields[#fields + 1], fields[#fields + 2] = 'ttl', own_ttl end
+if meta ~= '' then fields[#fields + 1], fields[#fields + 2] = 'meta', meta end
+if parent ~= '' then fields[#fields + 1], fields[#fields + 2] = 'parent', parent end
+if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(held_lease.generation, 0, '', '') end
+
+-- WRITE
+
+--@include holding
+--@include cataloguing
+--@include lifetime
+--@include announcing
+
+if drops > 0 then
+  -- What changes nothing, but fails on a full server, and for an account that may not LTRIM (older ones of ours).
+  call('HSET', head, 'refs', before)
+  call('LTRIM', log, 0, -1)
+end
+-- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
+call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
+  'receipts', with_receipt(receipts, tag, meaning), unpack(fields, 1, math.min(CHUNK, #fields)))
+for from = CHUNK + 1, #fields, CHUNK do
+  call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
+end
+if replaced then call('UNLINK', log, nodes, jumps, dead) end
+if drops > 0 then
+  call('LTRIM', log, 0, base - 1)
+  if cut.jumps == 0 then call('UNLINK', jumps) else call('LTRIM', jumps, 0, cut.jumps - 1) end
+end
+for from = 0, drops - 1, CHUNK do
+  call('HDEL', nodes, unpack(ARGV, gone + from, gone + math.min(from + CHUNK, drops) - 1))
+end
+for from = 0, count - 1, CHUNK do
+  local to, places = math.min(from + CHUNK, count) - 1, {}
+  call('RPUSH', log, unpack(ARGV, records + from, records + to))
+  for index = from, to do
+    places[#places + 1] = ARGV[ids + index]
+    places[#places + 1] = string.byte(users, index + 1) == 117 and base + index .. 'u' or base + index
+  end
+  call('HSET', nodes, unpack(places))
+end
+for from = 1, #graph.names, CHUNK do
+  call('HSET', nodes, unpack(graph.names, from, math.min(from + CHUNK - 1, #graph.names)))
+end
+for from = 1, #graph.jumps, CHUNK do
+  call('RPUSH', jumps, unpack(graph.jumps, from, math.min(from + CHUNK - 1, #graph.jumps)))
+end
+if #set > 0 then call('HSET', state, unpack(set)) end
+if #drop > 0 then call('HDEL', state, unpack(drop)) end
+move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
+call('ZADD', sessions, committed, entry)
+if moves_entry then keep_entry(sessions, expiries, entry, hold, now) end
+expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)
+announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
+return {'committed', session, revision, facts.epoch + 0}
