@@ -29,6 +29,7 @@ from lash_redis.embedded import EmbeddedServer
 from lash_redis.keys import SessionKeys
 from lash_redis.namespace import Namespace
 from lash_redis.protocol.nodes import INTACT
+from lash_redis.session.seen import Seen
 from lash_redis.unpacking import unpack_node
 
 ROUNDS, QUICK_ROUNDS = 1000, 200
@@ -85,15 +86,15 @@ async def _step_by_step(clock: Clock, store: RedisSessionStore, commit: RuntimeC
         "checked, encoded, hashed", commands.prepare_commit, commit, namespace.options, namespace.written
     )
     clock.timed("of it: hashing the components (SHA-256)", _hashed, prepared.bodies)
-    assert store._refs is not None
-    known = store._refs, namespace.known, namespace.ttl_ms, namespace.options
+    assert store._last.components is not None
+    known = store._last.components, namespace.known, namespace.ttl_ms, namespace.options
     made = clock.timed("keys and arguments", commands.commit_call, keys, prepared, *known)
     call = made.call
     arguments = [len(call.keys), *call.keys, *call.args]
     clock.timed("arguments packed for the wire (hiredis)", _on_the_wire, call.script.sha, arguments)
     reply = await clock.awaited("there and back, the server included", namespace.run, call)
     result = clock.timed("the reply read", commands.commit_reply, call, prepared, keys, reply)
-    store._refs, store._head_seen = made.after, (result.head_revision, result.commit_id)
+    store._last = Seen(made.after, (result.head_revision, result.commit_id))
 
 
 def _hashed(bodies: Any) -> list[str]:

@@ -71,9 +71,10 @@ from lash_redis.options import (
     seconds_to_ms,
     whole,
 )
-from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
+from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.protocol.lineage import committed
 from lash_redis.reader import MAX_TURNS, Reader
+from lash_redis.session.seen import Seen
 from lash_redis.transport.failures import Earlier
 from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
@@ -93,11 +94,7 @@ class RedisSessionStore:
         self._namespace = namespace
         self._keys = namespace.layout.session(checked_id("session_id", session_id))
         self._reader = Reader(namespace, self._keys)
-        self._refs: ComponentRefs | None = None
-        self._head_seen: tuple[int, str] | None = None
-        self._epoch_seen: int | None = None
-        self._base: ReferenceType[Base] | None = None
-        self._unsettled = b""
+        self._last = Seen()
         self._commits = 0
 
     @property
@@ -171,10 +168,8 @@ class RedisSessionStore:
     async def _seen(self, read: PersistedSessionRead | None) -> PersistedSessionRead | None:
         if read is None:
             return None
-        self._refs = read._origin.head.components
-        self._head_seen = read._origin.head.facts.revision, read._origin.head.body.commit_id
-        self._epoch_seen = read._origin.head.facts.epoch
-        self._base = weak(read.graph.lineage.base)
+        head, base = read._origin.head, weak(read.graph.lineage.base)
+        self._last = Seen(head.components, (head.facts.revision, head.body.commit_id), head.facts.epoch, base)
         if not self._namespace.options.slide_on_load:
             return read
         try:
@@ -190,8 +185,8 @@ class RedisSessionStore:
         if head is None:
             return None
         seen = head.facts.revision, head.body.commit_id
-        self._base = self._base if seen == self._head_seen else None
-        self._refs, self._head_seen, self._epoch_seen = head.components, seen, head.facts.epoch
+        base = self._last.base if seen == self._last.head else None
+        self._last = Seen(head.components, seen, head.facts.epoch, base)
         return head.meta()
 
     async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
@@ -296,10 +291,11 @@ class RedisSessionStore:
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
         if checked_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
-        if commit.builds_on is None and self._head_seen and commit.expected_head_revision == self._head_seen[0]:
-            commit = replace(commit, builds_on=self._head_seen[1])
-        builds_on_seen = (commit.expected_head_revision, commit.builds_on) == self._head_seen
-        base = self._base() if self._base is not None and builds_on_seen else None
+        seen = self._last
+        if commit.builds_on is None and seen.head and commit.expected_head_revision == seen.head[0]:
+            commit = replace(commit, builds_on=seen.head[1])
+        builds_on_seen = (commit.expected_head_revision, commit.builds_on) == seen.head
+        base = seen.base() if seen.base is not None and builds_on_seen else None
         if isinstance(commit.graph, ReplaceFull):
             commands.check_kind("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
             base = commit.graph.graph.lineage.base
@@ -308,10 +304,8 @@ class RedisSessionStore:
         try:
             result = await self._publish(prepared, own_ttl, options)
         except OutcomeUnknown:
-            self._unsettled = prepared.fingerprint()
+            self._last = replace(self._last, unsettled=prepared.fingerprint())
             raise
-        self._unsettled = b""
-        self._head_seen = result.head_revision, result.commit_id
         await self._collect_if_due()
         return result
 
@@ -364,11 +358,12 @@ class RedisSessionStore:
         origin: commands.Origin | None = None,
     ) -> RuntimeCommitResult:
         namespace = self._namespace
-        before = self._refs if self._refs is not None else commands.carried_refs(prepared.commit)
+        seen = self._last
+        before = commands.carried_refs(prepared.commit) if seen.components is None else seen.components
         if origin is not None:
             before = NO_REFS
         looked_for: set[BlobRef] = set()
-        earlier, epoch = Earlier(), self._epoch_seen
+        earlier = Earlier()
         for _ in range(MAX_TURNS):
             made = commands.commit_call(
                 self._keys,
@@ -385,7 +380,7 @@ class RedisSessionStore:
             try:
                 outcome = commands.commit_reply(made.call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
-                outcome = await self._made_before(prepared, conflict, earlier, epoch)
+                outcome = await self._made_before(prepared, conflict, earlier, seen.epoch)
             if isinstance(outcome, commands.RefsMoved):
                 before = outcome.refs
             elif isinstance(outcome, commands.BlobsMissing):
@@ -405,13 +400,15 @@ class RedisSessionStore:
                         raise
                     raise outcome.refusal from None
             else:
+                head = outcome.head_revision, outcome.commit_id
                 if not outcome.replayed:
-                    self._refs, self._epoch_seen = made.after, int(reply[3])
-                    self._learn(prepared, self._epoch_seen)
+                    epoch = int(reply[3])
+                    self._last = Seen(made.after, head, epoch, self._learn(prepared, epoch, seen))
                 else:
-                    self._base = self._epoch_seen = None
-                    if len(reply) > 3 and (earlier.maybe_applied or self._unsettled == prepared.fingerprint()):
-                        self._learn(prepared, int(reply[3]))  # what an attempt of this handle sent is stored
+                    is_own = len(reply) > 3 and (earlier.maybe_applied or seen.unsettled == prepared.fingerprint())
+                    # What an attempt of this handle sent is stored.
+                    base = self._learn(prepared, int(reply[3]), seen) if is_own else None
+                    self._last = Seen(seen.components, head, base=base)
                     if prepared.commit.releases is not None:
                         with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
                             await self.release_lease(prepared.commit.releases)
@@ -424,16 +421,16 @@ class RedisSessionStore:
                 return outcome if durable is None else replace(outcome, durable=durable)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
-    def _learn(self, prepared: commands.PreparedCommit, epoch: int) -> None:
-        """Remember the log that a commit left, for the next one of a graph with the same base."""
-        delta = prepared.commit.graph
-        base = self._base() if self._base is not None else None
+    def _learn(self, prepared: commands.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
+        """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
+        delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
         if isinstance(delta, ReplaceFull):
             base = delta.graph.lineage.base
         log = committed(prepared, self._keys.log, epoch)
-        self._base = None if base is None or log is None else weak(base)
-        if base is not None and log is not None:
-            self._namespace.logs.learn(base, log)
+        if base is None or log is None:
+            return None
+        self._namespace.logs.learn(base, log)
+        return weak(base)
 
     async def _made_before(
         self,
@@ -599,12 +596,12 @@ class RedisSessionStore:
         namespace = self._namespace
         for _ in range(MAX_TURNS):
             call = commands.touch_call(
-                self._keys, self._refs or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
+                self._keys, self._last.components or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
             )
             outcome = commands.touch_reply(call, self._keys, await namespace.run(call))
             if not isinstance(outcome, commands.RefsMoved):
                 return outcome
-            self._refs = outcome.refs
+            self._last = replace(self._last, components=outcome.refs)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to touch it")
 
     # Leases
@@ -699,13 +696,13 @@ class RedisSessionStore:
         namespace, request = self._namespace, uuid4().hex
         for _ in range(MAX_TURNS):
             call = commands.delete_call(
-                self._keys, self._refs or NO_REFS, request, namespace.options, sharded=namespace.sharded
+                self._keys, self._last.components or NO_REFS, request, namespace.options, sharded=namespace.sharded
             )
             outcome = commands.delete_reply(call, self._keys, await namespace.run(call))
             if isinstance(outcome, DeleteReport):
-                self._refs = None
+                self._last = Seen()
                 return outcome
-            self._refs = outcome.refs
+            self._last = replace(self._last, components=outcome.refs)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to delete it")
 
     async def _run(self, call: commands.ScriptCall) -> list[Any]:

@@ -598,7 +598,7 @@ async def test_a_handle_builds_on_the_commit_it_saw_though_nobody_says_so(open_c
 def _forgetting(load_head):
     async def forgets(self):
         found = await load_head(self)
-        self._head_seen = None
+        self._last = replace(self._last, head=None)
         return found
 
     return forgets

@@ -1,0 +1,1 @@
+"""One session's store: what a handle does and what it knows."""
