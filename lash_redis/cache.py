@@ -138,8 +138,9 @@ class SessionCache:
         """A new session that begins where `source` stands, or stood at `leaf_node_id`; `source` stays untouched.
 
         The new one has the visible active path to that leaf, the config and all components at revision 1, an empty
-        ledger, and `source` as its parent. From then on both go their own ways. Components are shared, not copied,
-        where both ids fall into one shard. O(length of the path): it is read and committed by this process.
+        ledger, and `source` as its parent. From then on both go their own ways. The tool state is shared where both ids
+        fall into one shard; the other components are copied. O(length of the path): it is read and committed by this
+        process.
 
         Raises:
             SessionExists: there is a session `new_id`, if only its meta.
@@ -301,8 +302,9 @@ class SessionCache:
     async def get_blob(self, ref: str) -> bytes | None:
         """The bytes of a blob, or None if no shard of the namespace has it.
 
-        A blob that `put_blob` stored is one round trip. A component's blob lies in the shard of the sessions that hold
-        it, which a ref does not tell: a second round trip asks every shard. A manifest is part of its head and no blob.
+        A blob that `put_blob` stored is one round trip. A tool state lies in the shard of the sessions that hold it,
+        which a ref does not tell: a second round trip asks every shard. A plugin snapshot or execution state that a
+        commit brought lies with its session, and a manifest in its head: neither is a blob.
 
         Raises:
             Corrupt: the stored bytes do not hash to `ref`.

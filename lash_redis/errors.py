@@ -130,7 +130,11 @@ class InvalidLeaf(Refused):
 
 
 class MissingBlob(Refused):
-    """A commit names a component by its ref alone, and no such blob is stored."""
+    """A commit names a component by its ref alone, and that is neither the head's own nor the ref of a stored blob.
+
+    The ref of a plugin snapshot or an execution state of an earlier revision, or of another session, finds nothing:
+    their bytes live with their session and revision. Send the component's body.
+    """
 
     template = "{1} names blob {0}, which is not stored"
 

@@ -116,19 +116,21 @@ class RedisSessionStore:
         """The session at one revision, or None if it has no head.
 
         `FullGraph()` has every live node in insertion order and the head's leaf verbatim. `ActivePath()` has the nodes
-        from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or tombstoned). Nodes are
-        decoded when they are accessed. At most two round trips; the second only for blobs this process has not seen,
-        or for the path. O(nodes returned). With `StoreOptions.slide_on_load` a `touch` follows: one round trip more.
+        from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or tombstoned). Nodes,
+        config, ledger and components are decoded when they are accessed. One round trip if this process knows the tool
+        state, else two; an active path takes two. O(nodes returned). With `StoreOptions.slide_on_load` a `touch`
+        follows: one round trip more.
 
         Accessing many payloads in a row holds the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table rows
         for some 13. With `decode` all nodes are decoded before this returns, and other tasks run every 2 ms, or after a
-        node that takes longer. In total small messages then take up to 1.3 times as long, table rows no longer.
+        node that takes longer. In total small messages then take up to 1.4 times as long, table rows no longer.
 
         Raises:
             UnsupportedReadScope: `scope` is neither.
             InvalidLeaf: `ActivePath()`, and the head's leaf is tombstoned (with strict checks).
-            Corrupt, SessionEvicted: stored bytes break a law, or part of the session is gone. A node's own record is
-                checked when it is decoded.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is gone. A node's record, the
+                config, the ledger and a private component are verified when they are decoded: then accessing them
+                raises Corrupt.
 
         Source: RuntimePersistence::load_session.
         """
