@@ -8,7 +8,7 @@
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
 --        8 expiries  zset  catalogue entry -> until when it stays (ms)
---        9 orphans   zset  blobs nobody holds -> ms
+--        9 orphans   zset  blobs without a holder -> ms
 --       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
 --                          (acquired, then kept), then those it lets go
 --

@@ -1,6 +1,6 @@
 -- gc: delete blobs that nobody holds and whose time has come, and catalogue entries of sessions that expired.
 --
--- KEYS   1 orphans   zset  blobs nobody holds -> ms from which they may go
+-- KEYS   1 orphans   zset  blobs without a holder -> ms from which they may go
 --        2 sessions  zset  catalogue entry -> last commit (ms)
 --        3 expiries  zset  catalogue entry -> until when it stays (ms)
 --        4 blobs     hash  the blobs to look at, one for each ref

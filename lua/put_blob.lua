@@ -1,7 +1,7 @@
 -- put_blob: store bytes that no session holds yet; they wait a while for a commit that names them.
 --
 -- KEYS   1 blob     hash  c content, u until when an upload is promised to stay, holders until each time
---        2 orphans  zset  blobs nobody holds -> ms
+--        2 orphans  zset  blobs without a holder -> ms
 --
 -- ARGV   1 ref      str    sha-256 of the logical bytes, hex; echoed
 --        2 content  bytes  as stored

@@ -1,7 +1,7 @@
 -- recount: hold what blobs count of their holders against the heads of their shard, at one moment; mend it if asked to.
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
---        2 orphans   zset  blobs nobody holds -> ms
+--        2 orphans   zset  blobs without a holder -> ms
 --        3 blobs     hash  the blobs in question; then the head of every session of the shard
 --
 -- ARGV   1 scope    str    echoed

@@ -8,7 +8,7 @@
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
 --        8 expiries  zset  catalogue entry -> until when it stays (ms)
---        9 orphans   zset  blobs nobody holds -> ms
+--        9 orphans   zset  blobs without a holder -> ms
 --       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
 --                          (acquired, then kept), then those it lets go
 --
@@ -215,7 +215,7 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include announcing
 
 if drops > 0 then
-  -- What changes nothing, but fails on a full server, and for an account that may not LTRIM (older ones of ours).
+  -- Both change nothing. They fail on a full server, and for an account without the right to LTRIM, before any write.
   call('HSET', head, 'refs', before)
   call('LTRIM', log, 0, -1)
 end
