@@ -40,7 +40,10 @@ class Lineage:
 
 
 class NodeSequence(Sequence["SessionNodeRecord"]):
-    """An immutable sequence of nodes that can be cut and searched without decoding them."""
+    """An immutable sequence of nodes that can be cut and searched without decoding them.
+
+    Equal to any sequence of equal nodes.
+    """
 
     __slots__ = ()
 
@@ -52,9 +55,20 @@ class NodeSequence(Sequence["SessionNodeRecord"]):
     def has_id(self, node_id: str) -> bool:
         """Whether a node has this id. Records are not checked against their checksums."""
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
 
 class GrownNodes(NodeSequence):
-    """Stored nodes and nodes added behind them. Equal to any sequence of equal nodes."""
+    """Stored nodes and nodes added behind them."""
 
     __slots__ = ("_added", "_stored")
 
@@ -86,17 +100,11 @@ class GrownNodes(NodeSequence):
         yield from self._added
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-            return NotImplemented
         if isinstance(other, GrownNodes) and len(self._stored) == len(other._stored):
             return self._stored == other._stored and self._added == other._added
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return super().__eq__(other)
 
-    def __hash__(self) -> int:
-        return hash(tuple(self))
-
-    def __repr__(self) -> str:
-        return repr(tuple(self))
+    __hash__ = NodeSequence.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GrownNodes, (self._stored, self._added)

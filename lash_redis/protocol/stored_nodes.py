@@ -180,18 +180,11 @@ class StoredNodes(NodeSequence):
         return shelf.nodes
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, StoredNodes) and self._records() == other._records():
-            if not (self._accessed() or other._accessed()):
-                return True
-        elif not isinstance(other, Sequence) or isinstance(other, str | bytes):
-            return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        if isinstance(other, StoredNodes) and not self._accessed() and not other._accessed():
+            return self._records() == other._records() or super().__eq__(other)
+        return super().__eq__(other)
 
-    def __hash__(self) -> int:
-        return hash(tuple(self))
-
-    def __repr__(self) -> str:
-        return repr(tuple(self))
+    __hash__ = NodeSequence.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
         places = self._shelf.places
