@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
-from typing import Any
 
 import redis.asyncio
 import workers
@@ -34,7 +33,10 @@ from lash_redis import (
     codec,
 )
 
-LEASE_TTL = 0.2
+LEASE_TTL = workers.PATIENCE
+"""Seconds. Longer than any call here, so a slow machine loses no lease."""
+SHORT_LEASE_TTL = 0.2
+"""Seconds. A frozen worker has to lose its lease."""
 
 _numbers = itertools.count()
 
@@ -254,8 +256,8 @@ class Field:
     async def see(self, method: Method, session: str) -> str:
         return await method.sees(View(self.client, SessionCache(self.client, workers.NAMESPACE), session))
 
-    async def victim(self, **setting: Any) -> Worker:
-        return await self.crew.hire(self.proxy.url, lease_ttl=LEASE_TTL, **setting)
+    async def victim(self, *, lease_ttl: float = LEASE_TTL) -> Worker:
+        return await self.crew.hire(self.proxy.url, lease_ttl=lease_ttl)
 
     async def boundaries(self, method: Method) -> int:
         """How many commands the method is when nothing is in its way."""
@@ -325,14 +327,14 @@ async def cut(field: Field, method: Method, nth: int, moment: Moment) -> None:
 async def freeze(field: Field, method: Method, nth: int, moment: Moment) -> None:
     """SIGSTOP with the reply outstanding, until its lease is over and another worker took two turns; then SIGCONT."""
     session = await field.begin(method)
-    victim = await field.victim()
+    victim = await field.victim(lease_ttl=SHORT_LEASE_TTL)
     field.proxy.on_command = at(nth, Action.HOLD_REPLY)
     victim.order(method.call, session)
     async with asyncio.timeout(workers.PATIENCE):
         await field.proxy.holding()
     victim.freeze()
     field.proxy.release()
-    await asyncio.sleep(LEASE_TTL)
+    await asyncio.sleep(SHORT_LEASE_TTL)
     for number in (1, 2):
         await field.next.do(workers.take, session, workers.by_update, f"next{number}@{session}")
     victim.thaw()
