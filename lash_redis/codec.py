@@ -166,7 +166,7 @@ class StoredCheckpoint:
 
 
 class StoredComponent:
-    """The bytes behind a component. A commit of one that nobody looked at names its ref, and encodes nothing."""
+    """The stored bytes of a component. A commit of one that no caller accessed names its ref and encodes nothing."""
 
     __slots__ = ("data", "key", "name", "ref")
 
@@ -207,7 +207,7 @@ _get_stored: Final = Unread.__dict__["_stored"].__get__
 
 
 def stored_component(value: ToolState | PluginSessionSnapshot | bytes) -> StoredComponent | None:
-    """What is behind a component that came of a read and was not looked at since."""
+    """The stored bytes of a component that came from a read and was not accessed since; else None."""
     if isinstance(value, bytes):
         return None
     try:

@@ -150,13 +150,14 @@ class RedisSessionStore:
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
         """What `load_session(read.scope)` would return now, made of `read` and what is new since; None without a head.
 
-        If nothing is new it is `read` itself, for one round trip of a few hundred bytes whatever the session holds. New
-        nodes cost their own bytes, in the same round trip up to some 64 of them, else in a second; components this
-        process lacks take one more, as in `load_session`. What was looked at stays decoded. The session is loaded anew
-        where `read` is not part of it any more (its graph was replaced, it was deleted and began again, a failover took
-        commits back), where its path turns to nodes that `read` does not hold, where nodes were tombstoned and freed
-        since, and where links are by id alone. So is a read that does not know where it came from (see
-        `PersistedSessionRead`): with its full graph. With `StoreOptions.slide_on_load` a `touch` follows.
+        If nothing is new it returns `read` itself. That takes one round trip of a few hundred bytes for any size of
+        session. Up to 64 new nodes come in the same round trip, more in a second one. Components that this process
+        lacks take one more, as in `load_session`. Nodes that `read` has decoded stay decoded.
+
+        It loads the session again if `read` is no longer a part of it: its graph was replaced, it was deleted and began
+        again, or a failover removed commits. It does the same if the path turned to nodes that `read` does not hold, if
+        nodes were tombstoned and freed since, and if links are by id alone. For a read without an origin (see
+        `PersistedSessionRead`) it loads the full graph. With `StoreOptions.slide_on_load` a `touch` follows.
 
         Raises:
             SessionBindingMismatch: `read` is of another session.

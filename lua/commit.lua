@@ -17,7 +17,7 @@
 --        3 builds_on     bytes  tag of the commit it is built on; '' for any
 --        4 tag           bytes  8: which commit this is
 --        5 meaning       bytes  8: what this commit means
---        6 before        bytes  refs the client believes the head holds
+--        6 before        bytes  refs that the client expects in the head
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
 --        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
@@ -59,12 +59,12 @@
 --        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  this is the common commit, with strict checks and bounded arguments; replace.lua makes all others.
---        The lease is checked before anything else of the commit, a retry's receipt included: a holder that lost it
---        learns so. A lease to release that has another holder by now stays, and hinders nothing.
---        A retry is answered before revisions and refs are compared: its own success moved the head; but after the keys
---        are counted, so that a torn session is never acknowledged. Every type, count and overflow is checked above
---        WRITE, because Redis does not undo what a script wrote before it failed.
+-- Order  this script makes commits with strict checks and bounded arguments; replace.lua makes all others.
+--        It checks the lease first, even before a retry's receipt, so that a worker that lost the lease gets an error.
+--        A lease to release that has another holder by now stays, and the commit goes on.
+--        It answers a retry before it compares revisions and refs, because the first attempt has moved the head. It
+--        answers after it has counted the keys, so that it never acknowledges a torn session. It checks every type,
+--        count and overflow above WRITE, because Redis does not undo what a script wrote before it failed.
 -- Cost   one round trip, some 15 commands; O(nodes + blobs + rows of this commit), whatever the session holds.
 
 --@include int64

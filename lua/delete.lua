@@ -12,7 +12,7 @@
 --       10 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
 --
 -- ARGV   1 session  str    session id, echoed
---        2 before   bytes  refs the client believes the head holds
+--        2 before   bytes  refs that the client expects in the head
 --        3 grace    int    ms a blob outlives its last holder
 --        4 marker   int    ms for which the id takes no writes; 0 for none
 --        5 request  str    which deletion this is: the marker tells a retry what it did

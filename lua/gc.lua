@@ -3,7 +3,7 @@
 -- KEYS   1 orphans   zset  blobs without a holder -> ms from which they may go
 --        2 sessions  zset  catalogue entry -> last commit (ms)
 --        3 expiries  zset  catalogue entry -> until when it stays (ms)
---        4 blobs     hash  the blobs to look at, one for each ref
+--        4 blobs     hash  the blobs to check, one for each ref
 --
 -- ARGV   1 scope    str   echoed
 --        2 refs     str   refs of those blobs, in the order of KEYS

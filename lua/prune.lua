@@ -2,7 +2,7 @@
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
 --        2 expiries  zset  catalogue entry -> until when it stays (ms)
---        3 keys      any   the six keys of each session to look at
+--        3 keys      any   the six keys of each session to check
 --
 -- ARGV   1 scope    str    echoed
 --        2 entries  bytes  the catalogue entries of these sessions, in the order of KEYS
@@ -10,8 +10,8 @@
 -- Reply  pruned <scope> <count>                  so many entries are dropped
 --        corrupt <scope> <family> <reason>       a key holds another type; nothing written
 --
--- Order  keys are looked at here and now, so a session that began anew in between stays. One of which some key is left
---        stays too: it is not gone but torn.
+-- Order  the script checks the keys itself, so the entry of a session that has begun again stays. The entry of a torn
+--        session, of which some key is left, stays too.
 -- Cost   one round trip, O(entries).
 
 --@include refuse

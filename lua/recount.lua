@@ -18,9 +18,9 @@
 --        moved <scope>                      the shard has other sessions than given; nothing written
 --        corrupt <scope> <family> <reason>  a key holds another type; nothing written
 --
--- Order  every head of the shard is looked at in one step with the blobs, so commits in flight cannot be miscounted.
---        Beside a head that cannot be read nothing is mended, for what it holds is unknown; nor where the catalogue
---        lacks a session that is there, for it may lack others.
+-- Order  the script reads every head of the shard and the blobs in one step, so it cannot miscount commits in flight.
+--        It mends nothing if it cannot read a head, because the blobs of that head are unknown, or if the catalogue
+--        lacks a session, because it may lack others.
 -- Cost   one round trip, O(sessions of the shard + blobs); nothing else runs meanwhile (10 to 15 us a session).
 
 --@include refuse

@@ -17,7 +17,7 @@
 --        3 builds_on     bytes  tag of the commit it is built on; '' for any
 --        4 tag           bytes  8: which commit this is
 --        5 meaning       bytes  8: what this commit means
---        6 before        bytes  refs the client believes the head holds
+--        6 before        bytes  refs that the client expects in the head
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
 --        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
@@ -134,7 +134,7 @@ if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(rece
 end
 if delta == 'faulty' then return {'faulty', session} end
 if before ~= stored.refs then return {'refs', session, stored.refs} end
--- A tombstone moves no head: only here is it known that the log still is what the client keeps of it, and shows it all.
+-- A tombstone leaves the revision as it is. So the revision does not show whether the log is the one the client has.
 local claim = read_claim(delta, facts, log)
 if claim == false then return {'unlike', session} end
 
@@ -179,7 +179,7 @@ if unlisted then return refuse(session, unlisted) end
 
 local replaced = replaces and facts.length > 0
 local loose = graph.loose or retaken > 0 or not replaces and facts.loose == '1'
-if drops > 0 or replaces and not is_new then -- positions come round again with other nodes: another log
+if drops > 0 or replaces and not is_new then -- the same positions get other nodes: this is another log
   facts.epoch = math.max(facts.epoch + 1, now)
 end
 if replaces then
@@ -215,7 +215,8 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include announcing
 
 if drops > 0 then
-  -- Both change nothing. They fail on a full server, and for an account without the right to LTRIM, before any write.
+  -- These commands store what is stored already. On a full server, or without the right to LTRIM, they fail before any
+  -- other write.
   call('HSET', head, 'refs', before)
   call('LTRIM', log, 0, -1)
 end

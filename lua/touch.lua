@@ -11,7 +11,7 @@
 --        9 blobs     hash  those the head holds: c content, holders until each time
 --
 -- ARGV   1 session      str    session id, echoed
---        2 before       bytes  refs the client believes the head holds
+--        2 before       bytes  refs that the client expects in the head
 --        3 default_ttl  int    ms from now until a session without a ttl of its own expires; 0 for never
 --        4 own_ttl      int    ms, the session's own from now on; 0 for never; '' as it is
 --        5 grace        int    ms a blob outlives its last holder
@@ -23,7 +23,7 @@
 --        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
 --        evicted <session> <family> <reason>   a part of the session is gone; nothing written
 --
--- Order  blobs are looked at before the deadline moves: a torn session is told, not kept.
+-- Order  the script checks the blobs before it moves the deadline. It reports a torn session and does not extend it.
 -- Cost   one round trip; about ten commands, and a few for each blob once a grace.
 
 --@include refuse

@@ -245,7 +245,7 @@ async def test_a_session_that_outgrew_a_limit_survives_the_loss_of_a_reply(open_
     lost = 0
     for revision in range(20):
         graph = graph.append_message({"id": f"m{revision}", "role": "User"})
-        graph = graph.first(-2).append_event({"anew": revision}) if revision % 4 == 3 else graph
+        graph = graph.first(-2).append_event({"again": revision}) if revision % 4 == 3 else graph
         made = commit(revision, ReplaceFull(graph))
         try:
             await store.commit_runtime_state(made)
@@ -304,7 +304,7 @@ async def test_the_sum_of_a_log_is_that_of_its_nodes(seed, open_cache, client):
                 graph = graph.append_plugin("p", [step])
                 made: Any = ReplaceFull(graph)
             case "cut":
-                graph = graph.first(-dice.randrange(1, 4)).append_event({"anew": step})
+                graph = graph.first(-dice.randrange(1, 4)).append_event({"again": step})
                 made = ReplaceFull(graph)
             case "append":
                 graph = read.graph.append_event({"step": step}).append_plugin("p", [step])

@@ -133,13 +133,13 @@ async def test_a_replacement_of_the_last_2_of_1000_nodes_sends_them_alone(look, 
     await store.commit_runtime_state(commit(None, append(*ids)))
     worker = open_cache().session("chat")
     sent, read = Sent(worker), look(await full(worker))
-    anew = chain(ids[998], "x", parent=ids[997], text="once more")
-    await worker.commit_runtime_state(commit(1, edited(read.graph, 998, *anew)))
+    replacement = chain(ids[998], "x", parent=ids[997], text="once more")
+    await worker.commit_runtime_state(commit(1, edited(read.graph, 998, *replacement)))
     assert (sent.deltas, sent.drops) == (["extend"], [2])
     assert sent.bytes[0] < 1_000
     now = (await full(store)).graph
-    assert now == edited(read.graph, 998, *anew).graph
-    assert (await store.load_node(ids[999]), await store.load_node(ids[998])) == (None, anew[0])
+    assert now == edited(read.graph, 998, *replacement).graph
+    assert (await store.load_node(ids[999]), await store.load_node(ids[998])) == (None, replacement[0])
 
 
 async def test_a_turn_that_is_tried_again_and_again_is_sent_alone(store, open_cache):
@@ -150,11 +150,11 @@ async def test_a_turn_that_is_tried_again_and_again_is_sent_alone(store, open_ca
         graph = graph.append_message({"id": f"a{turn}", "role": "Assistant", "parts": ["x" * 500]})
     await store.commit_runtime_state(commit(None, ReplaceFull(graph)))
     for number in range(1, 5):
-        anew = node("a3", "u3", text=f"attempt {number}")
-        made = edited(graph, 7, anew)
+        replacement = node("a3", "u3", text=f"attempt {number}")
+        made = edited(graph, 7, replacement)
         await store.commit_runtime_state(commit(number, made))
         graph = made.graph
-        assert (await reader.load_node("a3"), (await full(reader)).graph) == (anew, graph)
+        assert (await reader.load_node("a3"), (await full(reader)).graph) == (replacement, graph)
     assert (sent.deltas, sent.drops) == (["replace", *["extend"] * 4], [0, 1, 1, 1, 1])
     assert max(sent.bytes[1:]) < 800
 
@@ -443,8 +443,8 @@ async def test_a_path_whose_end_is_dropped_between_two_trips_is_read_again(store
     async def between(trip: Any, **more: Any) -> Any:
         trips.append(trip)
         if len(trips) == 2:
-            anew = [node("d", "c", text="other"), node("e", "b", text="other"), node("u", "e", text="other")]
-            await store.commit_runtime_state(commit(1, edited(graph, 6, *anew)))
+            replacement = [node("d", "c", text="other"), node("e", "b", text="other"), node("u", "e", text="other")]
+            await store.commit_runtime_state(commit(1, edited(graph, 6, *replacement)))
         return await read(trip, **more)
 
     reader._namespace.read = between  # type: ignore[method-assign]
@@ -699,8 +699,8 @@ async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_
     await store.commit_runtime_state(begun)
     graph = (await full(store)).graph
     await client.delete(*await client.keys("*"))
-    anew = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
-    await cache.session("chat").commit_runtime_state(anew)
+    restart = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
+    await cache.session("chat").commit_runtime_state(restart)
     await plant_fact(client, "epoch", graph.lineage.base.epoch + 1)
     await store.commit_runtime_state(commit(1, append("c", parent="b"), builds_on="c1"))
     await store.commit_runtime_state(commit(2, longer(graph, node("c", "b"), node("d", "c"))))
@@ -737,8 +737,8 @@ async def test_a_session_that_began_anew_by_the_same_commit_is_replaced_whole(ca
     await store.commit_runtime_state(begun)
     graph = (await full(store)).graph
     await client.delete(*await client.keys("*"))
-    anew = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
-    await cache.session("chat").commit_runtime_state(anew)
+    restart = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
+    await cache.session("chat").commit_runtime_state(restart)
     await store.commit_runtime_state(commit(1, longer(graph, node("c", "b")), builds_on="c1"))
     assert list((await full(store)).graph.nodes) == [
         replace(node("a"), timestamp="old"),
@@ -1007,8 +1007,8 @@ async def test_nobody_sees_whether_a_graph_was_replaced_whole(seed, checks, open
             case "edit" if live:
                 keeps = dice.randrange(len(live) // 2, len(live)) if dice.random() < 0.9 else dice.randrange(len(live))
                 again = [replace(graph.nodes[keeps], timestamp=f"t{step}")] * (dice.random() < 0.5)
-                anew = graph.first(keeps)._extended([*again, *added], leaf)
-                await both(ReplaceFull(anew), revision, f"c{step}")
+                replacement = graph.first(keeps)._extended([*again, *added], leaf)
+                await both(ReplaceFull(replacement), revision, f"c{step}")
             case "shorter" if dice.random() < 0.5:
                 await both(ReplaceFull(graph.first(dice.randrange(len(live) + 1))), revision, f"c{step}")
             case "hide" if live:

@@ -1,4 +1,4 @@
-"""Commit: a turn encoded once, sent with what the head is believed to hold, and what the script answers."""
+"""Commit: a turn encoded once, sent with the refs that the client expects in the head, and the script's reply."""
 
 from __future__ import annotations
 
@@ -419,7 +419,7 @@ def commit_call(
     origin: Origin | None = None,
     sharded: bool = False,
 ) -> CommitCall:
-    """`before`: what the head is believed to hold. `known`: keys of blobs that are believed to be stored.
+    """`before`: the refs that the client expects in the head. `known`: keys of blobs that it expects to be stored.
 
     `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new. `sharded`: the
     server is a cluster.

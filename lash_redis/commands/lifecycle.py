@@ -47,7 +47,7 @@ def meta_call(
 def touch_call(
     keys: SessionKeys, before: ComponentRefs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
 ) -> ScriptCall:
-    """`before`: the refs the head is believed to hold."""
+    """`before`: the refs that the client expects in the head."""
     return ScriptCall(
         scripts.TOUCH,
         [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, before.held)],
@@ -70,7 +70,7 @@ def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsM
 def delete_call(
     keys: SessionKeys, before: ComponentRefs, request: str, options: StoreOptions, *, sharded: bool = False
 ) -> ScriptCall:
-    """`before`: the refs the head is believed to hold. `request`: letters and digits that no other deletion has.
+    """`before`: the refs that the client expects in the head. `request`: letters and digits that no other deletion has.
 
     `sharded`: the server is a cluster.
     """

@@ -47,8 +47,8 @@ local function write_facts(f)
     f.first, f.high, f.low)
 end
 
--- The facts of a session that begins. Epochs never come round again, not even when the session expires and begins
--- again: a path is read in two trips.
+-- The facts of a session that begins. An epoch is never used twice, even if the session expires and begins again,
+-- because a path is read in two trips.
 local function new_facts(now)
   return {
     epoch = now, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = '0', deadline = 0,
