@@ -21,7 +21,8 @@ from typing import Any
 from bench import cluster, report
 from bench.workers import weights
 from lash_redis import StoreOptions
-from lash_redis.keys import MAX_SHARDS, Layout
+from lash_redis.options import MAX_SHARDS
+from lash_redis.protocol.keys import Layout
 
 HEAD = 100_000
 """Sessions of a crowd that are placed one by one; the many behind them fall evenly."""

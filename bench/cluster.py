@@ -31,7 +31,7 @@ from bench.recorded import Recording, Target
 from bench.workers import crowd_name, weights, working
 from lash_redis import FullGraph, RedisSessionStore, SessionCache, StoreOptions, connect
 from lash_redis.embedded import EmbeddedServer
-from lash_redis.keys import SLOTS, Layout, slot
+from lash_redis.protocol.keys import SLOTS, Layout, slot
 
 PRIMARIES = 3
 WORKERS = 8

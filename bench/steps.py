@@ -23,14 +23,16 @@ import redis.asyncio as redis
 
 from bench import bare, commits, report, workload
 from bench.measure import Contender, server_cost
-from lash_redis import FullGraph, RedisSessionStore, RuntimeCommit, SessionNodeRecord, codec, commands, connect
-from lash_redis.checksums import crc32
+from lash_redis import FullGraph, RedisSessionStore, RuntimeCommit, SessionNodeRecord, connect
 from lash_redis.embedded import EmbeddedServer
-from lash_redis.keys import SessionKeys
-from lash_redis.namespace import Namespace
+from lash_redis.protocol import commands
+from lash_redis.protocol.blobs import ref_of
+from lash_redis.protocol.checksums import crc32
+from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.nodes import INTACT
+from lash_redis.protocol.unpacking import unpack_node
+from lash_redis.session.namespace import Namespace
 from lash_redis.session.seen import Seen
-from lash_redis.unpacking import unpack_node
 
 ROUNDS, QUICK_ROUNDS = 1000, 200
 
@@ -83,22 +85,22 @@ async def commit_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, 
 async def _step_by_step(clock: Clock, store: RedisSessionStore, commit: RuntimeCommit) -> None:
     namespace, keys = store._namespace, store._keys
     prepared = clock.timed(
-        "checked, encoded, hashed", commands.prepare_commit, commit, namespace.options, namespace.written
+        "checked, encoded, hashed", commands.commit.prepare, commit, namespace.options, namespace.written
     )
     clock.timed("of it: hashing the components (SHA-256)", _hashed, prepared.bodies)
     assert store._last.components is not None
     known = store._last.components, namespace.known, namespace.ttl_ms, namespace.options
-    made = clock.timed("keys and arguments", commands.commit_call, keys, prepared, *known)
+    made = clock.timed("keys and arguments", commands.commit.call, keys, prepared, *known)
     call = made.call
     arguments = [len(call.keys), *call.keys, *call.args]
     clock.timed("arguments packed for the wire (hiredis)", _on_the_wire, call.script.sha, arguments)
     reply = await clock.awaited("there and back, the server included", namespace.run, call)
-    result = clock.timed("the reply read", commands.commit_reply, call, prepared, keys, reply)
+    result = clock.timed("the reply read", commands.commit.reply, call, prepared, keys, reply)
     store._last = Seen(made.after, (result.head_revision, result.commit_id))
 
 
 def _hashed(bodies: Any) -> list[str]:
-    return [codec.ref_of(data) for data in bodies.values()]
+    return [ref_of(data) for data in bodies.values()]
 
 
 def _on_the_wire(sha: str, arguments: list[Any]) -> bytes:
@@ -125,7 +127,7 @@ async def read_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, fl
         for _ in range(rounds):
             await clock.awaited("a read of 1,000 nodes", store.load_session, FullGraph())
             replies = await clock.awaited("its commands", _asked, namespace, keys)
-            stored = clock.timed("the replies read", commands.full_reply, keys, replies)
+            stored = clock.timed("the replies read", commands.reads.full_reply, keys, replies)
             blobs, _ = namespace.cached_blobs(stored.head.components.held)
             read = clock.timed("the read made", stored.shown, blobs)
             clock.timed("every event looked at", _looked_at, read.graph.nodes)
@@ -139,7 +141,7 @@ async def read_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, fl
 
 
 async def _asked(namespace: Namespace, keys: SessionKeys) -> list[Any]:
-    return await namespace.read(commands.full_read(keys), atomic=True)
+    return await namespace.read(commands.reads.full_read(keys), atomic=True)
 
 
 def _looked_at(nodes: Sequence[SessionNodeRecord]) -> list[Any]:

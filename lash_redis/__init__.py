@@ -25,7 +25,6 @@ from lash_redis.errors import (
     StoreError,
     UnsupportedReadScope,
 )
-from lash_redis.lease import Lease
 from lash_redis.models import (
     ActivePath,
     Append,
@@ -80,8 +79,9 @@ from lash_redis.runtime import (
     load_persisted_session_state_active_path,
     refresh_persisted_session_state,
 )
-from lash_redis.store import RedisSessionStore
-from lash_redis.watch import SessionChange, SessionWatch
+from lash_redis.session.lease import Lease
+from lash_redis.session.store import RedisSessionStore
+from lash_redis.session.watch import SessionChange, SessionWatch
 
 __version__ = "0.1.0"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from lash_redis import scripts
+from lash_redis._validate import require_namespace
 from lash_redis.errors import InvalidRecord
-from lash_redis.keys import Layout, checked_namespace
+from lash_redis.protocol import scripts
+from lash_redis.protocol.keys import Layout
 
 Role = Literal["loader", "runner", "auditor"]
 
@@ -48,7 +49,7 @@ def commands_of(role: Role, *, cluster: bool = False) -> list[str]:
 
 def key_patterns(namespace: str) -> list[str]:
     """Glob patterns of every key of the namespace, and of no other."""
-    layout = Layout(checked_namespace(namespace), 1)
+    layout = Layout(require_namespace(namespace), 1)
     return [f"{layout.prefix(0).partition(':0')[0]}:*", layout.key]
 
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lash_redis import commands
 from lash_redis.errors import Corrupt
-from lash_redis.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
 from lash_redis.listing import walk
 from lash_redis.models import AuditProblem, AuditReport
-from lash_redis.namespace import Namespace
+from lash_redis.protocol import commands
+from lash_redis.protocol.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
+from lash_redis.session.namespace import Namespace
 
 STEP_SESSIONS = 50
 """Sessions read at one moment, at the most."""
@@ -68,7 +68,7 @@ class Audit:
 
     async def run(self) -> AuditReport:
         shards = [self._layout.shard_keys(shard) for shard in range(self._layout.shards)]
-        trip = [commands.listed_read(shard) for shard in shards]
+        trip = [commands.audit.listed_read(shard) for shard in shards]
         sizes = [
             size if isinstance(size, int) else 0 for size in await self._namespace.read(trip, atomic=False, faults=True)
         ]
@@ -80,7 +80,7 @@ class Audit:
                 try:
                     await self._shard(shard, found[shard.prefix])
                 except Corrupt as error:  # one of the shard's own lists; the other shards go on
-                    self._add(commands.problem_of(error))
+                    self._add(commands.audit.problem_of(error))
         counts = self._counts
         return AuditReport(
             session_count=counts["sessions"],
@@ -135,7 +135,7 @@ class Audit:
 
     async def _entry(self, session_id: str) -> bytes:
         """The catalogue entry that a session ought to have."""
-        trip = [commands.parent_read(self._layout.session(session_id))]
+        trip = [commands.audit.parent_read(self._layout.session(session_id))]
         (parent,) = await self._namespace.read(trip, atomic=False, faults=True)
         return catalogue_entry(session_id, parent.decode() if isinstance(parent, bytes) else None)
 
@@ -151,12 +151,12 @@ class Audit:
 
         (A key may lie where its session does not belong; and one moment is one slot's.)
         """
-        trip = [commands.facts_read(keys) for keys, _ in sessions]
+        trip = [commands.audit.facts_read(keys) for keys, _ in sessions]
         facts = await self._namespace.read(trip, atomic=False, faults=True)
         steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
         room = STEP_BYTES
         for session, stored in zip(sessions, facts, strict=True):
-            room -= commands.bytes_told(stored)
+            room -= commands.audit.bytes_told(stored)
             if steps[-1] and (room < 0 or session[0].prefix != steps[-1][-1][0].prefix):
                 steps.append([])
                 room = STEP_BYTES
@@ -165,20 +165,20 @@ class Audit:
 
     async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], shard: _Shard) -> None:
         try:
-            trip = [command for keys, entry in sessions for command in commands.session_read(keys, entry)]
+            trip = [command for keys, entry in sessions for command in commands.audit.session_read(keys, entry)]
             replies = await self._namespace.read(trip, atomic=True)
         except Corrupt as error:
             if len(sessions) == 1:
                 self._counts["sessions"] += 1
-                self._add(commands.problem_of(error))
+                self._add(commands.audit.problem_of(error))
                 shard.is_sound = False
                 return
             for session in sessions:
                 await self._step([session], shard)
             return
         for at, (keys, entry) in enumerate(sessions):
-            size = commands.SESSION_READS
-            audited = commands.session_reply(keys, entry, replies[at * size : (at + 1) * size])
+            size = commands.audit.SESSION_READS
+            audited = commands.audit.session_reply(keys, entry, replies[at * size : (at + 1) * size])
             if audited.is_gone:
                 continue
             self._counts["sessions"] += 1
@@ -191,16 +191,16 @@ class Audit:
                 self._add(problem)
             if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
                 if self._repair:
-                    call = commands.relist_call(keys)
-                    commands.status(call, await self._namespace.run(call), keys)
+                    call = commands.audit.relist_call(keys)
+                    commands.calls.status(call, await self._namespace.run(call), keys)
                 reason = f"lists {keys.session_id!r} other than its head says"
                 self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
 
     async def _is_listed_wrongly(self, keys: SessionKeys, entry: bytes) -> bool:
         """Look again: the entry that led here may be that of a session of this id before."""
         for _ in range(ATTEMPTS):
-            replies = await self._namespace.read(commands.session_read(keys, entry), atomic=True)
-            audited = commands.session_reply(keys, entry, replies)
+            replies = await self._namespace.read(commands.audit.session_read(keys, entry), atomic=True)
+            audited = commands.audit.session_reply(keys, entry, replies)
             if audited.listing is None or audited.listing == entry:
                 return audited.listing is not None
             entry = audited.listing
@@ -209,16 +209,16 @@ class Audit:
     async def _blobs(self, shard: _Shard) -> None:
         doubtful: list[bytes] = []
         for chunk in _chunks(sorted(shard.expected), STEP_BLOBS):
-            trip = [commands.time_read()]
-            trip += [command for ref in chunk for command in commands.blob_fields_read(shard.keys, ref)]
+            trip = [commands.audit.time_read()]
+            trip += [command for ref in chunk for command in commands.audit.blob_fields_read(shard.keys, ref)]
             time, *stored = await self._namespace.read(trip, atomic=True, faults=True)
             now = int(time[0]) * 1000 + int(time[1]) // 1000
             for ref, fields, left in zip(chunk, stored[::2], stored[1::2], strict=True):
                 if isinstance(fields, Corrupt):
-                    self._add(commands.problem_of(fields))
+                    self._add(commands.audit.problem_of(fields))
                     continue
                 self._counts["blobs"] += bool(fields)
-                problems, is_doubtful = commands.blob_fields_reply(
+                problems, is_doubtful = commands.audit.blob_fields_reply(
                     shard.keys, ref, fields, left, shard.expected[ref], now
                 )
                 for problem in problems:
@@ -238,9 +238,9 @@ class Audit:
                 heads += [(entry.entry, SessionKeys(prefix, entry_ids(entry.entry)[0])) for entry in entries]
             unlisted = shard.session_ids.difference(keys.session_id for _, keys in heads)
             heads += [(b"", SessionKeys(prefix, session_id)) for session_id in sorted(unlisted)]
-            call = commands.recount_call(shard.keys, refs, heads, self._namespace.options, repair=repair)
+            call = commands.audit.recount_call(shard.keys, refs, heads, self._namespace.options, repair=repair)
             reply = await self._namespace.run(call, writes=repair)
-            problems = commands.recount_reply(call, shard.keys, refs, reply)
+            problems = commands.audit.recount_reply(call, shard.keys, refs, reply)
             if problems is not None:
                 for problem in problems:
                     self._add(problem)

@@ -11,10 +11,17 @@ from typing import NoReturn, Self
 
 import redis.asyncio as redis
 
-from lash_redis import commands
+from lash_redis._validate import (
+    require_callable,
+    require_id,
+    require_int,
+    require_namespace,
+    require_ref,
+    require_type,
+    seconds_to_ms,
+)
 from lash_redis.audit import Audit
 from lash_redis.errors import InvalidRecord, SessionGone
-from lash_redis.keys import Layout, checked_id, checked_namespace
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
 from lash_redis.models import (
     Append,
@@ -31,12 +38,14 @@ from lash_redis.models import (
     Unchanged,
 )
 from lash_redis.models.wire import check_json
-from lash_redis.namespace import Namespace, continuing
-from lash_redis.options import KEEP, Keep, StoreOptions, checked_progress, seconds_to_ms, whole
-from lash_redis.store import RedisSessionStore
+from lash_redis.options import KEEP, Keep, StoreOptions
+from lash_redis.protocol import commands
+from lash_redis.protocol.keys import Layout
+from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.store import RedisSessionStore
+from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.backend import Connector
 from lash_redis.transport.connectors import by_url, given
-from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 
 class SessionCache:
@@ -61,11 +70,11 @@ class SessionCache:
         options: StoreOptions | None = None,
     ) -> None:
         options = StoreOptions() if options is None else options
-        commands.check_kind("options", options, StoreOptions)
+        require_type("options", options, StoreOptions)
         self.ttl = ttl
         self.shared = Namespace(
             client if isinstance(client, Connector) else given(client),
-            Layout(checked_namespace(namespace), options.shards),
+            Layout(require_namespace(namespace), options.shards),
             options,
             0 if ttl is None else seconds_to_ms("ttl", ttl),
         )
@@ -120,13 +129,13 @@ class SessionCache:
         Raises:
             SessionDeleted: the session was deleted; its id takes no writes for a while.
         """
-        commands.check_kind("request", request, SessionStoreCreateRequest)
-        commands.check_kind("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
-        commands.check_kind("SessionStoreCreateRequest.policy.model", request.policy.model, str)
+        require_type("request", request, SessionStoreCreateRequest)
+        require_type("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
+        require_type("SessionStoreCreateRequest.policy.model", request.policy.model, str)
         check_json(request.policy.model, "SessionStoreCreateRequest.policy.model")
         if request.parent_session_id is not None:
-            checked_id("SessionStoreCreateRequest.parent_session_id", request.parent_session_id)
-        checked_id("SessionStoreCreateRequest.session_id", request.session_id)
+            require_id("SessionStoreCreateRequest.parent_session_id", request.parent_session_id)
+        require_id("SessionStoreCreateRequest.session_id", request.session_id)
         store = self.session(request.session_id)
         meta = _new_meta(request.session_id, request.policy.model, _working_directory(), request.parent_session_id)
         await store.create_meta(meta, ttl)
@@ -150,8 +159,8 @@ class SessionCache:
             OutcomeUnknown: the reply was lost: there may be a session `new_id` now.
         """
         if leaf_node_id is not None:
-            checked_id("leaf_node_id", leaf_node_id)
-        origin, target = self.session(checked_id("source", source)), self.session(checked_id("new_id", new_id))
+            require_id("leaf_node_id", leaf_node_id)
+        origin, target = self.session(require_id("source", source)), self.session(require_id("new_id", new_id))
         if source == new_id:
             raise InvalidRecord("new_id", "is the id of the source")
         point = await origin.fork_point(leaf_node_id)
@@ -164,13 +173,13 @@ class SessionCache:
             0,
             config=read.config,
             graph=Append(nodes, leaf) if nodes else Unchanged(None),
-            checkpoint=commands.carried(read.checkpoint),
+            checkpoint=commands.commit.carried(read.checkpoint),
         )
         meta = await origin.load_session_meta()
         model, cwd = (read.config.configured_model, _working_directory()) if meta is None else (meta.model, meta.cwd)
         born = _new_meta(new_id, model, cwd, source)
         options = replace(self.options, max_commit_nodes=None, max_commit_bytes=None)
-        await target.begin(commit, commands.Origin(born), blobs, options=options, ttl=ttl)
+        await target.begin(commit, commands.commit.Origin(born), blobs, options=options, ttl=ttl)
         return target
 
     async def delete(self, session_id: str) -> DeleteReport:
@@ -202,9 +211,9 @@ class SessionCache:
         read is listed with its `fault`. Bounded in memory; any number of sessions.
         """
         if limit is not None:
-            whole("limit", limit, 0)
+            require_int("limit", limit, 0)
         if parent is not None:
-            checked_id("parent", parent)
+            require_id("parent", parent)
         listing = Listing(self.shared, await self._place(after), parent, first_chunk(limit, self.options.shards))
         left = limit
         while left is None or left > 0:
@@ -221,10 +230,10 @@ class SessionCache:
         if not isinstance(after, SessionPickerInfo | str):
             raise InvalidRecord("after", f"takes a SessionPickerInfo, its cursor or a session id, not {after!r}")
         if isinstance(after, SessionPickerInfo):
-            checked_id("after.session_id", after.session_id)
+            require_id("after.session_id", after.session_id)
         place = Cursor.parse(after if isinstance(after, str) else after.cursor)
         if place is None:
-            place = await place_of(self.shared, checked_id("after", after))
+            place = await place_of(self.shared, require_id("after", after))
             if place is None:
                 raise InvalidRecord("after", f"{after!r} is no cursor, nor a session that is listed")
         return place
@@ -247,13 +256,13 @@ class SessionCache:
         `root_count` is the number of sessions listed, `retained_blob_count` that of blobs no session holds and that
         were promised to stay.
         """
-        checked_progress(progress)
+        require_callable(progress)
         deleted = waiting = listed = 0
         for shard in range(self.options.shards):
             keys = self.layout.shard_keys(shard)
             with continuing(deleted, "blobs were deleted"):
                 deleted += await self.shared.collect(keys)
-                orphans, sessions = await self.shared.read(commands.shard_sizes_read(keys), atomic=False)
+                orphans, sessions = await self.shared.read(commands.maintenance.shard_sizes_read(keys), atomic=False)
             waiting, listed = waiting + orphans, listed + sessions
             if progress is not None:
                 progress(shard + 1, self.options.shards)
@@ -277,7 +286,7 @@ class SessionCache:
         """
         if type(repair) is not bool:
             raise InvalidRecord("repair", f"takes True or False, not {repair!r}")
-        return await Audit(self.shared, repair=repair, progress=checked_progress(progress)).run()
+        return await Audit(self.shared, repair=repair, progress=require_callable(progress)).run()
 
     async def preload(self) -> None:
         """Make every script known to the server, for accounts that may not send scripts (`allow_eval=False`).
@@ -296,7 +305,7 @@ class SessionCache:
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidRecord("data", f"takes bytes, not {type(data).__name__}")
-        commands.check_value_size("the bytes of a blob", len(data), self.options)
+        commands.calls.require_size("the bytes of a blob", len(data), self.options)
         return await self.shared.put_blob(bytes(data))
 
     async def get_blob(self, ref: str) -> bytes | None:
@@ -309,7 +318,7 @@ class SessionCache:
         Raises:
             Corrupt: the stored bytes do not hash to `ref`.
         """
-        return await self.shared.blob(commands.checked_ref("ref", ref))
+        return await self.shared.blob(require_ref("ref", ref))
 
 
 def connect(

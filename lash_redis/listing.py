@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from lash_redis import commands
 from lash_redis.errors import Corrupt
-from lash_redis.keys import ShardKeys, catalogue_entry, entry_ids
 from lash_redis.models import Cursor, SessionPickerInfo
-from lash_redis.namespace import Namespace
-from lash_redis.reader import Reader
+from lash_redis.protocol import commands
+from lash_redis.protocol.keys import ShardKeys, catalogue_entry, entry_ids
+from lash_redis.session.namespace import Namespace
+from lash_redis.session.reader import Reader
 
 PAGE = 100
 """Lines fetched at once."""
@@ -30,8 +30,8 @@ class _Scan:
     descending: bool = True
     is_done: bool = False
 
-    def command(self) -> commands.Command:
-        read = commands.latest_read if self.descending else commands.oldest_read
+    def command(self) -> commands.calls.Command:
+        read = commands.catalogue.latest_read if self.descending else commands.catalogue.oldest_read
         return read(self.keys, self.at, self.chunk)
 
     def take(self, entries: Sequence[Cursor]) -> list[Cursor]:
@@ -56,9 +56,9 @@ def first_chunk(limit: int | None, shards: int) -> int:
 async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
     """Where a session stands in the list, if it does. Two round trips: its entry may name a parent."""
     keys = namespace.layout.session(session_id)
-    (parent,) = await namespace.read([commands.parent_read(keys)], atomic=False)
+    (parent,) = await namespace.read([commands.audit.parent_read(keys)], atomic=False)
     entry = catalogue_entry(session_id, None if parent is None else parent.decode())
-    (committed,) = await namespace.read([commands.place_read(keys, entry)], atomic=False)
+    (committed,) = await namespace.read([commands.catalogue.place_read(keys, entry)], atomic=False)
     return None if committed is None else Cursor(int(float(committed)), entry)
 
 
@@ -103,7 +103,7 @@ class Listing:
                 return
             replies = await self._namespace.read([self._scans[at].command() for at in dry], atomic=False)
             for at, reply in zip(dry, replies, strict=True):
-                for entry in self._scans[at].take(commands.entries_reply(reply)):
+                for entry in self._scans[at].take(commands.catalogue.entries_reply(reply)):
                     if self._parent is None or entry_ids(entry.entry)[1] == self._parent:
                         self._waiting[at].append(entry)
 
@@ -123,16 +123,16 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
     """A line for each entry, None where nothing is left of the session."""
     layout = namespace.layout
     keys = [layout.session(entry_ids(entry.entry)[0]) for entry in entries]
-    trip = [command for each in keys for command in commands.line_read(each)]
+    trip = [command for each in keys for command in commands.catalogue.line_read(each)]
     replies = await namespace.read(trip, atomic=False, faults=True)
     lines: list[SessionPickerInfo | None] = [None] * len(entries)
-    begun: dict[int, commands.Line] = {}
+    begun: dict[int, commands.catalogue.Line] = {}
     gone: list[int] = []
     for at, (reply, others) in enumerate(zip(replies[::2], replies[1::2], strict=True)):
         try:
-            line = commands.line_reply(keys[at], entries[at], reply, others)
+            line = commands.catalogue.line_reply(keys[at], entries[at], reply, others)
         except Corrupt as error:
-            lines[at] = commands.faulty_line(keys[at], entries[at], error)
+            lines[at] = commands.catalogue.faulty_line(keys[at], entries[at], error)
             continue
         if line is None:
             gone.append(at)
@@ -147,16 +147,16 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
 
 
 async def _add_first_messages(
-    namespace: Namespace, begun: dict[int, commands.Line], lines: list[SessionPickerInfo | None]
+    namespace: Namespace, begun: dict[int, commands.catalogue.Line], lines: list[SessionPickerInfo | None]
 ) -> None:
     known = {at: line for at, line in begun.items() if line.first >= 0}
-    trip = [commands.first_read(line) for line in known.values()]
+    trip = [commands.catalogue.first_read(line) for line in known.values()]
     records = await namespace.read(trip, atomic=False, faults=True)
     for (at, line), record in zip(known.items(), records, strict=True):
         try:
             finished = line.with_record(record)
         except Corrupt as error:
-            finished = replace(line.info, fault=commands.fault_of(error))
+            finished = replace(line.info, fault=commands.catalogue.fault_of(error))
         if finished is not None:
             lines[at] = finished
             del begun[at]
@@ -169,7 +169,7 @@ async def _add_first_messages(
             else:
                 lines[at] = replace(line.info, first_user_message=found.stored.graph.first_user_message())
         except Corrupt as error:
-            lines[at] = replace(line.info, fault=commands.fault_of(error))
+            lines[at] = replace(line.info, fault=commands.catalogue.fault_of(error))
 
 
 async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
@@ -178,8 +178,8 @@ async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
     for entry in entries:
         by_shard.setdefault(layout.session(entry_ids(entry)[0]).prefix, []).append(entry)
     for prefix, those in by_shard.items():
-        call = commands.prune_call(ShardKeys(prefix), layout, those)
-        commands.status(call, await namespace.run(call), ShardKeys(prefix))
+        call = commands.catalogue.prune_call(ShardKeys(prefix), layout, those)
+        commands.calls.status(call, await namespace.run(call), ShardKeys(prefix))
 
 
 async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
@@ -191,7 +191,7 @@ async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -
     scan, seen = _Scan(shard, None, chunk, descending=False), set[bytes]()
     while not scan.is_done:
         (reply,) = await namespace.read([scan.command()], atomic=False)
-        entries = [entry for entry in scan.take(commands.entries_reply(reply)) if entry.entry not in seen]
+        entries = [entry for entry in scan.take(commands.catalogue.entries_reply(reply)) if entry.entry not in seen]
         if entries:
             seen.update(entry.entry for entry in entries)
             yield entries

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
+from lash_redis._validate import require_int, seconds_to_ms
 from lash_redis.errors import InvalidRecord
-from lash_redis.keys import MAX_SHARDS
 
-MAX_SECONDS: Final = 100 * 365 * 86_400
-"""A hundred years: no duration is longer."""
+MAX_SHARDS: Final = 1024
+"""How many hash tags a namespace can be spread over."""
 
 
 class BlobProfile(Enum):
@@ -32,7 +32,7 @@ class StoreGcPolicy:
     """Run `gc_unreachable` after every so many successful commits of a handle; 0 for never."""
 
     def __post_init__(self) -> None:
-        whole("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
+        require_int("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
 
 
 MAX_WAIT_MS: Final = 5_000
@@ -49,8 +49,8 @@ class Replicas:
     timeout_ms: int = 1_000
 
     def __post_init__(self) -> None:
-        whole("durability.n", self.n, 1, 1_000)
-        whole("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
+        require_int("durability.n", self.n, 1, 1_000)
+        require_int("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class Fsync:
     timeout_ms: int = 1_000
 
     def __post_init__(self) -> None:
-        whole("durability.replicas", self.replicas, 0, 1_000)
-        whole("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
+        require_int("durability.replicas", self.replicas, 0, 1_000)
+        require_int("durability.timeout_ms", self.timeout_ms, 1, MAX_WAIT_MS)
 
 
 Durability: TypeAlias = Replicas | Fsync
 
 
-def checked_durability(name: str, durability: Any) -> Durability | None:
+def require_durability(name: str, durability: Any) -> Durability | None:
     if durability is not None and not isinstance(durability, Replicas | Fsync):
         raise InvalidRecord(name, f"takes Replicas, Fsync or None, not {durability!r}")
     return durability
@@ -167,10 +167,10 @@ class StoreOptions:
             raise InvalidRecord("options.blob_profile", f"takes a BlobProfile, not {self.blob_profile!r}")
         if not isinstance(self.gc_policy, StoreGcPolicy):
             raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
-        checked_durability("options.durability", self.durability)
+        require_durability("options.durability", self.durability)
         if self.read_from not in ("primary", "replica"):
             raise InvalidRecord("options.read_from", f"takes 'primary' or 'replica', not {self.read_from!r}")
-        whole("options.shards", self.shards, 1, MAX_SHARDS)
+        require_int("options.shards", self.shards, 1, MAX_SHARDS)
         for name in ("slide_on_load", "allow_eval"):
             if type(getattr(self, name)) is not bool:
                 raise InvalidRecord(f"options.{name}", f"takes True or False, not {getattr(self, name)!r}")
@@ -180,47 +180,10 @@ class StoreOptions:
             seconds_to_ms(f"options.{name}", getattr(self, name))
         if self.call_timeout is not None:
             seconds_to_ms("options.call_timeout", self.call_timeout)
-        whole("options.blob_cache_bytes", self.blob_cache_bytes, 0)
+        require_int("options.blob_cache_bytes", self.blob_cache_bytes, 0)
         for name in ("max_commit_bytes", "max_commit_nodes"):
             if getattr(self, name) is not None:
-                whole(f"options.{name}", getattr(self, name), 1)
-
-
-def _told(value: Any) -> str:
-    """`value` as a message shows it; Python writes out no int of thousands of digits."""
-    try:
-        return repr(value)
-    except ValueError:
-        return f"a {type(value).__name__} too long to show"
-
-
-def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value`, if it is an int within bounds."""
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InvalidRecord(name, f"takes a whole number, {bounds}, not {_told(value)}")
-    return value
-
-
-def checked_progress(progress: Any) -> Any:
-    """`progress`, if it can be called or is None."""
-    if progress is not None and not callable(progress):
-        raise InvalidRecord("progress", f"takes a function, not {type(progress).__name__}")
-    return progress
-
-
-def seconds_to_ms(name: str, value: Any) -> int:
-    """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {_told(value)}")
-    return max(1, round(value * 1000))
-
-
-def seconds(name: str, value: Any) -> float:
-    """`value`, if it is a number of seconds from 0 to 100 years."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds, 0 to 100 years, not {_told(value)}")
-    return float(value)
+                require_int(f"options.{name}", getattr(self, name), 1)
 
 
 class Keep(Enum):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from lash_redis import codec, commands
+from lash_redis._validate import MAX_SECONDS, require_callable, require_id, require_ref
 from lash_redis.cache import SessionCache
 from lash_redis.errors import (
     BackendError,
@@ -29,7 +29,6 @@ from lash_redis.errors import (
     SessionGone,
     StoreError,
 )
-from lash_redis.keys import checked_id, entry_ids
 from lash_redis.listing import walk
 from lash_redis.models import (
     Append,
@@ -44,9 +43,15 @@ from lash_redis.models import (
     TokenUsage,
     Unchanged,
 )
-from lash_redis.options import KEEP, MAX_SECONDS, Keep, checked_progress
+from lash_redis.options import KEEP, Keep
+from lash_redis.protocol import commands
+from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.component_refs import COMPONENTS
-from lash_redis.reader import Reader
+from lash_redis.protocol.components import StoredComponent
+from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_meta, tag_of
+from lash_redis.protocol.keys import entry_ids
+from lash_redis.protocol.packing import pack
+from lash_redis.session.reader import Reader
 
 FORMAT: Final = 1
 WINDOW: Final = 16
@@ -101,7 +106,7 @@ async def export_sessions(
         SessionGone: there is no session of a given id.
         Corrupt, SessionEvicted: a session cannot be read. What was exported before stands; the end is missing.
     """
-    checked_progress(progress)
+    require_callable(progress)
     if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
         raise InvalidRecord("session_ids", f"takes session ids, or None for all, not {type(session_ids).__name__}")
     yield _text({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
@@ -127,7 +132,7 @@ async def export_sessions(
 
 async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> AsyncIterator[list[str]]:
     if session_ids is not None:
-        ids = [checked_id("session_ids", session_id) for session_id in session_ids]
+        ids = [require_id("session_ids", session_id) for session_id in session_ids]
         for at in range(0, len(ids), WINDOW):
             yield ids[at : at + WINDOW]
         return
@@ -155,7 +160,7 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
     keys = cache.layout.session(session_id)
     found = await Reader(cache.shared, keys).snapshot()
     if found is None:
-        (stored,) = await cache.shared.read([commands.created_read(keys)], atomic=False)
+        (stored,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
         facts, record, own_ttl = stored
         if facts is not None:  # its first commit came in between
             return await _exported(cache, session_id)
@@ -166,7 +171,7 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
             "session_id": session_id,
             "head": None,
             "ttl_ms": None if own_ttl is None else int(own_ttl),
-            "meta": codec.decode_meta(record, keys.head).to_json(),
+            "meta": decode_meta(record, keys.head).to_json(),
         }, {}
     head, read = found.stored.head, found.read()
     fields = head.fields
@@ -183,7 +188,7 @@ async def _exported(cache: SessionCache, session_id: str) -> tuple[Line, dict[st
         "receipts": b64encode(fields.get(b"receipts", b"")).decode(),
         "links_by_id": bool(head.facts.loose),
         "ttl_ms": None if ttl is None else int(ttl),
-        "meta": None if stored_meta is None else codec.decode_meta(stored_meta, head.keys.head).to_json(),
+        "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),
     }
     return line, found.components
 
@@ -240,7 +245,7 @@ async def import_sessions(
     """
     if isinstance(lines, str | bytes) or not isinstance(lines, Iterable):
         raise InvalidRecord("lines", f"takes the lines of an export, not {type(lines).__name__}")
-    state = _Import(checked_progress(progress))
+    state = _Import(require_callable(progress))
     free = asyncio.Semaphore(WINDOW)
     fault: Exception | None = None
     with Spool.opened() as spool:
@@ -292,9 +297,9 @@ def _take(state: _Import, spool: Spool, number: int, line: Line) -> bool:
         case "lash-redis":
             return True
         case "blob":
-            ref = commands.checked_ref(f"line {number}.ref", line.get("ref"))
+            ref = require_ref(f"line {number}.ref", line.get("ref"))
             data = _bytes(f"line {number}.base64", line.get("base64"))
-            if codec.ref_of(data) != ref:
+            if ref_of(data) != ref:
                 raise InvalidRecord(f"line {number}.base64", "does not hash to its ref")
             spool.add(ref, data)
             state.blob_lines += 1
@@ -328,7 +333,7 @@ class _Session:
     line: Line
     meta: SessionMeta | None
     commit: RuntimeCommit | None = None
-    origin: commands.Origin | None = None
+    origin: commands.commit.Origin | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
     ttl: float | Keep | None = KEEP
     is_lenient: bool = False
@@ -336,7 +341,7 @@ class _Session:
 
 def _session_of(line: Line, number: int, spool: Spool) -> _Session:
     where = f"line {number}"
-    session_id = checked_id(f"{where}.session_id", line.get("session_id"))
+    session_id = require_id(f"{where}.session_id", line.get("session_id"))
     meta = None if line.get("meta") is None else SessionMeta.from_json(line["meta"], f"{where}.meta")
     if meta is not None and meta.session_id != session_id:
         raise InvalidRecord(f"{where}.meta.session_id", f"is not {session_id!r}")
@@ -354,20 +359,20 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
         raise InvalidRecord(f"{where}.head.session_id", f"is not {session_id!r}")
     manifest = SessionCheckpoint.from_json(line.get("checkpoint"), f"{where}.checkpoint")
     receipts = _bytes(f"{where}.receipts", line.get("receipts"))
-    if head.head_revision < 1 or len(receipts) != codec.RECEIPT_BYTES * min(codec.RECEIPTS, head.head_revision):
+    if head.head_revision < 1 or len(receipts) != RECEIPT_BYTES * min(RECEIPTS, head.head_revision):
         raise InvalidRecord(f"{where}.receipts", f"does not fit the revision {head.head_revision}")
     committed = line.get("committed_ms")
     if type(committed) is not int or not 0 < committed < 10**14:
         raise InvalidRecord(f"{where}.committed_ms", f"takes ms since 1970, not {committed!r}")
-    commit_id = checked_id(f"{where}.commit_id", line.get("commit_id"))
-    if receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(commit_id):
+    commit_id = require_id(f"{where}.commit_id", line.get("commit_id"))
+    if receipts[-RECEIPT_BYTES:-TAG_BYTES] != tag_of(commit_id):
         raise InvalidRecord(f"{where}.receipts", "its last one is not that of the commit_id")
     blobs: dict[str, bytes] = {}
     for name in COMPONENTS:
         ref = getattr(manifest, f"{name}_ref")
         if ref is None:
             continue
-        data = spool.get(commands.checked_ref(f"{where}.checkpoint.{name}_ref", ref))
+        data = spool.get(require_ref(f"{where}.checkpoint.{name}_ref", ref))
         if data is None:
             raise InvalidRecord(f"{where}.checkpoint.{name}_ref", "is a blob that no line before it has")
         blobs[ref] = data
@@ -398,12 +403,12 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
             [row for entry in head.token_ledger for row in _rows(entry)],
             commit_id,
         ),
-        commands.Origin(
+        commands.commit.Origin(
             meta,
             head.head_revision - 1,
             committed,
-            history=receipts[: -codec.RECEIPT_BYTES],
-            meaning=receipts[-codec.TAG_BYTES :],
+            history=receipts[:-RECEIPT_BYTES],
+            meaning=receipts[-TAG_BYTES:],
         ),
         blobs,
         ttl,
@@ -421,13 +426,13 @@ def _check_shapes(line: Line, where: str, **records: Any) -> None:
 
 def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[str, bytes], where: str) -> None:
     path = f"{where}.checkpoint"
-    if codec.ref_of(codec.pack(manifest.to_msgpack(path), path)) != ref:
+    if ref_of(pack(manifest.to_msgpack(path), path)) != ref:
         raise InvalidRecord(f"{where}.head.checkpoint_ref", "is not the hash of the checkpoint")
     for name in COMPONENTS:
         named = getattr(manifest, f"{name}_ref")
         try:
             if named is not None:
-                codec.StoredComponent(name, named, blobs[named], where).value()
+                StoredComponent(name, named, blobs[named], where).value()
         except Corrupt as error:
             raise InvalidRecord(f"{path}.{name}_ref", error.reason) from error
 

@@ -30,8 +30,8 @@ from lash_redis import (
     SessionDeleted,
     SessionNodeRecord,
     ToolState,
-    codec,
 )
+from lash_redis.protocol.packing import pack_record
 
 LEASE_TTL = workers.PATIENCE
 """Seconds. Longer than any call here, so a slow machine loses no lease."""
@@ -119,7 +119,7 @@ class View:
         return f"{sum(record != b'' for record in kept)} records"
 
     async def first_tools(self) -> str:
-        return await self._blob(codec.pack_record(tools_of(self.session), "tools"))
+        return await self._blob(pack_record(tools_of(self.session), "tools"))
 
     async def upload(self) -> str:
         return await self._blob(f"upload of {self.session}".encode())

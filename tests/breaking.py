@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from lash_redis import scripts
+from lash_redis.protocol import scripts
 
 Law = TypeVar("Law", bound=Callable[..., Any])
 

@@ -17,7 +17,7 @@ from outages import taking_turns
 from workers import NAMESPACE, Crew
 
 from lash_redis import Replicas, StoreOptions, connect
-from lash_redis.keys import Layout
+from lash_redis.protocol.keys import Layout
 
 LAYOUT = Layout(NAMESPACE, StoreOptions().shards)
 

@@ -23,10 +23,11 @@ import pytest
 import redis
 import redis.asyncio
 
-from lash_redis import acl, scripts
+from lash_redis import acl
 from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer, wheel_binary
 from lash_redis.errors import BackendError
+from lash_redis.protocol import scripts
 
 if TYPE_CHECKING:
     from groups import Cluster, SentinelGroup

@@ -25,7 +25,7 @@ from bench import capacity, check, cluster, floor, grid, load, recorded, report,
 from bench.measure import Contender, Times, spread, together, traffic, wire_to
 from bench.network import further_off
 from lash_redis import SessionCache
-from lash_redis.keys import Layout
+from lash_redis.protocol.keys import Layout
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lash_redis import checksums
+from lash_redis.protocol import checksums
 
 
 @pytest.mark.parametrize(("data", "expected"), [(b"", 0), (b"123456789", 0xCBF43926), (b"\0" * 4, 0x2144DF1C)])

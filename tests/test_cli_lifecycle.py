@@ -40,13 +40,7 @@ from lash_redis import (
 )
 from lash_redis.cli import app, connection
 from lash_redis.cli.connection import Connection
-from lash_redis.cli.conversations import (
-    SHIPPED,
-    canonical,
-    conversations_in,
-    message_of,
-    read_conversations,
-)
+from lash_redis.cli.conversations import SHIPPED, canonical, conversations_in, message_of, read_conversations
 from lash_redis.cli.sessions import ago
 from lash_redis.cli.worker import Settings, play
 
@@ -461,7 +455,7 @@ def test_audit_repairs_what_it_can_and_then_ends_with_0(url: str) -> None:
 
 
 def test_preload_makes_every_script_known(url: str) -> None:
-    from lash_redis import scripts
+    from lash_redis.protocol import scripts
 
     with redis.Redis.from_url(url) as client:
         client.script_flush()

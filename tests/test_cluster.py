@@ -30,7 +30,8 @@ from lash_redis import (
 )
 from lash_redis.acl import ROLES
 from lash_redis.cli.commands import app
-from lash_redis.keys import Layout, slot_of
+from lash_redis.protocol import scripts
+from lash_redis.protocol.keys import Layout, slot_of
 from lash_redis.transport.request import Request
 
 ONE_SHARD = StoreOptions(shards=1)
@@ -87,7 +88,7 @@ async def test_sessions_of_a_cluster_lie_on_every_node(cluster):
 async def test_every_node_knows_the_scripts_after_a_preload(cluster):
     async with lash_redis.connect(cluster.url) as cache:
         await cache.preload()
-    shas = [script.sha for script in lash_redis.scripts.every()]
+    shas = [script.sha for script in scripts.every()]
     for node in cluster.nodes:
         assert set(node.ask("SCRIPT", "EXISTS", *shas)) == {1}
 

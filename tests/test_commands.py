@@ -37,13 +37,12 @@ from lash_redis import (
     TokenLedgerEntry,
     TokenUsage,
     Unchanged,
-    commands,
-    scripts,
 )
-from lash_redis.blobs import WrittenTools
 from lash_redis.errors import SessionExists
-from lash_redis.keys import Layout
+from lash_redis.protocol import commands, scripts
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
+from lash_redis.protocol.keys import Layout
+from lash_redis.session.blob_cache import WrittenTools
 
 LAYOUT = Layout("acme", 1)
 KEYS = LAYOUT.session("chat")
@@ -55,16 +54,16 @@ def user(node_id: str) -> SessionNodeRecord:
     return SessionNodeRecord(node_id, None, "t", EventPayload({"Conversation": {"role": "User"}}))
 
 
-def prepared(made: RuntimeCommit) -> commands.PreparedCommit:
-    return commands.prepare_commit(made, OPTIONS, WrittenTools(0))
+def prepared(made: RuntimeCommit) -> commands.commit.PreparedCommit:
+    return commands.commit.prepare(made, OPTIONS, WrittenTools(0))
 
 
-def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.ScriptCall:
-    return commands.commit_call(KEYS, prepared(made), before, (), ttl_ms, OPTIONS).call
+def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.calls.ScriptCall:
+    return commands.commit.call(KEYS, prepared(made), before, (), ttl_ms, OPTIONS).call
 
 
 def replied(made: RuntimeCommit, reply: Any) -> Any:
-    return commands.commit_reply(called(made), prepared(made), KEYS, reply)
+    return commands.commit.reply(called(made), prepared(made), KEYS, reply)
 
 
 # commit
@@ -127,28 +126,28 @@ def test_the_numbers_of_a_commit_say_what_follows_them():
 )
 def test_another_script_makes_every_commit_that_is_not_a_strict_append_of_a_few_nodes(made, lenient):
     options = replace(OPTIONS, graph_checks="lenient") if lenient else OPTIONS
-    call = commands.commit_call(KEYS, prepared(made), NO_REFS, (), 0, options).call
+    call = commands.commit.call(KEYS, prepared(made), NO_REFS, (), 0, options).call
     assert call.script is scripts.REPLACE
     assert call.args[24] == ("lenient" if lenient else "strict")
 
 
 @pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
 def test_a_commit_sends_the_ttl_of_its_own_beside_that_of_the_cache(own_ttl_ms, sent):
-    made = commands.commit_call(KEYS, prepared(commit(None)), NO_REFS, (), 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
+    made = commands.commit.call(KEYS, prepared(commit(None)), NO_REFS, (), 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
     assert made.call.args[9:11] == [5_000, sent]
 
 
 def test_a_commit_with_an_origin_says_what_the_session_begins_with():
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id="old")
 
-    def sent(origin: commands.Origin) -> Any:
-        made = commands.commit_call(KEYS, prepared(commit(0)), NO_REFS, (), 0, OPTIONS, origin=origin)
+    def sent(origin: commands.commit.Origin) -> Any:
+        made = commands.commit.call(KEYS, prepared(commit(0)), NO_REFS, (), 0, OPTIONS, origin=origin)
         return made.call.args[25:29]
 
-    assert sent(commands.Origin()) == ["new", b"", b"", ""]
-    origin, history, record, parent = sent(commands.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
+    assert sent(commands.commit.Origin()) == ["new", b"", b"", ""]
+    origin, history, record, parent = sent(commands.commit.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
     assert (origin, history, parent) == ("3 1700000000000", b"receipts", "old")
-    assert commands.meta_reply(KEYS, [[record, None, None], 0, 0, 0, 0, 0]) == meta
+    assert commands.reads.meta_reply(KEYS, [[record, None, None], 0, 0, 0, 0, 0]) == meta
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ PLUGIN_REF = sha256(msgpack.packb(PLUGINS.to_msgpack())).hexdigest()
 )
 def test_a_component_whose_bytes_are_at_hand_becomes_private_and_one_that_stays_is_not_sent(before, made, after, sent):
     prior = ComponentRefs.of((None, before[0], None), f"-{before[1]}-")
-    made = commands.commit_call(
+    made = commands.commit.call(
         KEYS, prepared(commit(1, checkpoint=HydratedSessionCheckpoint(**made))), prior, (), 0, OPTIONS
     )
     assert (made.after.refs[1], made.after.kinds[1]) == after
@@ -320,16 +319,16 @@ def test_moved_refs_are_the_refs_to_send_instead():
     one, three = "1" * 64, "3" * 64
     stored = b"h" + bytes.fromhex(one) + b"-" + bytes(32) + b"p" + bytes.fromhex(three)
     moved = replied(MADE, [b"refs", b"chat", stored])
-    assert moved == commands.RefsMoved(ComponentRefs.of((one, None, three), "h-p"))
+    assert moved == commands.calls.RefsMoved(ComponentRefs.of((one, None, three), "h-p"))
     assert moved.refs.stored == stored
-    assert replied(MADE, [b"refs", b"chat", b""]) == commands.RefsMoved(NO_REFS)
+    assert replied(MADE, [b"refs", b"chat", b""]) == commands.calls.RefsMoved(NO_REFS)
 
 
 def test_missing_blobs_are_named_by_their_refs():
     made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state_ref="1" * 64, execution_state_ref="2" * 64))
-    assert replied(made, [b"missing", b"chat", 0, 1]) == commands.BlobsMissing(("1" * 64, "2" * 64))
-    assert replied(made, [b"missing", b"chat", 1]) == commands.BlobsMissing(("2" * 64,))
-    error = commands.missing_blob(prepared(made), "2" * 64)
+    assert replied(made, [b"missing", b"chat", 0, 1]) == commands.commit.BlobsMissing(("1" * 64, "2" * 64))
+    assert replied(made, [b"missing", b"chat", 1]) == commands.commit.BlobsMissing(("2" * 64,))
+    error = commands.commit.missing_blob(prepared(made), "2" * 64)
     assert isinstance(error, MissingBlob)
     assert error.component == "execution_state"
 
@@ -353,12 +352,12 @@ def test_a_reply_to_another_call_leaves_the_outcome_unknown(reply):
     with pytest.raises(OutcomeUnknown):
         replied(MADE, reply)
     for call in (
-        commands.tombstone_call(KEYS, ["a"]),
-        commands.vacuum_call(KEYS),
-        commands.gc_call(KEYS.shard, "chat", []),
+        commands.maintenance.tombstone_call(KEYS, ["a"]),
+        commands.maintenance.vacuum_call(KEYS),
+        commands.maintenance.gc_call(KEYS.shard, "chat", []),
     ):
         with pytest.raises(OutcomeUnknown):
-            commands.status(call, reply, KEYS)
+            commands.calls.status(call, reply, KEYS)
 
 
 @pytest.mark.parametrize("word", [b"done", b"", b"COMMITTED", b"faulty"])
@@ -368,15 +367,18 @@ def test_a_word_that_commit_never_says_is_a_backend_error(word):
 
 
 def test_a_call_for_one_session_does_not_take_the_reply_for_another():
-    call = commands.node_call(KEYS, "a")
+    call = commands.maintenance.node_call(KEYS, "a")
     with pytest.raises(OutcomeUnknown):
-        commands.node_reply(call, KEYS, "a", [b"none", b"chat2"])
-    assert commands.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
+        commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat2"])
+    assert commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
 
 
 def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
     keys = LAYOUT.session("grüße")
-    assert commands.status(commands.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys) == "vacuumed"
+    assert (
+        commands.calls.status(commands.maintenance.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys)
+        == "vacuumed"
+    )
 
 
 # The others
@@ -389,9 +391,9 @@ CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
 @pytest.mark.parametrize(
     ("call", "args"),
     [
-        (commands.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
-        (commands.vacuum_call(KEYS), ["chat", 500]),
-        (commands.node_call(KEYS, "a"), ["chat", "a"]),
+        (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
+        (commands.maintenance.vacuum_call(KEYS), ["chat", 500]),
+        (commands.maintenance.node_call(KEYS, "a"), ["chat", "a"]),
     ],
     ids=["tombstone", "vacuum", "node"],
 )
@@ -404,13 +406,13 @@ def test_what_works_on_the_graph_names_every_key_of_the_session(call, args):
 def test_meta_names_the_session_and_its_catalogue_whatever_the_mode(parent, sent, own_ttl_ms, own):
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id=parent)
     for mode in ("save", "create"):
-        call = commands.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
+        call = commands.lifecycle.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
         assert (list(call.keys), call.args[:2]) == (SESSION + CATALOGUE, ["chat", mode])
         assert call.args[3:] == [sent, 9, own, 60_000]
 
 
 def test_gc_names_a_key_for_every_ref():
-    call = commands.gc_call(KEYS.shard, "scope", ["1" * 64, "2" * 64])
+    call = commands.maintenance.gc_call(KEYS.shard, "scope", ["1" * 64, "2" * 64])
     blobs = [f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
     assert list(call.keys) == [f"{PREFIX}orphans", *CATALOGUE, *blobs]
     assert list(call.args) == ["scope", "1" * 64, "2" * 64]
@@ -420,15 +422,15 @@ def test_touch_and_delete_name_each_blob_of_the_head_once():
     refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
     blob = f"{PREFIX}blob:{'1' * 64}"
     packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
-    touch = commands.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
+    touch = commands.lifecycle.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
     assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
-    delete = commands.delete_call(KEYS, refs, "1f", OPTIONS)
+    delete = commands.lifecycle.delete_call(KEYS, refs, "1f", OPTIONS)
     assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", blob]
     assert delete.args[:3] == ["chat", packed, 60_000]
 
 
 def test_prune_names_six_keys_for_every_entry():
-    call = commands.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
+    call = commands.catalogue.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
     child = [key.replace(":chat", ":child") for key in SESSION]
     assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
     assert list(call.args[1:]) == [b"chat", b"child\xffchat"]
@@ -436,19 +438,21 @@ def test_prune_names_six_keys_for_every_entry():
 
 def test_a_node_reply_that_holds_another_node_is_corrupt():
     record = prepared(commit(None, append("a"))).records[0]
-    call = commands.node_call(KEYS, "a")
-    assert commands.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
+    call = commands.maintenance.node_call(KEYS, "a")
+    assert commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
     with pytest.raises(Corrupt):
-        commands.node_reply(commands.node_call(KEYS, "b"), KEYS, "b", [b"node", b"chat", record, b"0"])
+        commands.maintenance.node_reply(
+            commands.maintenance.node_call(KEYS, "b"), KEYS, "b", [b"node", b"chat", record, b"0"]
+        )
     with pytest.raises(Corrupt):
-        commands.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
+        commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
 
 
 def test_nothing_stored_is_no_session():
-    assert commands.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
-    assert commands.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
-    assert commands.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
-    assert commands.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
+    assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
+    assert commands.reads.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
+    assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
+    assert commands.reads.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
 
 
 def test_entries_without_a_head_are_an_eviction():
@@ -460,14 +464,14 @@ def test_entries_without_a_head_are_an_eviction():
         [{}, [], [], {}, 0, 1],
     ):
         with pytest.raises(SessionEvicted):
-            commands.full_reply(KEYS, replies)
+            commands.reads.full_reply(KEYS, replies)
         with pytest.raises(SessionEvicted):
-            commands.path_plan(KEYS, None, replies, strict=True)
+            commands.reads.path_plan(KEYS, None, replies, strict=True)
     for sizes in ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]):
         with pytest.raises(SessionEvicted):
-            commands.head_reply(KEYS, {}, *sizes)
+            commands.reads.head_reply(KEYS, {}, *sizes)
         with pytest.raises(SessionEvicted):
-            commands.meta_reply(KEYS, [[None, None, None], *sizes])
+            commands.reads.meta_reply(KEYS, [[None, None, None], *sizes])
 
 
 # What cannot be sent

@@ -41,7 +41,7 @@ from lash_redis import (
     StoreOptions,
     Unchanged,
 )
-from lash_redis.keys import slot_of
+from lash_redis.protocol.keys import slot_of
 
 
 @pytest.fixture(params=["one server", "cluster", "sentinel"])

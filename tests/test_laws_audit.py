@@ -142,7 +142,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
 }
 
 
-@broken_by(Python("commands.audit:_of_the_sum", lambda _: lambda *_: [], "computes no sum"))
+@broken_by(Python("protocol.commands.audit:_of_the_sum", lambda _: lambda *_: [], "computes no sum"))
 @pytest.mark.parametrize("place", [16, 17], ids=["high", "low"])
 async def test_a_sum_that_is_not_that_of_the_log_is_found(place, store, open_cache, client):
     await store.commit_runtime_state(commit(None, append("a", "b")))
@@ -155,9 +155,9 @@ async def test_a_sum_that_is_not_that_of_the_log_is_found(place, store, open_cac
 
 
 @broken_by(
-    Python("commands.audit:_of_deadlines", lambda _: lambda *_: [], "looks at no deadline"),
-    Python("commands.audit:_of_a_link", lambda _: lambda *_: [], "looks at no link"),
-    Python("commands.audit:_of_users", lambda _: lambda *_: [], "looks at no mark"),
+    Python("protocol.commands.audit:_of_deadlines", lambda _: lambda *_: [], "looks at no deadline"),
+    Python("protocol.commands.audit:_of_a_link", lambda _: lambda *_: [], "looks at no link"),
+    Python("protocol.commands.audit:_of_users", lambda _: lambda *_: [], "looks at no mark"),
 )
 async def test_every_damage_is_found_and_named_and_the_look_changes_nothing(open_cache, client, keyspace):
     for name, (kind, damage) in DAMAGES.items():

@@ -80,7 +80,7 @@ async def each_has_its_own(open_cache, **options):
         assert (await store.load_session_meta()).session_name == f"name {at}"
 
 
-@broken_by(Python("keys:SessionKeys.head", stripping, "tidies the id up"))
+@broken_by(Python("protocol.keys:SessionKeys.head", stripping, "tidies the id up"))
 async def test_sessions_of_look_alike_ids_in_one_shard_never_touch(open_cache):
     await each_has_its_own(open_cache, shards=1)
 
@@ -155,7 +155,11 @@ async def test_other_peoples_keys_stay_as_they_are(open_cache, client, keyspace)
 
 
 @broken_by(
-    Python("store:SessionBindingMismatch", lambda _: lambda bound, tried: InvalidRecord(bound, tried), "another error")
+    Python(
+        "session.store:SessionBindingMismatch",
+        lambda _: lambda bound, tried: InvalidRecord(bound, tried),
+        "another error",
+    )
 )
 async def test_a_commit_for_another_session_is_refused(cache, keyspace):
     await cache.session("chat").commit_runtime_state(commit(None, append("a")))
@@ -229,7 +233,7 @@ async def unasked(self, *, writes):
     return None
 
 
-@broken_by(Python("namespace:Namespace._check_layout", lambda _: unasked, "does not look"))
+@broken_by(Python("session.namespace:Namespace._check_layout", lambda _: unasked, "does not look"))
 async def test_a_namespace_laid_out_otherwise_is_refused_before_anything_is_written(open_cache, keyspace):
     await open_cache(shards=4).session("chat").commit_runtime_state(commit(None, append("a")))
     before = await keyspace()

@@ -19,8 +19,8 @@ from lash_redis import (
     SessionStoreCreateRequest,
     Unchanged,
 )
-from lash_redis.keys import entry_ids
 from lash_redis.listing import walk
+from lash_redis.protocol.keys import entry_ids
 
 
 def said(node_id: str, text: str, parent: str | None = None, role: str = "User") -> SessionNodeRecord:
@@ -115,7 +115,11 @@ async def test_sessions_of_one_and_the_same_moment_are_all_listed(open_cache, cl
     assert sorted([*(info.session_id for info in first), *rest]) == names
 
 
-@broken_by(Python("commands:latest_read", lambda old: lambda *a: (*old(*a)[:-1], 1), "asks for one at a time"))
+@broken_by(
+    Python(
+        "protocol.commands.catalogue:latest_read", lambda old: lambda *a: (*old(*a)[:-1], 1), "asks for one at a time"
+    )
+)
 async def test_a_hundred_lines_cost_three_round_trips_whatever_the_sessions_hold(through_proxy, proxy):
     cache = through_proxy()
     for number in range(120):

@@ -22,8 +22,9 @@ from lash_redis import (
     SessionCache,
     SessionEvicted,
     StoreGcPolicy,
-    codec,
 )
+from lash_redis.protocol import commands
+from lash_redis.protocol.packing import pack, pack_record
 
 Checkpoint = HydratedSessionCheckpoint
 NOWHERE = "0" * 64
@@ -68,11 +69,11 @@ def packed(monkeypatch):
     """The paths of the records that were encoded since the test began."""
     paths: list[str] = []
 
-    def pack_record(record, path, pack_record=codec.pack_record):
+    def counted(record, path):
         paths.append(path)
         return pack_record(record, path)
 
-    monkeypatch.setattr(codec, "pack_record", pack_record)
+    monkeypatch.setattr(commands.commit, "pack_record", counted)
     return paths
 
 
@@ -90,7 +91,9 @@ async def test_tools_that_were_written_before_are_not_encoded_again(cache, packe
 ENTRY = tools().tools["search"]
 
 
-@broken_by(Python("codec:fingerprint", lambda _: lambda tools: b"", "takes all tools for the same"))
+@broken_by(
+    Python("protocol.commands.commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same")
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -396,7 +399,7 @@ async def test_private_components_are_replaced_with_the_graph_and_leave_nothing_
     await leaves_nothing_behind(open_cache, client, graph=replace_full())
 
 
-@broken_by(Python("commands.commit:_private_contents", lambda _: sends_them_always, "sends them always"))
+@broken_by(Python("protocol.commands.commit:_private_contents", lambda _: sends_them_always, "sends them always"))
 async def test_private_components_that_the_head_names_already_are_not_sent_again(through_proxy, proxy, real_server):
     body = bytes(range(256)) * 40
     first = (await publish(through_proxy().session("chat"), plugin_snapshot=LARGE, execution_state=body)).manifest
@@ -486,7 +489,7 @@ async def test_a_held_component_stays_held_where_its_body_comes_again(open_cache
 )
 @pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
 async def test_an_upload_that_sessions_name_is_counted_and_released_when_it_is_replaced(component, open_cache, client):
-    data = UPLOADED if component == "execution_state" else codec.pack_record(plugins(), "plugins")
+    data = UPLOADED if component == "execution_state" else pack_record(plugins(), "plugins")
     body = {"execution_state": b"2", "plugin_snapshot": plugins("2")}[component]
     cache = open_cache(shards=1, blob_grace=0.02, upload_grace=1)
     ref = await cache.put_blob(data)
@@ -542,7 +545,7 @@ async def test_a_compact_profile_stores_private_components_in_fewer_bytes(open_c
 
 # Uploads
 
-UPLOADED = codec.pack(b"uploaded", "uploaded")
+UPLOADED = pack(b"uploaded", "uploaded")
 """The stored form of the execution state `b"uploaded"`."""
 
 
@@ -558,7 +561,7 @@ async def test_an_uploaded_blob_can_be_committed_by_its_ref(shards, open_cache):
         assert (await components(open_cache(shards=shards).session(chat))).execution_state == b"uploaded"
 
 
-@broken_by(Python("codec:ref_of", lambda ref_of: lambda data: ref_of(data + b" "), "hashes something else"))
+@broken_by(Python("session.namespace:ref_of", lambda ref_of: lambda data: ref_of(data + b" "), "hashes something else"))
 async def test_a_ref_is_the_sha256_of_the_bytes_whatever_the_profile(open_cache):
     data = b"compressible " * 1_000
     refs = [await open_cache(blob_profile=profile).put_blob(data) for profile in BlobProfile]
@@ -643,7 +646,7 @@ def trusting(_):
     return lambda ref, content, key: content[1:]
 
 
-@broken_by(Python("codec:decode_blob", trusting, "trusts the bytes"))
+@broken_by(Python("session.namespace:decode_blob", trusting, "trusts the bytes"))
 async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, client):
     ref = (await publish(open_cache().session("chat"), tool_state=tools())).manifest.tool_state_ref
     (blob,) = await blob_keys(client)
@@ -656,7 +659,7 @@ async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, clien
         await open_cache().get_blob(ref)
 
 
-@broken_by(Python("codec:decode_blob", trusting, "trusts the bytes"))
+@broken_by(Python("protocol.components:decode_blob", trusting, "trusts the bytes"))
 @pytest.mark.parametrize("field", ["p", "x"])
 async def test_private_bytes_that_do_not_hash_to_their_ref_are_corrupt_on_access(field, open_cache, client):
     await publish(open_cache().session("chat"), plugin_snapshot=plugins(), execution_state=b"state")

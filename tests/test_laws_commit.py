@@ -582,7 +582,7 @@ async def test_a_blob_that_went_away_meanwhile_is_sent_after_all(store, client):
     assert (await store.load_session(FullGraph())).checkpoint.tool_state == tools("x" * 5_000)
 
 
-@broken_by(Python("store:RedisSessionStore.load_head", lambda head: _forgetting(head), "remembers no commit"))
+@broken_by(Python("session.store:RedisSessionStore.load_head", lambda head: _forgetting(head), "remembers no commit"))
 async def test_a_handle_builds_on_the_commit_it_saw_though_nobody_says_so(open_cache, client):
     """The revision that a failover took back has come round again with another content."""
     worker, other = open_cache().session("chat"), open_cache().session("chat")

@@ -23,15 +23,15 @@ from lash_redis import (
     SessionMeta,
     SessionStoreCreateRequest,
     StoreError,
-    codec,
 )
 from lash_redis.models import SessionCheckpoint
+from lash_redis.protocol.packing import pack, pack_record
 
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 FAMILIES = ("head", "log", "nodes", "jumps", "dead", "state")
 UPLOADS = {
-    "plugin_snapshot_ref": codec.pack_record(plugins(), "plugins"),
-    "execution_state_ref": codec.pack(b"1", "execution"),
+    "plugin_snapshot_ref": pack_record(plugins(), "plugins"),
+    "execution_state_ref": pack(b"1", "execution"),
 }
 
 
@@ -83,7 +83,7 @@ OF_COMPONENTS = ("load the graph", "load the path", "load a path", "touch", "for
 @broken_by(
     Lua("node", "if wrong then return refuse(session, wrong) end", ""),
     Lua("tombstone", "if wrong then return refuse(session, wrong) end", "facts = facts or nil"),
-    Python("commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
+    Python("protocol.commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
 )
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_whatever_key_of_a_session_is_gone_every_method_says_which(family, open_cache, client, keyspace):
@@ -132,7 +132,7 @@ BROKEN_STATES = {
     Lua("replace", "(facts.private > 0 or adds_state) and", "false and"),
     Lua("touch", "or mismatch('state', 'HLEN', state, facts.private)", ""),
     Lua("refresh", "or mismatch('state', 'HLEN', state, facts.private)", ""),
-    Python("commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
+    Python("protocol.commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
 )
 @pytest.mark.parametrize("damage", ["gone", *BROKEN_STATES])
 async def test_a_state_without_what_the_head_names_is_told_by_all_that_builds_on_it(

@@ -521,7 +521,7 @@ async def test_a_deleted_session_begins_anew_with_generation_1(open_cache):
     assert (await store.acquire_lease("c")).generation == 1
 
 
-@broken_by(Python("store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
+@broken_by(Python("session.store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
 async def test_a_held_lease_keeps_its_session_alive(open_cache, client):
     store = open_cache(ttl=10).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -555,7 +555,7 @@ async def test_a_session_that_lives_shorter_than_its_lease_does_not_end_before_i
     assert await client.pttl(await key_of(client, "head")) <= 300
 
 
-@broken_by(Python("store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
+@broken_by(Python("session.store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
 async def test_so_it_is_of_a_session_that_has_only_meta(cache, client):
     store = await cache.create(SessionStoreCreateRequest("chat"), ttl=0.3)
     lease = await store.acquire_lease("worker", ttl=60)
@@ -736,7 +736,7 @@ async def test_a_block_ends_when_its_lease_becomes_unreadable(store, client):
         await work()
 
 
-@broken_by(Python("lease:Lease.renew", lambda _: _unreachable, "never gets through"))
+@broken_by(Python("session.lease:Lease.renew", lambda _: _unreachable, "never gets through"))
 async def test_a_block_that_needs_no_longer_than_its_lease_sees_renewals(store):
     lease = await store.acquire_lease("worker", ttl=0.5)
     async with lease.renewing():

@@ -31,15 +31,15 @@ from lash_redis import (
     SessionNodeRecord,
     StoreOptions,
     Unchanged,
-    codec,
 )
-from lash_redis.blobs import WrittenTools
-from lash_redis.commands import prepare_commit
+from lash_redis.protocol.commands.commit import prepare as prepare_commit
 from lash_redis.protocol.lineage import KnownLogs, StoredLog, committed
 from lash_redis.protocol.nodes import encode_node, set_stored
+from lash_redis.protocol.packing import pack_json
+from lash_redis.protocol.scripts import lua_directory
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
-from lash_redis.scripts import lua_directory
+from lash_redis.session.blob_cache import WrittenTools
 
 # What may have been changed in place
 
@@ -227,7 +227,7 @@ async def test_a_session_that_outgrows_a_limit_goes_on_as_it_began(limits, open_
     assert (await full(store)).head_revision == 22
 
 
-@broken_by(Python("store:RedisSessionStore._learn", lambda _: lambda *_: None, "forgets what it committed"))
+@broken_by(Python("session.store:RedisSessionStore._learn", lambda _: lambda *_: None, "forgets what it committed"))
 async def test_a_session_that_outgrew_a_limit_survives_the_loss_of_a_reply(open_cache):
     """The same commit sent again is a retry, and leaves what the first attempt left."""
     store, graph = open_cache(max_commit_nodes=5).session("chat"), SessionGraph()
@@ -431,7 +431,7 @@ def decoding_each(_: Any) -> Any:
 def records_of(nodes: Sequence[SessionNodeRecord]) -> list[bytes]:
     records = []
     for each in nodes:
-        payload = codec.pack_json(each.event(), "")
+        payload = pack_json(each.event(), "")
         records.append(encode_node(each.node_id, each.parent_node_id, None, payload, each.timestamp)[0])
     return records
 

@@ -44,7 +44,7 @@ from lash_redis import (
     load_persisted_session_state,
     load_persisted_session_state_active_path,
 )
-from lash_redis.reader import _decode
+from lash_redis.session.reader import _decode
 
 SCOPES = [FullGraph(), ActivePath()]
 EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES, ids=["full", "path"])
@@ -84,7 +84,7 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 # One revision
 
 
-@broken_by(Python("namespace:Namespace.read", one_by_one, "reads key by key"))
+@broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads key by key"))
 async def test_a_read_beside_commits_is_one_revision(open_cache):
     last = 40
 
@@ -259,7 +259,7 @@ def counting(run):
     return extra
 
 
-@broken_by(Python("namespace:Namespace.read", counting, "asks before it reads"))
+@broken_by(Python("session.namespace:Namespace.read", counting, "asks before it reads"))
 async def test_a_read_is_two_round_trips_at_the_most(proxy, through_proxy):
     cache = through_proxy()
     state = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
@@ -301,7 +301,7 @@ def believing(_):
     return at_one_revision
 
 
-@broken_by(Python("reader:Reader._at_one_revision", believing, "does not compare the facts at both ends"))
+@broken_by(Python("session.reader:Reader._at_one_revision", believing, "does not compare the facts at both ends"))
 @EVERY_SCOPE
 async def test_a_read_into_which_a_commit_came_is_of_one_revision(scope, store, open_cache, monkeypatch):
     states = [HydratedSessionCheckpoint(execution_state=state) for state in (b"1", b"2")]
@@ -518,7 +518,7 @@ async def test_a_read_that_decodes_everything_is_the_same_and_nothing_counts_as_
     assert list(read.graph.nodes) == chain("a", "b", "c")
 
 
-@broken_by(Python("reader:decode_some", lambda _: lambda nodes, *_: len(nodes), "decodes nothing"))
+@broken_by(Python("session.reader:decode_some", lambda _: lambda nodes, *_: len(nodes), "decodes nothing"))
 @EVERY_SCOPE
 async def test_a_read_that_decodes_everything_finds_every_damaged_record(scope, open_cache, client):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a", "b", "c")))
@@ -538,7 +538,9 @@ async def test_a_path_that_only_ids_express_is_decoded_too(open_cache, client):
         await open_cache(graph_checks="lenient").session("chat").load_session(ActivePath(), decode=True)
 
 
-@broken_by(Python("reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "decodes in one go"))
+@broken_by(
+    Python("session.reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "decodes in one go")
+)
 async def test_other_tasks_run_while_a_read_is_decoded(store):
     """The rows take some 50 ms to decode in all; the clock is checked after each node."""
     rows = [{"id": number, "name": f"row {number}", "value": number * 1.5} for number in range(3000)]
@@ -590,7 +592,7 @@ async def test_a_tombstone_outside_the_log_is_corrupt(position, store, client):
     assert corrupt.value.key == dead.decode()
 
 
-@broken_by(Python("commands.reads:check_id", lambda _: lambda *_: None, "trusts the places"))
+@broken_by(Python("protocol.commands.reads:check_id", lambda _: lambda *_: None, "trusts the places"))
 async def test_a_record_in_the_place_of_another_is_corrupt(open_cache, client):
     await a_session(open_cache().session("chat"))
     log = await key_of(client, "log")
@@ -660,7 +662,7 @@ def as_unknown(plan):
     Lua("tombstone", "place >= facts.length", "place > facts.length"),
     Lua("commit", "place >= facts.length", "place > facts.length"),
     Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),
-    Python("commands:path_plan", as_unknown, "takes it for an unknown id"),
+    Python("protocol.commands.reads:path_plan", as_unknown, "takes it for an unknown id"),
 )  # fmt: skip
 async def test_an_index_entry_just_behind_the_log_is_corrupt_for_whoever_looks_at_it(open_cache, client, keyspace):
     """Position 3 of the nodes `a`, `b` and `c`, which are at 0 to 2: of `a`, and of the tombstoned `b`."""

@@ -28,8 +28,8 @@ from lash_redis import (
     SessionCache,
     SessionNodeRecord,
     Unchanged,
-    scripts,
 )
+from lash_redis.protocol import scripts
 
 NO_RECEIPTS = Lua("commit", "local found = string.find(receipts, tag, 1, true)", "local found = nil")
 CHECKS_REVISION_FIRST = Lua(
@@ -87,7 +87,7 @@ def timestamped(encode):
     return whole
 
 
-@broken_by(Python("commands.commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
+@broken_by(Python("protocol.commands.commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
 async def test_a_retry_may_carry_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))
     first = await store.commit_runtime_state(once)
@@ -414,7 +414,9 @@ class Overtaken:
 
 
 NO_SECOND_THOUGHT = Python(
-    "store:RedisSessionStore._made_before", lambda _: _refuses, "takes a conflict for one, however it came about"
+    "session.store:RedisSessionStore._made_before",
+    lambda _: _refuses,
+    "takes a conflict for one, however it came about",
 )
 
 
@@ -440,7 +442,13 @@ async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once
     assert ids_of(await beside.load_session(FullGraph())).count("mine") == 1
 
 
-@broken_by(Python("commands:telltale", lambda _: lambda prepared: next(iter(prepared.nodes), None), "asks for any"))
+@broken_by(
+    Python(
+        "protocol.commands.commit:first_new_node",
+        lambda _: lambda prepared: next(iter(prepared.nodes), None),
+        "asks for any",
+    )
+)
 async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, through_proxy, real_server):
     """It drops an abandoned branch, so that the node behind that moves up: it was stored before, too."""
     beside = SessionCache(real_server.client(), "laws").session("chat")

@@ -167,8 +167,12 @@ async def pieces(store: RedisSessionStore, scope=FullGraph()):  # noqa: B008 - a
 
 
 @broken_by(
-    Python("commands.refresh:spans_of", lambda spans: lambda jumps, _, at: spans(jumps, (), at), "hides nothing"),
-    Python("commands.refresh:_Log._with", lambda _: lambda log, pieces, places: log.nodes, "keeps what it has"),
+    Python(
+        "protocol.commands.refresh:spans_of", lambda spans: lambda jumps, _, at: spans(jumps, (), at), "hides nothing"
+    ),
+    Python(
+        "protocol.commands.refresh:_Log._with", lambda _: lambda log, pieces, places: log.nodes, "keeps what it has"
+    ),
 )
 async def test_what_was_hidden_since_is_gone_and_what_came_is_there(store, open_cache):
     reads = [await pieces(store), await store.load_session(ActivePath())]
@@ -180,7 +184,7 @@ async def test_what_was_hidden_since_is_gone_and_what_came_is_there(store, open_
         assert ids_of(read) == ["a", "b", "c"]
 
 
-@broken_by(Python("commands.refresh:_Log.graph", lambda _: _without_counting, "counts nothing"))
+@broken_by(Python("protocol.commands.refresh:_Log.graph", lambda _: _without_counting, "counts nothing"))
 async def test_a_node_hidden_and_freed_since_is_gone(store, open_cache):
     read = await pieces(store)
     writer = open_cache().session("chat")
@@ -262,7 +266,7 @@ def trusts_the_mark(grown):
     return staticmethod(without_receipts)
 
 
-@broken_by(Python("commands.refresh:_Log.grown", trusts_the_mark, "compares no receipts"))
+@broken_by(Python("protocol.commands.refresh:_Log.grown", trusts_the_mark, "compares no receipts"))
 async def test_a_history_that_differs_in_the_middle_is_read_anew(store, client):
     """The reader's last commit was sent again to the new primary, by somebody who expected nothing."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
@@ -588,7 +592,7 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 # One revision
 
 
-@broken_by(Python("namespace:Namespace.read", one_by_one, "reads key by key"))
+@broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads key by key"))
 async def test_a_refresh_beside_commits_is_one_revision(open_cache):
     """Of nodes that a script hands over and of more than that."""
     last = 40
@@ -680,7 +684,7 @@ async def test_nothing_new_is_one_round_trip_of_a_few_hundred_bytes(scope, throu
         assert seen.bytes_received < 50
 
 
-@broken_by(Python("reader:Reader.refresh", lambda _: lambda self, read: self.load(read.scope), "loads"))
+@broken_by(Python("session.reader:Reader.refresh", lambda _: lambda self, read: self.load(read.scope), "loads"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
 async def test_new_nodes_cost_their_own_bytes_in_one_round_trip(scope, through_proxy, proxy, real_server):
     received = []
@@ -794,7 +798,9 @@ async def test_a_commit_after_a_refresh_is_one_round_trip(through_proxy, proxy):
     assert seen.names() == ["EVALSHA"]
 
 
-@broken_by(Python("store:RedisSessionStore._seen", lambda _: lambda self, read: _as_it_is(read), "does not slide"))
+@broken_by(
+    Python("session.store:RedisSessionStore._seen", lambda _: lambda self, read: _as_it_is(read), "does not slide")
+)
 async def test_where_loads_slide_refreshes_slide(open_cache, client):
     store = open_cache(ttl=100, slide_on_load=True).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))

@@ -691,7 +691,7 @@ def of_that_epoch(committed: Any) -> Any:
     return known
 
 
-@broken_by(Python("store:committed", of_that_epoch, "takes the log for the one that took its place"))
+@broken_by(Python("session.store:committed", of_that_epoch, "takes the log for the one that took its place"))
 async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
     """It came to the same revision by a commit of the same id and size at another time."""
     store = cache.session("chat")
@@ -785,7 +785,7 @@ async def test_a_record_that_is_damaged_and_was_not_accessed_stays_so_behind_a_r
 
 
 ONE_MEANING = Python(
-    "commands.commit:_nodes_meant",
+    "protocol.commands.commit:_nodes_meant",
     lambda _: lambda prepared: (len(prepared.records), *Sum().plus(prepared.run, 0)),
     "takes what is new for the meaning",
 )
@@ -881,7 +881,7 @@ def believing(reply):
     return lambda call, prepared, *more: reply(call, replace(prepared, kept=None), *more)
 
 
-@broken_by(Python("commands:commit_reply", believing, "believes what a part is refused for"))
+@broken_by(Python("protocol.commands.commit:reply", believing, "believes what a part is refused for"))
 async def test_a_graph_is_refused_for_what_is_wrong_with_the_whole_of_it(store, open_cache, keyspace):
     await _refused_alike("a parent and an unknown leaf", store, open_cache, keyspace)
 

@@ -21,8 +21,8 @@ from lash_redis import (
     OutcomeUnknown,
     SessionBindingMismatch,
     Unchanged,
-    scripts,
 )
+from lash_redis.protocol import scripts
 
 
 def adding(*names):
@@ -60,7 +60,7 @@ async def as_it_was(_store, read):
     return read
 
 
-@broken_by(Python("store:RedisSessionStore.refresh", lambda _: as_it_was, "brings nothing up to date"))
+@broken_by(Python("session.store:RedisSessionStore.refresh", lambda _: as_it_was, "brings nothing up to date"))
 async def test_who_lost_sees_what_won_and_builds_on_it(store, open_cache):
     await store.commit_runtime_state(commit(None, append("a")))
     turn, shown = adding("b", "c", "d")
@@ -117,7 +117,7 @@ async def test_a_session_that_is_lost_meanwhile_begins_anew(store, client):
     assert ids_of(await store.load_session(FullGraph())) == ["c"]
 
 
-@broken_by(Python("reader:Reader.refresh", lambda _: lambda self, read: self.load(read.scope), "loads"))
+@broken_by(Python("session.reader:Reader.refresh", lambda _: lambda self, read: self.load(read.scope), "loads"))
 async def test_a_conflict_costs_what_the_others_wrote(through_proxy, proxy):
     """Not what the session holds."""
     writer = through_proxy().session("chat")

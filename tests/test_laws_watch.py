@@ -35,9 +35,9 @@ from lash_redis import (
     StoreError,
     Unchanged,
 )
-from lash_redis import watch as watch_module
-from lash_redis.commands.watching import HeadMark, Look, Watched
-from lash_redis.keys import Layout
+from lash_redis.protocol.commands.watching import HeadMark, Look, Watched
+from lash_redis.protocol.keys import Layout
+from lash_redis.session import watch as watch_module
 from lash_redis.transport.connectors import Given
 
 SLOW = 600.0
@@ -235,11 +235,17 @@ def _believes(hear: Any) -> Any:
 
 
 @broken_by(
-    Python("commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"),
-    Python("commands.watching:Watched._is_seen", lambda _: lambda self, mark: mark.revision <= self.seen.revision, ">"),
-    Python("commands.watching:Watched._hear", _believes, "believes every message"),
     Python(
-        "commands.watching:Watched.begin_look",
+        "protocol.commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"
+    ),
+    Python(
+        "protocol.commands.watching:Watched._is_seen",
+        lambda _: lambda self, mark: mark.revision <= self.seen.revision,
+        ">",
+    ),
+    Python("protocol.commands.watching:Watched._hear", _believes, "believes every message"),
+    Python(
+        "protocol.commands.watching:Watched.begin_look",
         lambda _: lambda self: setattr(self, "must_look", False),
         "a look that is older than a message wins",
     ),
@@ -325,7 +331,7 @@ async def test_what_moves_no_revision_is_no_news(store):
         await told.reach(2)
 
 
-@broken_by(Python("commands.watching:Watched._hear", _believes, "believes every message"))
+@broken_by(Python("protocol.commands.watching:Watched._hear", _believes, "believes every message"))
 async def test_a_message_that_is_no_plain_step_forward_is_not_taken_at_its_word(cache, store, client):
     await say(store, 1)
     async with cache.watch(poll=SLOW) as watch:
@@ -418,7 +424,7 @@ def _blind(schedule: Any) -> Any:
     return blind
 
 
-BLIND = Python("watch:_Line._schedule", _blind, "looks by no deadline")
+BLIND = Python("session.watch:_Line._schedule", _blind, "looks by no deadline")
 
 
 @broken_by(BLIND)
@@ -575,8 +581,14 @@ async def test_a_commit_between_the_subscription_and_the_look_is_told(real_serve
 
 
 @broken_by(
-    Python("commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"),
-    Python("commands.watching:Watched._is_seen", lambda _: lambda self, mark: mark.revision <= self.seen.revision, ">"),
+    Python(
+        "protocol.commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"
+    ),
+    Python(
+        "protocol.commands.watching:Watched._is_seen",
+        lambda _: lambda self, mark: mark.revision <= self.seen.revision,
+        ">",
+    ),
 )
 async def test_a_revision_that_comes_round_again_with_another_commit_is_told(proxy, through_proxy, real_server):
     """As after a failover: revision 2 was acknowledged and lost, and another revision 2 took its place."""
@@ -660,7 +672,7 @@ async def test_a_server_that_cuts_every_subscription_is_not_asked_all_the_time(p
 
 
 @broken_by(
-    Python("watch:_Line._schedule", lambda _: lambda self, session, due: None, "looks only when told to"),
+    Python("session.watch:_Line._schedule", lambda _: lambda self, session, due: None, "looks only when told to"),
 )
 async def test_what_a_writer_without_the_right_to_publish_commits_is_found(real_server):
     account = real_server.account("laws", "loader")

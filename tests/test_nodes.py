@@ -20,10 +20,11 @@ from builders import chain, node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, SessionNodeRecord, unpacking
-from lash_redis.commands.commit import _encode_node
-from lash_redis.keys import checked_id, is_plain_id
+from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, SessionNodeRecord
+from lash_redis._validate import is_plain_id, require_id
 from lash_redis.protocol import nodes as records
+from lash_redis.protocol import unpacking
+from lash_redis.protocol.commands.commit import _encode_node
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 
 JSON = st.recursive(
@@ -168,7 +169,7 @@ def test_what_no_record_can_hold_is_refused_by_its_path(each: SessionNodeRecord,
 @given(st.one_of(st.text(), st.binary(), st.none(), st.integers(), st.just("a" * 65_536), st.just("a" * 65_537)))
 def test_a_plain_id_is_one_that_is_never_refused(value: Any) -> None:
     if is_plain_id(value):
-        assert checked_id("field", value) is value
+        assert require_id("field", value) is value
     if value == "a" * 65_536:
         assert is_plain_id(value)
 

@@ -24,10 +24,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import PluginSessionSnapshot, ToolState, ToolStateEntry, codec, packing
+from lash_redis import PluginSessionSnapshot, ToolState, ToolStateEntry
 from lash_redis.models import wire
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
 from lash_redis.models.wire import Record, check_json
+from lash_redis.protocol import fast_packing, packing
+from lash_redis.protocol.packing import pack, pack_json, pack_record
 
 try:
     import ormsgpack
@@ -42,7 +44,7 @@ needs_ormsgpack = pytest.mark.skipif(ormsgpack is None, reason="ormsgpack is not
 
 def walked(value: Any) -> bytes:
     """What the package does without the extra."""
-    return codec.pack(check_json(value, FIELD), FIELD)
+    return pack(check_json(value, FIELD), FIELD)
 
 
 def outcome(pack: Callable[[Any], bytes], value: Any) -> bytes | tuple[Any, ...]:
@@ -54,7 +56,7 @@ def outcome(pack: Callable[[Any], bytes], value: Any) -> bytes | tuple[Any, ...]
 
 
 def same_both_ways(value: Any) -> None:
-    assert outcome(lambda given: codec.pack_json(given, FIELD), value) == outcome(walked, value)
+    assert outcome(lambda given: pack_json(given, FIELD), value) == outcome(walked, value)
 
 
 def inside(value: Any) -> list[Any]:
@@ -72,9 +74,9 @@ def kind_of(value: Any) -> str:
 
 @needs_ormsgpack
 def test_a_message_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(codec, "check_json")
+    monkeypatch.delattr(packing, "check_json")
     message = {"role": "User", "id": "m1", "parts": [{"content": "hé", "n": 1, "x": 0.5, "ok": True, "none": None}]}
-    assert codec.pack_json({"Conversation": message}, FIELD).hex() == (
+    assert pack_json({"Conversation": message}, FIELD).hex() == (
         "81ac436f6e766572736174696f6e83a26964a26d31a57061727473"
         "9185a7636f6e74656e74a368c3a9a16e01a46e6f6e65c0a26f6bc3a178cb3fe0000000000000a4726f6c65a455736572"
     )
@@ -84,22 +86,22 @@ def test_a_message_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("text", ["zażółć gęślą jaźń", "đường phố", "مرحبا", "שלום", "ƀƁ", "\u02ff"])
 def test_text_of_any_language_is_packed_without_the_walk(text: str) -> None:
     """Its UTF-8 has bytes by which byte strings and extension types begin in MessagePack."""
-    assert packing.pack_json({text: text}) == walked({text: text})
+    assert fast_packing.pack_json({text: text}) == walked({text: text})
 
 
 def test_without_the_extra_the_walk_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ormsgpack", None)
-    monkeypatch.delitem(sys.modules, packing.__name__)
-    without = importlib.import_module(packing.__name__)
+    monkeypatch.delitem(sys.modules, fast_packing.__name__)
+    without = importlib.import_module(fast_packing.__name__)
     assert without.pack_json({"a": 1}) is None
-    monkeypatch.setattr(codec, "packing", without)
-    assert codec.pack_json({"b": 2, "a": 1}, FIELD) == b"\x82\xa1a\x01\xa1b\x02"
+    monkeypatch.setattr(packing, "fast_packing", without)
+    assert pack_json({"b": 2, "a": 1}, FIELD) == b"\x82\xa1a\x01\xa1b\x02"
 
 
 def test_a_version_without_an_option_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ormsgpack", ModuleType("ormsgpack"))
-    monkeypatch.delitem(sys.modules, packing.__name__)
-    assert importlib.import_module(packing.__name__).pack_json({"a": 1}) is None
+    monkeypatch.delitem(sys.modules, fast_packing.__name__)
+    assert importlib.import_module(fast_packing.__name__).pack_json({"a": 1}) is None
 
 
 # Every message at hand
@@ -128,8 +130,8 @@ def test_every_message_at_hand_has_the_bytes_of_the_walk(name: str) -> None:
     values = values_of(name)
     assert values
     for value in values:
-        assert codec.pack_json(value, FIELD) == walked(value)
-        assert ormsgpack is None or packing.pack_json(value) is not None
+        assert pack_json(value, FIELD) == walked(value)
+        assert ormsgpack is None or fast_packing.pack_json(value) is not None
 
 
 # Edges of what is JSON
@@ -199,8 +201,8 @@ def test_the_order_of_keys(keys: tuple[str, ...]) -> None:
     forwards, backwards = dict.fromkeys(keys, 1), dict.fromkeys(reversed(keys), 1)
     same_both_ways(forwards)
     same_both_ways([{"deep": backwards}])
-    assert codec.pack_json(forwards, FIELD) == codec.pack_json(backwards, FIELD)
-    assert list(msgpack.unpackb(codec.pack_json(forwards, FIELD))) == sorted(keys, key=lambda key: key.encode())
+    assert pack_json(forwards, FIELD) == pack_json(backwards, FIELD)
+    assert list(msgpack.unpackb(pack_json(forwards, FIELD))) == sorted(keys, key=lambda key: key.encode())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 127, 253, 254, 255, 256, 257, 258, 510, 511, 512, 513, 1024, 1100])
@@ -347,14 +349,14 @@ ODD_KEYS: list[Any] = [
 def test_values_of_odd_types(value: Any) -> None:
     for placed in inside(value):
         same_both_ways(placed)
-        assert packing.pack_json(placed) is None, "the walk decides"
+        assert fast_packing.pack_json(placed) is None, "the walk decides"
 
 
 @pytest.mark.parametrize("key", ODD_KEYS, ids=kind_of)
 def test_keys_of_odd_types(key: Any) -> None:
     for value in ({key: 1}, {"a": 1, key: 2, "z": 3}, {key: {key: key}}, [{"other": 0, key: 1}]):
         same_both_ways(value)
-        assert packing.pack_json(value) is None, "the walk decides"
+        assert fast_packing.pack_json(value) is None, "the walk decides"
 
 
 def test_equal_keys_that_are_not_the_same_string() -> None:
@@ -423,7 +425,7 @@ def test_what_the_walk_stores_of_plain_types_is_rarely_left_to_it(value: Any) ->
     """Only text and lengths that look like an infinity may be."""
     expected = outcome(walked, value)
     if isinstance(expected, bytes) and b"\xcb" not in expected:
-        assert packing.pack_json(value) == expected
+        assert fast_packing.pack_json(value) == expected
 
 
 def test_the_bytes_of_a_catalogue_of_values_are_those_of_this_layout() -> None:
@@ -434,7 +436,7 @@ def test_the_bytes_of_a_catalogue_of_values_are_those_of_this_layout() -> None:
         {text: text for text in TEXTS},
         {f"{length}": "é" * length for length in LENGTHS},
     ]
-    digest = sha256(b"".join(codec.pack_json(value, FIELD) for value in catalogue)).hexdigest()
+    digest = sha256(b"".join(pack_json(value, FIELD) for value in catalogue)).hexdigest()
     assert digest == "04f6645023948b045541a7ae7387e95b2c654c9ee5091d29fba2dc8e5f5ca3fc"
 
 
@@ -457,15 +459,15 @@ def snapshots(state: Any) -> list[Record]:
 
 def same_records_both_ways(*records: Any) -> None:
     for record in records:
-        expected = outcome(lambda given: codec.pack(given.to_msgpack(FIELD), FIELD), record)
-        assert outcome(lambda given: codec.pack_record(given, FIELD), record) == expected
+        expected = outcome(lambda given: pack(given.to_msgpack(FIELD), FIELD), record)
+        assert outcome(lambda given: pack_record(given, FIELD), record) == expected
 
 
 @needs_ormsgpack
 def test_a_snapshot_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(wire, "_canonical")
     record = PluginSessionSnapshot({"p": entry({"b": 2, "a": "é"})})
-    assert codec.pack_record(record, FIELD).hex() == (
+    assert pack_record(record, FIELD).hex() == (
         "81a7706c7567696e7381a17082a46d65746184a9706c7567696e5f6964a170ae706c7567696e5f76657273696f6ea131"
         "a87265766973696f6e01a5737461746582a161a2c3a9a16202a961727469666163747391"
         "82a46e616d65a161a464617461c40200ff"

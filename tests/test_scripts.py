@@ -13,7 +13,8 @@ from builders import append, commit, key_of, replace_full
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import FullGraph, HydratedSessionCheckpoint, SessionMeta, scripts
+from lash_redis import FullGraph, HydratedSessionCheckpoint, SessionMeta
+from lash_redis.protocol import scripts
 
 READS = {
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",

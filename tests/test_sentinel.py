@@ -13,6 +13,7 @@ import lash_redis
 from lash_redis import FullGraph, StoreOptions
 from lash_redis.acl import ROLES
 from lash_redis.cli.commands import app
+from lash_redis.protocol import scripts
 
 SESSIONS = [f"s{at}" for at in range(12)]
 
@@ -41,7 +42,7 @@ def test_doctor_speaks_to_the_primary_and_shows_no_password():
 async def test_every_node_knows_the_scripts_after_a_preload(sentinels):
     async with lash_redis.connect(sentinels.url) as cache:
         await cache.preload()
-    shas = [script.sha for script in lash_redis.scripts.every()]
+    shas = [script.sha for script in scripts.every()]
     for node in sentinels.nodes:
         assert set(node.ask("SCRIPT", "EXISTS", *shas)) == {1}
 

@@ -49,9 +49,9 @@ from lash_redis import (
     TokenLedgerEntry,
     TokenUsage,
     connect,
-    scripts,
 )
 from lash_redis.errors import BackendError, SessionExists
+from lash_redis.protocol import scripts
 
 NAMESPACE = "workers"
 TRIES = 40

@@ -11,10 +11,11 @@ from typing import Any
 
 from redis import exceptions
 
+from lash_redis._validate import require_namespace
 from lash_redis.cache import SessionCache
 from lash_redis.errors import InvalidRecord, StoreError
-from lash_redis.keys import Layout, checked_namespace
 from lash_redis.options import StoreOptions
+from lash_redis.protocol.keys import Layout
 from lash_redis.transport.backend import Backend
 from lash_redis.transport.connectors import by_url
 from lash_redis.transport.failures import check_types
@@ -78,7 +79,7 @@ class Connection:
     async def stored_options(self, namespace: str) -> StoreOptions | None:
         """`options_of`; None where nothing was ever written to the namespace."""
         default = StoreOptions()
-        (stored,) = await self.ask(("GET", Layout(checked_namespace(namespace), default.shards).key))
+        (stored,) = await self.ask(("GET", Layout(require_namespace(namespace), default.shards).key))
         if stored is None:
             return None
         match = re.search(rb"shards=(\d{1,6})$", stored)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lash_redis._validate import require_id
 from lash_redis.cli.input import Input, InputError
 from lash_redis.errors import InvalidRecord
-from lash_redis.keys import checked_id
 from lash_redis.models import (
     HydratedSessionCheckpoint,
     PersistedTurnState,
@@ -172,7 +172,7 @@ def _parsed(path: Path, line: int | None, data: bytes) -> Any:
 def _conversation(line: Any) -> Conversation:
     if not isinstance(line, dict):
         raise InvalidRecord("line", f"takes a JSON object, not {_kind(line)}")
-    name, model = checked_id("id", line.get("id")), line.get("model")
+    name, model = require_id("id", line.get("id")), line.get("model")
     messages = line.get("messages")
     if not isinstance(messages, list):
         raise InvalidRecord("messages", f"takes a list, not {_kind(messages)}")
@@ -195,7 +195,7 @@ def _tree_parents(messages: Sequence[Message]) -> list[int | None]:
     parents: list[int | None] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        own, parent = checked_id(f"{where}.id", message.get("id")), message.get("parent_id")
+        own, parent = require_id(f"{where}.id", message.get("id")), message.get("parent_id")
         if own in places:
             raise InvalidRecord(f"{where}.id", f"{own!r} is that of messages[{places[own]}] too")
         if parent is not None and not (isinstance(parent, str) and parent in places):

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lash_redis._validate import require_namespace
 from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection, refused
 from lash_redis.cli.output import percentile, plain, shown_bytes, shown_url
 from lash_redis.errors import BackendError, StoreError
-from lash_redis.keys import Layout, checked_namespace
 from lash_redis.models import (
     Append,
     EventPayload,
@@ -35,7 +35,8 @@ from lash_redis.models import (
     ToolState,
 )
 from lash_redis.options import StoreOptions
-from lash_redis.store import RedisSessionStore
+from lash_redis.protocol.keys import Layout
+from lash_redis.session.store import RedisSessionStore
 
 State = Literal["ok", "warn", "fail", "unknown"]
 Answer = TypeVar("Answer")
@@ -239,7 +240,7 @@ async def _clock(source: Connection) -> Finding:
 
 
 async def _layout(source: Connection, namespace: str) -> Finding:
-    layout = Layout(checked_namespace(namespace), StoreOptions().shards)
+    layout = Layout(require_namespace(namespace), StoreOptions().shards)
     stored = await _ask(source, "GET", layout.key)
     if stored is None:
         return Finding("layout", "ok", f"namespace {namespace} is not in use yet")

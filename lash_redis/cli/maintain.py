@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from lash_redis import scripts
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened_if_used
 from lash_redis.cli.output import plain
 from lash_redis.models import AuditReport, GcReport
+from lash_redis.protocol import scripts
 from lash_redis.transport.connectors import by_url
 
 

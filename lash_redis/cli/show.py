@@ -24,7 +24,7 @@ from lash_redis.models import (
     SessionNodeRecord,
     SessionUsageReport,
 )
-from lash_redis.reader import Reader
+from lash_redis.session.reader import Reader
 
 FOLDED_RUN = 6
 """A longer run of nodes without branches is shown by its first and last two."""

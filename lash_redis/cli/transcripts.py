@@ -24,7 +24,7 @@ from lash_redis.models import (
     RuntimeCommit,
     SessionNodeRecord,
 )
-from lash_redis.store import RedisSessionStore
+from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
 """Sessions under way at once."""

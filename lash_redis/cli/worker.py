@@ -45,7 +45,7 @@ from lash_redis.models import (
     ToolState,
 )
 from lash_redis.options import StoreOptions
-from lash_redis.store import RedisSessionStore
+from lash_redis.session.store import RedisSessionStore
 
 ATTEMPTS = 8
 """How often a turn is resumed anew when somebody else was faster, and sent again when the reply was lost."""

@@ -1,4 +1,4 @@
-"""Who alone works on a session, and until when: what a lease says; `lash_redis.lease` renews and releases it."""
+"""The exclusive right to work on a session: what a lease stores. `lash_redis.session.lease` renews and releases it."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ from typing import (
     get_type_hints,
 )
 
+from lash_redis._validate import require_id
 from lash_redis.errors import InvalidRecord
-from lash_redis.keys import checked_id
-from lash_redis.packing import fragment_of
+from lash_redis.protocol.fast_packing import fragment_of
 
 MAX_JSON_DEPTH = 256
 MAX_U64 = 2**64 - 1
@@ -249,7 +249,7 @@ def _text(value: Any, form: Form = Form.JSON) -> str:
 
 def _identifier(value: Any, form: Form = Form.JSON) -> str:
     try:
-        return checked_id("", value)
+        return require_id("", value)
     except InvalidRecord as error:
         raise Fault(error.reason) from None
 

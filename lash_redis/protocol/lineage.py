@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from lash_redis import codec
 from lash_redis.errors import Corrupt
 from lash_redis.models import ReplaceFull, SessionNodeRecord
 from lash_redis.models.lineage import Base, Lineage
+from lash_redis.protocol.heads import Facts
 from lash_redis.protocol.nodes import first_unlike, mark_of, timeless_part
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
 if TYPE_CHECKING:
-    from lash_redis.commands.commit import PreparedCommit
+    from lash_redis.protocol.commands.commit import PreparedCommit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +31,7 @@ class StoredLog(Base):
     sum: Sum
 
     @classmethod
-    def of(cls, nodes: StoredNodes, facts: codec.Facts) -> StoredLog | None:
+    def of(cls, nodes: StoredNodes, facts: Facts) -> StoredLog | None:
         """The log of a head with these facts. None unless `nodes` are all that it has, and links are positions."""
         if facts.loose or not len(nodes) == facts.length == facts.live == facts.ids:
             return None

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
-from lash_redis.checksums import crc32
-from lash_redis.codec import LARGE, pack, pack_json, packer
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import EventPayload, PluginPayload, SessionNodeRecord
 from lash_redis.models.wire import Unread
-from lash_redis.unpacking import UNREADABLE, unpack_node, unpack_node_lazily, unpack_payload
+from lash_redis.protocol.checksums import crc32
+from lash_redis.protocol.packing import LARGE, pack, pack_json, packer
+from lash_redis.protocol.unpacking import UNREADABLE, unpack_node, unpack_node_lazily, unpack_payload
 
 INTACT: Final = 0x2144DF1C
 """The CRC-32 of any bytes that end with their own CRC-32, little-endian."""

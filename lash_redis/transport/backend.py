@@ -17,9 +17,9 @@ import redis.asyncio as redis
 from redis import exceptions
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from lash_redis import scripts
 from lash_redis.errors import BackendError, StoreError
 from lash_redis.options import StoreOptions
+from lash_redis.protocol import scripts
 from lash_redis.transport import full_server
 from lash_redis.transport.failures import FAILURES, Earlier, OutOfTime, is_out_of_memory, is_transient, outcome
 from lash_redis.transport.node import Node

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis import exceptions
 
-from lash_redis.keys import SLOTS
+from lash_redis.protocol.keys import SLOTS
 from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopology
 from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, told

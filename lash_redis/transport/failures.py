@@ -17,8 +17,8 @@ from redis import exceptions
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
-from lash_redis.keys import family_of
-from lash_redis.scripts import Script
+from lash_redis.protocol.keys import family_of
+from lash_redis.protocol.scripts import Script
 from lash_redis.transport.request import Command, key_of
 
 # What our own connections raise

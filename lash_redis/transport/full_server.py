@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lash_redis import scripts
+from lash_redis.protocol import scripts
 from lash_redis.transport.request import Command, Request
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis import exceptions
 
-from lash_redis.scripts import Script
+from lash_redis.protocol.scripts import Script
 from lash_redis.transport.connection import Connection
 from lash_redis.transport.dialer import Dialer, Where, address_of
 from lash_redis.transport.failures import NotSent, OutOfTime, first_error

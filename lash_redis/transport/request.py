@@ -8,7 +8,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from lash_redis.scripts import Script
+from lash_redis.protocol.scripts import Script
 
 if TYPE_CHECKING:
     from lash_redis.transport.node import Node

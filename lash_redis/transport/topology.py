@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 from redis import exceptions
 
-from lash_redis.keys import slot_of
+from lash_redis.protocol.keys import slot_of
 from lash_redis.transport.failures import Closed, NoPrimary, OutOfTime, WrongTopology, may_be_stale
 from lash_redis.transport.node import Node
 from lash_redis.transport.request import Request, key_of

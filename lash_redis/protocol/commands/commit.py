@@ -8,19 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, Literal
 
-from lash_redis import codec, scripts
-from lash_redis.blobs import WrittenTools
-from lash_redis.commands.calls import (
-    RefsMoved,
-    ScriptCall,
-    check_kind,
-    check_value_size,
-    checked_ref,
-    is_ref,
-    status,
-)
-from lash_redis.commands.lease import check_leases, fence_of
-from lash_redis.commands.lifecycle import encoded_meta
+from lash_redis._validate import is_plain_id, is_ref, require_id, require_ref, require_type
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -37,7 +25,6 @@ from lash_redis.errors import (
     SessionGone,
     StoreError,
 )
-from lash_redis.keys import SessionKeys, checked_id, is_plain_id
 from lash_redis.models import (
     Append,
     BlobRef,
@@ -61,10 +48,21 @@ from lash_redis.models import (
 from lash_redis.models.lineage import NodeSequence
 from lash_redis.models.wire import check_json
 from lash_redis.options import BlobProfile, StoreOptions
+from lash_redis.protocol import scripts
+from lash_redis.protocol.blobs import encode_blob, ref_of
+from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, require_size, status
+from lash_redis.protocol.commands.lease import check_leases, fence_of
+from lash_redis.protocol.commands.lifecycle import encoded_meta
 from lash_redis.protocol.component_refs import COMPONENTS, ComponentRefs, Refs
+from lash_redis.protocol.components import fingerprint_of, stored_component
+from lash_redis.protocol.heads import TAG_BYTES, decode_components, encode_body, tag_of
+from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.ledger import ledger_field, ledger_key
 from lash_redis.protocol.lineage import Kept, StoredLog
 from lash_redis.protocol.nodes import encode_node
+from lash_redis.protocol.packing import pack, pack_json, pack_record
 from lash_redis.protocol.sums import Run, Sum
+from lash_redis.session.blob_cache import WrittenTools
 
 MAX_USAGE_ROWS: Final = 10_000
 """Distinct (source, model) pairs of one commit; the script looks each of them up."""
@@ -107,7 +105,7 @@ class PreparedCommit:
         content = self.contents.get(ref)
         if content is None:
             data = self.bodies.get(ref)
-            content = self.contents[ref] = b"" if data is None else codec.encode_blob(data, profile)
+            content = self.contents[ref] = b"" if data is None else encode_blob(data, profile)
         return content
 
     def fingerprint(self) -> bytes:
@@ -126,7 +124,7 @@ class SendWhole:
     """Why what it adds does not fit, to be raised where the whole is over a limit."""
 
 
-def prepare_commit(
+def prepare(
     commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: StoredLog | None = None
 ) -> PreparedCommit:
     """Check, encode and hash a commit; of a replacement that begins like `log`, only the nodes behind what it keeps.
@@ -138,10 +136,10 @@ def prepare_commit(
         InvalidRecord: names the field that cannot be stored.
         CommitTooLarge: over a limit of `options`.
     """
-    checked_id("RuntimeCommit.session_id", commit.session_id)
-    checked_id("RuntimeCommit.commit_id", commit.commit_id)
+    require_id("RuntimeCommit.session_id", commit.session_id)
+    require_id("RuntimeCommit.commit_id", commit.commit_id)
     if commit.builds_on is not None:
-        checked_id("RuntimeCommit.builds_on", commit.builds_on)
+        require_id("RuntimeCommit.builds_on", commit.builds_on)
     expected = commit.expected_head_revision
     if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
         raise InvalidRecord("RuntimeCommit.expected_head_revision", f"takes None or 0..2**63-1, not {expected!r}")
@@ -152,12 +150,12 @@ def prepare_commit(
             "RuntimeCommit.graph", f"takes Unchanged, Append or ReplaceFull, not {type(delta).__name__}"
         )
     if isinstance(delta, ReplaceFull):
-        check_kind("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
-    check_kind("RuntimeCommit.config", commit.config, PersistedSessionConfig)
-    check_kind("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
+        require_type("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
+    require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
+    require_type("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
     leaf = delta.leaf_node_id
     if leaf is not None:
-        checked_id("RuntimeCommit.graph.leaf_node_id", leaf)
+        require_id("RuntimeCommit.graph.leaf_node_id", leaf)
 
     config = commit.config.to_msgpack("RuntimeCommit.config")
     refs, bodies = _components(commit.checkpoint, written)
@@ -169,9 +167,9 @@ def prepare_commit(
         execution_state_ref=refs[2],
     )
     named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
-    manifest = codec.pack(named, "RuntimeCommit.checkpoint")
-    checkpoint_ref = codec.ref_of(manifest)
-    body = codec.encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, refs)
+    manifest = pack(named, "RuntimeCommit.checkpoint")
+    checkpoint_ref = ref_of(manifest)
+    body = encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, refs)
     rows = _usage_rows(commit)
 
     prepared = PreparedCommit(
@@ -191,14 +189,14 @@ def prepare_commit(
         _prepare_nodes(prepared, delta, options)
         if prepared.kept and prepared.fault:
             with suppress(CommitTooLarge):  # then the part says what is wrong
-                return prepare_commit(commit, options, written)
+                return prepare(commit, options, written)
     means = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_meant(prepared)]
-    prepared.meaning = sha256(codec.pack(means, "RuntimeCommit")).digest()[: codec.TAG_BYTES]
+    prepared.meaning = sha256(pack(means, "RuntimeCommit")).digest()[:TAG_BYTES]
 
     size = (
         len(body) + sum(map(len, prepared.records)) + sum(map(len, bodies.values())) + sum(len(row[0]) for row in rows)
     )
-    check_value_size("the bytes of a commit", size, options)
+    require_size("the bytes of a commit", size, options)
     return prepared
 
 
@@ -237,29 +235,29 @@ def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) ->
         value = getattr(checkpoint, name)
         if value is None:
             ref = getattr(checkpoint, f"{name}_ref")
-            refs.append(None if ref is None else checked_ref(f"{path}_ref", ref))
+            refs.append(None if ref is None else BlobRef(require_ref(f"{path}_ref", ref)))
             continue
-        check_kind(path, value, kind)
-        stored = codec.stored_component(value)
+        require_type(path, value, kind)
+        stored = stored_component(value)
         if stored is not None:
             ref, data = stored.ref, stored.data
         elif kind is ToolState:
             ref, data = _written_tools(value, path, written)
         else:
-            data = codec.pack(value, path) if kind is bytes else codec.pack_record(value, path)
-            ref = codec.ref_of(data)
+            data = pack(value, path) if kind is bytes else pack_record(value, path)
+            ref = ref_of(data)
         refs.append(ref)
         bodies[ref] = data
     return tuple(refs), bodies
 
 
 def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[BlobRef, bytes]:
-    fingerprint = codec.fingerprint(tools)
+    fingerprint = fingerprint_of(tools)
     known = None if fingerprint is None else written.get(fingerprint)
     if known is not None:
         return known
-    data = codec.pack_record(tools, path)
-    ref = codec.ref_of(data)
+    data = pack_record(tools, path)
+    ref = ref_of(data)
     if fingerprint is not None:
         written.put(fingerprint, ref, data)
     return ref, data
@@ -269,14 +267,14 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
         raise InvalidRecord("RuntimeCommit.usage_deltas", "takes a sequence of TokenLedgerEntry")
     for at, entry in enumerate(commit.usage_deltas):
-        check_kind(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
+        require_type(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
         entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
     merged = merge_token_ledger(commit.usage_deltas)
     if len(merged) > MAX_USAGE_ROWS:
         raise CommitTooLarge("the number of usage rows of a commit", len(merged), MAX_USAGE_ROWS)
     return [
         [
-            codec.ledger_field(entry),
+            ledger_field(entry),
             entry.usage.input_tokens,
             entry.usage.output_tokens,
             entry.usage.cached_input_tokens,
@@ -344,25 +342,25 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
 
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
-    check_kind(path, node, SessionNodeRecord)
+    require_type(path, node, SessionNodeRecord)
     node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
     if not is_plain_id(node_id):
-        checked_id(f"{path}.node_id", node_id)
+        require_id(f"{path}.node_id", node_id)
     if parent is not None and not is_plain_id(parent):
-        checked_id(f"{path}.parent_node_id", parent)
+        require_id(f"{path}.parent_node_id", parent)
     if type(timestamp) is not str or not timestamp.isascii():
-        check_kind(f"{path}.timestamp", timestamp, str)
+        require_type(f"{path}.timestamp", timestamp, str)
         check_json(timestamp, f"{path}.timestamp")
     tag: str | None
     if isinstance(payload, EventPayload):
         tag, value, inner = None, payload.event, f"{path}.payload.event"
     elif isinstance(payload, PluginPayload):
         tag, value, inner = payload.plugin_type, payload.body, f"{path}.payload.body"
-        check_kind(f"{path}.payload.plugin_type", tag, str)
+        require_type(f"{path}.payload.plugin_type", tag, str)
         check_json(tag, f"{path}.payload.plugin_type")
     else:
         raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
-    return encode_node(node_id, parent, tag, codec.pack_json(value, inner), timestamp)
+    return encode_node(node_id, parent, tag, pack_json(value, inner), timestamp)
 
 
 _FIRST_BLOB: Final = 9
@@ -407,7 +405,7 @@ class CommitCall:
     after: ComponentRefs
 
 
-def commit_call(
+def call(
     keys: SessionKeys,
     prepared: PreparedCommit,
     before: ComponentRefs,
@@ -436,8 +434,8 @@ def commit_call(
     args: list[Any] = [
         commit.session_id,
         "" if expected is None else expected,
-        "" if commit.builds_on is None else codec.tag_of(commit.builds_on),
-        codec.tag_of(commit.commit_id),
+        "" if commit.builds_on is None else tag_of(commit.builds_on),
+        tag_of(commit.commit_id),
         prepared.meaning,
         before.stored,
         after.stored,
@@ -522,7 +520,7 @@ def _private_contents(
     return sent
 
 
-def commit_reply(
+def reply(
     call: ScriptCall, prepared: PreparedCommit, keys: SessionKeys, reply: Any
 ) -> RuntimeCommitResult | RefsMoved | BlobsMissing | SendWhole:
     """The result, or what to change before the same commit is sent again; raises whatever the script refused it for."""
@@ -537,7 +535,7 @@ def commit_reply(
                 commit_id=commit.commit_id,
             )
         case "refs":
-            return RefsMoved(codec.decode_components(reply[2], keys.head))
+            return RefsMoved(decode_components(reply[2], keys.head))
         case "missing":
             return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
         case "unlike" if prepared.kept:
@@ -573,7 +571,7 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             return InvalidLeaf(commit.graph.leaf_node_id)
         case "overflow":
             row, counter = prepared.rows[reply[2]], _COUNTERS[reply[3]]
-            source, model = codec.ledger_key(row[0])
+            source, model = ledger_key(row[0])
             return InvalidRecord(
                 "RuntimeCommit.usage_deltas", f"{counter} of source {source!r}, model {model!r} would leave 64 bits"
             )
@@ -583,7 +581,7 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
 _COUNTERS: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
 
 
-def telltale(prepared: PreparedCommit) -> SessionNodeRecord | None:
+def first_new_node(prepared: PreparedCommit) -> SessionNodeRecord | None:
     """A node that tells by being stored that this very commit was applied; None if it adds none that was not there."""
     if prepared.delta == "append":
         return next(iter(prepared.nodes), None)

@@ -21,7 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lash_redis import codec, commands
+from lash_redis._validate import require_id, require_int, require_seconds, require_type, seconds_to_ms
 from lash_redis.errors import (
     BackendError,
     CommitTooLarge,
@@ -37,8 +37,6 @@ from lash_redis.errors import (
     SessionEvicted,
     StoreError,
 )
-from lash_redis.keys import checked_id
-from lash_redis.lease import Lease
 from lash_redis.models import (
     ActivePath,
     BlobRef,
@@ -59,24 +57,17 @@ from lash_redis.models import (
     VacuumReport,
 )
 from lash_redis.models.lineage import Base
-from lash_redis.namespace import Namespace, continuing
-from lash_redis.options import (
-    KEEP,
-    Durability,
-    Keep,
-    StoreOptions,
-    checked_durability,
-    own_ttl_ms,
-    seconds,
-    seconds_to_ms,
-    whole,
-)
+from lash_redis.options import KEEP, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
+from lash_redis.protocol import commands
 from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.protocol.heads import RECEIPTS
 from lash_redis.protocol.lineage import committed
-from lash_redis.reader import MAX_TURNS, Reader
+from lash_redis.session.lease import Lease
+from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.reader import MAX_TURNS, Reader
 from lash_redis.session.seen import Seen
+from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.failures import Earlier
-from lash_redis.watch import PATIENCE, POLL, SessionWatch
 
 log = logging.getLogger("lash_redis")
 
@@ -92,7 +83,7 @@ class RedisSessionStore:
 
     def __init__(self, namespace: Namespace, session_id: str) -> None:
         self._namespace = namespace
-        self._keys = namespace.layout.session(checked_id("session_id", session_id))
+        self._keys = namespace.layout.session(require_id("session_id", session_id))
         self._reader = Reader(namespace, self._keys)
         self._last = Seen()
         self._commits = 0
@@ -163,7 +154,7 @@ class RedisSessionStore:
             SessionBindingMismatch: `read` is of another session.
             InvalidLeaf, Corrupt, SessionEvicted: as `load_session` would.
         """
-        commands.check_kind("read", read, PersistedSessionRead)
+        require_type("read", read, PersistedSessionRead)
         if read.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, read.session_id)
         return await self._seen(await self._reader.refresh(read))
@@ -192,16 +183,18 @@ class RedisSessionStore:
         self._last = Seen(head.components, seen, head.facts.epoch, base)
         return head.meta()
 
-    async def _head(self, namespace: Namespace) -> commands.StoredHead | None:
-        return commands.head_reply(self._keys, *await namespace.read(commands.head_read(self._keys), atomic=True))
+    async def _head(self, namespace: Namespace) -> commands.reads.StoredHead | None:
+        return commands.reads.head_reply(
+            self._keys, *await namespace.read(commands.reads.head_read(self._keys), atomic=True)
+        )
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
         """A live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
 
         Source: RuntimePersistence::load_node.
         """
-        call = commands.node_call(self._keys, checked_id("node_id", node_id))
-        return commands.node_reply(
+        call = commands.maintenance.node_call(self._keys, require_id("node_id", node_id))
+        return commands.maintenance.node_reply(
             call, self._keys, node_id, await self._namespace.run(call, writes=False, is_large=True)
         )
 
@@ -210,10 +203,12 @@ class RedisSessionStore:
         return await self._asked(self._meta)
 
     async def _meta(self, namespace: Namespace) -> SessionMeta | None:
-        return commands.meta_reply(self._keys, await namespace.read(commands.meta_read(self._keys), atomic=True))
+        return commands.reads.meta_reply(
+            self._keys, await namespace.read(commands.reads.meta_read(self._keys), atomic=True)
+        )
 
     async def watch(
-        self, since: commands.Since = None, *, poll: float = POLL, patience: float = PATIENCE
+        self, since: commands.watching.Since = None, *, poll: float = POLL, patience: float = PATIENCE
     ) -> AsyncGenerator[int, None]:
         """The head's revision, whenever its commit is not the one seen last; several commits may be told as one.
 
@@ -288,11 +283,11 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::commit_runtime_state.
         """
-        commands.check_kind("commit", commit, RuntimeCommit)
+        require_type("commit", commit, RuntimeCommit)
         if commit.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, commit.session_id)
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
-        if checked_durability("durability", durability) is not None:
+        if require_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
         seen = self._last
         if commit.builds_on is None and seen.head and commit.expected_head_revision == seen.head[0]:
@@ -300,10 +295,10 @@ class RedisSessionStore:
         builds_on_seen = (commit.expected_head_revision, commit.builds_on) == seen.head
         base = seen.base() if seen.base is not None and builds_on_seen else None
         if isinstance(commit.graph, ReplaceFull):
-            commands.check_kind("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
+            require_type("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
             base = commit.graph.graph.lineage.base
         log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
-        prepared = commands.prepare_commit(commit, options, self._namespace.written, log)
+        prepared = commands.commit.prepare(commit, options, self._namespace.written, log)
         try:
             result = await self._publish(prepared, own_ttl, options)
         except OutcomeUnknown:
@@ -315,7 +310,7 @@ class RedisSessionStore:
     async def begin(
         self,
         commit: RuntimeCommit,
-        origin: commands.Origin,
+        origin: commands.commit.Origin,
         blobs: Mapping[str, bytes],
         *,
         options: StoreOptions,
@@ -328,7 +323,7 @@ class RedisSessionStore:
         Raises:
             SessionExists: there is one.
         """
-        prepared = commands.prepare_commit(commit, options, self._namespace.written)
+        prepared = commands.commit.prepare(commit, options, self._namespace.written)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
         prepared.meaning = origin.meaning or prepared.meaning
         return await self._publish(prepared, own_ttl_ms(ttl), options, origin)
@@ -355,20 +350,20 @@ class RedisSessionStore:
 
     async def _publish(
         self,
-        prepared: commands.PreparedCommit,
+        prepared: commands.commit.PreparedCommit,
         own_ttl: int | None,
         options: StoreOptions,
-        origin: commands.Origin | None = None,
+        origin: commands.commit.Origin | None = None,
     ) -> RuntimeCommitResult:
         namespace = self._namespace
         seen = self._last
-        before = commands.carried_refs(prepared.commit) if seen.components is None else seen.components
+        before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
         if origin is not None:
             before = NO_REFS
         looked_for: set[BlobRef] = set()
         earlier = Earlier()
         for _ in range(MAX_TURNS):
-            made = commands.commit_call(
+            made = commands.commit.call(
                 self._keys,
                 prepared,
                 before,
@@ -381,23 +376,23 @@ class RedisSessionStore:
             )
             reply, durable = await namespace.run_durably(made.call, options.durability, earlier)
             try:
-                outcome = commands.commit_reply(made.call, prepared, self._keys, reply)
+                outcome = commands.commit.reply(made.call, prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
                 outcome = await self._made_before(prepared, conflict, earlier, seen.epoch)
-            if isinstance(outcome, commands.RefsMoved):
+            if isinstance(outcome, commands.calls.RefsMoved):
                 before = outcome.refs
-            elif isinstance(outcome, commands.BlobsMissing):
+            elif isinstance(outcome, commands.commit.BlobsMissing):
                 for ref in outcome.refs:
                     data = await self._content(prepared, ref)
                     if data is not None:
                         prepared.bodies = {**prepared.bodies, ref: data}
                         prepared.contents.pop(ref, None)
                     elif ref in looked_for:
-                        raise commands.missing_blob(prepared, ref)
+                        raise commands.commit.missing_blob(prepared, ref)
                 looked_for.update(outcome.refs)
-            elif isinstance(outcome, commands.SendWhole):
+            elif isinstance(outcome, commands.commit.SendWhole):
                 try:
-                    prepared = commands.prepare_commit(prepared.commit, options, namespace.written)
+                    prepared = commands.commit.prepare(prepared.commit, options, namespace.written)
                 except CommitTooLarge:
                     if outcome.refusal is None:
                         raise
@@ -424,7 +419,7 @@ class RedisSessionStore:
                 return outcome if durable is None else replace(outcome, durable=durable)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
 
-    def _learn(self, prepared: commands.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
+    def _learn(self, prepared: commands.commit.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
         """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
         delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
         if isinstance(delta, ReplaceFull):
@@ -437,7 +432,7 @@ class RedisSessionStore:
 
     async def _made_before(
         self,
-        prepared: commands.PreparedCommit,
+        prepared: commands.commit.PreparedCommit,
         conflict: HeadRevisionConflict,
         earlier: Earlier,
         epoch: int | None,
@@ -451,9 +446,9 @@ class RedisSessionStore:
             OutcomeUnknown: it has no such node, or others have dropped nodes since.
         """
         made = conflict.expected
-        if not earlier.maybe_applied or made is None or conflict.actual <= made + codec.RECEIPTS:
+        if not earlier.maybe_applied or made is None or conflict.actual <= made + RECEIPTS:
             raise conflict
-        node = commands.telltale(prepared)
+        node = commands.commit.first_new_node(prepared)
         if node is not None:
             if await self.load_node(node.node_id) == node:
                 return RuntimeCommitResult(
@@ -472,15 +467,15 @@ class RedisSessionStore:
 
     async def _confirmed(self, durability: Durability) -> bool:
         """Whether what an earlier attempt wrote is as safe as `durability` asks: WAIT alone would not wait for it."""
-        call = commands.mark_call(self._keys)
+        call = commands.durability.mark_call(self._keys)
         try:
             reply, durable = await self._namespace.run_durably(call, durability)
         except (BackendError, OutcomeUnknown):
             log.warning("whether a commit of session %r is durable is unknown", self.session_id, exc_info=True)
             return False
-        return commands.status(call, reply, self._keys) == "marked" and durable is True
+        return commands.calls.status(call, reply, self._keys) == "marked" and durable is True
 
-    async def _content(self, prepared: commands.PreparedCommit, ref: BlobRef) -> bytes | None:
+    async def _content(self, prepared: commands.commit.PreparedCommit, ref: BlobRef) -> bytes | None:
         """The bytes of a blob that the session's shard turned out not to have, if they can be had elsewhere."""
         self._namespace.known.discard(self._keys.blob(ref))
         data = prepared.bodies.get(ref)
@@ -528,9 +523,9 @@ class RedisSessionStore:
         if not callable(fn):
             raise InvalidRecord("fn", f"takes a function, not {type(fn).__name__}")
         if since is not None:
-            commands.check_kind("since", since, PersistedSessionRead)
+            require_type("since", since, PersistedSessionRead)
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(whole("attempts", attempts, 1)),
+            stop=stop_after_attempt(require_int("attempts", attempts, 1)),
             wait=wait_random_exponential(multiplier=0.01, max=self._namespace.options.retry_max_delay),
             retry=retry_if_exception_type(HeadRevisionConflict),
             reraise=True,
@@ -545,7 +540,7 @@ class RedisSessionStore:
                     read = await self.refresh(read)
                 made = fn(read)
                 commit = await made if isawaitable(made) else made
-                commands.check_kind("the commit that fn made", commit, RuntimeCommit)
+                require_type("the commit that fn made", commit, RuntimeCommit)
                 if commit.commit_id in refused:
                     raise refused[commit.commit_id]
                 if commit.expected_head_revision is None:
@@ -570,7 +565,7 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::save_session_meta.
         """
-        commands.check_kind("meta", meta, SessionMeta)
+        require_type("meta", meta, SessionMeta)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
         await self._write_meta(meta, "save")
@@ -581,7 +576,9 @@ class RedisSessionStore:
 
     async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"], own_ttl: int | None = None) -> None:
         namespace = self._namespace
-        call = commands.meta_call(self._keys, meta, mode, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl)
+        call = commands.lifecycle.meta_call(
+            self._keys, meta, mode, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
+        )
         await self._run(call)
 
     async def touch(self, *, ttl: float | Keep | None = KEEP) -> bool:
@@ -598,11 +595,11 @@ class RedisSessionStore:
         own_ttl = own_ttl_ms(ttl)
         namespace = self._namespace
         for _ in range(MAX_TURNS):
-            call = commands.touch_call(
+            call = commands.lifecycle.touch_call(
                 self._keys, self._last.components or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
             )
-            outcome = commands.touch_reply(call, self._keys, await namespace.run(call))
-            if not isinstance(outcome, commands.RefsMoved):
+            outcome = commands.lifecycle.touch_reply(call, self._keys, await namespace.run(call))
+            if not isinstance(outcome, commands.calls.RefsMoved):
                 return outcome
             self._last = replace(self._last, components=outcome.refs)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to touch it")
@@ -628,12 +625,12 @@ class RedisSessionStore:
             SessionDeleted, SessionEvicted, Corrupt: there is nothing to work on.
             OutcomeUnknown: the reply was lost; asking again with the same owner settles it.
         """
-        checked_id("owner", owner)
-        token = commands.checked_token("token", uuid4().hex if token is None else token)
+        require_id("owner", owner)
+        token = commands.lease.checked_token("token", uuid4().hex if token is None else token)
         ttl_ms = seconds_to_ms("ttl", ttl)
-        call = commands.acquire_call(self._keys, owner, token, ttl_ms)
+        call = commands.lease.acquire_call(self._keys, owner, token, ttl_ms)
         retrying = AsyncRetrying(
-            stop=stop_after_delay(seconds("wait", wait)),
+            stop=stop_after_delay(require_seconds("wait", wait)),
             wait=wait_random_exponential(multiplier=0.02, max=self._namespace.options.retry_max_delay),
             retry=retry_if_exception_type(LeaseBusy),
             reraise=True,
@@ -641,7 +638,7 @@ class RedisSessionStore:
         async for attempt in retrying:
             with attempt:
                 asked = monotonic()
-                got = commands.acquire_reply(call, self._keys, await self._namespace.run(call))
+                got = commands.lease.acquire_reply(call, self._keys, await self._namespace.run(call))
         await self._outlive(got)
         return Lease(
             self.session_id,
@@ -661,8 +658,8 @@ class RedisSessionStore:
         Raises:
             SessionBindingMismatch: it is another session's.
         """
-        commands.check_kind("lease", lease, Lease)
-        commands.check_lease("lease", lease, self.session_id)
+        require_type("lease", lease, Lease)
+        commands.lease.check_lease("lease", lease, self.session_id)
         seconds_to_ms("lease.ttl", lease.ttl)
         return replace(lease, _store=self)
 
@@ -671,25 +668,26 @@ class RedisSessionStore:
 
         For people to look at: who may write is known only to the commit that is checked.
         """
-        return commands.lease_reply(
-            self._keys, *await self._namespace.read([commands.lease_read(self._keys)], atomic=False, is_small=True)
+        return commands.lease.lease_reply(
+            self._keys,
+            *await self._namespace.read([commands.lease.lease_read(self._keys)], atomic=False, is_small=True),
         )
 
     async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None:
         """`Lease.renew`."""
-        commands.check_lease("lease", lease, self.session_id)
-        call = commands.renew_call(self._keys, lease, seconds_to_ms("ttl", ttl))
-        got = commands.renew_reply(call, self._keys, lease, await self._namespace.run(call))
+        commands.lease.check_lease("lease", lease, self.session_id)
+        call = commands.lease.renew_call(self._keys, lease, seconds_to_ms("ttl", ttl))
+        got = commands.lease.renew_reply(call, self._keys, lease, await self._namespace.run(call))
         lease.deadline = got.deadline_ms / 1000
         await self._outlive(got)
 
     async def release_lease(self, lease: LeaseClaim) -> None:
         """`Lease.release`."""
-        commands.check_lease("lease", lease, self.session_id)
-        call = commands.release_call(self._keys, lease, uuid4().hex[:16])
-        commands.release_reply(call, self._keys, lease, await self._namespace.run(call))
+        commands.lease.check_lease("lease", lease, self.session_id)
+        call = commands.lease.release_call(self._keys, lease, uuid4().hex[:16])
+        commands.lease.release_reply(call, self._keys, lease, await self._namespace.run(call))
 
-    async def _outlive(self, held: commands.Acquired) -> None:
+    async def _outlive(self, held: commands.lease.Acquired) -> None:
         """Touch a session that would expire before its lease: it then lives as long as that at least."""
         if 0 < held.until_ms < held.deadline_ms:
             await self.touch()
@@ -698,19 +696,19 @@ class RedisSessionStore:
         """`SessionCache.delete` for this session."""
         namespace, request = self._namespace, uuid4().hex
         for _ in range(MAX_TURNS):
-            call = commands.delete_call(
+            call = commands.lifecycle.delete_call(
                 self._keys, self._last.components or NO_REFS, request, namespace.options, sharded=namespace.sharded
             )
-            outcome = commands.delete_reply(call, self._keys, await namespace.run(call))
+            outcome = commands.lifecycle.delete_reply(call, self._keys, await namespace.run(call))
             if isinstance(outcome, DeleteReport):
                 self._last = Seen()
                 return outcome
             self._last = replace(self._last, components=outcome.refs)
         raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to delete it")
 
-    async def _run(self, call: commands.ScriptCall) -> list[Any]:
+    async def _run(self, call: commands.calls.ScriptCall) -> list[Any]:
         reply: list[Any] = await self._namespace.run(call)
-        commands.status(call, reply, self._keys)
+        commands.calls.status(call, reply, self._keys)
         return reply
 
     async def tombstone_nodes(self, ids: Sequence[str]) -> None:
@@ -728,9 +726,9 @@ class RedisSessionStore:
         if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
             raise InvalidRecord("ids", f"takes a sequence of node ids, not {type(ids).__name__}")
         for at, node_id in enumerate(ids):
-            checked_id(f"ids[{at}]", node_id)
-        for at in range(0, len(ids), commands.TOMBSTONE_CHUNK):
-            call = commands.tombstone_call(self._keys, ids[at : at + commands.TOMBSTONE_CHUNK])
+            require_id(f"ids[{at}]", node_id)
+        for at in range(0, len(ids), commands.maintenance.TOMBSTONE_CHUNK):
+            call = commands.maintenance.tombstone_call(self._keys, ids[at : at + commands.maintenance.TOMBSTONE_CHUNK])
             with continuing(at, f"of {len(ids)} ids were hidden"):
                 await self._run(call)
 
@@ -747,7 +745,7 @@ class RedisSessionStore:
         removed, left = 0, 1
         while left:
             with continuing(removed, "nodes were freed"):
-                reply = await self._run(commands.vacuum_call(self._keys))
+                reply = await self._run(commands.maintenance.vacuum_call(self._keys))
             removed, left = removed + reply[2], reply[3]
         return VacuumReport(removed_node_count=removed)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from lash_redis import codec
-from lash_redis.commands.calls import Command
+from lash_redis._validate import require_int
 from lash_redis.errors import Corrupt, InvalidRecord, SessionBindingMismatch, SessionDeleted, SessionGone, StoreError
-from lash_redis.keys import SessionKeys
 from lash_redis.models import PersistedSessionRead, RuntimeCommitResult, SessionHeadMeta
-from lash_redis.options import whole
+from lash_redis.protocol.commands.calls import Command
+from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_facts, tag_of
+from lash_redis.protocol.keys import SessionKeys
 
 Since: TypeAlias = int | PersistedSessionRead | SessionHeadMeta | RuntimeCommitResult | None
 """A head that somebody has seen: its revision, or what a read, a look or a commit answered."""
@@ -39,10 +39,10 @@ def mark_of(session_id: str, since: Since) -> HeadMark | None:
     if isinstance(since, PersistedSessionRead | SessionHeadMeta) and since.session_id != session_id:
         raise SessionBindingMismatch(session_id, since.session_id)
     if isinstance(since, PersistedSessionRead | SessionHeadMeta | RuntimeCommitResult):
-        return HeadMark(since.head_revision, codec.tag_of(since.commit_id) if since.commit_id else None)
+        return HeadMark(since.head_revision, tag_of(since.commit_id) if since.commit_id else None)
     if type(since) is not int:
         raise InvalidRecord("since", f"takes a revision, or what a read or commit answered, not {since!r}")
-    return HeadMark(whole("since", since, 0))
+    return HeadMark(require_int("since", since, 0))
 
 
 # What the head says
@@ -79,10 +79,10 @@ def look_reply(keys: SessionKeys, fields: list[bytes | None], left_ms: int) -> L
         if receipts is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
         return Look(is_deleted=deleted is not None)
-    facts = codec.decode_facts(stored, keys.head)
-    if receipts is None or len(receipts) != codec.RECEIPT_BYTES * min(codec.RECEIPTS, facts.revision):
+    facts = decode_facts(stored, keys.head)
+    if receipts is None or len(receipts) != RECEIPT_BYTES * min(RECEIPTS, facts.revision):
         raise Corrupt("head", keys.head, "its receipts are unreadable")
-    mark = HeadMark(facts.revision, receipts[-codec.RECEIPT_BYTES :][: codec.TAG_BYTES])
+    mark = HeadMark(facts.revision, receipts[-RECEIPT_BYTES:][:TAG_BYTES])
     if not facts.deadline or left_ms < 0:
         return Look(mark)
     return Look(mark, deadline_ms=facts.deadline, server_ms=facts.deadline - left_ms)
@@ -110,7 +110,7 @@ def announcement(message: bytes) -> Announcement | None:
     deadline, _, tag = rest.partition(b" ")
     if not all(number.isdigit() and len(number) <= MAX_DIGITS for number in (revision, deadline)):
         return None
-    if len(tag) != codec.TAG_BYTES:
+    if len(tag) != TAG_BYTES:
         return None
     return Announcement(HeadMark(int(revision), tag), int(deadline))
 

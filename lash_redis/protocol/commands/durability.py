@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lash_redis import scripts
-from lash_redis.commands.calls import Command, ScriptCall
-from lash_redis.keys import SessionKeys
 from lash_redis.options import Durability, Replicas
+from lash_redis.protocol import scripts
+from lash_redis.protocol.commands.calls import Command, ScriptCall
+from lash_redis.protocol.keys import SessionKeys
 
 
 def wait_command(durability: Durability) -> Command:

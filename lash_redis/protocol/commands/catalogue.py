@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lash_redis import codec, scripts
-from lash_redis.commands.calls import Command, ScriptCall
 from lash_redis.errors import Corrupt, SessionEvicted
-from lash_redis.keys import Layout, SessionKeys, ShardKeys, entry_ids
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
+from lash_redis.protocol import scripts
+from lash_redis.protocol.commands.calls import Command, ScriptCall
+from lash_redis.protocol.heads import decode_facts, decode_meta
+from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys, entry_ids
 from lash_redis.protocol.nodes import decode_node
 
 
@@ -86,13 +87,13 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
         return None
     info = SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms)
     if meta is not None:
-        record = codec.decode_meta(meta, keys.head)
+        record = decode_meta(meta, keys.head)
         if record.session_id != keys.session_id:
             raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
         info = replace(info, cwd=record.cwd, parent_session_id=record.parent_session_id)
     if facts is None:
         return Line(keys, info)
-    known = codec.decode_facts(facts, keys.head)
+    known = decode_facts(facts, keys.head)
     if others < sum(map(bool, (known.length, known.ids, known.jumps, known.dead))):
         raise SessionEvicted("session", keys.log, "it, or nodes, jumps or dead beside it, is gone")
     counted = replace(

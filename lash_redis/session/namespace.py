@@ -10,13 +10,14 @@ from typing import Any, Self
 
 import redis.asyncio as redis
 
-from lash_redis import codec, commands
-from lash_redis.blobs import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
-from lash_redis.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.models import BlobRef
 from lash_redis.options import Durability, StoreOptions
+from lash_redis.protocol import commands
+from lash_redis.protocol.blobs import decode_blob, ref_of
+from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.lineage import KnownLogs
+from lash_redis.session.blob_cache import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
 from lash_redis.transport.request import Lane, Request, first_key
@@ -75,7 +76,12 @@ class Namespace:
         await self._backend.preload()
 
     async def run(
-        self, call: commands.ScriptCall, *, writes: bool = True, is_large: bool = False, earlier: Earlier | None = None
+        self,
+        call: commands.calls.ScriptCall,
+        *,
+        writes: bool = True,
+        is_large: bool = False,
+        earlier: Earlier | None = None,
     ) -> Any:
         """The reply to a script. `writes`, `earlier` and what is raised: as for `Backend.send`.
 
@@ -88,7 +94,7 @@ class Namespace:
         return (await self._backend.send(request, writes=writes, earlier=earlier))[0]
 
     async def run_durably(
-        self, call: commands.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
+        self, call: commands.calls.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
     ) -> tuple[Any, bool | None]:
         """The reply to a script that writes, and whether what it wrote is known to be as safe as `durability` asks.
 
@@ -99,21 +105,21 @@ class Namespace:
         request = self._script_request(call)
         if durability is None:
             return (await self._backend.send(request, writes=True, earlier=earlier))[0], None
-        wait = commands.wait_command(durability)
+        wait = commands.durability.wait_command(durability)
         request.commands = [*request.commands, wait]
         request.lane, request.waits = Lane.WAITING, durability.timeout_ms / 1000
         reply, waited = await self._backend.send(request, writes=True, earlier=earlier)
         if isinstance(waited, Exception) and str(waited) not in self._told:
             self._told.add(str(waited))
             log.warning("commits are made, but whether they are durable is unknown: %s: %s", wait[0], waited)
-        return reply, commands.wait_reply(durability, waited)
+        return reply, commands.durability.wait_reply(durability, waited)
 
-    def _script_request(self, call: commands.ScriptCall) -> Request:
+    def _script_request(self, call: commands.calls.ScriptCall) -> Request:
         command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
         return Request([command], call.keys[0], script=call.script, may_send_text=self.options.allow_eval)
 
     async def read(
-        self, trip: Sequence[commands.Command], *, atomic: bool, faults: bool = False, is_small: bool = False
+        self, trip: Sequence[commands.calls.Command], *, atomic: bool, faults: bool = False, is_small: bool = False
     ) -> list[Any]:
         """The replies to native commands that read. `faults` and what is raised: as for `check_types`.
 
@@ -142,7 +148,7 @@ class Namespace:
             LayoutMismatch: they differ; nothing was written.
         """
         key, value = self.layout.key, self.layout.value
-        fix: list[commands.Command] = [("SET", key, value, "NX")] if writes else []
+        fix: list[commands.calls.Command] = [("SET", key, value, "NX")] if writes else []
         stored = (await self._backend.send(Request([*fix, ("GET", key)], key)))[-1]
         if stored is None:
             return
@@ -163,13 +169,13 @@ class Namespace:
         deleted = 0
         while True:
             with continuing(deleted, "blobs were deleted"):
-                (refs,) = await self.read(commands.orphan_read(shard), atomic=False)
-                call = commands.gc_call(shard, shard.prefix, [ref.decode(errors="replace") for ref in refs])
+                (refs,) = await self.read(commands.maintenance.orphan_read(shard), atomic=False)
+                call = commands.maintenance.gc_call(shard, shard.prefix, [ref.decode(errors="replace") for ref in refs])
                 reply = await self.run(call)
-                commands.status(call, reply, shard)
+                commands.calls.status(call, reply, shard)
             deleted += int(reply[2])
             settled, expired = reply[3:]
-            if (not refs or settled < len(refs)) and expired < commands.EXPIRED_CHUNK:
+            if (not refs or settled < len(refs)) and expired < commands.maintenance.EXPIRED_CHUNK:
                 return deleted
 
     def cached_blobs(self, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], list[BlobRef]]:
@@ -192,7 +198,7 @@ class Namespace:
             key = keys.blob(ref)
             if content is None:
                 return SessionEvicted("blob", key, "is gone, the head names it")
-            into[ref] = codec.decode_blob(ref, content, key)
+            into[ref] = decode_blob(ref, content, key)
             self.cached.put(ref, into[ref])
             self.known.add(key)
         return None
@@ -200,13 +206,15 @@ class Namespace:
     async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], Corrupt | None]:
         """The bytes of blobs, from this process or in one round trip; and the error if one is missing."""
         have, lack = self.cached_blobs(refs)
-        contents = await self.read(commands.blob_read(keys, lack), atomic=False) if lack else []
+        contents = await self.read(commands.reads.blob_read(keys, lack), atomic=False) if lack else []
         return have, self.take_blobs(keys, lack, contents, have)
 
     async def put_blob(self, data: bytes) -> BlobRef:
-        ref = codec.ref_of(data)
-        call = commands.put_blob_call(self.layout.shard_keys(self.layout.shard_of(ref)), ref, data, self.options)
-        commands.status(call, await self.run(call))
+        ref = ref_of(data)
+        call = commands.maintenance.put_blob_call(
+            self.layout.shard_keys(self.layout.shard_of(ref)), ref, data, self.options
+        )
+        commands.calls.status(call, await self.run(call))
         self.cached.put(ref, data)
         return ref
 
@@ -224,5 +232,5 @@ class Namespace:
         contents = await self.read([("HGET", key, "c") for key in keys], atomic=False)
         for key, content in zip(keys, contents, strict=True):
             if content is not None:
-                return codec.decode_blob(ref, content, key)
+                return decode_blob(ref, content, key)
         return None

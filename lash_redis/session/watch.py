@@ -2,7 +2,7 @@
 
 A `SessionWatch` gives each of its sessions to a `_Line`: one connection to the server on which the session's channel is
 spoken, shared by all sessions that are spoken there. A line that fails ends, and its sessions get another one. What is
-news is decided in `commands/watching.py`.
+news is decided in `protocol/commands/watching.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, Final, Self
 import redis.asyncio as redis
 from redis import exceptions
 
-from lash_redis import commands
+from lash_redis._validate import require_id, seconds_to_ms
 from lash_redis.errors import BackendError, Corrupt, SessionEvicted, StoreError
-from lash_redis.keys import SessionKeys, checked_id
-from lash_redis.namespace import Namespace
-from lash_redis.options import seconds_to_ms
+from lash_redis.protocol import commands
+from lash_redis.protocol.keys import SessionKeys
+from lash_redis.session.namespace import Namespace
 from lash_redis.transport.failures import FAILURES, is_passing
 from lash_redis.transport.given import end_if_cancelled
 
@@ -92,7 +92,7 @@ class SessionWatch:
 
     # Which sessions
 
-    def add(self, session_id: str, since: commands.Since = None) -> None:
+    def add(self, session_id: str, since: commands.watching.Since = None) -> None:
         """Watch a session; one that is watched already begins anew. No I/O.
 
         `since` is the head that the caller has seen: what a load, a look or a commit answered, or the revision alone
@@ -103,7 +103,7 @@ class SessionWatch:
         Raises:
             InvalidRecord, SessionBindingMismatch: `since` is none of these, or of another session.
         """
-        mark = commands.mark_of(checked_id("session_id", session_id), since)
+        mark = commands.watching.mark_of(require_id("session_id", session_id), since)
         self.remove(session_id)
         session = _Session(self._namespace.layout.session(session_id), mark)
         self._sessions[session_id] = session
@@ -111,7 +111,7 @@ class SessionWatch:
 
     def remove(self, session_id: str) -> None:
         """Watch a session no more: nothing is told of it from now on. An unknown one is passed over. No I/O."""
-        session = self._sessions.pop(checked_id("session_id", session_id), None)
+        session = self._sessions.pop(require_id("session_id", session_id), None)
         if session is not None:
             self._ready.pop(session, None)
             self._let_go(session)
@@ -299,12 +299,12 @@ class SessionWatch:
                 self._place(session)
 
 
-class _Session(commands.Watched):
+class _Session(commands.watching.Watched):
     """A watched session, and where it is."""
 
     __slots__ = ("due", "is_subscribed", "line", "lost_at")
 
-    def __init__(self, keys: SessionKeys, since: commands.HeadMark | None) -> None:
+    def __init__(self, keys: SessionKeys, since: commands.watching.HeadMark | None) -> None:
         super().__init__(keys, since)
         self.line: _Line | None = None
         self.is_subscribed = False
@@ -548,33 +548,35 @@ async def _connection(client: redis.Redis) -> AsyncIterator[Any]:
         await holder.aclose()
 
 
-async def _heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.Look | Corrupt]:
+async def _heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.watching.Look | Corrupt]:
     """What their heads say; a second round trip where one is not there, to tell whether a part of it is."""
-    trip = [command for each in keys for command in commands.look_read(each)]
+    trip = [command for each in keys for command in commands.watching.look_read(each)]
     replies = await namespace.read(trip, atomic=False, faults=True, is_small=True)
     found = [_found(each, *pair) for each, *pair in zip(keys, replies[::2], replies[1::2], strict=True)]
     absent = [
-        each for each, look in zip(keys, found, strict=True) if isinstance(look, commands.Look) and look.is_absent
+        each
+        for each, look in zip(keys, found, strict=True)
+        if isinstance(look, commands.watching.Look) and look.is_absent
     ]
-    rests = await namespace.read([commands.rest_read(each) for each in absent], atomic=False, is_small=True)
+    rests = await namespace.read([commands.watching.rest_read(each) for each in absent], atomic=False, is_small=True)
     for each, rest in zip(absent, rests, strict=True):
         if not rest:
             continue
         # It may have begun between the two trips.
         *pair, rest = await namespace.read(
-            [*commands.look_read(each), commands.rest_read(each)], atomic=True, faults=True
+            [*commands.watching.look_read(each), commands.watching.rest_read(each)], atomic=True, faults=True
         )
         look = _found(each, *pair)
-        if rest and isinstance(look, commands.Look) and look.is_absent:
+        if rest and isinstance(look, commands.watching.Look) and look.is_absent:
             look = SessionEvicted("head", each.head, "is gone, other keys of the session remain")
         found[keys.index(each)] = look
     return found
 
 
-def _found(keys: SessionKeys, fields: Any, left_ms: Any) -> commands.Look | Corrupt:
+def _found(keys: SessionKeys, fields: Any, left_ms: Any) -> commands.watching.Look | Corrupt:
     if isinstance(fields, Corrupt):
         return fields
     try:
-        return commands.look_reply(keys, fields, left_ms)
+        return commands.watching.look_reply(keys, fields, left_ms)
     except Corrupt as error:
         return error

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
 
-from lash_redis import codec, scripts
-from lash_redis.commands.calls import Command, ScriptCall, status
-from lash_redis.commands.reads import (
+from lash_redis.errors import Corrupt
+from lash_redis.models import ActivePath
+from lash_redis.protocol import scripts
+from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.reads import (
     StoredHead,
     StoredRead,
     check_leaf,
@@ -20,13 +22,12 @@ from lash_redis.commands.reads import (
     private_components,
     spans_of,
 )
-from lash_redis.errors import Corrupt
-from lash_redis.keys import SessionKeys
-from lash_redis.models import ActivePath
+from lash_redis.protocol.heads import RECEIPT_BYTES, tag_of
+from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.nodes import mark_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
-REFRESH_LIMIT: Final = 64
+LIMIT: Final = 64
 """How many new nodes a script hands over. Natively they take a second round trip, which pays from some 200 on; but no
 script shall hold the server up for long.
 """
@@ -48,7 +49,7 @@ class Delta:
     sizes: Sequence[int] = ()
 
 
-def refresh_call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
+def call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
     nodes, facts, dead = known.nodes, known.head.facts, known.dead
     last = None if nodes is None else nodes.index_of(facts.length - 1)
     return ScriptCall(
@@ -57,16 +58,16 @@ def refresh_call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
         [
             keys.session_id,
             known.head.fields[b"facts"],
-            codec.tag_of(known.head.body.commit_id),
+            tag_of(known.head.body.commit_id),
             b"" if nodes is None or last is None else mark_of(nodes.record(last)),
-            " ".join(map(str, dead)) if len(dead) <= REFRESH_LIMIT else "",
+            " ".join(map(str, dead)) if len(dead) <= LIMIT else "",
             known.head.components.stored,
-            0 if nodes is None else REFRESH_LIMIT,
+            0 if nodes is None else LIMIT,
         ],
     )
 
 
-def refresh_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Unmoved:
+def reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Unmoved:
     word = status(call, reply, keys)
     if word != "newer":
         return word  # type: ignore[return-value]
@@ -147,7 +148,7 @@ class _Log:
         end = end[overlap:]
         # The receipts tell which commits made the log, back to the 32nd; further back the last record must do.
         later = now.revision - before.revision
-        shared = head.receipts[: max(0, len(head.receipts) - later * codec.RECEIPT_BYTES)]
+        shared = head.receipts[: max(0, len(head.receipts) - later * RECEIPT_BYTES)]
         if not known.head.receipts.endswith(shared) or (later == 0 and now.committed != before.committed):
             return None
         if not shared and last is None and before.length > 0:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeGuard
+from typing import Any, Final, TypeAlias
 
-from lash_redis import scripts
-from lash_redis.errors import CommitTooLarge, Corrupt, InvalidRecord, OutcomeUnknown, SessionDeleted, SessionEvicted
-from lash_redis.keys import SessionKeys, ShardKeys
-from lash_redis.models import BlobRef
+from lash_redis.errors import CommitTooLarge, Corrupt, OutcomeUnknown, SessionDeleted, SessionEvicted
 from lash_redis.options import StoreOptions
+from lash_redis.protocol import scripts
 from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.keys import SessionKeys, ShardKeys
 
 Command: TypeAlias = tuple[Any, ...]
 
@@ -60,23 +59,8 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = 
     return word
 
 
-def check_kind(field: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise InvalidRecord(field, f"takes {kind.__name__}, not {type(value).__name__}")
-
-
-def check_value_size(what: str, size: int, options: StoreOptions) -> None:
+def require_size(what: str, size: int, options: StoreOptions) -> None:
     limit = MAX_VALUE_BYTES if options.max_commit_bytes is None else min(options.max_commit_bytes, MAX_VALUE_BYTES)
     if size > limit:
         option = " (StoreOptions.max_commit_bytes)" if limit == options.max_commit_bytes else ""
         raise CommitTooLarge(f"{what}{option}", size, limit)
-
-
-def is_ref(ref: object) -> TypeGuard[str]:
-    return isinstance(ref, str) and len(ref) == 64 and not ref.strip("0123456789abcdef")
-
-
-def checked_ref(path: str, ref: object) -> BlobRef:
-    if not is_ref(ref):
-        raise InvalidRecord(path, f"takes the 64 lowercase hex digits of a SHA-256, not {ref!r}")
-    return BlobRef(ref)

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from lash_redis import codec, commands
+from lash_redis._validate import require_id
 from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
-from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionNodeRecord, SessionReadScope
-from lash_redis.namespace import Namespace
+from lash_redis.protocol import commands
+from lash_redis.protocol.components import stored_blobs
+from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
+from lash_redis.session.namespace import Namespace
 
 MAX_TURNS = 8
 """How often a read or commit starts again because the session moved under it, before it gives up."""
@@ -22,7 +24,7 @@ MAX_TURNS = 8
 class Snapshot:
     """One revision of a session as it is stored: the head, the graph, the components' bytes."""
 
-    stored: commands.StoredRead
+    stored: commands.reads.StoredRead
     held: Mapping[str, bytes]
     """The components that are blobs, by ref."""
 
@@ -60,14 +62,16 @@ class Reader:
         if not isinstance(scope, ActivePath):
             raise UnsupportedReadScope(scope)
         if scope.leaf_node_id is not None:
-            checked_id("ActivePath.leaf_node_id", scope.leaf_node_id)
+            require_id("ActivePath.leaf_node_id", scope.leaf_node_id)
         return await self._path(scope.leaf_node_id)
 
     async def snapshot(self) -> Snapshot | None:
         """All that is stored of the session at one revision, None if it has no head."""
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
-            stored = commands.full_reply(self._keys, await self._at_one_revision(commands.full_read(self._keys)))
+            stored = commands.reads.full_reply(
+                self._keys, await self._at_one_revision(commands.reads.full_read(self._keys))
+            )
             if stored is None:
                 return None
             head = stored.head
@@ -80,14 +84,14 @@ class Reader:
             lost = head.facts.revision, missing.key
         raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} reads in a row")
 
-    async def _at_one_revision(self, trip: Sequence[commands.Command]) -> list[Any]:
+    async def _at_one_revision(self, trip: Sequence[commands.calls.Command]) -> list[Any]:
         """The replies of commands that begin with the head, as they were at one moment.
 
         A transaction would make the server answer each command twice. The head's facts change with whatever changes
         what these commands read, so facts that are the same at both ends prove the same; where they differ, a
         transaction follows.
         """
-        *replies, facts = await self._namespace.read([*trip, commands.facts_read(self._keys)], atomic=False)
+        *replies, facts = await self._namespace.read([*trip, commands.audit.facts_read(self._keys)], atomic=False)
         if facts == replies[0].get(b"facts"):
             return replies
         return await self._namespace.read(trip, atomic=True)
@@ -96,19 +100,19 @@ class Reader:
         namespace, strict = self._namespace, self._strict
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
-            replies = await self._at_one_revision(commands.path_read(self._keys, leaf))
-            plan = commands.path_plan(self._keys, leaf, replies, strict=strict)
+            replies = await self._at_one_revision(commands.reads.path_read(self._keys, leaf))
+            plan = commands.reads.path_plan(self._keys, leaf, replies, strict=strict)
             if plan is None:
                 return None
             if plan.by_id:
                 return await self._path_by_id(leaf)
             known, unknown = namespace.cached_blobs(plan.head.components.held)
-            stored: commands.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
+            stored: commands.reads.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
             contents: list[bytes | None] = []
             if plan.spans or unknown:
-                replies = await namespace.read(commands.span_read(self._keys, plan, unknown), atomic=True)
+                replies = await namespace.read(commands.reads.span_read(self._keys, plan, unknown), atomic=True)
                 parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                stored = commands.span_reply(self._keys, plan, parts)
+                stored = commands.reads.span_reply(self._keys, plan, parts)
             if stored is None:
                 break
             missing = namespace.take_blobs(self._keys, unknown, contents, known)
@@ -138,22 +142,24 @@ class Reader:
         if known is None or known.head.keys != self._keys or (self._strict and _is_cut(read)):
             return await self.load(read.scope)
         keys = known.head.keys  # whose names are made already
-        call = commands.refresh_call(keys, known)
-        delta = commands.refresh_reply(call, keys, await self._namespace.run(call, writes=False))
+        call = commands.refresh.call(keys, known)
+        delta = commands.refresh.reply(call, keys, await self._namespace.run(call, writes=False))
         if delta == "same":
             return read
         if delta == "absent":
             return None
         if delta == "far" and known.nodes is not None and known.scope in (FullGraph(), ActivePath()):
-            delta = commands.delta_reply(await self._namespace.read(commands.delta_read(keys, known), atomic=True))
-        now = commands.refreshed(keys, known, delta) if isinstance(delta, commands.Delta) else None
+            delta = commands.refresh.delta_reply(
+                await self._namespace.read(commands.refresh.delta_read(keys, known), atomic=True)
+            )
+        now = commands.refresh.refreshed(keys, known, delta) if isinstance(delta, commands.refresh.Delta) else None
         if now is None:
             return await self.load(known.scope)
         if now.nodes is known.nodes and now.head.facts.revision == known.head.facts.revision:
             return now.behind(read)
         is_same_log = now.nodes is known.nodes and now.head.facts.length == known.head.facts.length
         graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
-        known_blobs = codec.stored_blobs(read.checkpoint)
+        known_blobs = stored_blobs(read.checkpoint)
         held = set(now.head.components.held)
         fetched, missing = await self._namespace.blobs(keys, sorted(held - known_blobs.keys()))
         if missing is not None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lash_redis import codec, scripts
-from lash_redis.commands.calls import RefsMoved, ScriptCall, check_value_size, status
-from lash_redis.keys import SessionKeys, checked_id
+from lash_redis._validate import require_id
 from lash_redis.models import DeleteReport, SessionMeta
 from lash_redis.options import StoreOptions
+from lash_redis.protocol import scripts
+from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, require_size, status
 from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.heads import decode_components, encode_meta
+from lash_redis.protocol.keys import SessionKeys
 
 
 def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
-    record = codec.encode_meta(meta)
+    record = encode_meta(meta)
     if meta.parent_session_id:
-        checked_id("SessionMeta.parent_session_id", meta.parent_session_id)
-    check_value_size("the bytes of a meta record", len(record), options)
+        require_id("SessionMeta.parent_session_id", meta.parent_session_id)
+    require_size("the bytes of a meta record", len(record), options)
     return record
 
 
@@ -64,7 +66,7 @@ def touch_call(
 def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsMoved:
     """Whether there is such a session, or the refs to send again with."""
     word = status(call, reply, keys)
-    return RefsMoved(codec.decode_components(reply[2], keys.head)) if word == "refs" else word == "touched"
+    return RefsMoved(decode_components(reply[2], keys.head)) if word == "refs" else word == "touched"
 
 
 def delete_call(
@@ -97,7 +99,7 @@ def delete_call(
 def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteReport | RefsMoved:
     match status(call, reply, keys):
         case "refs":
-            return RefsMoved(codec.decode_components(reply[2], keys.head))
+            return RefsMoved(decode_components(reply[2], keys.head))
         case "absent":
             return DeleteReport()
     _, _, nodes, blobs, whole = reply

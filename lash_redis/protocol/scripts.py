@@ -12,7 +12,7 @@ _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 def lua_directory() -> Path:
     """Where the scripts lie: inside the installed package, else beside it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     packed = package / "lua"
     return packed if packed.is_dir() else package.parent / "lua"
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lash_redis import codec, scripts
-from lash_redis.commands.calls import Command, ScriptCall, status
+from lash_redis._validate import seconds_to_ms
 from lash_redis.errors import Corrupt
-from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import BlobRef, SessionNodeRecord
-from lash_redis.options import StoreOptions, seconds_to_ms
+from lash_redis.options import StoreOptions
+from lash_redis.protocol import scripts
+from lash_redis.protocol.blobs import encode_blob
+from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.protocol.nodes import decode_node
 
 TOMBSTONE_CHUNK: Final = 1000
@@ -47,7 +49,7 @@ def put_blob_call(shard: ShardKeys, ref: BlobRef, data: bytes, options: StoreOpt
         [shard.blob(ref), shard.orphans],
         [
             ref,
-            codec.encode_blob(data, options.blob_profile),
+            encode_blob(data, options.blob_profile),
             seconds_to_ms("options.upload_grace", options.upload_grace),
         ],
     )

@@ -9,10 +9,7 @@ from itertools import compress, count
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
-from lash_redis import codec
-from lash_redis.commands.calls import Command
 from lash_redis.errors import Corrupt, InvalidLeaf, SessionEvicted
-from lash_redis.keys import SessionKeys
 from lash_redis.models import (
     ActivePath,
     BlobRef,
@@ -25,7 +22,13 @@ from lash_redis.models import (
     SessionReadScope,
     TokenLedgerEntry,
 )
+from lash_redis.protocol.blobs import decode_blob
+from lash_redis.protocol.commands.calls import Command
 from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.components import StoredCheckpoint
+from lash_redis.protocol.heads import Facts, HeadBody, decode_body, decode_components, decode_facts, decode_meta
+from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.ledger import decode_ledger
 from lash_redis.protocol.lineage import StoredLog
 from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.stored_nodes import StoredNodes
@@ -40,14 +43,14 @@ class StoredHead:
 
     keys: SessionKeys
     fields: Mapping[bytes, bytes]
-    facts: codec.Facts
-    body: codec.HeadBody
+    facts: Facts
+    body: HeadBody
     components: ComponentRefs
 
     @property
     def ledger(self) -> tuple[TokenLedgerEntry, ...]:
         """The ledger. Raises Corrupt where a row is unreadable."""
-        return codec.decode_ledger(self.fields.items(), self.keys.head)
+        return decode_ledger(self.fields.items(), self.keys.head)
 
     def meta(self) -> SessionHeadMeta:
         body = self.body
@@ -92,7 +95,7 @@ class StoredRead:
     def private_bytes(self) -> dict[str, bytes]:
         """The bytes of the private components, by ref. Raises Corrupt where they do not hash to it."""
         key = self.head.keys.state
-        return {ref: codec.decode_blob(ref, content, key) for ref, content in self.private.items()}
+        return {ref: decode_blob(ref, content, key) for ref, content in self.private.items()}
 
     @property
     def leaf(self) -> str | None:
@@ -138,7 +141,7 @@ class _Shown:
             case "graph":
                 return self.read.graph if self.graph is None else self.graph
             case "checkpoint":
-                stored = codec.StoredCheckpoint(body.checkpoint, self.blobs, self.read.private, head.keys)
+                stored = StoredCheckpoint(body.checkpoint, self.blobs, self.read.private, head.keys)
                 return HydratedSessionCheckpoint.from_stored(stored)
             case "token_ledger":
                 return head.ledger
@@ -175,12 +178,12 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
         return None
     if body is None or refs is None:
         raise Corrupt("head", keys.head, "its body or refs are gone")
-    components = codec.decode_components(refs, keys.head)
+    components = decode_components(refs, keys.head)
     head = StoredHead(
         keys,
         fields,
-        codec.decode_facts(facts, keys.head),
-        codec.decode_body(body, components, keys.head),
+        decode_facts(facts, keys.head),
+        decode_body(body, components, keys.head),
         components,
     )
     if head.body.session_id != keys.session_id:
@@ -194,7 +197,7 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
 
 
 def _check_sizes(
-    keys: SessionKeys, facts: codec.Facts | None, components: ComponentRefs | None, sizes: Sequence[int]
+    keys: SessionKeys, facts: Facts | None, components: ComponentRefs | None, sizes: Sequence[int]
 ) -> None:
     if facts is None or components is None:
         if any(sizes):
@@ -406,7 +409,7 @@ def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> li
 
 def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> StoredRead | None:
     """The path, or None where the log has changed since the plan was made, or is not as planned."""
-    if replies[0] is None or codec.decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
+    if replies[0] is None or decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
         return None
     spans = plan.spans
     if not spans:
@@ -460,11 +463,11 @@ def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
     if facts is None:
         _check_sizes(keys, None, None, sizes)
     else:
-        known = codec.decode_facts(facts, keys.head)
-        _check_sizes(keys, known, codec.decode_components(refs or b"", keys.head), sizes)
+        known = decode_facts(facts, keys.head)
+        _check_sizes(keys, known, decode_components(refs or b"", keys.head), sizes)
     if meta is None:
         return None
-    record = codec.decode_meta(meta, keys.head)
+    record = decode_meta(meta, keys.head)
     if record.session_id != keys.session_id:
         raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
     return record

@@ -11,10 +11,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Annotated, Final, Protocol, Self
 
+from lash_redis._validate import seconds_to_ms
 from lash_redis.errors import BackendError, InvalidRecord, LeaseLost, OutcomeUnknown, SessionDeleted, StoreError
 from lash_redis.models.lease import LeaseClaim, LeaseInfo, Seconds
 from lash_redis.models.wire import Rule
-from lash_redis.options import seconds_to_ms
 from lash_redis.transport.given import end_if_cancelled
 
 log = logging.getLogger("lash_redis")

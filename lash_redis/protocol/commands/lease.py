@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lash_redis import scripts
-from lash_redis.commands.calls import Command, ScriptCall, check_kind, status
+from lash_redis._validate import require_id, require_type
 from lash_redis.errors import Corrupt, InvalidRecord, LeaseBusy, LeaseLost, SessionBindingMismatch
-from lash_redis.keys import SessionKeys, checked_id
 from lash_redis.models import LeaseClaim, LeaseInfo, RuntimeCommit
+from lash_redis.protocol import scripts
+from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.keys import SessionKeys
 
 REMAINS_MS: Final = 86_400_000
 """How long a head that holds nothing but a lease outlives it: a session that nobody ever committed to."""
@@ -95,11 +96,11 @@ def check_leases(commit: RuntimeCommit) -> None:
 
 
 def check_lease(field: str, lease: object, session_id: str) -> None:
-    check_kind(field, lease, LeaseClaim)
+    require_type(field, lease, LeaseClaim)
     assert isinstance(lease, LeaseClaim)
     if lease.session_id != session_id:
         raise SessionBindingMismatch(session_id, lease.session_id)
-    checked_id(f"{field}.owner", lease.owner)
+    require_id(f"{field}.owner", lease.owner)
     checked_token(f"{field}.token", lease.token)
     if type(lease.generation) is not int or not 0 < lease.generation < 2**63:
         raise InvalidRecord(f"{field}.generation", f"takes 1..2**63-1, not {lease.generation!r}")

@@ -7,20 +7,13 @@ session id, whatever it holds, can imitate another key or move the slot.
 
 from __future__ import annotations
 
-import re
 from binascii import crc_hqx
 from dataclasses import dataclass
 from functools import cached_property
 from zlib import crc32
 
-from lash_redis.errors import InvalidRecord
-
 LAYOUT = 2
 SLOTS = 16384
-MAX_SHARDS = 1024
-MAX_ID_BYTES = 65_536
-
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def slot(tag: str) -> int:
@@ -34,36 +27,6 @@ def slot_of(key: str | bytes) -> int:
     begin = text.find(b"{") + 1
     end = text.find(b"}", begin)
     return crc_hqx(text[begin:end] if 0 < begin < end else text, 0) % SLOTS
-
-
-def checked_namespace(namespace: object) -> str:
-    """`namespace`, if it may stand between the braces of a key and in an ACL pattern."""
-    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
-        raise InvalidRecord(
-            "namespace",
-            f"{namespace!r} is not 1 to 64 letters, digits, dots, dashes or underscores (a letter or digit first)",
-        )
-    return namespace
-
-
-def checked_id(field: str, value: object) -> str:
-    """`value`, if it is a non-empty string of at most 65,536 UTF-8 bytes."""
-    if not isinstance(value, str):
-        raise InvalidRecord(field, f"takes a string, not {type(value).__name__}")
-    if not value:
-        raise InvalidRecord(field, "must not be empty")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRecord(field, f"is not valid Unicode: {error.reason}") from error
-    if size > MAX_ID_BYTES:
-        raise InvalidRecord(field, f"is {size} bytes long, over the limit of {MAX_ID_BYTES}")
-    return value
-
-
-def is_plain_id(value: object) -> bool:
-    """Whether `checked_id` takes a value for sure. Cheaper, and needs no name of a field; False decides nothing."""
-    return type(value) is str and value.isascii() and 0 < len(value) <= MAX_ID_BYTES
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lash_redis import codec, scripts
-from lash_redis.commands.calls import Command, ScriptCall, status
-from lash_redis.commands.lease import lease_reply
-from lash_redis.commands.reads import StoredHead, full_reply
 from lash_redis.errors import Corrupt, SessionEvicted
-from lash_redis.keys import SessionKeys, ShardKeys
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
 from lash_redis.options import StoreOptions
+from lash_redis.protocol import scripts
+from lash_redis.protocol.blobs import decode_blob
+from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.lease import lease_reply
+from lash_redis.protocol.commands.reads import StoredHead, full_reply
+from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_meta, tag_of
+from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.protocol.nodes import decode_node, timeless_part
 from lash_redis.protocol.sums import Run, Sum
 
@@ -127,7 +129,7 @@ def _entry(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> bytes:
 
 def _meta(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> SessionMeta | None:
     stored = fields.get(b"meta")
-    meta = None if stored is None else codec.decode_meta(stored, keys.head)
+    meta = None if stored is None else decode_meta(stored, keys.head)
     parent = None if meta is None else meta.parent_session_id
     if (fields.get(b"parent") or b"").decode(errors="replace") != (parent or ""):
         raise Corrupt("meta", keys.head, f"its parent {parent!r} is not the one in the head")
@@ -138,10 +140,10 @@ def _of_the_head(
     keys: SessionKeys, head: StoredHead, fields: Mapping[bytes, bytes], meta: SessionMeta | None
 ) -> Iterator[AuditProblem]:
     receipts = fields.get(b"receipts", b"")
-    kept = min(codec.RECEIPTS, head.facts.revision)
-    if len(receipts) != codec.RECEIPT_BYTES * kept:
+    kept = min(RECEIPTS, head.facts.revision)
+    if len(receipts) != RECEIPT_BYTES * kept:
         yield AuditProblem("head", keys.head, f"{len(receipts)} bytes of receipts at revision {head.facts.revision}")
-    elif receipts[-codec.RECEIPT_BYTES : -codec.TAG_BYTES] != codec.tag_of(head.body.commit_id):
+    elif receipts[-RECEIPT_BYTES:-TAG_BYTES] != tag_of(head.body.commit_id):
         yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
     if not fields.get(b"ttl", b"0").isdigit():
         yield AuditProblem("head", keys.head, f"its ttl is unreadable: {fields[b'ttl'][:100]!r}")
@@ -257,7 +259,7 @@ def blob_fields_reply(
     problems: list[AuditProblem] = []
     if fields:
         try:
-            codec.decode_blob(ref.hex(), fields.get(b"c", b""), key)
+            decode_blob(ref.hex(), fields.get(b"c", b""), key)
         except Corrupt as error:
             problems.append(problem_of(error))
     try:

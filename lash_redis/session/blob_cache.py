@@ -44,7 +44,7 @@ class BlobCache(_Recent[str, bytes]):
 
 
 class WrittenTools(_Recent[bytes, tuple[BlobRef, bytes]]):
-    """Tool states as they were written, by their fingerprint (`codec.fingerprint`).
+    """Tool states as they were written, by their fingerprint (`components.fingerprint_of`).
 
     A session has the same tools turn after turn, and so have all sessions of an app: they are encoded and hashed once.
     """

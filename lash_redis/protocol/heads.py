@@ -1,0 +1,187 @@
+"""The stored form of a head: its facts, body, receipts and meta. Bytes that fail their check are `Corrupt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from lash_redis.errors import Corrupt, InvalidRecord
+from lash_redis.models import BlobRef, PersistedSessionConfig, PersistedTurnState, SessionCheckpoint, SessionMeta
+from lash_redis.protocol.checksums import crc32
+from lash_redis.protocol.component_refs import ComponentRefs, Refs, digests
+from lash_redis.protocol.packing import pack
+from lash_redis.protocol.unpacking import UNREADABLE, unpack
+
+TAG_BYTES: Final = 8
+RECEIPT_BYTES: Final = 2 * TAG_BYTES
+"""A receipt: which commit it was, and what it meant."""
+RECEIPTS: Final = 32
+"""How many receipts a head keeps."""
+
+
+@lru_cache(maxsize=1024)
+def tag_of(text: str) -> bytes:
+    """The 8 bytes by which a receipt knows a commit id."""
+    return sha256(text.encode()).digest()[:TAG_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBody:
+    """What the client keeps in the head for itself; no script reads it. Config and turn state are decoded on access."""
+
+    key: str
+    session_id: str
+    commit_id: str
+    leaf_node_id: str | None
+    checkpoint_ref: BlobRef
+    refs: Refs
+    stored: tuple[Any, Any, Any]
+    """Config, turn state, and revision of the plugin snapshot."""
+
+    @property
+    def config(self) -> PersistedSessionConfig:
+        """Raises Corrupt where it is unreadable."""
+        try:
+            return PersistedSessionConfig.from_json(_named(self.stored[0], _CONFIG), "config")
+        except (*UNREADABLE, AttributeError, InvalidRecord) as error:
+            raise Corrupt("head", self.key, f"its config is unreadable: {error}") from error
+
+    @property
+    def checkpoint(self) -> SessionCheckpoint:
+        """The manifest. Raises Corrupt where its turn state is unreadable."""
+        _, turn, revision = self.stored
+        tool_state, plugin_snapshot, execution_state = self.refs
+        try:
+            index, usage, prompt, (mode_id, payload) = turn
+            turn_state = {
+                "turn_index": index,
+                "token_usage": _named(usage, _USAGE),
+                "mode_turn_options": {"mode_id": mode_id, "payload": payload},
+            }
+            if prompt is not None:
+                turn_state["last_prompt_usage"] = _named(prompt, _PROMPT)
+            turned = PersistedTurnState.from_json(turn_state, "turn_state")
+        except (*UNREADABLE, AttributeError, InvalidRecord) as error:
+            raise Corrupt("head", self.key, f"its turn state is unreadable: {error}") from error
+        return SessionCheckpoint(turned, tool_state, plugin_snapshot, revision, execution_state)
+
+
+_CONFIG: Final = (
+    "provider_id", "configured_model", "context_window", "execution_mode", "standard_context_approach", "model_variant",
+)  # fmt: skip
+_USAGE: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+_PROMPT: Final = ("prompt_context_tokens", "input_tokens", "cached_input_tokens", "context_budget_tokens")
+_MODE: Final = ("mode_id", "payload")
+
+
+def _values(record: Mapping[str, Any] | None, names: Sequence[str]) -> list[Any] | None:
+    return None if record is None else [record.get(name) for name in names]
+
+
+def _named(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
+def encode_body(
+    session_id: str,
+    commit_id: str,
+    leaf: str | None,
+    config: Mapping[str, Any],
+    checkpoint_ref: str,
+    manifest: Mapping[str, Any],
+    refs: Sequence[str | None],
+) -> bytes:
+    """A CRC-32 of the rest and the refs, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
+
+    `config` and `manifest` are as MessagePack takes them. Their values stand without their names, which would take more
+    room than they do, and the manifest's refs stand in the head's `refs` alone.
+    """
+    turn = manifest["turn_state"]
+    turn_values = [
+        turn["turn_index"],
+        _values(turn["token_usage"], _USAGE),
+        _values(turn.get("last_prompt_usage"), _PROMPT),
+        _values(turn["mode_turn_options"], _MODE),
+    ]
+    revision = manifest.get("plugin_snapshot_revision")
+    record = [
+        session_id, commit_id, leaf, bytes.fromhex(checkpoint_ref), _values(config, _CONFIG), turn_values, revision,
+    ]  # fmt: skip
+    body = pack(record, "RuntimeCommit")
+    return crc32(digests(refs), crc32(body)).to_bytes(4, "big") + body
+
+
+def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
+    body = data[4:]
+    if crc32(digests(components.refs), crc32(body)) != int.from_bytes(data[:4], "big"):
+        raise Corrupt("head", key, "its body and refs do not match their checksum")
+    try:
+        session_id, commit_id, leaf, ref, *stored = unpack(body)
+        config, turn, revision = stored
+        if not isinstance(session_id, str) or not isinstance(commit_id, str) or not isinstance(leaf, str | None):
+            raise TypeError("an id is no string")
+        if not isinstance(revision, int | None):
+            raise TypeError("the revision of the plugin snapshot is no integer")
+        checkpoint_ref = BlobRef(ref.hex())
+    except (*UNREADABLE, AttributeError) as error:
+        raise Corrupt("head", key, f"its body is unreadable: {error}") from error
+    return HeadBody(key, session_id, commit_id, leaf, checkpoint_ref, components.refs, (config, turn, revision))
+
+
+class Facts(NamedTuple):
+    """The numbers of a head that scripts decide on. Their order and meaning stand in `lua/include/head.lua`."""
+
+    revision: int
+    epoch: int
+    length: int
+    live: int
+    jumps: int
+    dead: int
+    ids: int
+    bytes: int
+    leaf: int
+    usage: int
+    loose: int
+    deadline: int
+    hold: int
+    committed: int
+    users: int
+    first: int
+    high: int
+    low: int
+
+
+def decode_facts(data: bytes, key: str) -> Facts:
+    try:
+        facts = Facts._make(map(int, data.split(b" ")))
+    except (ValueError, TypeError) as error:
+        raise Corrupt("head", key, f"its facts are unreadable: {data[:200]!r}") from error
+    if min(facts.revision, facts.length, facts.live, facts.jumps, facts.dead) < 0 or facts.revision >= 2**63:
+        raise Corrupt("head", key, f"its facts are out of range: {data[:200]!r}")
+    return facts
+
+
+def decode_components(data: bytes, key: str) -> ComponentRefs:
+    """What the head's `refs` says."""
+    try:
+        return ComponentRefs.from_stored(data)
+    except ValueError as error:
+        raise Corrupt("head", key, f"its refs are unreadable: {error}") from error
+
+
+def encode_meta(meta: SessionMeta) -> bytes:
+    body = pack(meta.to_msgpack("SessionMeta"), "SessionMeta")
+    return crc32(body).to_bytes(4, "big") + body
+
+
+def decode_meta(data: bytes, key: str) -> SessionMeta:
+    body = data[4:]
+    if crc32(body) != int.from_bytes(data[:4], "big"):
+        raise Corrupt("meta", key, "the record does not match its checksum")
+    try:
+        return SessionMeta.from_json(unpack(body), "meta")
+    except (*UNREADABLE, InvalidRecord) as error:
+        raise Corrupt("meta", key, f"the record is unreadable: {error}") from error

@@ -1,0 +1,41 @@
+"""The stored form of the usage ledger: one field of the head for each source and model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lash_redis.errors import Corrupt
+from lash_redis.models import TokenLedgerEntry, TokenUsage
+from lash_redis.protocol.packing import pack
+from lash_redis.protocol.unpacking import UNREADABLE, unpack
+
+
+def ledger_field(entry: TokenLedgerEntry) -> bytes:
+    """The head's field of a ledger row: `u` and the MessagePack of `[source, model]`."""
+    return b"u" + pack([entry.source, entry.model], "usage_deltas")
+
+
+def ledger_key(field: bytes) -> tuple[str, str]:
+    """The `(source, model)` of a ledger field."""
+    source, model = unpack(field[1:])
+    return source, model
+
+
+def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenLedgerEntry, ...]:
+    """The ledger in order of first appearance, from the fields of a head."""
+    rows: list[tuple[int, TokenLedgerEntry]] = []
+    for field, value in head:
+        if field[:1] != b"u":
+            continue
+        try:
+            source, model = ledger_key(field)
+            order, *counters = map(int, value.split(b" "))
+            if len(counters) != 4 or not all(-(2**63) <= counter < 2**63 for counter in counters):
+                raise ValueError("takes four 64-bit counters")
+            rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
+        except UNREADABLE as error:
+            raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error
+    rows.sort(key=lambda row: row[0])
+    if [order for order, _ in rows] != list(range(len(rows))):
+        raise Corrupt("ledger", key, "the order of its rows is unreadable")
+    return tuple(entry for _, entry in rows)
