@@ -42,6 +42,7 @@ from lash_redis.options import KEEP, Keep, StoreOptions
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout
 from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.reader import Reader
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.backend import Connector
@@ -163,7 +164,7 @@ class SessionCache:
         origin, target = self.session(require_id("source", source)), self.session(require_id("new_id", new_id))
         if source == new_id:
             raise InvalidRecord("new_id", "is the id of the source")
-        point = await origin.fork_point(leaf_node_id)
+        point = await Reader(self.shared, self.layout.session(source)).fork_point(leaf_node_id)
         if point is None:
             raise SessionGone(None, 0, source)
         read, blobs = point

@@ -80,9 +80,7 @@ async def test_a_fork_shows_the_path_and_all_components_whatever_shard_it_falls_
     assert {key: value for key, value in (await keyspace()).items() if key.endswith(b":chat")} == stored
 
 
-@broken_by(
-    Python("session.store:RedisSessionStore.fork_point", lambda old: lambda self, _: old(self, None), "forks the leaf")
-)
+@broken_by(Python("session.reader:Reader.fork_point", lambda old: lambda self, _: old(self, None), "forks the leaf"))
 async def test_a_fork_of_an_earlier_node_ends_there(open_cache):
     await branching(open_cache())
     child = await open_cache().fork("chat", "new", leaf_node_id="b")

@@ -29,7 +29,6 @@ from lash_redis import (
     LeaseInfo,
     LeaseLost,
     OutcomeUnknown,
-    RedisSessionStore,
     RuntimeCommit,
     SessionBindingMismatch,
     SessionDeleted,
@@ -37,6 +36,7 @@ from lash_redis import (
     SessionStoreCreateRequest,
 )
 from lash_redis.models import LeaseClaim
+from lash_redis.session.leasing import Leasing
 
 
 async def let_it_lapse(client, session_id: str = "chat") -> None:
@@ -425,7 +425,7 @@ async def test_a_replayed_commit_whose_lease_cannot_be_released_does_not_deny_th
     await store.commit_runtime_state(first)
     again = replace(first, releases=await store.acquire_lease("worker"))
     with monkeypatch.context() as patch:
-        patch.setattr(RedisSessionStore, "release_lease", _unreachable)
+        patch.setattr(Leasing, "release", _unreachable)
         with pytest.raises(OutcomeUnknown, match="1 commit was made before"):
             await store.commit_runtime_state(again)
     assert (await store.commit_runtime_state(again)).replayed
@@ -521,7 +521,7 @@ async def test_a_deleted_session_begins_anew_with_generation_1(open_cache):
     assert (await store.acquire_lease("c")).generation == 1
 
 
-@broken_by(Python("session.store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
 async def test_a_held_lease_keeps_its_session_alive(open_cache, client):
     store = open_cache(ttl=10).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -555,7 +555,7 @@ async def test_a_session_that_lives_shorter_than_its_lease_does_not_end_before_i
     assert await client.pttl(await key_of(client, "head")) <= 300
 
 
-@broken_by(Python("session.store:RedisSessionStore._outlive", lambda _: _nothing, "touches nothing"))
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
 async def test_so_it_is_of_a_session_that_has_only_meta(cache, client):
     store = await cache.create(SessionStoreCreateRequest("chat"), ttl=0.3)
     lease = await store.acquire_lease("worker", ttl=60)

@@ -32,8 +32,9 @@ from lash_redis import (
     StoreOptions,
     Unchanged,
 )
+from lash_redis.protocol.commands.commit import log_after
 from lash_redis.protocol.commands.commit import prepare as prepare_commit
-from lash_redis.protocol.lineage import KnownLogs, StoredLog, committed
+from lash_redis.protocol.lineage import KnownLogs, StoredLog
 from lash_redis.protocol.nodes import encode_node, set_stored
 from lash_redis.protocol.packing import pack_json
 from lash_redis.protocol.scripts import lua_directory
@@ -227,7 +228,7 @@ async def test_a_session_that_outgrows_a_limit_goes_on_as_it_began(limits, open_
     assert (await full(store)).head_revision == 22
 
 
-@broken_by(Python("session.store:RedisSessionStore._learn", lambda _: lambda *_: None, "forgets what it committed"))
+@broken_by(Python("session.publish:Publisher._learn", lambda _: lambda *_: None, "forgets what it committed"))
 async def test_a_session_that_outgrew_a_limit_survives_the_loss_of_a_reply(open_cache):
     """The same commit sent again is a retry, and leaves what the first attempt left."""
     store, graph = open_cache(max_commit_nodes=5).session("chat"), SessionGraph()
@@ -466,7 +467,7 @@ async def test_threads_that_grow_one_read_each_know_their_own_log():
             mine = mine.append_message({"id": f"{number} {turn}", "role": "User"})
             newest = known.newest(log, "log")
             prepared = prepare_commit(commit(1, ReplaceFull(mine)), StoreOptions(), WrittenTools(0), newest)
-            after = committed(prepared, "log", 7)
+            after = log_after(prepared, "log", 7)
             assert after is not None
             known.learn(log, after)
             assert list(after.nodes) == list(mine.nodes)

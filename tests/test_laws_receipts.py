@@ -414,13 +414,13 @@ class Overtaken:
 
 
 NO_SECOND_THOUGHT = Python(
-    "session.store:RedisSessionStore._made_before",
+    "session.publish:Publisher._result_behind",
     lambda _: _refuses,
     "takes a conflict for one, however it came about",
 )
 
 
-async def _refuses(self, prepared, conflict, *_):
+async def _refuses(self, conflict, *_):
     raise conflict
 
 

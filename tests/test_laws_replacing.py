@@ -616,7 +616,7 @@ def interrupted(store: RedisSessionStore, moment: str, rival: Callable[[], Await
         return answer
 
     own.run_durably = running  # type: ignore[method-assign]
-    store._publish, store._namespace = publishing, own  # type: ignore[method-assign]
+    store._publish, store._publisher._namespace = publishing, own  # type: ignore[method-assign]
 
 
 @broken_by(CLAIMS_WHAT_IT_NEVER_COMPARED)
@@ -691,7 +691,7 @@ def of_that_epoch(committed: Any) -> Any:
     return known
 
 
-@broken_by(Python("session.store:committed", of_that_epoch, "takes the log for the one that took its place"))
+@broken_by(Python("protocol.commands.commit:log_after", of_that_epoch, "takes the log for the one that took its place"))
 async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
     """It came to the same revision by a commit of the same id and size at another time."""
     store = cache.session("chat")

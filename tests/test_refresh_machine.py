@@ -119,9 +119,9 @@ class RefreshMachine(RuleBasedStateMachine):
         self.store = SessionCache(self.server.client(), "machine", options=here).session("chat")
         self.loads, load = 0, self.store._reader.load
 
-        async def counted(scope: SessionReadScope) -> PersistedSessionRead | None:
+        async def counted(scope: SessionReadScope, *, decode: bool = False) -> PersistedSessionRead | None:
             self.loads += 1
-            return await load(scope)
+            return await load(scope, decode=decode)
 
         self.store._reader.load = counted  # type: ignore[method-assign]
         self.other = SessionCache(self.server.client(), "machine", options=StoreOptions(**options)).session("chat")

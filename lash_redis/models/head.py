@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint
 from lash_redis.models.graph import SessionGraph
@@ -54,6 +54,14 @@ class ActivePath(Variant):
 SessionReadScope: TypeAlias = FullGraph | ActivePath
 
 
+class ReadOrigin:
+    """What a read was made of. The store that made the read continues from it in a refresh."""
+
+    __slots__ = ()
+
+    scope: SessionReadScope
+
+
 @dataclass(frozen=True, slots=True)
 class PersistedSessionRead(Record, Unread):
     """One revision of a session. `commit_id` is that of the commit which made it.
@@ -70,9 +78,14 @@ class PersistedSessionRead(Record, Unread):
     checkpoint: HydratedSessionCheckpoint | None = None
     token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
     commit_id: str | None = None
-    _origin: Annotated[Any, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
+    _origin: Annotated[ReadOrigin | None, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def scope(self) -> SessionReadScope:
         """What a refresh reads: what was read, and `FullGraph()` where this read does not know."""
         return FullGraph() if self._origin is None else self._origin.scope
+
+    def from_origin(self, origin: ReadOrigin) -> Self:
+        """This read, which a refresh continues from `origin` from now on. For stores only."""
+        object.__setattr__(self, "_origin", origin)
+        return self

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from lash_redis.errors import Corrupt
-from lash_redis.models import ReplaceFull, SessionNodeRecord
+from lash_redis.models import SessionNodeRecord
 from lash_redis.models.lineage import Base, Lineage
 from lash_redis.protocol.heads import Facts
 from lash_redis.protocol.nodes import first_unlike, mark_of, timeless_part
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
-
-if TYPE_CHECKING:
-    from lash_redis.protocol.commands.commit import PreparedCommit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,16 +132,3 @@ class KnownLogs:
     def learn(self, base: Base, log: StoredLog) -> None:
         """Remember the log that a commit left. It must not be `base` itself, which would then hold itself."""
         self._logs.setdefault(base, {})[log.nodes.key] = log
-
-
-def committed(prepared: PreparedCommit, key: str, epoch: int) -> StoredLog | None:
-    """The log of `epoch` at `key` after a commit that was not made before; None where that is not known."""
-    log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
-    if isinstance(delta, ReplaceFull):
-        if kept is None:
-            log = StoredLog(StoredNodes((), key), 0, epoch, Sum())
-        else:
-            log = StoredLog(kept.log.nodes.first(kept.count), kept.log.size - kept.less, epoch, kept.sum)
-    elif log is None or log.epoch != epoch:
-        return None
-    return log.extended(prepared.records, prepared.run)

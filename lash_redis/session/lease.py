@@ -24,11 +24,11 @@ RENEWALS: Final = 3
 
 
 class LeaseHolder(Protocol):
-    """The store that a lease was acquired from."""
+    """What renews and releases a lease on the server: `Leasing`."""
 
-    async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None: ...
+    async def renew(self, lease: LeaseClaim, ttl: float) -> None: ...
 
-    async def release_lease(self, lease: LeaseClaim) -> None: ...
+    async def release(self, lease: LeaseClaim) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +50,7 @@ class Lease(LeaseClaim):
 
     None, too, where the reply was lost and the claim was sent again: then it was this holder's already.
     """
-    _store: Annotated[LeaseHolder | None, Rule.IN_MEMORY] = field(default=None, repr=False)
+    _holder: Annotated[LeaseHolder | None, Rule.IN_MEMORY] = field(default=None, repr=False)
     _ends: Annotated[float, Rule.IN_MEMORY] = field(default=0.0, repr=False)
 
     @property
@@ -66,9 +66,9 @@ class Lease(LeaseClaim):
             SessionDeleted: the session was deleted.
             OutcomeUnknown: the reply was lost; renewing again settles it.
         """
-        store, ttl = self._bound(), self.ttl if ttl is None else ttl
+        holder, ttl = self._bound(), self.ttl if ttl is None else ttl
         asked = monotonic()
-        await store.renew_lease(self, ttl)
+        await holder.renew(self, ttl)
         self.ttl, self._ends = ttl, max(self._ends, asked + ttl)
         return self
 
@@ -80,7 +80,7 @@ class Lease(LeaseClaim):
             SessionDeleted: the session was deleted.
             OutcomeUnknown: the reply was lost; a lease that is still held runs out by itself.
         """
-        await self._bound().release_lease(self)
+        await self._bound().release(self)
         self._ends = 0.0
 
     @asynccontextmanager
@@ -147,7 +147,7 @@ class Lease(LeaseClaim):
         return lost
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As it travels by JSON: without its store, to be adopted elsewhere."""
+        """As it travels by JSON: without its holder, to be adopted elsewhere."""
         return type(self).from_json, (self.to_json(),)
 
     def __copy__(self) -> Self:
@@ -157,9 +157,9 @@ class Lease(LeaseClaim):
         return replace(self)
 
     def _bound(self) -> LeaseHolder:
-        if self._store is None:
+        if self._holder is None:
             raise InvalidRecord("lease", "belongs to no store; give it to RedisSessionStore.adopt_lease")
-        return self._store
+        return self._holder
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,8 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lash_redis._validate import require_id
-from lash_redis.errors import BackendError, InvalidLeaf, UnsupportedReadScope
-from lash_redis.models import ActivePath, FullGraph, PersistedSessionRead, SessionNodeRecord, SessionReadScope
+from lash_redis.errors import BackendError, Corrupt, InvalidLeaf, UnsupportedReadScope
+from lash_redis.models import (
+    ActivePath,
+    FullGraph,
+    PersistedSessionRead,
+    SessionMeta,
+    SessionNodeRecord,
+    SessionReadScope,
+)
 from lash_redis.protocol import commands
 from lash_redis.protocol.components import stored_blobs
 from lash_redis.protocol.keys import SessionKeys
@@ -38,11 +45,31 @@ class Snapshot:
 
 
 class Reader:
-    """The reads of one session. Each read knows where it came from: `PersistedSessionRead._origin`."""
+    """The reads of one session. Each read carries what it was made of, for a refresh."""
 
     def __init__(self, namespace: Namespace, keys: SessionKeys) -> None:
         self._namespace = namespace
         self._keys = keys
+
+    @property
+    def keys(self) -> SessionKeys:
+        return self._keys
+
+    async def head(self) -> commands.reads.StoredHead | None:
+        """The head, None if there is none. One round trip."""
+        trip = commands.reads.head_read(self._keys)
+        return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
+
+    async def meta(self) -> SessionMeta | None:
+        """`RedisSessionStore.load_session_meta`."""
+        trip = commands.reads.meta_read(self._keys)
+        return commands.reads.meta_reply(self._keys, await self._namespace.read(trip, atomic=True))
+
+    async def node(self, node_id: str) -> SessionNodeRecord | None:
+        """`RedisSessionStore.load_node`."""
+        call = commands.maintenance.node_call(self._keys, require_id("node_id", node_id))
+        reply = await self._namespace.run(call, writes=False, is_large=True)
+        return commands.maintenance.node_reply(call, self._keys, node_id, reply)
 
     @property
     def _strict(self) -> bool:
@@ -134,11 +161,32 @@ class Reader:
         if leaf is None and graph.leaf_node_id is not None and not path.nodes and self._strict:
             raise InvalidLeaf(graph.leaf_node_id)
         stored = replace(found.stored, scope=ActivePath(leaf), nodes=None)
-        return stored.behind(replace(read, graph=path))
+        return replace(read, graph=path).from_origin(stored)
+
+    async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
+        """The path to `leaf` and the bytes of the components, of one revision. None if there is no head.
+
+        Raises:
+            InvalidLeaf: `leaf` is unknown or tombstoned.
+        """
+        missing: Corrupt | None = None
+        for _ in range(MAX_TURNS):
+            read = await self.load(ActivePath(leaf))
+            if read is None:
+                return None
+            if leaf is not None and not read.graph.nodes:
+                raise InvalidLeaf(leaf)
+            stored = commands.reads.origin_of(read)
+            assert stored is not None
+            blobs, missing = await self._namespace.blobs(self._keys, stored.head.components.held)
+            if missing is None:
+                return read, {**blobs, **stored.private_bytes()}
+        assert missing is not None
+        raise missing
 
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
         """`RedisSessionStore.refresh`, without sliding."""
-        known = read._origin
+        known = commands.reads.origin_of(read)
         if known is None or known.head.keys != self._keys or (self._strict and _is_cut(read)):
             return await self.load(read.scope)
         keys = known.head.keys  # whose names are made already
@@ -156,7 +204,7 @@ class Reader:
         if now is None:
             return await self.load(known.scope)
         if now.nodes is known.nodes and now.head.facts.revision == known.head.facts.revision:
-            return now.behind(read)
+            return read.from_origin(now)
         is_same_log = now.nodes is known.nodes and now.head.facts.length == known.head.facts.length
         graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
         known_blobs = stored_blobs(read.checkpoint)

@@ -7,30 +7,24 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
-from time import monotonic
 from typing import Any, Literal, NoReturn, TypeVar
 from uuid import uuid4
-from weakref import ReferenceType
 from weakref import ref as weak
 
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
     stop_after_attempt,
-    stop_after_delay,
     wait_random_exponential,
 )
 
-from lash_redis._validate import require_id, require_int, require_seconds, require_type, seconds_to_ms
+from lash_redis._validate import require_id, require_int, require_type
 from lash_redis.errors import (
     BackendError,
-    CommitTooLarge,
     Corrupt,
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidRecord,
-    LeaseBusy,
-    LeaseLost,
     OutcomeUnknown,
     SessionBindingMismatch,
     SessionDeleted,
@@ -38,12 +32,10 @@ from lash_redis.errors import (
     StoreError,
 )
 from lash_redis.models import (
-    ActivePath,
     BlobRef,
     DeleteReport,
     FullGraph,
     GcReport,
-    LeaseClaim,
     LeaseInfo,
     PersistedSessionRead,
     ReplaceFull,
@@ -56,18 +48,16 @@ from lash_redis.models import (
     SessionReadScope,
     VacuumReport,
 )
-from lash_redis.models.lineage import Base
 from lash_redis.options import KEEP, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
 from lash_redis.protocol import commands
 from lash_redis.protocol.component_refs import NO_REFS
-from lash_redis.protocol.heads import RECEIPTS
-from lash_redis.protocol.lineage import committed
 from lash_redis.session.lease import Lease
+from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.publish import Publisher
 from lash_redis.session.reader import MAX_TURNS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
-from lash_redis.transport.failures import Earlier
 
 log = logging.getLogger("lash_redis")
 
@@ -85,6 +75,8 @@ class RedisSessionStore:
         self._namespace = namespace
         self._keys = namespace.layout.session(require_id("session_id", session_id))
         self._reader = Reader(namespace, self._keys)
+        self._leasing = Leasing(namespace, self._keys, self.touch)
+        self._publisher = Publisher(namespace, self._reader, self._leasing)
         self._last = Seen()
         self._commits = 0
 
@@ -125,18 +117,16 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::load_session.
         """
-        return await self._seen(
-            await self._asked(lambda namespace: Reader(namespace, self._keys).load(scope, decode=decode))
-        )
+        return await self._seen(await self._ask(lambda reader: reader.load(scope, decode=decode)))
 
-    async def _asked(self, ask: Callable[[Namespace], Awaitable[Answer | None]]) -> Answer | None:
-        """What `ask` gets, of a replica where that is wanted and one has it whole, else of the primary."""
+    async def _ask(self, question: Callable[[Reader], Awaitable[Answer | None]]) -> Answer | None:
+        """The answer of a replica where `read_from` asks for one and it has the session whole, else of the primary."""
         if self._namespace.options.read_from == "replica":
-            with suppress(Corrupt, InvalidLeaf, BackendError):  # it may be behind; the primary has the last word
-                answer = await ask(self._namespace.replicas)
+            with suppress(Corrupt, InvalidLeaf, BackendError):  # it may be behind, so the primary decides
+                answer = await question(Reader(self._namespace.replicas, self._keys))
                 if answer is not None:
                     return answer
-        return await ask(self._namespace)
+        return await question(self._reader)
 
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
         """What `load_session(read.scope)` would return now, made of `read` and what is new since; None without a head.
@@ -162,7 +152,9 @@ class RedisSessionStore:
     async def _seen(self, read: PersistedSessionRead | None) -> PersistedSessionRead | None:
         if read is None:
             return None
-        head, base = read._origin.head, weak(read.graph.lineage.base)
+        origin = commands.reads.origin_of(read)
+        assert origin is not None
+        head, base = origin.head, weak(read.graph.lineage.base)
         self._last = Seen(head.components, (head.facts.revision, head.body.commit_id), head.facts.epoch, base)
         if not self._namespace.options.slide_on_load:
             return read
@@ -175,7 +167,7 @@ class RedisSessionStore:
 
     async def load_head(self) -> SessionHeadMeta | None:
         """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
-        head = await self._asked(self._head)
+        head = await self._ask(Reader.head)
         if head is None:
             return None
         seen = head.facts.revision, head.body.commit_id
@@ -183,29 +175,16 @@ class RedisSessionStore:
         self._last = Seen(head.components, seen, head.facts.epoch, base)
         return head.meta()
 
-    async def _head(self, namespace: Namespace) -> commands.reads.StoredHead | None:
-        return commands.reads.head_reply(
-            self._keys, *await namespace.read(commands.reads.head_read(self._keys), atomic=True)
-        )
-
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
         """A live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
 
         Source: RuntimePersistence::load_node.
         """
-        call = commands.maintenance.node_call(self._keys, require_id("node_id", node_id))
-        return commands.maintenance.node_reply(
-            call, self._keys, node_id, await self._namespace.run(call, writes=False, is_large=True)
-        )
+        return await self._reader.node(node_id)
 
     async def load_session_meta(self) -> SessionMeta | None:
         """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
-        return await self._asked(self._meta)
-
-    async def _meta(self, namespace: Namespace) -> SessionMeta | None:
-        return commands.reads.meta_reply(
-            self._keys, await namespace.read(commands.reads.meta_read(self._keys), atomic=True)
-        )
+        return await self._ask(Reader.meta)
 
     async def watch(
         self, since: commands.watching.Since = None, *, poll: float = POLL, patience: float = PATIENCE
@@ -328,26 +307,6 @@ class RedisSessionStore:
         prepared.meaning = origin.meaning or prepared.meaning
         return await self._publish(prepared, own_ttl_ms(ttl), options, origin)
 
-    async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
-        """The path to `leaf` and the bytes of the components, of one revision; None if there is no head.
-
-        Raises:
-            InvalidLeaf: `leaf` is unknown or tombstoned.
-        """
-        missing: Corrupt | None = None
-        for _ in range(MAX_TURNS):
-            read = await self._reader.load(ActivePath(leaf))
-            if read is None:
-                return None
-            if leaf is not None and not read.graph.nodes:
-                raise InvalidLeaf(leaf)
-            stored = read._origin
-            blobs, missing = await self._namespace.blobs(self._keys, stored.head.components.held)
-            if missing is None:
-                return read, {**blobs, **stored.private_bytes()}
-        assert missing is not None
-        raise missing
-
     async def _publish(
         self,
         prepared: commands.commit.PreparedCommit,
@@ -355,131 +314,9 @@ class RedisSessionStore:
         options: StoreOptions,
         origin: commands.commit.Origin | None = None,
     ) -> RuntimeCommitResult:
-        namespace = self._namespace
-        seen = self._last
-        before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
-        if origin is not None:
-            before = NO_REFS
-        looked_for: set[BlobRef] = set()
-        earlier = Earlier()
-        for _ in range(MAX_TURNS):
-            made = commands.commit.call(
-                self._keys,
-                prepared,
-                before,
-                namespace.known,
-                namespace.ttl_ms,
-                options,
-                own_ttl_ms=own_ttl,
-                origin=origin,
-                sharded=namespace.sharded,
-            )
-            reply, durable = await namespace.run_durably(made.call, options.durability, earlier)
-            try:
-                outcome = commands.commit.reply(made.call, prepared, self._keys, reply)
-            except HeadRevisionConflict as conflict:
-                outcome = await self._made_before(prepared, conflict, earlier, seen.epoch)
-            if isinstance(outcome, commands.calls.RefsMoved):
-                before = outcome.refs
-            elif isinstance(outcome, commands.commit.BlobsMissing):
-                for ref in outcome.refs:
-                    data = await self._content(prepared, ref)
-                    if data is not None:
-                        prepared.bodies = {**prepared.bodies, ref: data}
-                        prepared.contents.pop(ref, None)
-                    elif ref in looked_for:
-                        raise commands.commit.missing_blob(prepared, ref)
-                looked_for.update(outcome.refs)
-            elif isinstance(outcome, commands.commit.SendWhole):
-                try:
-                    prepared = commands.commit.prepare(prepared.commit, options, namespace.written)
-                except CommitTooLarge:
-                    if outcome.refusal is None:
-                        raise
-                    raise outcome.refusal from None
-            else:
-                head = outcome.head_revision, outcome.commit_id
-                if not outcome.replayed:
-                    epoch = int(reply[3])
-                    self._last = Seen(made.after, head, epoch, self._learn(prepared, epoch, seen))
-                else:
-                    is_own = len(reply) > 3 and (earlier.maybe_applied or seen.unsettled == prepared.fingerprint())
-                    # What an attempt of this handle sent is stored.
-                    base = self._learn(prepared, int(reply[3]), seen) if is_own else None
-                    self._last = Seen(seen.components, head, base=base)
-                    if prepared.commit.releases is not None:
-                        with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
-                            await self.release_lease(prepared.commit.releases)
-                for held in made.after.held:
-                    namespace.known.add(self._keys.blob(held))
-                    if held in prepared.bodies:
-                        namespace.cached.put(held, prepared.bodies[held])
-                if outcome.replayed and options.durability is not None:
-                    durable = await self._confirmed(options.durability)
-                return outcome if durable is None else replace(outcome, durable=durable)
-        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to commit")
-
-    def _learn(self, prepared: commands.commit.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
-        """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
-        delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
-        if isinstance(delta, ReplaceFull):
-            base = delta.graph.lineage.base
-        log = committed(prepared, self._keys.log, epoch)
-        if base is None or log is None:
-            return None
-        self._namespace.logs.learn(base, log)
-        return weak(base)
-
-    async def _made_before(
-        self,
-        prepared: commands.commit.PreparedCommit,
-        conflict: HeadRevisionConflict,
-        earlier: Earlier,
-        epoch: int | None,
-    ) -> RuntimeCommitResult:
-        """The result of an attempt whose reply was lost, and after which so many others committed that its receipt is
-        gone; a node that it alone can have stored tells. Raises `conflict` where there was none, or it was not applied.
-
-        `epoch`: the log's, as it was known before the first attempt.
-
-        Raises:
-            OutcomeUnknown: it has no such node, or others have dropped nodes since.
-        """
-        made = conflict.expected
-        if not earlier.maybe_applied or made is None or conflict.actual <= made + RECEIPTS:
-            raise conflict
-        node = commands.commit.first_new_node(prepared)
-        if node is not None:
-            if await self.load_node(node.node_id) == node:
-                return RuntimeCommitResult(
-                    made + 1,
-                    prepared.checkpoint_ref,
-                    prepared.checkpoint,
-                    replayed=True,
-                    commit_id=prepared.commit.commit_id,
-                )
-            head = await self._head(self._namespace)
-            if head is not None and head.facts.epoch == epoch and head.facts.live == head.facts.length:
-                raise conflict
-        raise OutcomeUnknown(
-            f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
-        ) from conflict
-
-    async def _confirmed(self, durability: Durability) -> bool:
-        """Whether what an earlier attempt wrote is as safe as `durability` asks: WAIT alone would not wait for it."""
-        call = commands.durability.mark_call(self._keys)
-        try:
-            reply, durable = await self._namespace.run_durably(call, durability)
-        except (BackendError, OutcomeUnknown):
-            log.warning("whether a commit of session %r is durable is unknown", self.session_id, exc_info=True)
-            return False
-        return commands.calls.status(call, reply, self._keys) == "marked" and durable is True
-
-    async def _content(self, prepared: commands.commit.PreparedCommit, ref: BlobRef) -> bytes | None:
-        """The bytes of a blob that the session's shard turned out not to have, if they can be had elsewhere."""
-        self._namespace.known.discard(self._keys.blob(ref))
-        data = prepared.bodies.get(ref)
-        return await self._namespace.uploaded_blob(ref) if data is None else data
+        published = await self._publisher.publish(prepared, self._last, options, own_ttl, origin)
+        self._last = published.seen
+        return published.result
 
     async def _collect_if_due(self) -> None:
         every = self._namespace.options.gc_policy.auto_run_every_commits
@@ -625,32 +462,7 @@ class RedisSessionStore:
             SessionDeleted, SessionEvicted, Corrupt: there is nothing to work on.
             OutcomeUnknown: the reply was lost; asking again with the same owner settles it.
         """
-        require_id("owner", owner)
-        token = commands.lease.checked_token("token", uuid4().hex if token is None else token)
-        ttl_ms = seconds_to_ms("ttl", ttl)
-        call = commands.lease.acquire_call(self._keys, owner, token, ttl_ms)
-        retrying = AsyncRetrying(
-            stop=stop_after_delay(require_seconds("wait", wait)),
-            wait=wait_random_exponential(multiplier=0.02, max=self._namespace.options.retry_max_delay),
-            retry=retry_if_exception_type(LeaseBusy),
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                asked = monotonic()
-                got = commands.lease.acquire_reply(call, self._keys, await self._namespace.run(call))
-        await self._outlive(got)
-        return Lease(
-            self.session_id,
-            owner,
-            token,
-            got.generation,
-            got.deadline_ms / 1000,
-            ttl=ttl,
-            displaced=got.displaced,
-            _store=self,
-            _ends=asked + ttl,
-        )
+        return await self._leasing.acquire(owner, ttl, token, wait)
 
     def adopt_lease(self, lease: Lease) -> Lease:
         """A lease that came from elsewhere (`Lease.from_json`), to be renewed and released here. No I/O.
@@ -658,39 +470,14 @@ class RedisSessionStore:
         Raises:
             SessionBindingMismatch: it is another session's.
         """
-        require_type("lease", lease, Lease)
-        commands.lease.check_lease("lease", lease, self.session_id)
-        seconds_to_ms("lease.ttl", lease.ttl)
-        return replace(lease, _store=self)
+        return self._leasing.adopt(lease)
 
     async def load_lease(self) -> LeaseInfo | None:
         """Who holds the session's lease, or held it until its time was up; None if it is free. One round trip.
 
         For people to look at: who may write is known only to the commit that is checked.
         """
-        return commands.lease.lease_reply(
-            self._keys,
-            *await self._namespace.read([commands.lease.lease_read(self._keys)], atomic=False, is_small=True),
-        )
-
-    async def renew_lease(self, lease: LeaseClaim, ttl: float) -> None:
-        """`Lease.renew`."""
-        commands.lease.check_lease("lease", lease, self.session_id)
-        call = commands.lease.renew_call(self._keys, lease, seconds_to_ms("ttl", ttl))
-        got = commands.lease.renew_reply(call, self._keys, lease, await self._namespace.run(call))
-        lease.deadline = got.deadline_ms / 1000
-        await self._outlive(got)
-
-    async def release_lease(self, lease: LeaseClaim) -> None:
-        """`Lease.release`."""
-        commands.lease.check_lease("lease", lease, self.session_id)
-        call = commands.lease.release_call(self._keys, lease, uuid4().hex[:16])
-        commands.lease.release_reply(call, self._keys, lease, await self._namespace.run(call))
-
-    async def _outlive(self, held: commands.lease.Acquired) -> None:
-        """Touch a session that would expire before its lease: it then lives as long as that at least."""
-        if 0 < held.until_ms < held.deadline_ms:
-            await self.touch()
+        return await self._leasing.load()
 
     async def delete(self) -> DeleteReport:
         """`SessionCache.delete` for this session."""
@@ -762,7 +549,7 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::gc_unreachable.
         """
-        head = await self._head(self._namespace)
+        head = await self._reader.head()
         return GcReport(
             root_count=0 if head is None else 1,
             retained_blob_count=0 if head is None else 1 + len(set(filter(None, head.components.refs))),

@@ -61,6 +61,7 @@ from lash_redis.protocol.ledger import ledger_field, ledger_key
 from lash_redis.protocol.lineage import Kept, StoredLog
 from lash_redis.protocol.nodes import encode_node
 from lash_redis.protocol.packing import pack, pack_json, pack_record
+from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 from lash_redis.session.blob_cache import WrittenTools
 
@@ -593,3 +594,16 @@ def first_new_node(prepared: PreparedCommit) -> SessionNodeRecord | None:
 
 def missing_blob(prepared: PreparedCommit, ref: BlobRef) -> MissingBlob:
     return MissingBlob(ref, COMPONENTS[prepared.refs.index(ref)])
+
+
+def log_after(prepared: PreparedCommit, key: str, epoch: int) -> StoredLog | None:
+    """The log of `epoch` at `key` after a commit that was not made before; None where that is not known."""
+    log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
+    if isinstance(delta, ReplaceFull):
+        if kept is None:
+            log = StoredLog(StoredNodes((), key), 0, epoch, Sum())
+        else:
+            log = StoredLog(kept.log.nodes.first(kept.count), kept.log.size - kept.less, epoch, kept.sum)
+    elif log is None or log.epoch != epoch:
+        return None
+    return log.extended(prepared.records, prepared.run)

@@ -22,6 +22,7 @@ from lash_redis.models import (
     SessionReadScope,
     TokenLedgerEntry,
 )
+from lash_redis.models.head import ReadOrigin
 from lash_redis.protocol.blobs import decode_blob
 from lash_redis.protocol.commands.calls import Command
 from lash_redis.protocol.component_refs import ComponentRefs
@@ -76,7 +77,7 @@ class StoredHead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredRead:
+class StoredRead(ReadOrigin):
     """What a read was made of, and so what a refresh of it need not fetch again."""
 
     scope: SessionReadScope
@@ -112,12 +113,12 @@ class StoredRead:
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
         """The read, with the held components from `blobs`, and the graph where it is there already."""
-        return self.behind(PersistedSessionRead.from_stored(_Shown(self, blobs, graph)))
+        return PersistedSessionRead.from_stored(_Shown(self, blobs, graph)).from_origin(self)
 
-    def behind(self, read: PersistedSessionRead) -> PersistedSessionRead:
-        """`read`, which from now on is known to come from here."""
-        object.__setattr__(read, "_origin", self)
-        return read
+
+def origin_of(read: PersistedSessionRead) -> StoredRead | None:
+    """What this store made the read of; None for a read that was made otherwise."""
+    return read._origin if isinstance(read._origin, StoredRead) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,236 @@
+"""Publishing a commit: the script call is sent again until its reply says what became of the commit."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import ReferenceType
+from weakref import ref as weak
+
+from lash_redis.errors import (
+    BackendError,
+    CommitTooLarge,
+    HeadRevisionConflict,
+    LeaseLost,
+    OutcomeUnknown,
+)
+from lash_redis.models import BlobRef, ReplaceFull, RuntimeCommitResult
+from lash_redis.models.lineage import Base
+from lash_redis.options import Durability, StoreOptions
+from lash_redis.protocol import commands
+from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
+from lash_redis.protocol.heads import RECEIPTS
+from lash_redis.session.leasing import Leasing
+from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.reader import MAX_TURNS, Reader
+from lash_redis.session.seen import Seen
+from lash_redis.transport.failures import Earlier
+
+log = logging.getLogger("lash_redis")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A commit that was applied, now or by an earlier attempt, and what its handle knows of the head since."""
+
+    result: RuntimeCommitResult
+    seen: Seen
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """One commit on its way: what is sent, and what became of earlier attempts."""
+
+    prepared: commands.commit.PreparedCommit
+    before: ComponentRefs
+    """The components that the head is expected to have."""
+    options: StoreOptions
+    own_ttl: int | None
+    origin: commands.commit.Origin | None
+    looked_for: set[BlobRef] = field(default_factory=set)
+    """Blobs whose bytes were sent or searched for once already."""
+    earlier: Earlier = field(default_factory=Earlier)
+
+
+class Publisher:
+    """Publishes the commits of one session."""
+
+    def __init__(self, namespace: Namespace, reader: Reader, leasing: Leasing) -> None:
+        self._namespace = namespace
+        self._reader = reader
+        self._leasing = leasing
+        self._keys = reader.keys
+
+    async def publish(
+        self,
+        prepared: commands.commit.PreparedCommit,
+        seen: Seen,
+        options: StoreOptions,
+        own_ttl: int | None,
+        origin: commands.commit.Origin | None = None,
+    ) -> Published:
+        """Apply the commit once, or raise what it is refused for.
+
+        `seen` is what the handle knows. `own_ttl` is the session's own ttl in ms, 0 for never, None to keep it. With an
+        `origin` the session must be new. One round trip, if the head holds the components that `seen` names and the
+        server has the blobs that are sent by ref only; else one more for each correction.
+
+        Raises:
+            BackendError: the session changed under every one of `MAX_TURNS` attempts; nothing was written.
+            OutcomeUnknown: the reply was lost.
+        """
+        before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
+        attempts = _Attempts(prepared, NO_REFS if origin is not None else before, options, own_ttl, origin)
+        for _ in range(MAX_TURNS):
+            made = self._call(attempts)
+            reply, durable = await self._namespace.run_durably(made.call, options.durability, attempts.earlier)
+            try:
+                outcome = commands.commit.reply(made.call, attempts.prepared, self._keys, reply)
+            except HeadRevisionConflict as conflict:
+                outcome = await self._result_behind(conflict, attempts, seen.epoch)
+            if isinstance(outcome, RuntimeCommitResult):
+                return await self._settle(outcome, made.after, reply, durable, attempts, seen)
+            await self._correct(attempts, outcome)
+        raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} attempts to commit")
+
+    def _call(self, attempts: _Attempts) -> commands.commit.CommitCall:
+        namespace = self._namespace
+        return commands.commit.call(
+            self._keys,
+            attempts.prepared,
+            attempts.before,
+            namespace.known,
+            namespace.ttl_ms,
+            attempts.options,
+            own_ttl_ms=attempts.own_ttl,
+            origin=attempts.origin,
+            sharded=namespace.sharded,
+        )
+
+    async def _correct(
+        self,
+        attempts: _Attempts,
+        outcome: commands.calls.RefsMoved | commands.commit.BlobsMissing | commands.commit.SendWhole,
+    ) -> None:
+        """Change what the next attempt sends, by what the script lacked."""
+        match outcome:
+            case commands.calls.RefsMoved(refs):
+                attempts.before = refs
+            case commands.commit.BlobsMissing(refs):
+                await self._supply(attempts, refs)
+            case commands.commit.SendWhole(refusal):
+                try:
+                    attempts.prepared = commands.commit.prepare(
+                        attempts.prepared.commit, attempts.options, self._namespace.written
+                    )
+                except CommitTooLarge:
+                    if refusal is None:
+                        raise
+                    raise refusal from None
+
+    async def _supply(self, attempts: _Attempts, refs: tuple[BlobRef, ...]) -> None:
+        """Add the bytes of blobs that the session's shard lacks.
+
+        Raises:
+            MissingBlob: the bytes of one of them are nowhere to be found.
+        """
+        prepared = attempts.prepared
+        for ref in refs:
+            self._namespace.known.discard(self._keys.blob(ref))
+            data = prepared.bodies.get(ref)
+            data = await self._namespace.uploaded_blob(ref) if data is None else data
+            if data is not None:
+                prepared.bodies = {**prepared.bodies, ref: data}
+                prepared.contents.pop(ref, None)
+            elif ref in attempts.looked_for:
+                raise commands.commit.missing_blob(prepared, ref)
+        attempts.looked_for.update(refs)
+
+    async def _settle(
+        self,
+        result: RuntimeCommitResult,
+        after: ComponentRefs,
+        reply: Any,
+        durable: bool | None,
+        attempts: _Attempts,
+        seen: Seen,
+    ) -> Published:
+        """Note what the applied commit shows of the head, the log and the blobs; finish what a replay left undone."""
+        prepared, durability = attempts.prepared, attempts.options.durability
+        head = result.head_revision, result.commit_id
+        if not result.replayed:
+            epoch = int(reply[3])
+            now = Seen(after, head, epoch, self._learn(prepared, epoch, seen))
+        else:
+            is_own = len(reply) > 3 and (
+                attempts.earlier.maybe_applied or seen.unsettled == prepared.fingerprint()
+            )  # then what is stored is what this handle sent
+            now = Seen(seen.components, head, base=self._learn(prepared, int(reply[3]), seen) if is_own else None)
+            if prepared.commit.releases is not None:
+                with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
+                    await self._leasing.release(prepared.commit.releases)
+        for held in after.held:
+            self._namespace.known.add(self._keys.blob(held))
+            if held in prepared.bodies:
+                self._namespace.cached.put(held, prepared.bodies[held])
+        if result.replayed and durability is not None:
+            durable = await self._confirmed(durability)
+        return Published(result if durable is None else replace(result, durable=durable), now)
+
+    def _learn(self, prepared: commands.commit.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
+        """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
+        delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
+        if isinstance(delta, ReplaceFull):
+            base = delta.graph.lineage.base
+        stored = commands.commit.log_after(prepared, self._keys.log, epoch)
+        if base is None or stored is None:
+            return None
+        self._namespace.logs.learn(base, stored)
+        return weak(base)
+
+    async def _result_behind(
+        self, conflict: HeadRevisionConflict, attempts: _Attempts, epoch: int | None
+    ) -> RuntimeCommitResult:
+        """The result of an earlier attempt whose reply was lost and whose receipt later commits have displaced.
+
+        A stored node that only this commit can have added proves that it was applied. `epoch` is the log's, as the
+        handle knew it before the first attempt.
+
+        Raises:
+            HeadRevisionConflict: `conflict`; no earlier attempt was applied.
+            OutcomeUnknown: the commit adds no such node, or other commits have dropped nodes since.
+        """
+        prepared, made = attempts.prepared, conflict.expected
+        if not attempts.earlier.maybe_applied or made is None or conflict.actual <= made + RECEIPTS:
+            raise conflict
+        node = commands.commit.first_new_node(prepared)
+        if node is not None:
+            if await self._reader.node(node.node_id) == node:
+                return RuntimeCommitResult(
+                    made + 1,
+                    prepared.checkpoint_ref,
+                    prepared.checkpoint,
+                    replayed=True,
+                    commit_id=prepared.commit.commit_id,
+                )
+            head = await self._reader.head()
+            if head is not None and head.facts.epoch == epoch and head.facts.live == head.facts.length:
+                raise conflict
+        raise OutcomeUnknown(
+            f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
+        ) from conflict
+
+    async def _confirmed(self, durability: Durability) -> bool:
+        """Whether what an earlier attempt wrote is as safe as `durability` asks.
+
+        WAIT covers only the writes of its own connection, so a write is made that changes nothing.
+        """
+        call = commands.durability.mark_call(self._keys)
+        try:
+            reply, durable = await self._namespace.run_durably(call, durability)
+        except (BackendError, OutcomeUnknown):
+            log.warning("whether a commit of session %r is durable is unknown", self._keys.session_id, exc_info=True)
+            return False
+        return commands.calls.status(call, reply, self._keys) == "marked" and durable is True
