@@ -17,7 +17,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def require_type(field: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise InvalidRecord(field, f"takes {kind.__name__}, not {type(value).__name__}")
+        raise InvalidRecord(field, f"expected {kind.__name__}, got {type(value).__name__}")
 
 
 def require_namespace(namespace: object) -> str:
@@ -33,7 +33,7 @@ def require_namespace(namespace: object) -> str:
 def require_id(field: str, value: object) -> str:
     """`value`, if it is a non-empty string of at most 65,536 UTF-8 bytes."""
     if not isinstance(value, str):
-        raise InvalidRecord(field, f"takes a string, not {type(value).__name__}")
+        raise InvalidRecord(field, f"expected a string, got {type(value).__name__}")
     if not value:
         raise InvalidRecord(field, "must not be empty")
     try:
@@ -56,7 +56,7 @@ def is_ref(ref: object) -> TypeGuard[str]:
 
 def require_ref(path: str, ref: object) -> str:
     if not is_ref(ref):
-        raise InvalidRecord(path, f"takes the 64 lowercase hex digits of a SHA-256, not {ref!r}")
+        raise InvalidRecord(path, f"expected the 64 lowercase hex digits of a SHA-256, got {ref!r}")
     return ref
 
 
@@ -72,26 +72,26 @@ def require_int(name: str, value: Any, low: int, high: int | None = None) -> int
     """`value`, if it is an int within bounds."""
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InvalidRecord(name, f"takes a whole number, {bounds}, not {_told(value)}")
+        raise InvalidRecord(name, f"expected a whole number, {bounds}, got {_told(value)}")
     return value
 
 
 def require_callable(progress: Any) -> Any:
     """`progress`, if it can be called or is None."""
     if progress is not None and not callable(progress):
-        raise InvalidRecord("progress", f"takes a function, not {type(progress).__name__}")
+        raise InvalidRecord("progress", f"expected a function, got {type(progress).__name__}")
     return progress
 
 
 def seconds_to_ms(name: str, value: Any) -> int:
     """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds above 0 and at most 100 years, not {_told(value)}")
+        raise InvalidRecord(name, f"expected seconds above 0 and at most 100 years, got {_told(value)}")
     return max(1, round(value * 1000))
 
 
 def require_seconds(name: str, value: Any) -> float:
     """`value`, if it is a number of seconds from 0 to 100 years."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"takes seconds, 0 to 100 years, not {_told(value)}")
+        raise InvalidRecord(name, f"expected seconds, 0 to 100 years, got {_told(value)}")
     return float(value)

@@ -63,7 +63,7 @@ def rules(namespace: str, role: Role, *, cluster: bool = False) -> list[str]:
     database other than 0 needs `+select`, one with a `health_check_interval` `+ping`, `Fsync` (Redis 7.2) `+waitaof`.
     """
     if role not in ROLES:
-        raise InvalidRecord("role", f"takes one of {', '.join(ROLES)}, not {role!r}")
+        raise InvalidRecord("role", f"expected one of {', '.join(ROLES)}, got {role!r}")
     patterns = [f"~{pattern}" for pattern in key_patterns(namespace)]
     channels = [f"&{key_patterns(namespace)[0]}"]  # a channel is named like a key
     allowed = (f"+{name}" for name in commands_of(role, cluster=cluster))

@@ -229,7 +229,7 @@ class SessionCache:
         if after is None:
             return None
         if not isinstance(after, SessionPickerInfo | str):
-            raise InvalidRecord("after", f"takes a SessionPickerInfo, its cursor or a session id, not {after!r}")
+            raise InvalidRecord("after", f"expected a SessionPickerInfo, its cursor or a session id, got {after!r}")
         if isinstance(after, SessionPickerInfo):
             require_id("after.session_id", after.session_id)
         place = Cursor.parse(after if isinstance(after, str) else after.cursor)
@@ -286,7 +286,7 @@ class SessionCache:
             BackendError: SCAN is denied, or the server failed; steps done before stand.
         """
         if type(repair) is not bool:
-            raise InvalidRecord("repair", f"takes True or False, not {repair!r}")
+            raise InvalidRecord("repair", f"expected True or False, got {repair!r}")
         return await Audit(self.shared, repair=repair, progress=require_callable(progress)).run()
 
     async def preload(self) -> None:
@@ -305,7 +305,7 @@ class SessionCache:
         session, they stay for `StoreOptions.upload_grace` seconds. One round trip.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise InvalidRecord("data", f"takes bytes, not {type(data).__name__}")
+            raise InvalidRecord("data", f"expected bytes, got {type(data).__name__}")
         commands.calls.require_size("the bytes of a blob", len(data), self.options)
         return await self.shared.put_blob(bytes(data))
 

@@ -74,7 +74,7 @@ Durability: TypeAlias = Replicas | Fsync
 
 def require_durability(name: str, durability: Any) -> Durability | None:
     if durability is not None and not isinstance(durability, Replicas | Fsync):
-        raise InvalidRecord(name, f"takes Replicas, Fsync or None, not {durability!r}")
+        raise InvalidRecord(name, f"expected Replicas, Fsync or None, got {durability!r}")
     return durability
 
 
@@ -162,18 +162,18 @@ class StoreOptions:
 
     def __post_init__(self) -> None:
         if self.graph_checks not in ("strict", "lenient"):
-            raise InvalidRecord("options.graph_checks", f"takes 'strict' or 'lenient', not {self.graph_checks!r}")
+            raise InvalidRecord("options.graph_checks", f"expected 'strict' or 'lenient', got {self.graph_checks!r}")
         if not isinstance(self.blob_profile, BlobProfile):
-            raise InvalidRecord("options.blob_profile", f"takes a BlobProfile, not {self.blob_profile!r}")
+            raise InvalidRecord("options.blob_profile", f"expected a BlobProfile, got {self.blob_profile!r}")
         if not isinstance(self.gc_policy, StoreGcPolicy):
-            raise InvalidRecord("options.gc_policy", f"takes a StoreGcPolicy, not {self.gc_policy!r}")
+            raise InvalidRecord("options.gc_policy", f"expected a StoreGcPolicy, got {self.gc_policy!r}")
         require_durability("options.durability", self.durability)
         if self.read_from not in ("primary", "replica"):
-            raise InvalidRecord("options.read_from", f"takes 'primary' or 'replica', not {self.read_from!r}")
+            raise InvalidRecord("options.read_from", f"expected 'primary' or 'replica', got {self.read_from!r}")
         require_int("options.shards", self.shards, 1, MAX_SHARDS)
         for name in ("slide_on_load", "allow_eval"):
             if type(getattr(self, name)) is not bool:
-                raise InvalidRecord(f"options.{name}", f"takes True or False, not {getattr(self, name)!r}")
+                raise InvalidRecord(f"options.{name}", f"expected True or False, got {getattr(self, name)!r}")
         if self.deletion_marker_ttl != 0:
             seconds_to_ms("options.deletion_marker_ttl", self.deletion_marker_ttl)
         for name in ("blob_grace", "upload_grace", "retry_max_delay"):

@@ -108,7 +108,7 @@ async def export_sessions(
     """
     require_callable(progress)
     if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
-        raise InvalidRecord("session_ids", f"takes session ids, or None for all, not {type(session_ids).__name__}")
+        raise InvalidRecord("session_ids", f"expected session ids, or None for all, got {type(session_ids).__name__}")
     yield _text({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
     session_count = blob_count = 0
     with Spool.opened() as spool:
@@ -244,7 +244,7 @@ async def import_sessions(
         BackendError: the server failed; run it again.
     """
     if isinstance(lines, str | bytes) or not isinstance(lines, Iterable):
-        raise InvalidRecord("lines", f"takes the lines of an export, not {type(lines).__name__}")
+        raise InvalidRecord("lines", f"expected the lines of an export, got {type(lines).__name__}")
     state = _Import(require_callable(progress))
     free = asyncio.Semaphore(WINDOW)
     fault: Exception | None = None
@@ -274,7 +274,7 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
     is_first = True
     for number, text in enumerate(lines, 1):
         if not isinstance(text, str | bytes):
-            raise InvalidRecord(f"line {number}", f"takes text or bytes, not {type(text).__name__}")
+            raise InvalidRecord(f"line {number}", f"expected text or bytes, got {type(text).__name__}")
         if not text.strip():
             continue
         try:
@@ -282,7 +282,7 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
         except (ValueError, RecursionError) as error:
             raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
         if not isinstance(line, dict):
-            raise InvalidRecord(f"line {number}", "takes a JSON object")
+            raise InvalidRecord(f"line {number}", "expected a JSON object")
         if is_first and (line.get("kind"), line.get("format")) != ("lash-redis", FORMAT):
             raise InvalidRecord(f"line {number}", f"is no header of an export of format {FORMAT}")
         is_first = False
@@ -347,7 +347,7 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
         raise InvalidRecord(f"{where}.meta.session_id", f"is not {session_id!r}")
     ttl_ms = line.get("ttl_ms")
     if ttl_ms is not None and (type(ttl_ms) is not int or not 0 <= ttl_ms <= MAX_SECONDS * 1000):
-        raise InvalidRecord(f"{where}.ttl_ms", f"takes ms up to 100 years, 0 for never, or null, not {ttl_ms!r}")
+        raise InvalidRecord(f"{where}.ttl_ms", f"expected ms up to 100 years, 0 for never, or null, got {ttl_ms!r}")
     ttl: float | Keep | None = KEEP if ttl_ms is None else None if ttl_ms == 0 else ttl_ms / 1000
     if line.get("head") is None:
         if meta is None:
@@ -363,7 +363,7 @@ def _session_of(line: Line, number: int, spool: Spool) -> _Session:
         raise InvalidRecord(f"{where}.receipts", f"does not fit the revision {head.head_revision}")
     committed = line.get("committed_ms")
     if type(committed) is not int or not 0 < committed < 10**14:
-        raise InvalidRecord(f"{where}.committed_ms", f"takes ms since 1970, not {committed!r}")
+        raise InvalidRecord(f"{where}.committed_ms", f"expected ms since 1970, got {committed!r}")
     commit_id = require_id(f"{where}.commit_id", line.get("commit_id"))
     if receipts[-RECEIPT_BYTES:-TAG_BYTES] != tag_of(commit_id):
         raise InvalidRecord(f"{where}.receipts", "its last one is not that of the commit_id")

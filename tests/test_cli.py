@@ -125,22 +125,22 @@ def test_a_turn_of_a_chat_ends_before_the_next_user_message() -> None:
 
 BAD_LINES: list[tuple[Any, str]] = [
     ("{", "is not JSON"),
-    ("[]", "line: takes a JSON object, not a list"),
-    ({"messages": []}, "id: takes a string, not NoneType"),
-    ({"id": "a"}, "messages: takes a list, not null"),
+    ("[]", "line: expected a JSON object, got a list"),
+    ({"messages": []}, "id: expected a string, got NoneType"),
+    ({"id": "a"}, "messages: expected a list, got null"),
     ({"id": "a", "messages": []}, "messages: is empty"),
-    ({"id": "a", "messages": [3]}, "messages[0]: takes a JSON object, not a number"),
-    ({"id": "a", "messages": [{"role": "king", "content": ""}]}, "messages[0].role: takes system"),
-    ({"id": "a", "messages": [{"role": "user", "content": 3}]}, "messages[0].content: takes a string"),
-    ({"id": "a", "messages": [{"role": "user", "tool_calls": {}}]}, "messages[0].tool_calls: takes a list"),
+    ({"id": "a", "messages": [3]}, "messages[0]: expected a JSON object, got a number"),
+    ({"id": "a", "messages": [{"role": "king", "content": ""}]}, "messages[0].role: expected system"),
+    ({"id": "a", "messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected a string"),
+    ({"id": "a", "messages": [{"role": "user", "tool_calls": {}}]}, "messages[0].tool_calls: expected a list"),
     ('{"id": "a", "messages": [{"role": "user", "content": NaN}]}', "messages[0].content: is nan"),
     ('{"id": "a", "messages": [{"role": "user", "content": "\\ud800"}]}', "messages[0].content: is not valid Unicode"),
     (
         {"id": "a", "messages": [{"id": "x", "parent_id": "y", "role": "user", "text": ""}]},
         "messages[0].parent_id: 'y' is no message before this one",
     ),
-    ({"id": "a", "messages": [{"id": "x", "parent_id": None, "role": "user"}]}, "messages[0].text: takes a string"),
-    ({"id": "a", "messages": [{"parent_id": None, "role": "user", "text": ""}]}, "messages[0].id: takes a string"),
+    ({"id": "a", "messages": [{"id": "x", "parent_id": None, "role": "user"}]}, "messages[0].text: expected a string"),
+    ({"id": "a", "messages": [{"parent_id": None, "role": "user", "text": ""}]}, "messages[0].id: expected a string"),
     (
         {"id": "a", "messages": 2 * [{"id": "x", "parent_id": None, "role": "user", "text": ""}]},
         "messages[1].id: 'x' is that of messages[0] too",
@@ -169,7 +169,7 @@ def test_a_missing_file_an_empty_file_and_bytes_that_are_no_text_end_with_2(tmp_
 @pytest.mark.parametrize(
     ("tools", "reason"),
     [
-        ("{}", "takes a list of tools"),
+        ("{}", "expected a list of tools"),
         ("[\n[", ":3: is not JSON"),
         ('[{"type": "function"}]', "[0].function.name"),
         ('[{"function": {"name": "a"}}, {"function": {"name": "a"}}]', "[1].function.name: 'a' is there twice"),

@@ -304,7 +304,7 @@ def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
         (["one", "two"], 1, "session 'two' exists already, at revision 1"),
         (["one", "new", "--leaf", "m9"], 1, "'m9' does not resolve"),
         (["one", "one"], 2, "is the id of the source"),
-        (["one", "new", "--ttl", "0"], 2, "ttl: takes seconds above 0"),
+        (["one", "new", "--ttl", "0"], 2, "ttl: expected seconds above 0"),
         (["one", ""], 2, "must not be empty"),
         (["one"], 2, "NEW_ID"),
     ],
@@ -683,7 +683,7 @@ def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: P
         (["import", "{tmp}"], "Is a directory"),
         (["import", "--openai", "{tmp}/none"], "No such file or directory"),
         (["import", "a", "b"], "takes one export at a time"),
-        (["import", "-", "--ttl", "-1"], "ttl: takes seconds above 0"),
+        (["import", "-", "--ttl", "-1"], "ttl: expected seconds above 0"),
         (["import"], "FILE"),
         (["delete"], "SESSION"),
         (["delete", "", "--yes"], "must not be empty"),
@@ -802,7 +802,7 @@ def test_a_broken_line_of_a_transcript_ends_with_2_and_those_before_it_are_store
     path = written(tmp_path / "chats.jsonl", CHAT, bad, TREE)
     ended = run("import", "--openai", path, "--url", url)
     assert ended.exit_code == 2
-    assert f"{path}:2: messages[0].role: takes system" in ended.stderr
+    assert f"{path}:2: messages[0].role: expected system" in ended.stderr
     assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == ["weather/1"]
     report = told("import", "--openai", "-", "--url", url, stdin=written(path, CHAT, TREE).read_bytes())
     assert (report["session_count"], report["present_count"]) == (2, 1)

@@ -325,7 +325,7 @@ def test_a_wrong_type_is_refused_by_its_path(cls: type[Any], value: Any, where: 
 def test_a_given_path_stands_in_for_the_class_name() -> None:
     with pytest.raises(InvalidRecord) as refused:
         ToolState.from_json({"generation": "1"}, "read.checkpoint.tool_state")
-    assert str(refused.value) == "read.checkpoint.tool_state.generation: takes an integer, not str"
+    assert str(refused.value) == "read.checkpoint.tool_state.generation: expected an integer, got str"
     with pytest.raises(InvalidRecord) as refused:
         ToolState(-1).to_msgpack("")
     assert refused.value.field == "generation"

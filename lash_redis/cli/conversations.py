@@ -171,16 +171,16 @@ def _parsed(path: Path, line: int | None, data: bytes) -> Any:
 
 def _conversation(line: Any) -> Conversation:
     if not isinstance(line, dict):
-        raise InvalidRecord("line", f"takes a JSON object, not {_kind(line)}")
+        raise InvalidRecord("line", f"expected a JSON object, got {_kind(line)}")
     name, model = require_id("id", line.get("id")), line.get("model")
     messages = line.get("messages")
     if not isinstance(messages, list):
-        raise InvalidRecord("messages", f"takes a list, not {_kind(messages)}")
+        raise InvalidRecord("messages", f"expected a list, got {_kind(messages)}")
     if not messages:
         raise InvalidRecord("messages", "is empty")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise InvalidRecord(f"messages[{index}]", f"takes a JSON object, not {_kind(message)}")
+            raise InvalidRecord(f"messages[{index}]", f"expected a JSON object, got {_kind(message)}")
         check_json(message, f"messages[{index}]")
     model = model if isinstance(model, str) else ""
     if any("parent_id" in message for message in messages):
@@ -202,7 +202,7 @@ def _tree_parents(messages: Sequence[Message]) -> list[int | None]:
             raise InvalidRecord(f"{where}.parent_id", f"{parent!r} is no message before this one")
         _check_role(message, where, _TREE_ROLES)
         if not isinstance(message.get("text"), str):
-            raise InvalidRecord(f"{where}.text", f"takes a string, not {_kind(message.get('text'))}")
+            raise InvalidRecord(f"{where}.text", f"expected a string, got {_kind(message.get('text'))}")
         parents.append(None if parent is None else places[parent])
         places[own] = index
     return parents
@@ -212,18 +212,18 @@ def _check_chat_message(message: Message, where: str) -> None:
     _check_role(message, where, _CHAT_ROLES)
     content, calls = message.get("content"), message.get("tool_calls")
     if content is not None and not isinstance(content, str | list):
-        raise InvalidRecord(f"{where}.content", f"takes a string, a list or null, not {_kind(content)}")
+        raise InvalidRecord(f"{where}.content", f"expected a string, a list or null, got {_kind(content)}")
     if calls is not None and not isinstance(calls, list):
-        raise InvalidRecord(f"{where}.tool_calls", f"takes a list, not {_kind(calls)}")
+        raise InvalidRecord(f"{where}.tool_calls", f"expected a list, got {_kind(calls)}")
     for at, call in enumerate(calls or ()):
         if not isinstance(call, dict):
-            raise InvalidRecord(f"{where}.tool_calls[{at}]", f"takes a JSON object, not {_kind(call)}")
+            raise InvalidRecord(f"{where}.tool_calls[{at}]", f"expected a JSON object, got {_kind(call)}")
 
 
 def _check_role(message: Message, where: str, known: Sequence[str]) -> None:
     if message.get("role") not in known:
         expected = f"{', '.join(known[:-1])} or {known[-1]}"
-        raise InvalidRecord(f"{where}.role", f"takes {expected}, not {message.get('role')!r}")
+        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
 
 
 def _kind(value: Any) -> str:
@@ -243,13 +243,13 @@ def read_tools(path: Path) -> ToolState:
         raise InputError(path, None, "", error.strerror or str(error)) from error
     tools = _parsed(path, None, data)
     if not isinstance(tools, list):
-        raise InputError(path, None, "", f"takes a list of tools, not {_kind(tools)}")
+        raise InputError(path, None, "", f"expected a list of tools, got {_kind(tools)}")
     entries: dict[str, ToolStateEntry] = {}
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise InputError(path, None, f"[{index}].function.name", "takes the name of a tool")
+            raise InputError(path, None, f"[{index}].function.name", "expected the name of a tool")
         if name in entries:
             raise InputError(path, None, f"[{index}].function.name", f"{name!r} is there twice")
         try:

@@ -89,7 +89,7 @@ class SessionNodeRecord(Record):
         kind = value.get("kind")
         payload = _PAYLOADS.get(kind) if isinstance(kind, str) else None
         if payload is None:
-            raise Fault("takes 'event' or 'plugin'", ".kind")
+            raise Fault("expected 'event' or 'plugin'", ".kind")
         return cls(payload=payload(**decode_fields(payload, value)), **own)
 
 

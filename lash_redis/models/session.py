@@ -19,7 +19,7 @@ def _check_kind(approach: Any) -> None:
     if not isinstance(approach, dict):
         refuse(approach, "a JSON object")
     if not isinstance(approach.get("kind"), str):
-        raise Fault("takes a string", ".kind")
+        raise Fault("expected a string", ".kind")
 
 
 def _encode_approach(value: Any, form: Form) -> Any:
@@ -80,11 +80,11 @@ class ProviderHandle(Record):
     def _encode(self, form: Form) -> Any:
         config = {} if self.config is None else self.config
         if not isinstance(config, dict):
-            raise Fault(f"takes a JSON object, not {type(config).__name__}", ".config")
+            raise Fault(f"expected a JSON object, got {type(config).__name__}", ".config")
         if "type" in config:
             raise Fault("must not hold the key 'type'", ".config")
         if not isinstance(self.kind, str):
-            raise Fault(f"takes a string, not {type(self.kind).__name__}", ".kind")
+            raise Fault(f"expected a string, got {type(self.kind).__name__}", ".kind")
         try:
             return _OBJECT.encode({"type": self.kind, **config}, form)
         except Fault as fault:
@@ -95,7 +95,7 @@ class ProviderHandle(Record):
         config = dict(_OBJECT.decode(value))
         kind = config.pop("type", None)
         if not isinstance(kind, str):
-            raise Fault("takes a string", ".type")
+            raise Fault("expected a string", ".type")
         return cls(kind, config or None)
 
 

@@ -58,7 +58,7 @@ class Fault(Exception):
 
 
 def refuse(value: object, wanted: str) -> NoReturn:
-    raise Fault(f"takes {wanted}, not {type(value).__name__}")
+    raise Fault(f"expected {wanted}, got {type(value).__name__}")
 
 
 class Form(Enum):
@@ -267,7 +267,7 @@ def _decode_bytes(value: Any) -> bytes:
         refuse(value, "a list of bytes")
     for index, item in enumerate(value):
         if type(item) is not int or not 0 <= item <= 255:
-            raise Fault("takes an integer from 0 to 255", f"[{index}]")
+            raise Fault("expected an integer from 0 to 255", f"[{index}]")
     return bytes(value)
 
 
@@ -357,7 +357,7 @@ def _record_of(*classes: type[Record]) -> Shape:
         for cls in classes:
             if value == cls.__name__ or (isinstance(value, dict) and cls.__name__ in value):
                 return cls._decode(value)
-        raise Fault(f"takes {wanted}, tagged with its name")
+        raise Fault(f"expected {wanted}, tagged with its name")
 
     return Shape(encode, decode_variant if len(classes) > 1 else classes[0]._decode)
 
@@ -598,5 +598,5 @@ class Variant(Record):
     @classmethod
     def _untagged(cls, value: Any) -> Any:
         if not isinstance(value, dict) or cls.__name__ not in value:
-            raise Fault(f"takes an object with the key {cls.__name__}")
+            raise Fault(f"expected an object with the key {cls.__name__}")
         return value[cls.__name__]

@@ -31,7 +31,7 @@ def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenL
             source, model = ledger_key(field)
             order, *counters = map(int, value.split(b" "))
             if len(counters) != 4 or not all(-(2**63) <= counter < 2**63 for counter in counters):
-                raise ValueError("takes four 64-bit counters")
+                raise ValueError("expected four 64-bit counters")
             rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
         except UNREADABLE as error:
             raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error

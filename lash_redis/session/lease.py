@@ -99,7 +99,7 @@ class Lease(LeaseClaim):
         """
         interval = seconds_to_ms("every", self.ttl / RENEWALS if every is None else every) / 1000
         if interval > self.ttl / RENEWALS + 0.001:
-            raise InvalidRecord("every", f"takes at most a third of the lease's {self.ttl} seconds, not {every!r}")
+            raise InvalidRecord("every", f"expected at most a third of the lease's {self.ttl} seconds, got {every!r}")
         if self.remaining == 0:  # the server knows better, above all of one that was adopted
             await self.renew()
         task = asyncio.current_task()

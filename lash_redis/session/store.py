@@ -358,7 +358,7 @@ class RedisSessionStore:
             What else `refresh` and `commit_runtime_state` raise, and `fn`: none of it is tried again.
         """
         if not callable(fn):
-            raise InvalidRecord("fn", f"takes a function, not {type(fn).__name__}")
+            raise InvalidRecord("fn", f"expected a function, got {type(fn).__name__}")
         if since is not None:
             require_type("since", since, PersistedSessionRead)
         retrying = AsyncRetrying(
@@ -511,7 +511,7 @@ class RedisSessionStore:
         Source: RuntimePersistence::tombstone_nodes.
         """
         if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-            raise InvalidRecord("ids", f"takes a sequence of node ids, not {type(ids).__name__}")
+            raise InvalidRecord("ids", f"expected a sequence of node ids, got {type(ids).__name__}")
         for at, node_id in enumerate(ids):
             require_id(f"ids[{at}]", node_id)
         for at in range(0, len(ids), commands.maintenance.TOMBSTONE_CHUNK):

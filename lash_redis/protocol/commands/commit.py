@@ -143,12 +143,12 @@ def prepare(
         require_id("RuntimeCommit.builds_on", commit.builds_on)
     expected = commit.expected_head_revision
     if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
-        raise InvalidRecord("RuntimeCommit.expected_head_revision", f"takes None or 0..2**63-1, not {expected!r}")
+        raise InvalidRecord("RuntimeCommit.expected_head_revision", f"expected None or 0..2**63-1, got {expected!r}")
     check_leases(commit)
     delta = commit.graph
     if not isinstance(delta, Unchanged | Append | ReplaceFull):
         raise InvalidRecord(
-            "RuntimeCommit.graph", f"takes Unchanged, Append or ReplaceFull, not {type(delta).__name__}"
+            "RuntimeCommit.graph", f"expected Unchanged, Append or ReplaceFull, got {type(delta).__name__}"
         )
     if isinstance(delta, ReplaceFull):
         require_type("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
@@ -266,7 +266,7 @@ def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[
 
 def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
-        raise InvalidRecord("RuntimeCommit.usage_deltas", "takes a sequence of TokenLedgerEntry")
+        raise InvalidRecord("RuntimeCommit.usage_deltas", "expected a sequence of TokenLedgerEntry")
     for at, entry in enumerate(commit.usage_deltas):
         require_type(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
         entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
@@ -291,7 +291,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     where = "RuntimeCommit.graph.graph.nodes" if replaces else "RuntimeCommit.graph.nodes"
     nodes = delta.graph.nodes if isinstance(delta, ReplaceFull) else delta.nodes
     if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence):
-        raise InvalidRecord(where, f"takes a sequence of SessionNodeRecord, not {type(nodes).__name__}")
+        raise InvalidRecord(where, f"expected a sequence of SessionNodeRecord, got {type(nodes).__name__}")
     kept = 0
     if isinstance(delta, ReplaceFull) and prepared.log is not None:
         prepared.kept = prepared.log.kept_by(nodes, delta.graph.lineage)
@@ -360,7 +360,9 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
         require_type(f"{path}.payload.plugin_type", tag, str)
         check_json(tag, f"{path}.payload.plugin_type")
     else:
-        raise InvalidRecord(f"{path}.payload", f"takes an EventPayload or PluginPayload, not {type(payload).__name__}")
+        raise InvalidRecord(
+            f"{path}.payload", f"expected an EventPayload or PluginPayload, got {type(payload).__name__}"
+        )
     return encode_node(node_id, parent, tag, pack_json(value, inner), timestamp)
 
 

@@ -33,7 +33,7 @@ class Acquired:
 def checked_token(field: str, token: object) -> str:
     """`token`, if it is of 1 to 128 visible ASCII characters."""
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise InvalidRecord(field, f"takes 1 to 128 visible ASCII characters, not {token!r}")
+        raise InvalidRecord(field, f"expected 1 to 128 visible ASCII characters, got {token!r}")
     return token
 
 
@@ -103,7 +103,7 @@ def check_lease(field: str, lease: object, session_id: str) -> None:
     require_id(f"{field}.owner", lease.owner)
     checked_token(f"{field}.token", lease.token)
     if type(lease.generation) is not int or not 0 < lease.generation < 2**63:
-        raise InvalidRecord(f"{field}.generation", f"takes 1..2**63-1, not {lease.generation!r}")
+        raise InvalidRecord(f"{field}.generation", f"expected 1..2**63-1, got {lease.generation!r}")
 
 
 def fence_of(lease: LeaseClaim | None) -> str:

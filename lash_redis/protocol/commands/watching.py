@@ -41,7 +41,7 @@ def mark_of(session_id: str, since: Since) -> HeadMark | None:
     if isinstance(since, PersistedSessionRead | SessionHeadMeta | RuntimeCommitResult):
         return HeadMark(since.head_revision, tag_of(since.commit_id) if since.commit_id else None)
     if type(since) is not int:
-        raise InvalidRecord("since", f"takes a revision, or what a read or commit answered, not {since!r}")
+        raise InvalidRecord("since", f"expected a revision, or what a read or commit answered, got {since!r}")
     return HeadMark(require_int("since", since, 0))
 
 
