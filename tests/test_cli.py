@@ -50,10 +50,10 @@ from lash_redis.cli.conversations import (
     record_of,
 )
 from lash_redis.cli.output import plain, shown_url
-from lash_redis.cli.pool import Pool, WorkerDied
-from lash_redis.cli.replay import replay
+from lash_redis.cli.replay.play import replay
+from lash_redis.cli.replay.pool import Pool, WorkerDied
+from lash_redis.cli.replay.worker import Settings, faults_of, play
 from lash_redis.cli.show import graph_tree
-from lash_redis.cli.worker import Settings, faults_of, play
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import Corrupt
 from lash_redis.models import PersistedSessionRead
@@ -268,7 +268,7 @@ def test_a_session_that_changed_before_the_verification_ends_replay_with_1(url: 
 
 
 def test_a_session_that_failed_is_named_and_ends_with_1(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lash_redis.cli import replay as module
+    from lash_redis.cli.replay import play as module
 
     def tampering(*arguments: Any, **named: Any) -> Any:
         def flush(address: str, sessions: Any) -> None:
@@ -723,7 +723,7 @@ def test_without_the_extra_there_is_one_line_and_exit_2(package: str) -> None:
 def test_the_package_and_the_workers_import_neither_typer_nor_rich() -> None:
     code = (
         "import sys, lash_redis; assert 'lash_redis.cli' not in sys.modules;"
-        "import lash_redis.cli.worker; assert not {'typer', 'rich'} & set(sys.modules)"
+        "import lash_redis.cli.replay.worker; assert not {'typer', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -41,8 +41,8 @@ from lash_redis import (
 from lash_redis.cli import app, connection
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.conversations import SHIPPED, canonical, conversations_in, message_of, read_conversations
+from lash_redis.cli.replay.worker import Settings, play
 from lash_redis.cli.sessions import ago
-from lash_redis.cli.worker import Settings, play
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COMMANDS = ["list", "watch", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]

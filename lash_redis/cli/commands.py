@@ -13,7 +13,6 @@ import typer
 
 from lash_redis.cli import doctor as doctor_module
 from lash_redis.cli import maintain, rights, sessions, transcripts, transfer
-from lash_redis.cli import replay as replay_module
 from lash_redis.cli import show as show_module
 from lash_redis.cli.conversations import SHIPPED, read_conversations, read_tools
 from lash_redis.cli.input import InputError
@@ -29,6 +28,7 @@ from lash_redis.cli.output import (
     print_json_line,
     screen,
 )
+from lash_redis.cli.replay import play as replay_module
 from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
 from lash_redis.models import AuditReport, GcReport
 

@@ -17,14 +17,14 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Self
 
-from lash_redis.cli.worker import Job, Result, Settings
+from lash_redis.cli.replay.worker import Job, Result, Settings
 
 JOB_TIMEOUT = 120.0
 """Seconds without a word from any worker until they are given up."""
 STOP_TIMEOUT = 2.0
 """Seconds a worker has to end by itself before it is killed."""
 
-_START = "import sys; from lash_redis.cli.worker import serve; serve(int(sys.argv[1]))"
+_START = "import sys; from lash_redis.cli.replay.worker import serve; serve(int(sys.argv[1]))"
 
 
 class WorkerDied(Exception):

@@ -23,9 +23,9 @@ from lash_redis.cli.bar import Bar, progress_bar
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.conversations import Conversation, Turn
 from lash_redis.cli.output import UNFIT, UNREACHABLE, USAGE, CommandError, percentile, plain, shown_bytes, shown_url
-from lash_redis.cli.pool import Pool, WorkerDied
+from lash_redis.cli.replay.pool import Pool, WorkerDied
+from lash_redis.cli.replay.worker import Check, Checked, Failure, Job, Played, Result, Settings
 from lash_redis.cli.show import message_lines, message_texts
-from lash_redis.cli.worker import Check, Checked, Failure, Job, Played, Result, Settings
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.models import ActivePath, ToolState
 from lash_redis.options import StoreOptions

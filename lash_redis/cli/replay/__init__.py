@@ -1,0 +1,1 @@
+"""`lash-redis replay`: play conversations through worker processes, and verify what was stored."""
