@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from lash_redis.errors import Corrupt
 from lash_redis.listing import walk
 from lash_redis.models import AuditProblem, AuditReport
+from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
-from lash_redis.protocol.keys import SessionKeys, ShardKeys, catalogue_entry, entry_ids
+from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.session.namespace import Namespace
 
 STEP_SESSIONS = 50

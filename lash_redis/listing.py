@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from lash_redis.errors import Corrupt
 from lash_redis.models import Cursor, SessionPickerInfo
+from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
-from lash_redis.protocol.keys import ShardKeys, catalogue_entry, entry_ids
+from lash_redis.protocol.keys import ShardKeys
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.reader import Reader
 

@@ -43,13 +43,13 @@ from lash_redis.models import (
     TokenUsage,
     Unchanged,
 )
+from lash_redis.models.catalogue import entry_ids
 from lash_redis.options import KEEP, Keep
 from lash_redis.protocol import commands
 from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.component_refs import COMPONENTS
 from lash_redis.protocol.components import StoredComponent
 from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_meta, tag_of
-from lash_redis.protocol.keys import entry_ids
 from lash_redis.protocol.packing import pack
 from lash_redis.session.reader import Reader
 

@@ -40,9 +40,9 @@ from lash_redis import (
 )
 from lash_redis.errors import SessionExists
 from lash_redis.protocol import commands, scripts
+from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
-from lash_redis.session.blob_cache import WrittenTools
 
 LAYOUT = Layout("acme", 1)
 KEYS = LAYOUT.session("chat")

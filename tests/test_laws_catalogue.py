@@ -20,7 +20,7 @@ from lash_redis import (
     Unchanged,
 )
 from lash_redis.listing import walk
-from lash_redis.protocol.keys import entry_ids
+from lash_redis.models.catalogue import entry_ids
 
 
 def said(node_id: str, text: str, parent: str | None = None, role: str = "User") -> SessionNodeRecord:

@@ -32,6 +32,7 @@ from lash_redis import (
     StoreOptions,
     Unchanged,
 )
+from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.commands.commit import log_after
 from lash_redis.protocol.commands.commit import prepare as prepare_commit
 from lash_redis.protocol.lineage import KnownLogs, StoredLog
@@ -40,7 +41,6 @@ from lash_redis.protocol.packing import pack_json
 from lash_redis.protocol.scripts import lua_directory
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
-from lash_redis.session.blob_cache import WrittenTools
 
 # What may have been changed in place
 

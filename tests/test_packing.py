@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lash_redis import PluginSessionSnapshot, ToolState, ToolStateEntry
-from lash_redis.models import wire
+from lash_redis.models import fast_packing, wire
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
 from lash_redis.models.wire import Record, check_json
-from lash_redis.protocol import fast_packing, packing
+from lash_redis.protocol import packing
 from lash_redis.protocol.packing import pack, pack_json, pack_record
 
 try:

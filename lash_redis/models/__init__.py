@@ -5,9 +5,9 @@ from lash_redis.models.commit import (
     GraphCommitDelta,
     ReplaceFull,
     RuntimeCommit,
-    RuntimeCommitResult,
     Unchanged,
 )
+from lash_redis.models.commit_result import RuntimeCommitResult
 from lash_redis.models.components import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -19,16 +19,7 @@ from lash_redis.models.components import (
     ToolState,
     ToolStateEntry,
 )
-from lash_redis.models.graph import (
-    EventPayload,
-    MessageTreeNode,
-    NodePayload,
-    PluginPayload,
-    SessionGraph,
-    SessionNodeRecord,
-    SessionReadModel,
-    message_text,
-)
+from lash_redis.models.graph import MessageTreeNode, SessionGraph, SessionReadModel, message_text
 from lash_redis.models.head import (
     ActivePath,
     FullGraph,
@@ -38,6 +29,7 @@ from lash_redis.models.head import (
     SessionReadScope,
 )
 from lash_redis.models.lease import LeaseClaim, LeaseInfo
+from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord
 from lash_redis.models.reports import AuditProblem, AuditReport, DeleteReport, GcReport, ImportReport, VacuumReport
 from lash_redis.models.session import (
     Cursor,

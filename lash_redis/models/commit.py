@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 from uuid import uuid4
 
-from lash_redis.models.components import BlobRef, HydratedSessionCheckpoint, SessionCheckpoint
-from lash_redis.models.graph import SessionGraph, SessionNodeRecord
+from lash_redis.models.components import HydratedSessionCheckpoint
+from lash_redis.models.graph import SessionGraph
 from lash_redis.models.lease import LeaseClaim
+from lash_redis.models.node import SessionNodeRecord
 from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
+from lash_redis.models.state import PersistedSessionState
 from lash_redis.models.usage import TokenLedgerEntry
 from lash_redis.models.wire import U64, Fault, Form, Id, Record, Rule, Variant, encode_fields
-
-if TYPE_CHECKING:
-    from lash_redis.models.state import PersistedSessionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +137,3 @@ class RuntimeCommit(Record):
             usage_deltas=tuple(usage_deltas),
             builds_on=state.commit_id,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeCommitResult(Record):
-    """The head a commit made. `replayed` says that an earlier attempt made it, and this one changed nothing.
-
-    The commit is made in any case. `durable` says whether it was confirmed in time to be as safe as
-    `StoreOptions.durability` asked: False means that nobody knows, None that nothing was asked.
-    """
-
-    head_revision: U64
-    checkpoint_ref: BlobRef
-    manifest: SessionCheckpoint
-    replayed: bool = False
-    commit_id: str = ""
-    durable: Annotated[bool | None, Rule.IN_MEMORY] = None

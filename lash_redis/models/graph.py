@@ -12,85 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, count
-from typing import Annotated, Any, ClassVar, Self, TypeAlias
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
 from lash_redis.errors import Corrupt
 from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
-from lash_redis.models.wire import Fault, Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
-
-
-@dataclass(frozen=True, slots=True)
-class EventPayload(Record, Unread):
-    """What happened: `{"Conversation": ...}`, `{"Tool": ...}`, `{"Mode": ...}`, `{"StateSnapshot": ...}`."""
-
-    event: Json
-
-    kind: ClassVar[str] = "event"
-
-
-@dataclass(frozen=True, slots=True)
-class PluginPayload(Record, Unread):
-    """Something a plugin keeps in the graph; no part of the conversation."""
-
-    plugin_type: str
-    body: Json
-
-    kind: ClassVar[str] = "plugin"
-
-
-NodePayload: TypeAlias = EventPayload | PluginPayload
-
-_PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": EventPayload, "plugin": PluginPayload}
-
-
-@dataclass(frozen=True, slots=True)
-class SessionNodeRecord(Record):
-    """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
-
-    node_id: Id
-    parent_node_id: str | None
-    timestamp: str
-    payload: Annotated[NodePayload, Rule.IN_MEMORY]
-
-    def event(self) -> Any | None:
-        return self.payload.event if isinstance(self.payload, EventPayload) else None
-
-    def message(self) -> dict[str, Any] | None:
-        """The message, if this node is one of the conversation."""
-        return _inside(self.event(), "Conversation")
-
-    def user_message(self) -> dict[str, Any] | None:
-        """The message, if this node is a user's."""
-        message = self.message()
-        return message if message is not None and message.get("role") == "User" else None
-
-    def plugin(self) -> PluginPayload | None:
-        return self.payload if isinstance(self.payload, PluginPayload) else None
-
-    def plugin_body(self) -> Any | None:
-        return self.payload.body if isinstance(self.payload, PluginPayload) else None
-
-    def _encode(self, form: Form) -> Any:
-        out = encode_fields(self, form)
-        payload = self.payload
-        try:
-            if not isinstance(payload, EventPayload | PluginPayload):
-                refuse(payload, "an EventPayload or PluginPayload")
-            out["kind"] = payload.kind
-            out.update(encode_fields(payload, form))
-        except Fault as fault:
-            raise fault.under(".payload") from None
-        return out
-
-    @classmethod
-    def _decode(cls, value: Any) -> Self:
-        own = decode_fields(cls, value)
-        kind = value.get("kind")
-        payload = _PAYLOADS.get(kind) if isinstance(kind, str) else None
-        if payload is None:
-            raise Fault("expected 'event' or 'plugin'", ".kind")
-        return cls(payload=payload(**decode_fields(payload, value)), **own)
+from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord, field_of, inside
+from lash_redis.models.wire import Json, Record, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +113,7 @@ class SessionGraph(Record):
         messages: dict[Any, dict[str, Any]] = {}
         tool_calls = []
         for event in events:
-            message, invocation = _inside(event, "Conversation"), _inside(event, "Tool", "Invocation")
+            message, invocation = inside(event, "Conversation"), inside(event, "Tool", "Invocation")
             if message is not None and not _is_transient(message):
                 messages.setdefault(message.get("id"), message)
             if invocation is not None:
@@ -297,7 +225,7 @@ class SessionGraph(Record):
         said: set[Any] = set()
         kept = None
         for node in self.active_path():
-            message, invocation = node.message(), _inside(node.event(), "Tool", "Invocation")
+            message, invocation = node.message(), inside(node.event(), "Tool", "Invocation")
             if message is not None and not _is_transient(message) and message.get("id") not in said:
                 if not wanted or _compact(wanted[0]) != _compact(message):
                     break
@@ -382,19 +310,8 @@ def _invocation(record: dict[str, Any]) -> EventPayload:
     return EventPayload({"Tool": {"Invocation": {"stable_key": stable_key(record), "record": record}}})
 
 
-def _field(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _inside(value: Any, *keys: str) -> dict[str, Any] | None:
-    """The object that lies under `keys`, if there is one: events are free-form and need not hold it."""
-    for key in keys:
-        value = _field(value, key)
-    return value if isinstance(value, dict) else None
-
-
 def _is_transient(message: dict[str, Any]) -> bool:
-    origin = _inside(message, "origin")
+    origin = inside(message, "origin")
     return origin is not None and origin.get("transient") is True
 
 
@@ -415,7 +332,7 @@ def message_text(message: dict[str, Any]) -> str:
     texts = []
     parts = message.get("parts")
     for part in parts if isinstance(parts, list) else ():
-        kind, content = _field(part, "kind"), _field(part, "content")
+        kind, content = field_of(part, "kind"), field_of(part, "content")
         if kind == "Image":
             texts.append("[Image attached]")
         elif kind not in ("ToolCall", "ToolResult") and isinstance(content, str) and content.strip():

@@ -6,10 +6,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-if TYPE_CHECKING:
-    from lash_redis.models.graph import SessionNodeRecord
+from lash_redis.models.node import SessionNodeRecord
 
 
 class Base:
@@ -39,7 +38,7 @@ class Lineage:
         return NoneType, ()
 
 
-class NodeSequence(Sequence["SessionNodeRecord"]):
+class NodeSequence(Sequence[SessionNodeRecord]):
     """An immutable sequence of nodes that can be cut and searched without decoding them.
 
     Equal to any sequence of equal nodes.

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Self
 
+from lash_redis.models.catalogue import catalogue_entry
 from lash_redis.models.usage import PromptUsage, TokenUsage
 from lash_redis.models.wire import U64, Fault, Form, Json, JsonObject, Record, Rule, Shape, refuse, shape_of
-from lash_redis.protocol.keys import catalogue_entry
 
 _OBJECT = shape_of(JsonObject)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Self
 
-from lash_redis.models.commit import RuntimeCommitResult
+from lash_redis.models.commit_result import RuntimeCommitResult
 from lash_redis.models.components import BlobRef, PluginSessionSnapshot, ToolState
 from lash_redis.models.graph import SessionGraph
 from lash_redis.models.head import FullGraph, PersistedSessionRead

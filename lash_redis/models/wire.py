@@ -35,7 +35,7 @@ from typing import (
 
 from lash_redis._validate import require_id
 from lash_redis.errors import InvalidRecord
-from lash_redis.protocol.fast_packing import fragment_of
+from lash_redis.models.fast_packing import fragment_of
 
 MAX_JSON_DEPTH = 256
 MAX_U64 = 2**64 - 1

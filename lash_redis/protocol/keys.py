@@ -165,18 +165,6 @@ class ShardKeys:
         return f"{self.prefix}blob:{ref}"
 
 
-def catalogue_entry(session_id: str, parent_session_id: str | None) -> bytes:
-    """How the catalogue names a session: its id; where it has a parent, a byte no UTF-8 has and that id follow."""
-    entry = session_id.encode()
-    return entry + b"\xff" + parent_session_id.encode() if parent_session_id else entry
-
-
-def entry_ids(entry: bytes) -> tuple[str, str | None]:
-    """The session and the parent that a catalogue entry names."""
-    session_id, has_parent, parent = entry.partition(b"\xff")
-    return session_id.decode(errors="replace"), parent.decode(errors="replace") if has_parent else None
-
-
 def family_of(key: str) -> str:
     """The family of a key: the word after its prefix."""
     return (key.partition("}:")[2] or key.partition(":")[2]).partition(":")[0]

@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgpack
 
 from lash_redis.errors import InvalidRecord
+from lash_redis.models import fast_packing
 from lash_redis.models.wire import Record, check_json
-from lash_redis.protocol import fast_packing
 
 
 class _Packer(local):

@@ -14,10 +14,10 @@ from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnkn
 from lash_redis.models import BlobRef
 from lash_redis.options import Durability, StoreOptions
 from lash_redis.protocol import commands
+from lash_redis.protocol.blob_cache import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.protocol.blobs import decode_blob, ref_of
 from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.lineage import KnownLogs
-from lash_redis.session.blob_cache import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
 from lash_redis.transport.request import Lane, Request, first_key

@@ -71,8 +71,10 @@ class Backend:
         self._options = options
         self._connector = connector
 
-    async def send(self, request: Request, *, writes: bool = False, earlier: Earlier | None = None) -> list[Any]:
-        """The replies to a request.
+    async def send(
+        self, request: Request, *, writes: bool = False, earlier: Earlier | None = None, at: Node | None = None
+    ) -> list[Any]:
+        """The replies to a request from the server that owns its key, or from the server `at`.
 
         `writes`: whether a lost reply leaves it unknown what is stored. `earlier` learns whether attempts before the
         one that was answered may have been applied.
@@ -85,13 +87,13 @@ class Backend:
         if request.deadline == inf:
             request.deadline = self._deadline(topology) + request.waits
         try:
-            return await topology.send(request)
+            return await topology.send(request, at)
         except FAILURES as error:
             if request.atomic and is_out_of_memory(error):
                 (reply,) = await self.send(full_server.in_script(request))
                 return full_server.shaped(request.commands, reply)
             attempts = _Attempts(request, error, writes, self._connector.resends, earlier or Earlier())
-        return await self._send_again(lambda: topology.send(request), attempts)
+        return await self._send_again(lambda: topology.send(request, at), attempts)
 
     async def everywhere(self, *command: Any) -> list[Any]:
         """The replies of every server, the primaries first, to a command without a key that may be repeated."""
@@ -110,7 +112,7 @@ class Backend:
             cursor = b"0"
             while True:
                 command = "SCAN", cursor, "MATCH", pattern, "COUNT", count
-                ((cursor, keys),) = await self.send(Request([command], lane=Lane.LARGE, node=node))
+                ((cursor, keys),) = await self.send(Request([command], lane=Lane.LARGE), at=node)
                 yield keys
                 if int(cursor) == 0:
                     break
@@ -131,7 +133,7 @@ class Backend:
     async def _at_each(self, commands: Sequence[Command], *, replicas: bool) -> list[Any]:
         nodes = await self._nodes(replicas=replicas)
         found = await asyncio.gather(
-            *(self.send(Request(commands, lane=Lane.LARGE, node=node)) for node in nodes), return_exceptions=True
+            *(self.send(Request(commands, lane=Lane.LARGE), at=node) for node in nodes), return_exceptions=True
         )
         replies: list[Any] = []
         for each in found:

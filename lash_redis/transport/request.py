@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from lash_redis.protocol.scripts import Script
-
-if TYPE_CHECKING:
-    from lash_redis.transport.node import Node
 
 Command: TypeAlias = Sequence[Any]
 
@@ -55,8 +52,6 @@ class Request:
     """Whether a server that does not have the script may be sent its text."""
     replica: bool = False
     """Ask a replica of the key's primary if there is one. It is asked once, without retries."""
-    node: Node | None = None
-    """Ask this server, whatever the key."""
     waits: float = 0.0
     """Seconds for which the server may hold the reply back on purpose: the timeout of WAIT."""
     deadline: float = inf

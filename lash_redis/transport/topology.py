@@ -80,17 +80,17 @@ class Topology(ABC):
         """Seconds for a call, unless `StoreOptions.call_timeout` is given."""
         return FAILOVER_CALL_TIMEOUT if self.fails_over and self._was_discovered else CALL_TIMEOUT
 
-    async def send(self, request: Request) -> list[Any]:
-        """The replies to a request from the server that owns its key.
+    async def send(self, request: Request, at: Node | None = None) -> list[Any]:
+        """The replies to a request from the server that owns its key, or from the server `at`.
 
         Raises:
             redis.exceptions.RedisError: `failures` tells what it means.
         """
-        asked: Node | None = request.node
+        asked = at
         is_asking = with_text = False
         for _ in range(REDIRECTS):
             known = self._map or await self._discovered(request.deadline)
-            if self.sharded and len(request.commands) > 1 and self._has_several_slots(request):
+            if at is None and self.sharded and len(request.commands) > 1 and self._has_several_slots(request):
                 return await self._spread(request, known)
             node = asked or self._choose(known, request)
             try:
@@ -169,7 +169,7 @@ class Topology(ABC):
     # Reads of several slots
 
     def _has_several_slots(self, request: Request) -> bool:
-        if request.atomic or request.script is not None or request.node is not None:
+        if request.atomic or request.script is not None:
             return False
         return len({slot_of(key) for key in map(key_of, request.commands) if key is not None}) > 1
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
+from lash_redis.models.catalogue import entry_ids
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import Command, ScriptCall
 from lash_redis.protocol.heads import decode_facts, decode_meta
-from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys, entry_ids
+from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.nodes import decode_node
 
 

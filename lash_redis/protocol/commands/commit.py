@@ -49,6 +49,7 @@ from lash_redis.models.lineage import NodeSequence
 from lash_redis.models.wire import check_json
 from lash_redis.options import BlobProfile, StoreOptions
 from lash_redis.protocol import scripts
+from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.blobs import encode_blob, ref_of
 from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, require_size, status
 from lash_redis.protocol.commands.lease import check_leases, fence_of
@@ -63,7 +64,6 @@ from lash_redis.protocol.nodes import encode_node
 from lash_redis.protocol.packing import pack, pack_json, pack_record
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
-from lash_redis.session.blob_cache import WrittenTools
 
 MAX_USAGE_ROWS: Final = 10_000
 """Distinct (source, model) pairs of one commit; the script looks each of them up."""

@@ -1,0 +1,92 @@
+"""The nodes of a message graph: one message, event or plugin record each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
+
+from lash_redis.models.wire import Fault, Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
+
+
+@dataclass(frozen=True, slots=True)
+class EventPayload(Record, Unread):
+    """What happened: `{"Conversation": ...}`, `{"Tool": ...}`, `{"Mode": ...}`, `{"StateSnapshot": ...}`."""
+
+    event: Json
+
+    kind: ClassVar[str] = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginPayload(Record, Unread):
+    """Something a plugin keeps in the graph; no part of the conversation."""
+
+    plugin_type: str
+    body: Json
+
+    kind: ClassVar[str] = "plugin"
+
+
+NodePayload: TypeAlias = EventPayload | PluginPayload
+
+_PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": EventPayload, "plugin": PluginPayload}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNodeRecord(Record):
+    """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
+
+    node_id: Id
+    parent_node_id: str | None
+    timestamp: str
+    payload: Annotated[NodePayload, Rule.IN_MEMORY]
+
+    def event(self) -> Any | None:
+        return self.payload.event if isinstance(self.payload, EventPayload) else None
+
+    def message(self) -> dict[str, Any] | None:
+        """The message, if this node is one of the conversation."""
+        return inside(self.event(), "Conversation")
+
+    def user_message(self) -> dict[str, Any] | None:
+        """The message, if this node is a user's."""
+        message = self.message()
+        return message if message is not None and message.get("role") == "User" else None
+
+    def plugin(self) -> PluginPayload | None:
+        return self.payload if isinstance(self.payload, PluginPayload) else None
+
+    def plugin_body(self) -> Any | None:
+        return self.payload.body if isinstance(self.payload, PluginPayload) else None
+
+    def _encode(self, form: Form) -> Any:
+        out = encode_fields(self, form)
+        payload = self.payload
+        try:
+            if not isinstance(payload, EventPayload | PluginPayload):
+                refuse(payload, "an EventPayload or PluginPayload")
+            out["kind"] = payload.kind
+            out.update(encode_fields(payload, form))
+        except Fault as fault:
+            raise fault.under(".payload") from None
+        return out
+
+    @classmethod
+    def _decode(cls, value: Any) -> Self:
+        own = decode_fields(cls, value)
+        kind = value.get("kind")
+        payload = _PAYLOADS.get(kind) if isinstance(kind, str) else None
+        if payload is None:
+            raise Fault("expected 'event' or 'plugin'", ".kind")
+        return cls(payload=payload(**decode_fields(payload, value)), **own)
+
+
+def field_of(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def inside(value: Any, *keys: str) -> dict[str, Any] | None:
+    """The object that lies under `keys`, if there is one: events are free-form and need not hold it."""
+    for key in keys:
+        value = field_of(value, key)
+    return value if isinstance(value, dict) else None

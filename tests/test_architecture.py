@@ -1,0 +1,87 @@
+"""Modules import downwards only, and in no circle; docs/internals.md draws the same layers."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import lash_redis
+
+PACKAGE = Path(lash_redis.__file__).parent
+LAYERS = [
+    ["errors"],
+    ["_validate"],
+    ["options", "models"],
+    ["protocol"],
+    ["embedded"],
+    ["transport"],
+    ["session"],
+    ["acl", "listing", "runtime"],
+    ["audit"],
+    ["cache"],
+    ["transfer"],
+    ["cli"],
+]
+"""From the lowest to the highest; modules and packages of one layer do not import each other, except below."""
+WITHIN_A_LAYER = {("options", "models"), ("models", "options")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below it, without the package's own `__init__`."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = path
+    del found["__init__"]
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[str]:
+    """The modules that a module imports, anywhere in it, also for type checkers alone."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lash_redis":
+            source = node.module.removeprefix("lash_redis").removeprefix(".")
+            for alias in node.names:
+                target = f"{source}.{alias.name}".removeprefix(".")
+                yield target if target in MODULES else source
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("lash_redis.") for alias in node.names if alias.name in MODULES)
+
+
+def layer_of(name: str) -> int:
+    top = name.split(".")[0]
+    return next(number for number, layer in enumerate(LAYERS) if top in layer)
+
+
+def test_every_module_is_in_a_layer() -> None:
+    assert {name.split(".")[0] for name in MODULES} == {top for layer in LAYERS for top in layer}
+
+
+def test_a_module_imports_from_lower_layers_only() -> None:
+    upward = [
+        f"{name} imports {target}"
+        for name in MODULES
+        for target in imports(name)
+        if target
+        and name.split(".")[0] != target.split(".")[0]
+        and layer_of(target) >= layer_of(name)
+        and (name.split(".")[0], target.split(".")[0]) not in WITHIN_A_LAYER
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A package's `__init__` that gathers its modules is not counted: it does no work of its own."""
+    graph = {
+        name: {each for each in imports(name) if each and MODULES[each].name != "__init__.py"}
+        for name, path in MODULES.items()
+        if path.name != "__init__.py"
+    }
+    done: set[str] = set()
+    while ready := {name for name in graph.keys() - done if graph[name] <= done}:
+        done |= ready
+    assert sorted(graph.keys() - done) == []
