@@ -30,6 +30,7 @@ from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.checksums import crc32
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.nodes import INTACT
+from lash_redis.protocol.prepared_commit import prepare_commit
 from lash_redis.protocol.unpacking import unpack_node
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.seen import Seen
@@ -84,9 +85,7 @@ async def commit_steps(client: redis.Redis, url: str, rounds: int) -> dict[str, 
 
 async def _step_by_step(clock: Clock, store: RedisSessionStore, commit: RuntimeCommit) -> None:
     namespace, keys = store._namespace, store._keys
-    prepared = clock.timed(
-        "checked, encoded, hashed", commands.commit.prepare, commit, namespace.options, namespace.written
-    )
+    prepared = clock.timed("checked, encoded, hashed", prepare_commit, commit, namespace.options, namespace.written)
     clock.timed("of it: hashing the components (SHA-256)", _hashed, prepared.bodies)
     assert store._last.components is not None
     known = store._last.components, namespace.known, namespace.ttl_ms, namespace.options

@@ -43,6 +43,7 @@ from lash_redis.protocol import commands, scripts
 from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
+from lash_redis.protocol.prepared_commit import PreparedCommit, prepare_commit
 
 LAYOUT = Layout("acme", 1)
 KEYS = LAYOUT.session("chat")
@@ -54,8 +55,8 @@ def user(node_id: str) -> SessionNodeRecord:
     return SessionNodeRecord(node_id, None, "t", EventPayload({"Conversation": {"role": "User"}}))
 
 
-def prepared(made: RuntimeCommit) -> commands.commit.PreparedCommit:
-    return commands.commit.prepare(made, OPTIONS, WrittenTools(0))
+def prepared(made: RuntimeCommit) -> PreparedCommit:
+    return prepare_commit(made, OPTIONS, WrittenTools(0))
 
 
 def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.calls.ScriptCall:

@@ -23,7 +23,7 @@ from lash_redis import (
     SessionEvicted,
     StoreGcPolicy,
 )
-from lash_redis.protocol import commands
+from lash_redis.protocol import prepared_commit
 from lash_redis.protocol.packing import pack, pack_record
 
 Checkpoint = HydratedSessionCheckpoint
@@ -73,7 +73,7 @@ def packed(monkeypatch):
         paths.append(path)
         return pack_record(record, path)
 
-    monkeypatch.setattr(commands.commit, "pack_record", counted)
+    monkeypatch.setattr(prepared_commit, "pack_record", counted)
     return paths
 
 
@@ -92,7 +92,7 @@ ENTRY = tools().tools["search"]
 
 
 @broken_by(
-    Python("protocol.commands.commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same")
+    Python("protocol.prepared_commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same")
 )
 @pytest.mark.parametrize(
     "change",

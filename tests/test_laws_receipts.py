@@ -87,7 +87,7 @@ def timestamped(encode):
     return whole
 
 
-@broken_by(Python("protocol.commands.commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
+@broken_by(Python("protocol.prepared_commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
 async def test_a_retry_may_carry_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))
     first = await store.commit_runtime_state(once)
@@ -444,7 +444,7 @@ async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once
 
 @broken_by(
     Python(
-        "protocol.commands.commit:first_new_node",
+        "session.publish:first_new_node",
         lambda _: lambda prepared: next(iter(prepared.nodes), None),
         "asks for any",
     )

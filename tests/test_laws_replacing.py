@@ -691,7 +691,7 @@ def of_that_epoch(committed: Any) -> Any:
     return known
 
 
-@broken_by(Python("protocol.commands.commit:log_after", of_that_epoch, "takes the log for the one that took its place"))
+@broken_by(Python("session.publish:log_after", of_that_epoch, "takes the log for the one that took its place"))
 async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
     """It came to the same revision by a commit of the same id and size at another time."""
     store = cache.session("chat")
@@ -785,7 +785,7 @@ async def test_a_record_that_is_damaged_and_was_not_accessed_stays_so_behind_a_r
 
 
 ONE_MEANING = Python(
-    "protocol.commands.commit:_nodes_meant",
+    "protocol.prepared_commit:_nodes_meant",
     lambda _: lambda prepared: (len(prepared.records), *Sum().plus(prepared.run, 0)),
     "takes what is new for the meaning",
 )

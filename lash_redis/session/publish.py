@@ -22,6 +22,7 @@ from lash_redis.options import Durability, StoreOptions
 from lash_redis.protocol import commands
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import RECEIPTS
+from lash_redis.protocol.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.reader import MAX_TURNS, Reader
@@ -43,7 +44,7 @@ class Published:
 class _Attempts:
     """One commit on its way: what is sent, and what became of earlier attempts."""
 
-    prepared: commands.commit.PreparedCommit
+    prepared: PreparedCommit
     before: ComponentRefs
     """The components that the head is expected to have."""
     options: StoreOptions
@@ -65,7 +66,7 @@ class Publisher:
 
     async def publish(
         self,
-        prepared: commands.commit.PreparedCommit,
+        prepared: PreparedCommit,
         seen: Seen,
         options: StoreOptions,
         own_ttl: int | None,
@@ -122,7 +123,7 @@ class Publisher:
                 await self._supply(attempts, refs)
             case commands.commit.SendWhole(refusal):
                 try:
-                    attempts.prepared = commands.commit.prepare(
+                    attempts.prepared = prepare_commit(
                         attempts.prepared.commit, attempts.options, self._namespace.written
                     )
                 except CommitTooLarge:
@@ -179,12 +180,12 @@ class Publisher:
             durable = await self._confirmed(durability)
         return Published(result if durable is None else replace(result, durable=durable), now)
 
-    def _learn(self, prepared: commands.commit.PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
+    def _learn(self, prepared: PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
         """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
         delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
         if isinstance(delta, ReplaceFull):
             base = delta.graph.lineage.base
-        stored = commands.commit.log_after(prepared, self._keys.log, epoch)
+        stored = log_after(prepared, self._keys.log, epoch)
         if base is None or stored is None:
             return None
         self._namespace.logs.learn(base, stored)
@@ -205,7 +206,7 @@ class Publisher:
         prepared, made = attempts.prepared, conflict.expected
         if not attempts.earlier.maybe_applied or made is None or conflict.actual <= made + RECEIPTS:
             raise conflict
-        node = commands.commit.first_new_node(prepared)
+        node = first_new_node(prepared)
         if node is not None:
             if await self._reader.node(node.node_id) == node:
                 return RuntimeCommitResult(

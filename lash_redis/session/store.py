@@ -51,6 +51,7 @@ from lash_redis.models import (
 from lash_redis.options import KEEP, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
 from lash_redis.protocol import commands
 from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.protocol.prepared_commit import PreparedCommit, prepare_commit
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
@@ -277,7 +278,7 @@ class RedisSessionStore:
             require_type("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
             base = commit.graph.graph.lineage.base
         log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
-        prepared = commands.commit.prepare(commit, options, self._namespace.written, log)
+        prepared = prepare_commit(commit, options, self._namespace.written, log)
         try:
             result = await self._publish(prepared, own_ttl, options)
         except OutcomeUnknown:
@@ -302,14 +303,14 @@ class RedisSessionStore:
         Raises:
             SessionExists: there is one.
         """
-        prepared = commands.commit.prepare(commit, options, self._namespace.written)
+        prepared = prepare_commit(commit, options, self._namespace.written)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
         prepared.meaning = origin.meaning or prepared.meaning
         return await self._publish(prepared, own_ttl_ms(ttl), options, origin)
 
     async def _publish(
         self,
-        prepared: commands.commit.PreparedCommit,
+        prepared: PreparedCommit,
         own_ttl: int | None,
         options: StoreOptions,
         origin: commands.commit.Origin | None = None,

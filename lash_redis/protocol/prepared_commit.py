@@ -1,0 +1,357 @@
+"""A commit that is checked, encoded and hashed once, however often it has to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from lash_redis._validate import is_plain_id, require_id, require_ref, require_type
+from lash_redis.errors import (
+    CommitTooLarge,
+    InvalidLeaf,
+    InvalidParent,
+    InvalidRecord,
+    NodeIdCollision,
+    Refused,
+)
+from lash_redis.models import (
+    Append,
+    BlobRef,
+    EventPayload,
+    HydratedSessionCheckpoint,
+    PersistedSessionConfig,
+    PluginPayload,
+    PluginSessionSnapshot,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionCheckpoint,
+    SessionGraph,
+    SessionNodeRecord,
+    TokenLedgerEntry,
+    ToolState,
+    Unchanged,
+    merge_token_ledger,
+)
+from lash_redis.models.lineage import NodeSequence
+from lash_redis.models.wire import check_json
+from lash_redis.options import BlobProfile, StoreOptions
+from lash_redis.protocol.blob_cache import WrittenTools
+from lash_redis.protocol.blobs import encode_blob, ref_of
+from lash_redis.protocol.commands.calls import require_size
+from lash_redis.protocol.commands.lease import check_leases
+from lash_redis.protocol.component_refs import COMPONENTS, Refs
+from lash_redis.protocol.components import fingerprint_of, stored_component
+from lash_redis.protocol.heads import TAG_BYTES, encode_body
+from lash_redis.protocol.ledger import ledger_field
+from lash_redis.protocol.lineage import Kept, StoredLog
+from lash_redis.protocol.nodes import encode_node
+from lash_redis.protocol.packing import pack, pack_json, pack_record
+from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.sums import Run, Sum
+
+MAX_USAGE_ROWS: Final = 10_000
+"""Distinct (source, model) pairs of one commit; the script looks each of them up."""
+
+
+@dataclass(slots=True)
+class PreparedCommit:
+    """A commit encoded once, however often it has to be sent."""
+
+    commit: RuntimeCommit
+    checkpoint: SessionCheckpoint
+    checkpoint_ref: BlobRef
+    refs: Refs
+    bodies: Mapping[BlobRef, bytes]
+    """Logical bytes of the components that are at hand, those that came as bodies above all."""
+    body: bytes
+    meaning: bytes
+    rows: Sequence[Sequence[Any]]
+    delta: Literal["unchanged", "append", "replace"]
+    leaf: str
+    ids: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    users: str = ""
+    """For each node `u` where it is a user's message, else `-`."""
+    nodes: Sequence[SessionNodeRecord] = ()
+    fault: Refused | None = None
+    """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
+    run: Run = field(default_factory=Run)
+    """What `nodes` add to the sum of a log."""
+    log: StoredLog | None = None
+    """What is stored where it is made, as far as that is known."""
+    kept: Kept | None = None
+    """Of a replacement: what it keeps of `log`. The nodes are then those behind that."""
+    contents: dict[BlobRef, bytes] = field(default_factory=dict)
+    """The stored form of the components that were sent."""
+
+    def content(self, ref: BlobRef, profile: BlobProfile) -> bytes:
+        """The stored form of a component, empty where its bytes are not at hand."""
+        content = self.contents.get(ref)
+        if content is None:
+            data = self.bodies.get(ref)
+            content = self.contents[ref] = b"" if data is None else encode_blob(data, profile)
+        return content
+
+    def size(self) -> int:
+        """Bytes of the head, the nodes, the bodies and the usage rows."""
+        parts = [self.body, *self.records, *self.bodies.values(), *(row[0] for row in self.rows)]
+        return sum(map(len, parts))
+
+    def fingerprint(self) -> bytes:
+        """A hash of what is sent of the graph, timestamps included."""
+        return sha256(b"".join([self.meaning, *self.records])).digest()
+
+
+def prepare_commit(
+    commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: StoredLog | None = None
+) -> PreparedCommit:
+    """Check, encode and hash a commit; of a replacement that begins like `log`, only the nodes behind what it keeps.
+
+    `log` is the log that the caller expects to be stored. The meaning of the commit does not depend on it. Tools that
+    are among those `written` are neither encoded nor hashed again. O(what is sent).
+
+    Raises:
+        InvalidRecord: names the field that cannot be stored.
+        CommitTooLarge: over a limit of `options`.
+    """
+    _check_fields(commit)
+    delta, leaf = commit.graph, commit.graph.leaf_node_id
+    config = commit.config.to_msgpack("RuntimeCommit.config")
+    refs, bodies = _components(commit.checkpoint, written)
+    checkpoint = SessionCheckpoint(
+        commit.checkpoint.turn_state, refs[0], refs[1], commit.checkpoint.plugin_snapshot_revision, refs[2]
+    )
+    named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
+    manifest = pack(named, "RuntimeCommit.checkpoint")
+    checkpoint_ref = ref_of(manifest)
+    rows = _usage_rows(commit)
+    prepared = PreparedCommit(
+        commit=commit,
+        checkpoint=checkpoint,
+        checkpoint_ref=checkpoint_ref,
+        refs=refs,
+        bodies=bodies,
+        body=encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, refs),
+        meaning=b"",
+        rows=rows,
+        delta="unchanged",
+        leaf=f"={leaf}" if leaf else "",
+        log=log,
+    )
+    if not isinstance(delta, Unchanged):
+        _prepare_nodes(prepared, delta, options)
+        if prepared.kept and prepared.fault:
+            with suppress(CommitTooLarge):  # then the fault of the part is raised
+                return prepare_commit(commit, options, written)
+    means = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_meant(prepared)]
+    prepared.meaning = sha256(pack(means, "RuntimeCommit")).digest()[:TAG_BYTES]
+    require_size("the bytes of a commit", prepared.size(), options)
+    return prepared
+
+
+_DELTAS: Final = (Unchanged, Append, ReplaceFull)
+
+
+def _check_fields(commit: RuntimeCommit) -> None:
+    """Check what is not checked where it is encoded."""
+    require_id("RuntimeCommit.session_id", commit.session_id)
+    require_id("RuntimeCommit.commit_id", commit.commit_id)
+    if commit.builds_on is not None:
+        require_id("RuntimeCommit.builds_on", commit.builds_on)
+    expected = commit.expected_head_revision
+    if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
+        raise InvalidRecord("RuntimeCommit.expected_head_revision", f"expected None or 0..2**63-1, got {expected!r}")
+    check_leases(commit)
+    delta = commit.graph
+    if not isinstance(delta, _DELTAS):
+        raise InvalidRecord(
+            "RuntimeCommit.graph", f"expected Unchanged, Append or ReplaceFull, got {type(delta).__name__}"
+        )
+    if isinstance(delta, ReplaceFull):
+        require_type("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
+    require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
+    require_type("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
+    if delta.leaf_node_id is not None:
+        require_id("RuntimeCommit.graph.leaf_node_id", delta.leaf_node_id)
+
+
+def _nodes_meant(prepared: PreparedCommit) -> tuple[int, int, int]:
+    """How many nodes the commit puts in place and their sum, by which it is the same however much of them it sends."""
+    count, before = (0, Sum()) if prepared.kept is None else (prepared.kept.count, prepared.kept.sum)
+    return count + len(prepared.records), *before.plus(prepared.run, count)
+
+
+def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) -> tuple[Refs, dict[BlobRef, bytes]]:
+    """The refs of the checkpoint's components, and the bytes of those that come as bodies (a body beats a ref)."""
+    refs: list[BlobRef | None] = []
+    bodies: dict[BlobRef, bytes] = {}
+    kinds: tuple[type[Any], ...] = (ToolState, PluginSessionSnapshot, bytes)
+    for name, kind in zip(COMPONENTS, kinds, strict=True):
+        path = f"RuntimeCommit.checkpoint.{name}"
+        value = getattr(checkpoint, name)
+        if value is None:
+            ref = getattr(checkpoint, f"{name}_ref")
+            refs.append(None if ref is None else BlobRef(require_ref(f"{path}_ref", ref)))
+            continue
+        require_type(path, value, kind)
+        stored = stored_component(value)
+        if stored is not None:
+            ref, data = stored.ref, stored.data
+        elif kind is ToolState:
+            ref, data = _written_tools(value, path, written)
+        else:
+            data = pack(value, path) if kind is bytes else pack_record(value, path)
+            ref = ref_of(data)
+        refs.append(ref)
+        bodies[ref] = data
+    return tuple(refs), bodies
+
+
+def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[BlobRef, bytes]:
+    fingerprint = fingerprint_of(tools)
+    known = None if fingerprint is None else written.get(fingerprint)
+    if known is not None:
+        return known
+    data = pack_record(tools, path)
+    ref = ref_of(data)
+    if fingerprint is not None:
+        written.put(fingerprint, ref, data)
+    return ref, data
+
+
+def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
+    if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
+        raise InvalidRecord("RuntimeCommit.usage_deltas", "expected a sequence of TokenLedgerEntry")
+    for at, entry in enumerate(commit.usage_deltas):
+        require_type(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
+        entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
+    merged = merge_token_ledger(commit.usage_deltas)
+    if len(merged) > MAX_USAGE_ROWS:
+        raise CommitTooLarge("the number of usage rows of a commit", len(merged), MAX_USAGE_ROWS)
+    return [
+        [
+            ledger_field(entry),
+            entry.usage.input_tokens,
+            entry.usage.output_tokens,
+            entry.usage.cached_input_tokens,
+            entry.usage.reasoning_tokens,
+        ]
+        for entry in merged
+    ]
+
+
+def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> None:
+    """Encode and link the nodes behind those that a replacement keeps."""
+    if isinstance(delta, ReplaceFull):
+        prepared.delta, nodes, where = "replace", delta.graph.nodes, "RuntimeCommit.graph.graph.nodes"
+    else:
+        prepared.delta, nodes, where = "append", delta.nodes, "RuntimeCommit.graph.nodes"
+    if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence):
+        raise InvalidRecord(where, f"expected a sequence of SessionNodeRecord, got {type(nodes).__name__}")
+    kept = 0
+    if isinstance(delta, ReplaceFull) and prepared.log is not None:
+        prepared.kept = prepared.log.kept_by(nodes, delta.graph.lineage)
+        kept = 0 if prepared.kept is None else prepared.kept.count
+    if options.max_commit_nodes is not None and len(nodes) - kept > options.max_commit_nodes:
+        what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
+        raise CommitTooLarge(what, len(nodes) - kept, options.max_commit_nodes)
+    if not isinstance(nodes, tuple | NodeSequence):
+        nodes = tuple(nodes)  # some sequences take no slices
+    prepared.nodes = nodes[kept:] if kept else nodes
+    places, collision = _encode_nodes(prepared, where, kept)
+    orphan = _link_nodes(prepared, places, is_strict=options.graph_checks == "strict")
+    leaf, lost = delta.leaf_node_id, None
+    if leaf is not None and leaf in places:
+        prepared.leaf = f"@{places[leaf]}"
+    elif leaf is not None and prepared.delta == "replace" and options.graph_checks == "strict" and not kept:
+        lost = InvalidLeaf(leaf)
+    prepared.fault = collision or orphan or lost
+
+
+def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> tuple[dict[str, int], Refused | None]:
+    """Encode `prepared.nodes`. Return the place of each id among them, and the first id that occurs twice."""
+    parts: list[bytes] = []
+    places: dict[str, int] = {}
+    users: list[str] = []
+    collision: Refused | None = None
+    for at, node in enumerate(prepared.nodes):
+        record, timeless = _encode_node(node, f"{where}[{kept + at}]")
+        parts.append(timeless)
+        prepared.records.append(record)
+        prepared.ids.append(node.node_id)
+        users.append("u" if node.user_message() else "-")
+        if places.setdefault(node.node_id, at) != at:
+            collision = collision or NodeIdCollision(node.node_id)
+    prepared.users = "".join(users)
+    prepared.run = Run.of(parts)
+    return places, collision
+
+
+def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_strict: bool) -> Refused | None:
+    """Name the parent of each node as the script takes it. Return the first parent that comes behind its child."""
+    orphan: Refused | None = None
+    for at, node in enumerate(prepared.nodes):
+        parent = node.parent_node_id
+        if parent is None:
+            link = "-"
+        elif (place := places.get(parent)) is None:
+            link = f"={parent}"
+        elif place == at - 1:
+            link = ""
+        else:
+            link = f"@{place}"
+            if is_strict and place >= at:
+                orphan = orphan or InvalidParent(node.node_id, parent)
+        prepared.links.append(link)
+    return orphan
+
+
+def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
+    """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
+    require_type(path, node, SessionNodeRecord)
+    node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
+    if not is_plain_id(node_id):
+        require_id(f"{path}.node_id", node_id)
+    if parent is not None and not is_plain_id(parent):
+        require_id(f"{path}.parent_node_id", parent)
+    if type(timestamp) is not str or not timestamp.isascii():
+        require_type(f"{path}.timestamp", timestamp, str)
+        check_json(timestamp, f"{path}.timestamp")
+    tag: str | None
+    if isinstance(payload, EventPayload):
+        tag, value, field_name = None, payload.event, "event"
+    elif isinstance(payload, PluginPayload):
+        tag, value, field_name = payload.plugin_type, payload.body, "body"
+        require_type(f"{path}.payload.plugin_type", tag, str)
+        check_json(tag, f"{path}.payload.plugin_type")
+    else:
+        got = type(payload).__name__
+        raise InvalidRecord(f"{path}.payload", f"expected an EventPayload or PluginPayload, got {got}")
+    return encode_node(node_id, parent, tag, pack_json(value, f"{path}.payload.{field_name}"), timestamp)
+
+
+def first_new_node(prepared: PreparedCommit) -> SessionNodeRecord | None:
+    """A node whose presence proves that this commit was applied; None if it adds none that was not stored before."""
+    if prepared.delta == "append":
+        return next(iter(prepared.nodes), None)
+    if prepared.kept is None:
+        return None
+    dropped = set(prepared.kept.dropped)
+    return next((node for node in prepared.nodes if node.node_id not in dropped), None)
+
+
+def log_after(prepared: PreparedCommit, key: str, epoch: int) -> StoredLog | None:
+    """The log of `epoch` at `key` after a commit that was not made before; None where that is not known."""
+    log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
+    if isinstance(delta, ReplaceFull):
+        if kept is None:
+            log = StoredLog(StoredNodes((), key), 0, epoch, Sum())
+        else:
+            log = StoredLog(kept.log.nodes.first(kept.count), kept.log.size - kept.less, epoch, kept.sum)
+    elif log is None or log.epoch != epoch:
+        return None
+    return log.extended(prepared.records, prepared.run)
