@@ -81,6 +81,7 @@
 --@include clock
 --@include lease
 --@include receipts
+--@include admission
 --@include sums
 --@include graph
 --@include regraph
@@ -109,25 +110,10 @@ local call, CHUNK = redis.call, 1000
 -- CHECK
 
 -- Is the session there, is it whole, and may this commit be made?
-local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
-if broken then return refuse(session, broken) end
-if stored.deleted then return {'deleted', session} end
-local actual, receipts = facts and facts.revision or '0', stored.receipts
-local wrong = broken_receipts(receipts, actual)
-if wrong then return refuse(session, wrong) end
-local found, made = find_receipt(receipts, tag, actual)
-local now = milliseconds()
-local held_lease = stored.lease and read_lease(stored.lease)
-if held_lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
-local why = lease ~= '' and lost_claim(held_lease, lease, now)
-if why then return {'lost', session, why, made or ''} end
-local adds_state = plugin ~= '' or execution ~= ''
-wrong = facts and torn_for_commit(facts, log, nodes, jumps, dead, state, count > 0, adds_state)
-if wrong then return refuse(session, wrong) end
-if found then
-  if string.sub(receipts, found + 8, found + 15) ~= meaning then return {'reused', session} end
-  return {'replayed', session, made, facts.epoch + 0}
-end
+local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, false, tag,
+  meaning, lease, count > 0, plugin ~= '' or execution ~= '')
+if reply then return reply end
+local receipts = stored.receipts
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
 if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(receipts, builds_on) then
   return {'conflict', session, actual}

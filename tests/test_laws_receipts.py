@@ -35,7 +35,7 @@ NO_RECEIPTS = Lua("commit", "local found = string.find(receipts, tag, 1, true)",
 CHECKS_REVISION_FIRST = Lua(
     "commit",
     "local found, made = find_receipt",
-    "if expected ~= '' and expected ~= actual then return {'conflict', session, actual} end\n"
+    "if ARGV[2] ~= '' and ARGV[2] ~= actual then return {'conflict', session, actual} end\n"
     "local found, made = find_receipt",
 )
 

@@ -129,9 +129,10 @@ local function torn(facts, log, nodes, jumps, dead, state)
     or mismatch('state', 'HLEN', state, facts.private)
 end
 
--- The same for a commit, which neither reads nor writes what the head counts none of: tombstones, and where it adds no
--- node and no component, jumps and state.
-local function torn_for_commit(facts, log, nodes, jumps, dead, state, adds_nodes, adds_state)
+-- The same for a commit. It skips keys that it neither reads nor writes and of which the head counts no entry:
+-- tombstones, and jumps and state where it adds no node and no component. `keys` are those behind the head.
+local function torn_for_commit(facts, keys, adds_nodes, adds_state)
+  local log, nodes, jumps, dead, state = unpack(keys)
   return mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
     or (facts.jumps > 0 or adds_nodes) and mismatch('jumps', 'LLEN', jumps, facts.jumps)
     or facts.dead > 0 and mismatch('dead', 'HLEN', dead, facts.dead)

@@ -1,0 +1,27 @@
+-- Whether a commit may be made at all, before its own content is checked: the head is readable, the lease is held, the
+-- keys are whole, and no earlier attempt made it.
+
+-- The reply that ends the script, nil where the commit may go on. Then follow the facts of the session (nil for a new
+-- one), what its head stores, the revision, the time (ms) and the lease (false for none). `others` are the session's
+-- keys behind the head: log, nodes, jumps, dead, state. `rows` are ledger fields to read with the head, or false.
+local function admit(session, head, others, rows, tag, meaning, lease, adds_nodes, adds_state)
+  local facts, broken, stored = open_head(head, others, rows)
+  if broken then return refuse(session, broken) end
+  if stored.deleted then return {'deleted', session} end
+  local actual = facts and facts.revision or '0'
+  local wrong = broken_receipts(stored.receipts, actual)
+  if wrong then return refuse(session, wrong) end
+  local found, made = find_receipt(stored.receipts, tag, actual)
+  local now = milliseconds()
+  local held_lease = stored.lease and read_lease(stored.lease)
+  if held_lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
+  local why = lease ~= '' and lost_claim(held_lease, lease, now)
+  if why then return {'lost', session, why, made or ''} end
+  wrong = facts and torn_for_commit(facts, others, adds_nodes, adds_state)
+  if wrong then return refuse(session, wrong) end
+  if found then
+    if string.sub(stored.receipts, found + 8, found + 15) ~= meaning then return {'reused', session} end
+    return {'replayed', session, made, facts.epoch + 0}
+  end
+  return nil, facts, stored, actual, now, held_lease
+end
