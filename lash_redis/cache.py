@@ -37,7 +37,7 @@ from lash_redis.models import (
     SessionStoreCreateRequest,
     Unchanged,
 )
-from lash_redis.models.wire import check_json
+from lash_redis.models.json_values import check_json
 from lash_redis.options import KEEP, Keep, StoreOptions
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout

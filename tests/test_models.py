@@ -53,7 +53,7 @@ from lash_redis.models import (
     Unchanged,
     merge_token_ledger,
 )
-from lash_redis.models.wire import MAX_JSON_DEPTH, check_json
+from lash_redis.models.json_values import MAX_JSON_DEPTH, check_json
 
 EMPTY_PLUGINS = "b678dd4fc5f9071190cf33cdc965c934ff1b2518b98fc18b843964421d376843"
 TOOLS_AT_7 = "ea38ac746041daaf9c00d1f882fc49c489b5f0bad1557627b4a82685a5356d3a"
@@ -479,8 +479,8 @@ def test_any_json_is_taken_and_comes_back_as_it_was(value: Any) -> None:
         ({1}, "is not JSON: set"),
         (b"x", "is not JSON: bytes"),
         (datetime(2026, 1, 1, tzinfo=UTC), "is not JSON: datetime"),
-        (math.nan, "is nan, which JSON cannot say"),
-        (-math.inf, "is -inf, which JSON cannot say"),
+        (math.nan, "is nan, which is not representable in JSON"),
+        (-math.inf, "is -inf, which is not representable in JSON"),
         (2**64, "is an integer outside -2**63..2**64-1"),
         (-(2**63) - 1, "is an integer outside -2**63..2**64-1"),
         ("a\udc00", "is not valid Unicode: surrogates not allowed at 1"),

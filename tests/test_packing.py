@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from lash_redis import PluginSessionSnapshot, ToolState, ToolStateEntry
 from lash_redis.models import fast_packing, wire
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
-from lash_redis.models.wire import Record, check_json
+from lash_redis.models.json_values import check_json
+from lash_redis.models.wire import Record
 from lash_redis.protocol import packing
 from lash_redis.protocol.packing import pack, pack_json, pack_record
 
@@ -465,7 +466,7 @@ def same_records_both_ways(*records: Any) -> None:
 
 @needs_ormsgpack
 def test_a_snapshot_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(wire, "_canonical")
+    monkeypatch.delattr(wire, "canonical")
     record = PluginSessionSnapshot({"p": entry({"b": 2, "a": "é"})})
     assert pack_record(record, FIELD).hex() == (
         "81a7706c7567696e7381a17082a46d65746184a9706c7567696e5f6964a170ae706c7567696e5f76657273696f6ea131"

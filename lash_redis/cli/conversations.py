@@ -31,7 +31,7 @@ from lash_redis.models import (
     ToolStateEntry,
 )
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
-from lash_redis.models.wire import check_json
+from lash_redis.models.json_values import check_json
 
 Message = dict[str, Any]
 Format = Literal["chat", "tree"]

@@ -9,12 +9,13 @@ from uuid import uuid4
 
 from lash_redis.models.components import HydratedSessionCheckpoint
 from lash_redis.models.graph import SessionGraph
+from lash_redis.models.json_values import Fault
 from lash_redis.models.lease import LeaseClaim
 from lash_redis.models.node import SessionNodeRecord
 from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
 from lash_redis.models.state import PersistedSessionState
 from lash_redis.models.usage import TokenLedgerEntry
-from lash_redis.models.wire import U64, Fault, Form, Id, Record, Rule, Variant, encode_fields
+from lash_redis.models.wire import U64, Form, Id, Record, Rule, Variant, encode_fields
 
 
 @dataclass(frozen=True, slots=True)

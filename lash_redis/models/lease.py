@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Annotated, Any
 
-from lash_redis.models.wire import U64, Id, Record, Shape, refuse
+from lash_redis.models.json_values import refuse
+from lash_redis.models.wire import U64, Id, Record, Shape
 
 
 def _seconds(value: Any) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-from lash_redis.models.wire import Fault, Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields, refuse
+from lash_redis.models.json_values import Fault, refuse
+from lash_redis.models.wire import Form, Id, Json, Record, Rule, Unread, decode_fields, encode_fields
 
 
 @dataclass(frozen=True, slots=True)

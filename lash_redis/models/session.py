@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Self
 
 from lash_redis.models.catalogue import catalogue_entry
+from lash_redis.models.json_values import Fault, refuse
 from lash_redis.models.usage import PromptUsage, TokenUsage
-from lash_redis.models.wire import U64, Fault, Form, Json, JsonObject, Record, Rule, Shape, refuse, shape_of
+from lash_redis.models.wire import U64, Form, Json, JsonObject, Record, Rule, Shape, shape_of
 
 _OBJECT = shape_of(JsonObject)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Self
 
 from lash_redis.errors import InvalidRecord
-from lash_redis.models.wire import I64, MAX_I64, MIN_I64, U64, Record, Rule
+from lash_redis.models.json_values import MAX_I64, MIN_I64
+from lash_redis.models.wire import I64, U64, Record, Rule
 
 _COUNTERS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
 

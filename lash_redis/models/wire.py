@@ -16,15 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum, auto
-from math import isfinite
+from functools import cache
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Final,
     NamedTuple,
-    NoReturn,
     Protocol,
     Self,
     Union,
@@ -36,29 +34,17 @@ from typing import (
 from lash_redis._validate import require_id
 from lash_redis.errors import InvalidRecord
 from lash_redis.models.fast_packing import fragment_of
-
-MAX_JSON_DEPTH = 256
-MAX_U64 = 2**64 - 1
-MIN_I64, MAX_I64 = -(2**63), 2**63 - 1
-
-
-class Fault(Exception):
-    """A value that its field does not take. `path` grows leftwards while the fault unwinds."""
-
-    def __init__(self, reason: str, path: str = "") -> None:
-        self.reason = reason
-        self.path = path
-
-    def under(self, step: str) -> Self:
-        self.path = step + self.path
-        return self
-
-    def at(self, path: str) -> InvalidRecord:
-        return InvalidRecord((path + self.path).removeprefix("."), self.reason)
-
-
-def refuse(value: object, wanted: str) -> NoReturn:
-    raise Fault(f"expected {wanted}, got {type(value).__name__}")
+from lash_redis.models.json_values import (
+    CONTAINERS,
+    MAX_I64,
+    MAX_U64,
+    MIN_I64,
+    Fault,
+    canonical,
+    check_key,
+    check_text,
+    refuse,
+)
 
 
 class Form(Enum):
@@ -94,121 +80,17 @@ class Rule(Enum):
     """Neither written nor read."""
 
 
-# Free-form JSON
-
-
-def check_json(value: object, path: str) -> Any:
-    """The value that comes back when `value` has gone through JSON with its keys sorted: equal, if it is JSON at all.
-
-    Taken are None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict with
-    such str keys, at most `MAX_JSON_DEPTH` containers deep.
-
-    Raises:
-        InvalidRecord: names the path to the first offending value.
-    """
-    try:
-        return _canonical(value, 1)
-    except Fault as fault:
-        raise fault.at(path) from None
-
-
-def _canonical(value: Any, depth: int) -> Any:
-    if isinstance(value, dict):
-        return _canonical_object(value, depth)
-    if isinstance(value, list):
-        return _canonical_array(value, depth)
-    if isinstance(value, str):
-        _check_text(value)
-        return str(value)
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        if not MIN_I64 <= value <= MAX_U64:
-            raise Fault("is an integer outside -2**63..2**64-1")
-        return int(value)
-    if isinstance(value, float):
-        if not isfinite(value):
-            raise Fault(f"is {value}, which JSON cannot say")
-        return float(value)
-    raise Fault(f"is not JSON: {type(value).__name__}")
-
-
-def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
-    if depth > MAX_JSON_DEPTH:
-        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
-    try:
-        keys = sorted(value)  # code point order is UTF-8 byte order
-    except TypeError:
-        keys = list(value)
-    out = {}
-    for key in keys:
-        if type(key) is not str or not key.isascii():
-            _check_key(key)
-        item = value[key]
-        kind = type(item)
-        # What most values are is seen here: a call for each of them would take longer than all else.
-        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
-            try:
-                item = _CONTAINERS.get(kind, _canonical)(item, depth + 1)
-            except Fault as fault:
-                raise fault.under(_step(key)) from None
-        out[key] = item
-    return out
-
-
-def _canonical_array(value: list[Any], depth: int) -> list[Any]:
-    if depth > MAX_JSON_DEPTH:
-        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
-    out = []
-    for at, item in enumerate(value):
-        kind = type(item)
-        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
-            try:
-                item = _CONTAINERS.get(kind, _canonical)(item, depth + 1)
-            except Fault as fault:
-                raise fault.under(_step(at)) from None
-        out.append(item)
-    return out
-
-
-_ATOMS: Final = frozenset({bool, NoneType})
-"""Types of which every value is JSON."""
-
-_CONTAINERS: Final[dict[type, Callable[[Any, int], Any]]] = {dict: _canonical_object, list: _canonical_array}
-
-
-def _check_text(value: str) -> None:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise Fault(f"is not valid Unicode: {error.reason} at {error.start}") from None
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise Fault(f"is not JSON: its key {key!r} is no string")
-    try:
-        _check_text(key)
-    except Fault as fault:
-        raise Fault(f"its key {key!a} {fault.reason}") from None
-
-
-def _step(key: str | int) -> str:
-    return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
-
-
 def _encode_json(value: Any, form: Form) -> Any:
-    if form is Form.PACKED and type(value) in _CONTAINERS:
+    if form is Form.PACKED and type(value) in CONTAINERS:
         fragment = fragment_of(value)
         if fragment is not None:
             return fragment
-    canonical = _canonical(value, 1)
-    return value if form is Form.JSON else canonical
+    checked = canonical(value, 1)
+    return value if form is Form.JSON else checked
 
 
 def _decode_json(value: Any) -> Any:
-    _canonical(value, 1)
+    canonical(value, 1)
     return value
 
 
@@ -243,7 +125,7 @@ def _text(value: Any, form: Form = Form.JSON) -> str:
         return value
     if not isinstance(value, str):
         refuse(value, "a string")
-    _check_text(value)
+    check_text(value)
     return str.__str__(value)
 
 
@@ -331,7 +213,7 @@ def _map_of(inner: Shape) -> Shape:
         if not isinstance(value, Mapping):
             refuse(value, "an object")
         for key in value:
-            _check_key(key)
+            check_key(key)
         out: dict[str, Any] = {}
         for key in sorted(value):
             try:
@@ -401,20 +283,15 @@ class _Read(NamedTuple):
     none_if_missing: bool
 
 
-class _Plan(NamedTuple):
-    encode: Callable[[Any, Form], dict[str, Any]]
-    decode: Callable[[dict[str, Any]], dict[str, Any]]
-    has_fields: bool
+class _Fields(NamedTuple):
+    """The fields of a record class, as they are written and as they are read."""
+
+    written: Sequence[_Written]
+    read: Sequence[_Read]
 
 
-_PLANS: dict[Any, _Plan] = {}
-
-
-def _plan(cls: Any) -> _Plan:
-    return _PLANS.get(cls) or _PLANS.setdefault(cls, _compiled(cls))
-
-
-def _compiled(cls: Any) -> _Plan:
+@cache
+def _fields_of(cls: Any) -> _Fields:
     hints = get_type_hints(cls, include_extras=True)
     written, read = [], []
     for field in fields(cls):
@@ -430,18 +307,23 @@ def _compiled(cls: Any) -> _Plan:
         required = Rule.REQUIRED in rules or not (defaulted or optional)
         none_if_missing = Rule.NONE_IF_MISSING in rules or not defaulted
         read.append(_Read(field.name, shape, required, none_if_missing))
-    return _Plan(_encoder(written), _decoder(read), bool(written))
+    return _Fields(written, read)
 
 
-def _encoder(written: Sequence[_Written]) -> Callable[[Any, Form], dict[str, Any]]:
+def _has_fields(cls: Any) -> bool:
+    return bool(_fields_of(cls).written)
+
+
+@cache
+def _encoder(cls: Any) -> Callable[[Any, Form], dict[str, Any]]:
     """A function that encodes the fields of a record, in declaration order.
 
-    It is compiled as dataclasses compile `__init__`: a loop over the fields takes three times as long, and a commit
-    encodes some ten records.
+    It is compiled at first use, as dataclasses compile `__init__`. A loop over the fields takes three times as long,
+    and a commit encodes some ten records.
     """
     lines = ["def encode(record, form):", " out, name = {}, ''", " try:", "  pass"]
     scope: dict[str, Any] = {"Fault": Fault}
-    for at, (name, shape, omits_none) in enumerate(written):
+    for at, (name, shape, omits_none) in enumerate(_fields_of(cls).written):
         scope[f"encode_{at}"] = shape.encode
         lines.append(f"  value = record.{name}")
         if shape.exact:
@@ -455,11 +337,12 @@ def _encoder(written: Sequence[_Written]) -> Callable[[Any, Form], dict[str, Any
     return encode
 
 
-def _decoder(read: Sequence[_Read]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function that makes the keyword arguments of a record of an object; compiled likewise."""
+@cache
+def _decoder(cls: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that makes the keyword arguments of a record from an object. It is compiled at first use."""
     lines = ["def decode(values):", " out, name = {}, ''", " try:", "  pass"]
     scope: dict[str, Any] = {"Fault": Fault}
-    for at, (name, shape, required, none_if_missing) in enumerate(read):
+    for at, (name, shape, required, none_if_missing) in enumerate(_fields_of(cls).read):
         scope[f"decode_{at}"] = shape.decode
         lines += [f"  if '{name}' in values:", f"   value = values['{name}']"]
         if shape.exact:
@@ -479,12 +362,13 @@ def _decoder(read: Sequence[_Read]) -> Callable[[dict[str, Any]], dict[str, Any]
 
 def encode_fields(record: Any, form: Form) -> dict[str, Any]:
     """The fields of a record in declaration order."""
-    return _plan(type(record)).encode(record, form)
+    cls: Any = type(record)
+    return _encoder(cls)(record, form)
 
 
-def decode_fields(cls: type[Any], value: Any) -> dict[str, Any]:
+def decode_fields(cls: Any, value: Any) -> dict[str, Any]:
     """The keyword arguments that build `cls`; unknown keys are ignored."""
-    return _plan(cls).decode(value) if isinstance(value, dict) else refuse(value, "an object")
+    return _decoder(cls)(value) if isinstance(value, dict) else refuse(value, "an object")
 
 
 class Stored(Protocol):
@@ -584,11 +468,11 @@ class Variant(Record):
 
     def _encode(self, form: Form) -> Any:
         name = type(self).__name__
-        return {name: encode_fields(self, form)} if _plan(type(self)).has_fields else name
+        return {name: encode_fields(self, form)} if _has_fields(type(self)) else name
 
     @classmethod
     def _decode(cls, value: Any) -> Self:
-        if value == cls.__name__ and not _plan(cls).has_fields:
+        if value == cls.__name__ and not _has_fields(cls):
             return cls()
         try:
             return cls(**decode_fields(cls, cls._untagged(value)))

@@ -9,7 +9,8 @@ import msgpack
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.models import fast_packing
-from lash_redis.models.wire import Record, check_json
+from lash_redis.models.json_values import check_json
+from lash_redis.models.wire import Record
 
 
 class _Packer(local):

@@ -35,8 +35,8 @@ from lash_redis.models import (
     Unchanged,
     merge_token_ledger,
 )
+from lash_redis.models.json_values import check_json
 from lash_redis.models.lineage import NodeSequence
-from lash_redis.models.wire import check_json
 from lash_redis.options import BlobProfile, StoreOptions
 from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.blobs import encode_blob, ref_of

@@ -1,0 +1,134 @@
+"""Free-form JSON: which values are JSON, and the path to the first one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from types import NoneType
+from typing import Any, Final, NoReturn, Self
+
+from lash_redis.errors import InvalidRecord
+
+MAX_JSON_DEPTH = 256
+MAX_U64 = 2**64 - 1
+MIN_I64, MAX_I64 = -(2**63), 2**63 - 1
+
+
+class Fault(Exception):
+    """A value that its field does not take. `path` grows leftwards while the fault unwinds."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        self.reason = reason
+        self.path = path
+
+    def under(self, step: str) -> Self:
+        self.path = step + self.path
+        return self
+
+    def at(self, path: str) -> InvalidRecord:
+        return InvalidRecord((path + self.path).removeprefix("."), self.reason)
+
+
+def refuse(value: object, wanted: str) -> NoReturn:
+    raise Fault(f"expected {wanted}, got {type(value).__name__}")
+
+
+def check_json(value: object, path: str) -> Any:
+    """Return `value` as JSON gives it back, with sorted keys: equal to `value` if that is JSON.
+
+    JSON here is None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict with
+    such keys, at most `MAX_JSON_DEPTH` containers deep.
+
+    Raises:
+        InvalidRecord: names the path to the first offending value.
+    """
+    try:
+        return canonical(value, 1)
+    except Fault as fault:
+        raise fault.at(path) from None
+
+
+def canonical(value: Any, depth: int) -> Any:
+    if isinstance(value, dict):
+        return _canonical_object(value, depth)
+    if isinstance(value, list):
+        return _canonical_array(value, depth)
+    if isinstance(value, str):
+        check_text(value)
+        return str(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        if not MIN_I64 <= value <= MAX_U64:
+            raise Fault("is an integer outside -2**63..2**64-1")
+        return int(value)
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise Fault(f"is {value}, which is not representable in JSON")
+        return float(value)
+    raise Fault(f"is not JSON: {type(value).__name__}")
+
+
+def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    if depth > MAX_JSON_DEPTH:
+        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
+    try:
+        keys = sorted(value)  # code point order is UTF-8 byte order
+    except TypeError:
+        keys = list(value)
+    out = {}
+    for key in keys:
+        if type(key) is not str or not key.isascii():
+            check_key(key)
+        item = value[key]
+        kind = type(item)
+        # Most values are decided here, because a call for each would take longer than the rest.
+        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
+            try:
+                item = CONTAINERS.get(kind, canonical)(item, depth + 1)
+            except Fault as fault:
+                raise fault.under(_step(key)) from None
+        out[key] = item
+    return out
+
+
+def _canonical_array(value: list[Any], depth: int) -> list[Any]:
+    if depth > MAX_JSON_DEPTH:
+        raise Fault(f"is nested more than {MAX_JSON_DEPTH} deep")
+    out = []
+    for at, item in enumerate(value):
+        kind = type(item)
+        if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
+            try:
+                item = CONTAINERS.get(kind, canonical)(item, depth + 1)
+            except Fault as fault:
+                raise fault.under(_step(at)) from None
+        out.append(item)
+    return out
+
+
+_ATOMS: Final = frozenset({bool, NoneType})
+"""Types of which every value is JSON."""
+
+CONTAINERS: Final[dict[type, Callable[[Any, int], Any]]] = {dict: _canonical_object, list: _canonical_array}
+
+
+def check_text(value: str) -> None:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Fault(f"is not valid Unicode: {error.reason} at {error.start}") from None
+
+
+def check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise Fault(f"is not JSON: its key {key!r} is no string")
+    try:
+        check_text(key)
+    except Fault as fault:
+        raise Fault(f"its key {key!a} {fault.reason}") from None
+
+
+def _step(key: str | int) -> str:
+    return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
