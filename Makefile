@@ -7,13 +7,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test lint format bench bench-quick bench-transport bench-peers bench-steps bench-check bench-scale soak faults dist clean
+.PHONY: demo test test-rest test-all lint format bench bench-quick bench-transport bench-peers bench-steps bench-check bench-scale soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
 
-test: $(READY)  ## the whole suite, over every server found on this machine
-	$(BIN)/pytest -n auto
+test: $(READY)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
+	$(BIN)/pytest -n auto --dist worksteal --quick
+
+test-rest: $(READY)  ## exactly the tests that `make test` leaves out
+	$(BIN)/pytest -n auto --dist worksteal --rest
+
+test-all: $(READY)  ## every test on every server found, groups and faults included; some 20 minutes on two cores
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -50,10 +56,10 @@ bench-scale: $(READY)  ## what a server's core and three primaries hold, 100,000
 	$(BIN)/python -m bench.capacity bench/results/scale.json $(wildcard bench/results/bench.json)
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
-	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/test_soak.py
+	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/faults/test_soak.py
 
 faults: $(READY)  ## workers, servers and groups of servers killed, frozen and cut off, and a table of what became of the turns
-	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tests.faults
 
 dist: $(READY)
 	$(BIN)/python -m build

@@ -11,16 +11,18 @@ from weakref import WeakSet
 import pytest
 import redis
 import redis.asyncio
-from groups import Cluster, RunningGroups, SentinelGroup
-from proxy import Proxy
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from servers import Kind, RunningServers, Server, Snapshot, every, require, snapshot, table
 
 from lash_redis import RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.transport.backend import Backend
+from tests.support import selection
+from tests.support.groups import Cluster, RunningGroups, SentinelGroup
+from tests.support.paths import DATA
+from tests.support.proxy import Proxy
+from tests.support.servers import Kind, RunningServers, Server, Snapshot, every, require, snapshot, table
 
 NAMESPACE = "laws"
 
@@ -205,8 +207,24 @@ def url(embedded: EmbeddedServer) -> str:
     return embedded.url
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A line for each server: what it is, how its tests went. A missing server is never passed over in silence."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    selection.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    selection.check_options(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    deselected = [item for item in items if not selection.is_selected(item)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        left_out = set(deselected)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print a line for each server with its results, for one that is missing or not selected too."""
     outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in every()}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, ()):
@@ -215,5 +233,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 outcomes[name][outcome] += 1
     terminalreporter.section("servers")
     for kind in every():
+        if not selection.is_selected_server(config, kind.name):
+            terminalreporter.line(f"{kind.name}: not selected")
+            continue
         counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[kind.name].items()) or "no tests"
         terminalreporter.line(f"{kind}; {counts}" if kind.missing else f"{kind}: {counts}", red=bool(kind.missing))
+    if not DATA.is_dir():
+        terminalreporter.line(f"tests marked `samples` were not run: there is no folder {DATA}")

@@ -1,0 +1,1012 @@
+"""The commands for sessions and namespaces: what they print, how they end, and that what is carried stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import redis
+from typer.testing import CliRunner, Result
+
+import lash_redis
+from lash_redis import (
+    Append,
+    EventPayload,
+    FullGraph,
+    HydratedSessionCheckpoint,
+    RuntimeCommit,
+    SessionCache,
+    SessionNodeRecord,
+    SessionPolicy,
+    SessionStoreCreateRequest,
+    StoreOptions,
+    ToolState,
+    ToolStateEntry,
+    Unchanged,
+)
+from lash_redis.cli import app, connection
+from lash_redis.cli.connection import Connection
+from lash_redis.cli.conversations import SHIPPED, canonical, conversations_in, message_of, read_conversations
+from lash_redis.cli.replay.worker import Settings, play
+from lash_redis.cli.sessions import ago
+from tests.support.paths import DATA
+from tests.support.servers import Server
+
+COMMANDS = ["list", "watch", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]
+
+runner = CliRunner(env={"COLUMNS": "160"})
+Answer = TypeVar("Answer")
+
+
+def run(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return runner.invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def told(*arguments: str | Path, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
+    """The document of a command with `--json` that ends with `code`."""
+    ended = run(*arguments, "--json", stdin=stdin)
+    assert ended.exit_code == code, ended.output
+    document: dict[str, Any] = json.loads(ended.stdout)
+    assert document["ok"] is (code == 0)
+    return document
+
+
+def within(
+    url: str, body: Callable[[SessionCache], Awaitable[Answer]], namespace: str = "default", shards: int = 64
+) -> Answer:
+    async def inside() -> Answer:
+        async with lash_redis.connect(url, namespace=namespace, options=StoreOptions(shards=shards)) as cache:
+            return await body(cache)
+
+    return asyncio.run(inside())
+
+
+def message(node_id: str, parent: str | None, text: str, role: str = "User") -> SessionNodeRecord:
+    part = {"id": f"{node_id}.p", "kind": "Text", "content": text, "prune_state": "Intact"}
+    event = EventPayload({"Conversation": {"id": node_id, "role": role, "parts": [part]}})
+    return SessionNodeRecord(node_id, parent, "2026-01-01T00:00:00+00:00", event)
+
+
+async def say(cache: SessionCache, session_id: str, *texts: str, tools: str = "look") -> None:
+    """A session of one commit: messages of the user, and a tool state that sessions may share."""
+    nodes = [message(f"m{at}", f"m{at - 1}" if at else None, text) for at, text in enumerate(texts)]
+    state = ToolState(1, {tools: ToolStateEntry({"name": tools}, "plugins")})
+    await cache.session(session_id).commit_runtime_state(
+        RuntimeCommit(
+            session_id,
+            0,
+            graph=Append(nodes, nodes[-1].node_id),
+            checkpoint=HydratedSessionCheckpoint(tool_state=state, execution_state=session_id.encode()),
+        )
+    )
+
+
+async def some(cache: SessionCache) -> None:
+    for name in ("one", "two", "three"):
+        await say(cache, name, f"hello {name}", "and so on")
+        await asyncio.sleep(0.002)  # the list goes by milliseconds
+    await cache.fork("one", "four")
+
+
+async def everything(cache: SessionCache) -> dict[str, Any]:
+    """Each session of a namespace as reads tell it, and its meta."""
+    reads = {}
+    async for info in cache.sessions():
+        store = cache.session(info.session_id)
+        read, meta = await store.load_session(FullGraph()), await store.load_session_meta()
+        reads[info.session_id] = read and read.to_json(), meta and meta.to_json(), info.last_commit_ms
+    return reads
+
+
+def keys(url: str) -> set[bytes]:
+    with redis.Redis.from_url(url) as client:
+        return set(client.keys())
+
+
+def written(path: Path, *lines: Any) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+# list
+
+
+def test_list_shows_the_latest_commit_first_and_what_each_session_is(url: str) -> None:
+    within(url, some)
+    ended = run("list", "--url", url)
+    assert ended.exit_code == 0
+    header, *lines = ended.stdout.splitlines()
+    assert header.split() == ["session", "last", "commit", "rev", "said", "begins", "parent"]
+    assert [line.split()[0] for line in lines] == ["four", "three", "two", "one"]
+    assert lines[1].split()[-4:] == ["1", "2", "hello", "three"]
+    assert lines[0].split()[-1] == "one"
+    assert time.strftime("%Y-") in lines[0]
+    assert "after:" not in ended.stdout
+
+
+def test_list_goes_on_at_its_cursor_until_there_is_none(url: str) -> None:
+    within(url, some)
+    pages, after = [], []
+    while True:
+        page = told("list", "--limit", "3", "--url", url, *after)
+        pages.append([session["session_id"] for session in page["sessions"]])
+        if page["next"] is None:
+            break
+        after = ["--after", page["next"]]
+    assert pages == [["four", "three", "two"], ["one"]]
+    shown = run("list", "--limit", "3", "--url", url).stdout
+    (cursor,) = (line for line in shown.splitlines() if "--after" in line)
+    assert "one" in run("list", *cursor.removeprefix("more: ").split(), "--url", url).stdout
+    by_id = told("list", "--after", "two", "--url", url)["sessions"]
+    assert [session["session_id"] for session in by_id] == ["one"]
+
+
+def test_list_keeps_only_the_sessions_of_a_parent(url: str) -> None:
+    within(url, some)
+    (session,) = told("list", "--parent", "one", "--url", url)["sessions"]
+    assert session["session_id"] == "four"
+    assert session["parent_session_id"] == "one"
+    assert (session["first_user_message"], session["user_message_count"]) == ("hello one", 2)
+
+
+def test_list_tells_the_fault_of_a_session_that_cannot_be_read(url: str) -> None:
+    within(url, some)
+    with redis.Redis.from_url(url) as client:
+        (head,) = client.keys("*head:two")
+        client.hset(head, "facts", b"nonsense")
+    ended = run("list", "--url", url)
+    assert ended.exit_code == 0
+    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("two"))
+    assert "facts" in line
+    assert "fault" in ended.stdout.splitlines()[0]
+
+
+def test_list_of_nothing_says_so_and_leaves_no_key(url: str) -> None:
+    assert run("list", "--url", url).stdout == "no sessions here in namespace 'default'\n"
+    assert told("list", "--url", url) == {"ok": True, "sessions": [], "next": None}
+    assert keys(url) == set()
+
+
+def test_stored_text_in_a_list_cannot_drive_the_terminal(url: str) -> None:
+    async def body(cache: SessionCache) -> None:
+        await say(cache, "a\x1b[31mb", "one\ntwo\x1b[2J")
+
+    within(url, body)
+    shown = run("list", "--url", url).stdout
+    assert "\x1b" not in shown
+    assert "one two�[2J" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-3, "now"),
+        (0.4, "now"),
+        (59, "59 s ago"),
+        (200, "3 min ago"),
+        (3600, "1 h ago"),
+        (172_799, "47 h ago"),
+        (172_800, "2 days ago"),
+    ],
+)
+def test_how_long_ago_is_said_in_the_largest_unit(seconds: float, words: str) -> None:
+    assert ago(seconds) == words
+
+
+# watch
+
+
+@contextmanager
+def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[None]]) -> Iterator[None]:
+    """`body` runs while the block does, from the moment somebody watches a session."""
+
+    def run_body() -> None:
+        with redis.Redis.from_url(url) as client:
+            deadline = time.monotonic() + 20
+            while not client.pubsub_channels() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        within(url, body)
+
+    thread = threading.Thread(target=run_body)
+    thread.start()
+    yield
+    thread.join()
+
+
+async def say_more_and_delete(cache: SessionCache) -> None:
+    await cache.session("one").update(lambda read: RuntimeCommit("one", graph=Unchanged("m1")))
+    await asyncio.sleep(0.2)
+    await cache.delete("one")
+
+
+def test_watch_prints_each_revision_until_the_session_is_deleted(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
+    with meanwhile(url, say_more_and_delete):
+        ended = run("watch", "one", "--since", "0", "--url", url)
+    assert ended.exit_code == 1
+    assert [line.split("  ")[1] for line in ended.stdout.splitlines()] == ["revision 1", "revision 2"]
+    assert ended.stderr == "lash-redis: SessionDeleted: session 'one' was deleted\n"
+
+
+def test_watch_prints_a_document_a_line(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
+    with meanwhile(url, say_more_and_delete):
+        ended = run("watch", "one", "--json", "--url", url)
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == [
+        {"ok": True, "session_id": "one", "head_revision": 2},
+        {"ok": False, "exit_code": 1, "error": "SessionDeleted: session 'one' was deleted"},
+    ]
+
+
+def test_watch_of_a_session_that_is_gone_since_ends_with_1(url: str) -> None:
+    ended = run("watch", "one", "--since", "3", "--url", url)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert ended.stderr == "lash-redis: SessionGone: there is no session 'one'\n"
+
+
+def test_ctrl_c_ends_a_watch_with_130(url: str) -> None:
+    within(url, lambda cache: say(cache, "one", "hello"))
+    with lash_redis_program("watch", "one", "--since", "0", "--url", url, start_new_session=True) as program:
+        assert program.stdout is not None
+        assert "revision 1" in program.stdout.readline()
+        os.killpg(program.pid, signal.SIGINT)
+        _, err = program.communicate(timeout=20)
+    assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
+
+
+# fork
+
+
+def test_fork_begins_a_session_where_another_stands_or_stood(url: str) -> None:
+    within(url, some)
+    forked = told("fork", "one", "late", "--url", url)
+    assert forked == {
+        "ok": True,
+        "session_id": "late",
+        "parent_session_id": "one",
+        "head_revision": 1,
+        "leaf_node_id": "m1",
+        "nodes": 2,
+    }
+    assert (
+        "late again: forked from one (1 nodes, leaf m0)"
+        in run(*("fork", "one", "late again", "--leaf", "m0", "--ttl", "60", "--url", url)).stdout
+    )
+    with redis.Redis.from_url(url) as client:
+        (head,) = client.keys("*head:late again")
+        assert 50_000 < client.pttl(head) <= 60_000
+    shown = told_show("late again", url)
+    assert [each["parts"][0]["text"] for each in shown["messages"]] == ["hello one"]
+
+
+def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run("show", session, "--messages", "--json", "--url", url, *more).stdout)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["nobody", "new"], 1, "no session 'nobody' in namespace 'default'"),
+        (["one", "two"], 1, "session 'two' exists already, at revision 1"),
+        (["one", "new", "--leaf", "m9"], 1, "'m9' does not resolve"),
+        (["one", "one"], 2, "is the id of the source"),
+        (["one", "new", "--ttl", "0"], 2, "ttl: expected seconds above 0"),
+        (["one", ""], 2, "must not be empty"),
+        (["one"], 2, "NEW_ID"),
+    ],
+)
+def test_a_fork_that_is_refused_says_why_and_writes_nothing(
+    url: str, arguments: list[str], code: int, reason: str
+) -> None:
+    within(url, some)
+    before = keys(url)
+    ended = run("fork", *arguments, "--url", url)
+    assert (ended.exit_code, ended.stdout) == (code, "")
+    assert reason in ended.stderr
+    assert keys(url) == before
+
+
+# delete
+
+
+def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: str) -> None:
+    within(url, some)
+    ended = run("delete", "one", "nobody", "two", "--url", url)
+    assert ended.exit_code == 1
+    assert ended.stdout.splitlines() == [
+        "one: deleted (2 nodes, 2 blobs released)",
+        "nobody: there is no such session",
+        "two: deleted (2 nodes, 2 blobs released)",
+    ]
+    deleted = told("delete", "three", "three", "--yes", "--url", url)
+    assert [session["session_id"] for session in deleted["sessions"]] == ["three"]
+    assert deleted["sessions"][0]["existed"] is True
+    assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == ["four"]
+    assert told("delete", "three", "--url", url, code=1)["sessions"][0] == {
+        "session_id": "three",
+        "existed": False,
+        "closed": False,
+        "node_count": 0,
+        "released_blob_count": 0,
+    }
+
+
+def test_a_session_that_was_deleted_is_not_to_be_shown_and_its_id_takes_no_fork(url: str) -> None:
+    within(url, some)
+    assert run("delete", "two", "--url", url).exit_code == 0
+    assert run("show", "two", "--url", url).exit_code == 1
+    refused = run("fork", "one", "two", "--url", url)
+    assert refused.exit_code == 1
+    assert "was deleted" in refused.stderr
+
+
+def test_delete_in_a_namespace_that_is_not_in_use_leaves_no_key(url: str) -> None:
+    assert run("delete", "one", "--url", url).exit_code == 1
+    assert keys(url) == set()
+
+
+def on_a_terminal(answer: str, *arguments: str) -> tuple[int, str]:
+    """The exit code and standard error of the program when its standard input is a terminal where `answer` is typed."""
+    ours, theirs = pty.openpty()
+    try:
+        with lash_redis_program(*arguments, stdin=theirs) as program:
+            os.write(ours, answer.encode())
+            _, err = program.communicate(timeout=20)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return program.returncode, err
+
+
+@pytest.mark.slow
+def test_a_terminal_is_asked_before_anything_is_deleted(url: str) -> None:
+    within(url, some)
+    code, err = on_a_terminal("n\n", "delete", "one", "two", "--url", url)
+    assert (code, "Delete 2 sessions" in err, "nothing was deleted" in err) == (1, True, True)
+    code, err = on_a_terminal("\x04", "delete", "one", "--url", url)
+    assert (code, err.splitlines()[-1]) == (130, "lash-redis: interrupted")
+    assert len(told("list", "--url", url)["sessions"]) == 4
+    code, err = on_a_terminal("y\n", "delete", "one", "--url", url)
+    assert (code, "Delete session one" in err) == (0, True)
+    code, err = on_a_terminal("", "delete", "two", "--yes", "--url", url)
+    assert (code, err) == (0, "")
+    assert len(told("list", "--url", url)["sessions"]) == 2
+
+
+# gc, audit, preload
+
+
+def test_gc_deletes_what_no_session_holds(url: str) -> None:
+    async def body(cache: SessionCache) -> None:
+        await some(cache)
+        store = cache.session("two")
+        tools = HydratedSessionCheckpoint(tool_state=ToolState(7))
+        await store.commit_runtime_state(RuntimeCommit("two", 1, graph=lash_redis.Unchanged("m1"), checkpoint=tools))
+        await store.commit_runtime_state(RuntimeCommit("two", 2, graph=lash_redis.Unchanged("m1")))
+
+    within(url, body, shards=3)
+    assert told("gc", "--url", url) == {
+        "ok": True,
+        "in_use": True,
+        "root_count": 4,
+        "retained_blob_count": 0,
+        "deleted_blob_count": 1,
+    }
+    assert run("gc", "--url", url).stdout == (
+        "0 blobs deleted, 0 unheld ones wait for their time; 4 sessions are listed\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["gc", "audit"])
+def test_maintenance_of_a_namespace_that_is_not_in_use_says_so_and_leaves_no_key(url: str, command: str) -> None:
+    ended = run(command, "--namespace", "nix", "--url", url)
+    assert (ended.exit_code, ended.stdout) == (0, "namespace 'nix' is not in use: there is nothing to do\n")
+    assert told(command, "--namespace", "nix", "--url", url)["in_use"] is False
+    assert keys(url) == set()
+
+
+def test_audit_of_a_sound_namespace_finds_nothing_whatever_its_shards(url: str) -> None:
+    within(url, some, namespace="few", shards=3)
+    report = told("audit", "--namespace", "few", "--url", url)
+    assert (report["session_count"], report["node_count"], report["problem_count"]) == (4, 8, 0)
+    assert "4 sessions, 8 nodes" in run("audit", "--namespace", "few", "--url", url).stdout
+
+
+def test_audit_names_what_is_broken_and_ends_with_1(url: str) -> None:
+    within(url, some)
+    with redis.Redis.from_url(url) as client:
+        (log,) = client.keys("*log:two")
+        client.lset(log, 1, client.lindex(log, 1).replace(b"and so on", b"and so no"))
+    ended = run("audit", "--repair", "--url", url)
+    assert ended.exit_code == 1
+    problem, verdict = ended.stdout.splitlines()
+    assert problem.startswith(f"broken    node {log.decode()}: record 1 does not match its checksum")
+    assert verdict.endswith("1 problems, 0 repaired")
+    report = told("audit", "--url", url, code=1)
+    assert [(each["key"], each["repaired"]) for each in report["problems"]] == [(log.decode(), False)]
+
+
+def test_audit_repairs_what_it_can_and_then_ends_with_0(url: str) -> None:
+    within(url, some, shards=1)
+    with redis.Redis.from_url(url) as client:
+        (catalogue,) = client.keys("*:sessions")
+        client.zrem(catalogue, "two")
+    assert told("audit", "--url", url, code=1)["problem_count"] == 1
+    assert len(told("list", "--url", url)["sessions"]) == 3
+    ended = run("audit", "--repair", "--url", url)
+    assert ended.exit_code == 0
+    assert ended.stdout.splitlines()[0].startswith("repaired  sessions ")
+    assert ended.stdout.splitlines()[-1].endswith("1 problems, all repaired")
+    assert told("audit", "--url", url)["problem_count"] == 0
+    assert len(told("list", "--url", url)["sessions"]) == 4
+
+
+def test_preload_makes_every_script_known(url: str) -> None:
+    from lash_redis.protocol import scripts
+
+    with redis.Redis.from_url(url) as client:
+        client.script_flush()
+        assert told("preload", "--url", url) == {"ok": True, "scripts": len(scripts.every())}
+        assert all(client.script_exists(*(script.sha for script in scripts.every())))
+    assert run("preload", "--url", url).stdout == f"the server knows all {len(scripts.every())} scripts\n"
+
+
+# export and import
+
+
+async def rich_sessions(cache: SessionCache) -> None:
+    """Conversations of many commits with branches, components and usage; a fork, a cut, a ttl; one with meta alone."""
+    link = cache.shared._backend._connector
+    assert isinstance(link, Connection)
+    for conversation in read_conversations([SHIPPED]):
+        for turn in conversation.turns(conversation.id):
+            await play(link, Settings("", cache.namespace, cache.options, None), turn)
+    await cache.fork("rising-dough", "fork/ü")
+    await some(cache)
+    await cache.session("two").tombstone_nodes(["m1"])
+    await cache.session("three").touch(ttl=5000)
+    await cache.create(SessionStoreCreateRequest("only meta", SessionPolicy(model="m"), "one"))
+
+
+@pytest.fixture
+def carried(url: str) -> str:
+    """A server with `rich_sessions` in a namespace of 3 shards, `old`."""
+
+    async def fill() -> None:
+        link = Connection(url)
+        async with SessionCache(link, "old", options=StoreOptions(shards=3)) as cache:
+            await rich_sessions(cache)
+
+    asyncio.run(fill())
+    return url
+
+
+@pytest.fixture
+def exported(carried: str, tmp_path: Path) -> Path:
+    path = tmp_path / "all.jsonl"
+    assert run("export", "--all", "--namespace", "old", "--output", path, "--url", carried).exit_code == 0
+    return path
+
+
+def same(url: str) -> None:
+    """Every session of `old` reads the same in `new`, and nothing else is there."""
+    old = within(url, everything, "old", 3)
+    new = within(url, everything, "new")
+    assert set(new) == set(old)
+    assert len(old) == 8
+    for session_id, (read, meta, committed) in old.items():
+        assert canonical(new[session_id][0]) == canonical(read)
+        assert new[session_id][1] == meta
+        if read is not None:
+            assert new[session_id][2] == committed
+    assert told("audit", "--namespace", "new", "--url", url)["problem_count"] == 0
+
+
+def test_what_is_exported_and_imported_reads_the_same(carried: str, exported: Path) -> None:
+    imported = told("import", exported, "--namespace", "new", "--url", carried)
+    assert imported == {
+        "ok": True,
+        "session_count": 8,
+        "present_count": 0,
+        "failed_count": 0,
+        "failures": [],
+        "is_complete": True,
+    }
+    same(carried)
+    with redis.Redis.from_url(carried) as client:
+        (head,) = client.keys("lash2:{new:*head:three")
+        assert 4_900_000 < client.pttl(head) <= 5_000_000
+
+
+def test_an_import_run_again_leaves_all_as_it_is(carried: str, exported: Path) -> None:
+    ended = run("import", exported, "--namespace", "new", "--url", carried)
+    assert (ended.exit_code, ended.stdout) == (0, "8 sessions are stored as the file says\n")
+    again = run("import", exported, "--namespace", "new", "--url", carried)
+    assert again.exit_code == 0
+    assert again.stdout == "8 sessions are stored as the file says, 8 of them were there before\n"
+    same(carried)
+
+
+def test_an_import_that_was_cut_between_lines_ends_with_1_and_goes_on(carried: str, exported: Path) -> None:
+    lines = exported.read_bytes().splitlines(keepends=True)
+    half = len(lines) // 2
+    part = b"".join(lines[:half])
+    ended = run("import", "-", "--namespace", "new", "--url", carried, stdin=part)
+    assert ended.exit_code == 1
+    assert "the file has no end: it was cut short" in ended.stdout
+    stored = sum(b'"kind":"session"' in line for line in lines[:half])
+    assert 0 < stored < 8
+    whole = told("import", exported, "--namespace", "new", "--url", carried)
+    assert (whole["session_count"], whole["present_count"]) == (8, stored)
+    same(carried)
+
+
+def test_an_import_that_was_cut_within_a_line_ends_with_2_and_goes_on(carried: str, exported: Path) -> None:
+    lines = exported.read_bytes().splitlines(keepends=True)
+    cut = exported.with_name("cut.jsonl")
+    cut.write_bytes(b"".join(lines[:-2]) + lines[-2][:-40])
+    ended = run("import", cut, "--namespace", "new", "--url", carried)
+    assert ended.exit_code == 2
+    assert f"{cut}: line {len(lines) - 1}: is not JSON" in ended.stderr
+    whole = told("import", exported, "--namespace", "new", "--url", carried)
+    assert (whole["session_count"], whole["present_count"]) == (8, 7)
+    same(carried)
+
+
+def test_a_damaged_blob_ends_with_2_and_its_line(carried: str, exported: Path) -> None:
+    lines = exported.read_text().splitlines()
+    at = next(at for at, line in enumerate(lines) if '"kind":"blob"' in line)
+    document = json.loads(lines[at])
+    document["base64"] = "AAAA" + document["base64"][4:]
+    damaged = written(exported.with_name("damaged"), *lines[:at], document, *lines[at + 1 :])
+    refused = told("import", damaged, "--namespace", "new", "--url", carried, code=2)
+    assert refused["error"] == f"{damaged}: line {at + 1}.base64: does not hash to its ref"
+    assert within(carried, everything, "new") == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["{"], "line 1: is not JSON"),
+        ([{"kind": "session"}], "line 1: is no header"),
+        ([{"kind": "lash-redis", "format": 1}, {"kind": "joke"}], "line 2.kind: is unknown: 'joke'"),
+        ([{"kind": "lash-redis", "format": 1}, {"kind": "end", "session_count": 1, "blob_count": 0}], "line 2: counts"),
+    ],
+)
+def test_a_line_that_is_of_no_export_ends_with_2_and_is_named(
+    url: str, tmp_path: Path, lines: list[Any], reason: str
+) -> None:
+    path = written(tmp_path / "bad", *lines)
+    ended = run("import", path, "--url", url)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert f"lash-redis: {path}: {reason}" in ended.stderr
+
+
+def test_an_import_refuses_a_session_that_is_there_otherwise_and_stores_the_others(
+    carried: str, exported: Path
+) -> None:
+    async def body(cache: SessionCache) -> None:
+        await say(cache, "two", "something else")
+
+    within(carried, body, "new")
+    ended = run("import", exported, "--namespace", "new", "--url", carried)
+    assert ended.exit_code == 1
+    failure, verdict = ended.stdout.splitlines()
+    assert failure.startswith("two: SessionExists: ")
+    assert verdict == "7 sessions are stored as the file says; 1 failed"
+    report = told("import", exported, "--namespace", "new", "--url", carried, code=1)
+    assert (report["present_count"], report["failed_count"], len(report["failures"])) == (7, 1, 1)
+    (said,) = told_show("two", carried, "--namespace", "new")["messages"]
+    assert said["parts"][0]["text"] == "something else"
+
+
+def test_imported_sessions_live_the_ttl_that_is_asked_for(carried: str, exported: Path) -> None:
+    assert run("import", exported, "--ttl", "300", "--namespace", "new", "--url", carried).exit_code == 0
+    with redis.Redis.from_url(carried) as client:
+        left = {key.rpartition(b":")[2]: client.pttl(key) for key in client.keys("lash2:{new:*head:*")}
+    assert 4_900_000 < left.pop(b"three") <= 5_000_000
+    assert len(left) == 7
+    assert all(200_000 < ms <= 300_000 for ms in left.values())
+
+
+def test_an_export_of_some_holds_those_alone_once_each(carried: str) -> None:
+    ended = run("export", "two", "one", "two", "--namespace", "old", "--url", carried)
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert lines[0] == {"kind": "lash-redis", "format": 1, "namespace": "old"}
+    assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["two", "one"]
+    assert lines[-1]["session_count"] == 2
+
+
+def test_an_export_to_a_file_tells_what_is_in_it(carried: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    report = told("export", "--all", "--namespace", "old", "--output", path, "--url", carried)
+    assert report["session_count"] == 8
+    assert report["bytes"] == path.stat().st_size
+    ended = run("export", "one", "--namespace", "old", "--output", path, "--url", carried)
+    assert ended.stdout.startswith(f"1 sessions and 2 blobs in {path} (")
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(carried: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("before")
+    ended = run("export", "one", "nobody", "--namespace", "old", "--output", path, "--url", carried)
+    assert ended.exit_code == 1
+    assert "there is no session 'nobody'" in ended.stderr
+    assert path.read_text() == "before"
+    assert (tmp_path / "out.part").is_file()
+    assert run("export", "one", "--namespace", "old", "--output", path, "--url", carried).exit_code == 0
+    assert json.loads(path.read_text().splitlines()[-1])["kind"] == "end"
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_an_export_of_an_unreadable_session_ends_with_1(carried: str, tmp_path: Path) -> None:
+    with redis.Redis.from_url(carried) as client:
+        (log,) = client.keys("lash2:{old:*log:two")
+        client.lset(log, 0, b"nonsense")
+    ended = run("export", "--all", "--namespace", "old", "--output", tmp_path / "out", "--url", carried)
+    assert ended.exit_code == 1
+    assert "log:two" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert run("export", "--all", "--output", path, "--url", url).exit_code == 0
+    assert told("import", path, "--url", url)["session_count"] == 0
+    assert keys(url) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["export"], "takes either sessions or --all"),
+        (["export", "one", "--all"], "takes either sessions or --all"),
+        (["export", "--all", "--json"], "--json needs --output"),
+        (["export", "--all", "--output", "{tmp}"], "is a directory"),
+        (["export", "--all", "--output", "{tmp}/none/out"], "No such file or directory"),
+        (["import", "{tmp}/none"], "No such file or directory"),
+        (["import", "{tmp}"], "Is a directory"),
+        (["import", "--openai", "{tmp}/none"], "No such file or directory"),
+        (["import", "a", "b"], "takes one export at a time"),
+        (["import", "-", "--ttl", "-1"], "ttl: expected seconds above 0"),
+        (["import"], "FILE"),
+        (["delete"], "SESSION"),
+        (["delete", "", "--yes"], "must not be empty"),
+        (["list", "--limit", "0"], "--limit"),
+        (["list", "--after", "after:nonsense"], "is no cursor, nor a session that is listed"),
+        (["list", "--parent", ""], "parent: must not be empty"),
+        (["acl", "--user", "a b"], "is no name for an account"),
+        (["acl", "--namespace", "{a}"], "namespace"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_reason(url: str, tmp_path: Path, arguments: list[str], reason: str) -> None:
+    within(url, some)
+    given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    ended = run(*given, *([] if given[0] == "acl" else ["--url", url]))
+    assert ended.exit_code == 2, ended.output
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.output
+
+
+# Transcripts
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+CHAT: dict[str, Any] = {
+    "id": "weather/1",
+    "model": "a-model",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Wie wird das Wetter? 🌦", "timestamp": "2025-05-05T05:05:05Z"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": '{"rain": 0.25}'},
+        {"role": "assistant", "content": "Some rain."},
+    ],
+}
+TREE: dict[str, Any] = {
+    "id": "tree",
+    "messages": [
+        {"id": "a", "parent_id": None, "role": "user", "text": "Hello"},
+        {"id": "b", "parent_id": "a", "role": "assistant", "text": "Hi"},
+        {"id": "c", "parent_id": "a", "role": "assistant", "text": "Hey", "lang": "en"},
+    ],
+}
+
+
+def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "chats.jsonl", CHAT, "", TREE)
+    ended = run("import", "--openai", path, "--url", url)
+    assert (ended.exit_code, ended.stdout) == (0, "2 sessions are stored as the file says\n")
+
+    async def reads(cache: SessionCache) -> None:
+        chat = await cache.session("weather/1").load_session(FullGraph())
+        tree = await cache.session("tree").load_session(FullGraph())
+        assert chat is not None
+        assert tree is not None
+        assert (chat.head_revision, chat.config.configured_model, tree.config.configured_model) == (1, "a-model", "")
+        said = [message_of("chat", node.message() or {}) for node in chat.graph.nodes]
+        assert canonical(said) == canonical(CHAT["messages"])
+        assert [node.node_id for node in chat.graph.active_path()] == ["m0", "m1", "m2", "m3", "m4"]
+        assert chat.graph.nodes[1].timestamp == "2025-05-05T05:05:05Z"
+        assert chat.graph.nodes[0].timestamp > "2026"
+        assert [(node.node_id, node.parent_node_id) for node in tree.graph.nodes] == [
+            *(("a", None), ("b", "a"), ("c", "a"))
+        ]
+        assert tree.graph.leaf_node_id == "c"
+
+    within(url, reads)
+    shown = told_show("weather/1", url)
+    assert [part["kind"] for each in shown["messages"] for part in each["parts"]] == [
+        *("text", "text", "calls weather", "from weather", "text")
+    ]
+    (listed,) = (each for each in told("list", "--url", url)["sessions"] if each["session_id"] == "weather/1")
+    assert listed["first_user_message"] == "Wie wird das Wetter? 🌦"
+
+
+def test_transcripts_imported_again_are_there_already_even_when_the_session_went_on(url: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "chats.jsonl", CHAT, TREE)
+    assert told("import", "--openai", path, path, "--url", url)["present_count"] == 2
+
+    async def go_on(cache: SessionCache) -> None:
+        def turn(read: Any) -> RuntimeCommit:
+            return RuntimeCommit("tree", graph=Append([message("d", "c", "Go on")], "d"))
+
+        await cache.session("tree").update(turn)
+
+    within(url, go_on)
+    again = told("import", "--openai", path, "--url", url)
+    assert (again["session_count"], again["present_count"], again["failed_count"]) == (2, 2, 0)
+    assert told_show("tree", url)["head_revision"] == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda chat: chat["messages"][1].update(content="Something else"),
+        lambda chat: chat["messages"].append({"role": "user", "content": "More"}),
+        lambda chat: chat["messages"][2]["tool_calls"][0].update(id="c2"),
+        lambda chat: chat["messages"].insert(0, {"role": "system", "content": ""}),
+    ],
+    ids=["a text", "one more", "a call", "one before"],
+)
+def test_a_transcript_of_an_id_that_holds_other_messages_is_refused(
+    url: str, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    assert run("import", "--openai", written(tmp_path / "chats", CHAT), "--url", url).exit_code == 0
+    before = within(url, everything)
+    other = json.loads(json.dumps(CHAT))
+    change(other)
+    report = told("import", "--openai", written(tmp_path / "chats", other, TREE), "--url", url, code=1)
+    assert report["failures"] == ["weather/1: there is a session of this id, and it holds other messages"]
+    assert (report["session_count"], report["failed_count"]) == (1, 1)
+    assert within(url, everything)["weather/1"] == before["weather/1"]
+
+
+def test_a_broken_line_of_a_transcript_ends_with_2_and_those_before_it_are_stored(url: str, tmp_path: Path) -> None:
+    bad = {"id": "bad", "messages": [{"role": "king", "content": ""}]}
+    path = written(tmp_path / "chats.jsonl", CHAT, bad, TREE)
+    ended = run("import", "--openai", path, "--url", url)
+    assert ended.exit_code == 2
+    assert f"{path}:2: messages[0].role: expected system" in ended.stderr
+    assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == ["weather/1"]
+    report = told("import", "--openai", "-", "--url", url, stdin=written(path, CHAT, TREE).read_bytes())
+    assert (report["session_count"], report["present_count"]) == (2, 1)
+
+
+def test_imported_transcripts_live_the_ttl_that_is_asked_for(url: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "chats.jsonl", CHAT)
+    assert run("import", "--openai", path, "--ttl", "300", "--url", url).exit_code == 0
+    with redis.Redis.from_url(url) as client:
+        (head,) = client.keys("*head:*")
+        assert 200_000 < client.pttl(head) <= 300_000
+
+
+def test_conversations_are_read_one_at_a_time() -> None:
+    endless = (json.dumps({**CHAT, "id": f"c{at}"}).encode() for at in count())
+    stream = conversations_in(Path("endless"), endless)
+    assert [next(stream).id for _ in range(3)] == ["c0", "c1", "c2"]
+    assert next(endless).startswith(b'{"id": "c3"')
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize(("name", "format_"), [("airline_chats.jsonl", "chat"), ("message_trees.jsonl", "tree")])
+def test_real_conversations_imported_equal_their_source(url: str, name: str, format_: Any) -> None:
+    path = DATA / name
+    source = [json.loads(line) for line in path.read_text().splitlines()]
+    report = told("import", "--openai", path, "--url", url)
+    assert (report["session_count"], report["present_count"]) == (len(source), 0)
+    assert told("import", "--openai", path, "--url", url)["present_count"] == len(source)
+
+    async def check(cache: SessionCache) -> None:
+        for conversation in source:
+            read = await cache.session(conversation["id"]).load_session(FullGraph())
+            assert read is not None
+            said = [message_of(format_, node.message() or {}) for node in read.graph.nodes]
+            assert canonical(said) == canonical(conversation["messages"])
+
+    within(url, check)
+    assert told("audit", "--url", url)["session_count"] == len(source)
+
+
+# acl
+
+
+def test_acl_prints_a_command_for_each_role_and_connects_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LASH_REDIS_URL", "http://nowhere")
+    ended = run("acl", "--namespace", "acme", "--user", "bot")
+    assert ended.exit_code == 0
+    comments, commands = ended.stdout.splitlines()[::2], ended.stdout.splitlines()[1::2]
+    assert [line.partition(":")[0] for line in comments] == ["# bot-loader", "# bot-runner", "# bot-auditor"]
+    for role, line in zip(("loader", "runner", "auditor"), commands, strict=True):
+        assert line.startswith(f"ACL SETUSER bot-{role} reset on ><password> resetkeys ")
+        assert "~lash2:{acme:*" in line.split()
+    accounts = told("acl", "--namespace", "acme")["accounts"]
+    assert [account["role"] for account in accounts] == ["loader", "runner", "auditor"]
+    assert [" ".join(account["rules"]) for account in accounts] == [
+        line.partition("<password> ")[2] for line in commands
+    ]
+
+
+async def test_the_accounts_of_acl_are_enough_for_the_commands_and_for_no_more(real_server: Server) -> None:
+    admin = real_server.client()
+
+    def work(role: str) -> None:
+        url = real_server.tcp_url.replace("redis://", f"redis://lash-default-{role}:secret@")
+        assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == [
+            *("four", "three", "two", "one")
+        ]
+        forked = f"by {role}"
+        assert told("fork", "one", forked, "--url", url)["nodes"] == 2
+        assert told_show(forked, url)["head_revision"] == 1
+        assert run("export", forked, "--url", url).exit_code == 0
+        assert run("gc", "--url", url).exit_code == 0
+        assert told("delete", forked, "--url", url)["sessions"][0]["node_count"] == 2
+        audited = run("audit", "--url", url)
+        assert audited.exit_code == (0 if role == "auditor" else 3), audited.output
+        assert run("preload", "--url", url).exit_code == (0 if role == "loader" else 3)
+        assert run("list", "--namespace", "other", "--url", url).exit_code == 3
+
+    names = []
+    try:
+        for line in run("acl").stdout.splitlines()[1::2]:
+            words = line.replace("<password>", "secret").split()
+            names.append(words[2])
+            assert await admin.execute_command(*words) in (b"OK", "OK", True)
+        cache = SessionCache(real_server.client())
+        await some(cache)
+        await admin.script_flush()
+        for role in ("loader", "runner", "auditor"):
+            await asyncio.to_thread(work, role)
+    finally:
+        for name in names:
+            await admin.execute_command("ACL", "DELUSER", name)
+
+
+# The program
+
+
+def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lash_redis.__file__).parents[1]), *sys.path])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lash_redis.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("list",), ("fork", "a", "b"), ("delete", "a"), ("gc",), ("audit",), ("preload",)),
+        *(("export", "--all", "--output", "{out}"), ("import", "{in}"), ("import", "--openai", "{in}")),
+    ],
+    ids=" ".join,
+)
+def test_a_server_that_cannot_be_reached_is_3(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "StoreOptions", lambda **more: StoreOptions(**{**more, "call_timeout": 0.1}))
+    path = written(tmp_path / "in", CHAT)
+    given = [word.replace("{in}", str(path)).replace("{out}", str(tmp_path / "out")) for word in command]
+    refused = told(*given, "--url", f"unix://{tmp_path}/none", code=3)
+    assert refused["exit_code"] == 3
+    assert refused["error"].startswith("store backend error: ")
+    assert not (tmp_path / "out").exists()
+    assert run(*given, "--url", "http://x").exit_code == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_exit_codes_mean(command: str) -> None:
+    ended = run(command, "--help")
+    assert ended.exit_code == 0
+    text = " ".join(ended.stdout.split())
+    for code in ("0 all is well", "1 verification failed", "2 usage", "3 the server could not be reached"):
+        assert code in text
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_an_export_quietly(url: str) -> None:
+    async def body(cache: SessionCache) -> None:
+        for at in range(200):
+            await say(cache, f"s{at}", "x" * 2000)
+
+    within(url, body)
+    with lash_redis_program("export", "--all", "--url", url) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline().startswith('{"kind":"lash-redis"')
+        program.stdout.close()
+        assert program.stderr is not None
+        assert program.stderr.read() == ""
+    assert program.returncode == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_import_that_waits_for_its_pipe_with_130_and_it_goes_on(url: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "chats", CHAT, TREE)
+    ours, theirs = os.pipe()
+    with lash_redis_program("import", "--openai", "-", "--url", url, stdin=ours, start_new_session=True) as program:
+        os.write(theirs, path.read_bytes().splitlines(keepends=True)[0])
+        deadline = time.monotonic() + 20
+        while not told("list", "--url", url)["sessions"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.3)
+        os.killpg(program.pid, signal.SIGINT)
+        _, err = program.communicate(timeout=20)
+    os.close(ours)
+    os.close(theirs)
+    assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
+    report = told("import", "--openai", path, "--url", url)
+    assert (report["session_count"], report["present_count"]) == (2, 1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_export_with_130_and_its_file_never_appears(url: str, tmp_path: Path) -> None:
+    """Through a pipe with the name of the part, which nobody reads on: the export waits in the middle."""
+
+    async def body(cache: SessionCache) -> None:
+        for at in range(60):
+            await say(cache, f"s{at}", "x" * 5000)
+
+    within(url, body)
+    os.mkfifo(tmp_path / "out.part")
+    begun = threading.Event()
+
+    def read() -> None:
+        with (tmp_path / "out.part").open("rb") as file:
+            file.read(10_000)
+            begun.set()
+            program.wait(timeout=20)
+
+    out = tmp_path / "out"
+    with lash_redis_program(
+        *("export", "--all", "--output"), str(out), "--url", url, start_new_session=True
+    ) as program:
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert begun.wait(20)
+        time.sleep(0.3)
+        os.killpg(program.pid, signal.SIGINT)
+        _, err = program.communicate(timeout=20)
+        reader.join()
+    assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
+    assert not out.exists()

@@ -1,0 +1,209 @@
+"""What a commit waits for, and what its result says: on real primaries with real replicas and real disks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from lash_redis import (
+    Fsync,
+    FullGraph,
+    HeadRevisionConflict,
+    InvalidRecord,
+    Replicas,
+    SessionCache,
+    SessionStoreCreateRequest,
+    StoreOptions,
+)
+from lash_redis.embedded import EmbeddedServer
+from tests.support.builders import append, commit
+from tests.support.groups import SentinelGroup
+from tests.support.proxy import Action, Proxy, on
+from tests.support.servers import Kind, require, table
+
+REAL = [kind for kind in table() if kind.real]
+
+
+@pytest.fixture(scope="module", params=REAL, ids=lambda kind: kind.name)
+def group(request: pytest.FixtureRequest) -> Iterator[SentinelGroup]:
+    """A primary with two replicas, which no sentinel ever calls down."""
+    require(request.param)
+    with SentinelGroup(request.param, down_after_ms=600_000) as running:
+        yield running
+
+
+@pytest.fixture
+async def cache(group: SentinelGroup) -> AsyncIterator[SessionCache]:
+    group.flush()
+    client = group.client()
+    yield SessionCache(client, options=StoreOptions(durability=Replicas(2, 2_000)))
+    await client.aclose()
+
+
+@pytest.fixture
+def frozen(group: SentinelGroup) -> Iterator[None]:
+    """Both replicas keep their connections and acknowledge nothing."""
+    replicas = group.replicas()
+    for replica in replicas:
+        replica.freeze()
+    yield
+    for replica in replicas:
+        replica.thaw()
+
+
+async def test_a_commit_that_enough_replicas_have_says_so(cache, group):
+    store = cache.session("chat")
+    first = await store.commit_runtime_state(commit(None, append("a")))
+    assert (first.durable, first.replayed) == (True, False)
+    for replica in group.replicas():
+        client = redis.asyncio.Redis(port=replica.port)
+        assert (await SessionCache(client).session("chat").load_head()).head_revision == 1
+        await client.aclose()
+
+
+@pytest.mark.usefixtures("frozen")
+async def test_a_commit_that_replicas_do_not_confirm_is_made_and_says_so(cache):
+    store = cache.session("chat")
+    made = await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 50))
+    assert (made.head_revision, made.durable) == (1, False)
+    assert (await store.load_session(FullGraph())).head_revision == 1
+
+
+@pytest.mark.usefixtures("frozen")
+async def test_a_retry_confirms_no_more_than_is_confirmed(cache, group):
+    made = commit(None, append("a"))
+    await cache.session("chat").commit_runtime_state(made, durability=Replicas(1, 50))
+    client = group.client()  # a connection that has written nothing, so that WAIT has nothing to wait for
+    again = await SessionCache(client).session("chat").commit_runtime_state(made, durability=Replicas(1, 50))
+    await client.aclose()
+    assert (again.replayed, again.durable) == (True, False)
+
+
+async def test_a_retry_is_confirmed_when_the_replicas_have_it(cache):
+    made = commit(None, append("a"))
+    await cache.session("chat").commit_runtime_state(made)
+    again = await cache.session("chat").commit_runtime_state(made)
+    assert (again.replayed, again.durable) == (True, True)
+
+
+async def test_nothing_asked_is_nothing_said(group):
+    group.flush()
+    client = group.client()
+    made = await SessionCache(client).session("chat").commit_runtime_state(commit(None, append("a")))
+    await client.aclose()
+    assert made.durable is None
+
+
+async def test_waiting_takes_no_further_round_trip_and_goes_behind_the_script(group):
+    group.flush()
+    async with Proxy(f"redis://127.0.0.1:{group.primary.port}") as proxy:
+        client = redis.asyncio.from_url(proxy.url)
+        store = SessionCache(client, options=StoreOptions(durability=Replicas(2, 2_000))).session("chat")
+        await store.commit_runtime_state(commit(None, append("a")))
+        with proxy.measure() as traffic:
+            assert (await store.commit_runtime_state(commit(1, append("b", parent="a")))).durable
+        await client.aclose()
+        assert (traffic.names(), traffic.round_trips) == (["EVALSHA", "WAIT"], 1)
+
+
+async def test_a_reply_lost_while_waiting_is_settled_by_the_receipt(group):
+    group.flush()
+    async with Proxy(f"redis://127.0.0.1:{group.primary.port}") as proxy:
+        client = redis.asyncio.from_url(proxy.url, retry=Retry(NoBackoff(), 0))
+        store = SessionCache(client, options=StoreOptions(durability=Replicas(2, 2_000))).session("chat")
+        await store.commit_runtime_state(commit(None, append("a")))
+        proxy.on_command = on(Action.DROP_REPLY, "WAIT")
+        result = await store.commit_runtime_state(commit(1, append("b", parent="a")))
+        assert (result.head_revision, result.replayed, result.durable) == (2, True, True)
+        await client.aclose()
+
+
+async def test_a_script_the_server_does_not_know_is_sent_and_waited_for(cache, group):
+    client = group.client()
+    await client.script_flush()
+    await client.aclose()
+    assert (await cache.session("chat").commit_runtime_state(commit(None, append("a")))).durable
+
+
+async def test_a_refused_commit_is_refused_as_ever(cache):
+    store = cache.session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    with pytest.raises(HeadRevisionConflict):
+        await store.commit_runtime_state(commit(0, append("b")))
+
+
+async def test_updates_and_forks_wait_too(cache):
+    store = await cache.create(SessionStoreCreateRequest("chat"))
+    result = await store.update(lambda read: commit(None, append("a")))
+    assert result.durable
+    await cache.fork("chat", "new")
+
+
+async def test_many_commits_at_once_are_each_confirmed(cache):
+    stores = [cache.session(f"s{at}") for at in range(40)]
+    made = [store.commit_runtime_state(commit(None, append("a"), session_id=store.session_id)) for store in stores]
+    assert [each.durable for each in await asyncio.gather(*made)] == [True] * 40
+
+
+# Disks
+
+
+@pytest.fixture(params=REAL, ids=lambda kind: kind.name)
+async def on_disk(request: pytest.FixtureRequest, tmp_path) -> AsyncIterator[tuple[Kind, SessionCache]]:
+    """A server with an append-only file that is written out once a second."""
+    require(request.param)
+    server = EmbeddedServer(tmp_path / "data", binary=request.param.binary)
+    await asyncio.to_thread(server.start)
+    async with redis.asyncio.from_url(server.url) as client:
+        yield request.param, SessionCache(client, options=StoreOptions(durability=Fsync(timeout_ms=3_000)))
+    await asyncio.to_thread(server.stop)
+
+
+async def test_a_commit_waits_for_the_disk_where_the_server_can_tell(on_disk, caplog):
+    kind, cache = on_disk
+    knows = (kind.product, kind.version) >= ("Redis", (7, 2))  # Valkey comes behind Redis, and always knows
+    made = commit(None, append("a"))
+    with caplog.at_level(logging.WARNING, "lash_redis"):
+        result = await cache.session("chat").commit_runtime_state(made)
+        again = await cache.session("chat").commit_runtime_state(made)
+    assert (result.head_revision, result.durable, again.durable) == (1, knows, knows)
+    assert ("durable is unknown" in caplog.text) is not knows
+
+
+async def test_a_server_without_an_append_only_file_confirms_nothing(real_server, caplog):
+    cache = SessionCache(real_server.client(), options=StoreOptions(durability=Fsync(timeout_ms=50)))
+    result = await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    assert (result.head_revision, result.durable) == (1, False)
+    assert "durable is unknown" in caplog.text
+
+
+async def test_a_server_without_replicas_confirms_none(real_server):
+    cache = SessionCache(real_server.client(), options=StoreOptions(durability=Replicas(1, 20)))
+    result = await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    assert (result.head_revision, result.durable) == (1, False)
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Replicas(0), lambda: Replicas(True), lambda: Replicas(1, 0), lambda: Replicas(1, 5_001),
+        lambda: Replicas(1, 1.5), lambda: Fsync(-1), lambda: Fsync(0, 0), lambda: StoreOptions(durability="WAIT"),
+    ],
+)  # fmt: skip
+def test_a_durability_that_makes_no_sense_is_refused_by_name(make):
+    with pytest.raises(InvalidRecord, match="durability"):
+        make()
+
+
+async def test_a_commit_takes_no_other_durability(store):
+    with pytest.raises(InvalidRecord, match="durability"):
+        await store.commit_runtime_state(commit(None, append("a")), durability=1)

@@ -1,0 +1,45 @@
+"""Groups of servers that lose a primary or move a slot under load, in small counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.failovers import lose_primary, move_slot
+from tests.support.groups import Cluster, SentinelGroup, preferred
+
+
+def all_of(group: Cluster | SentinelGroup) -> int:
+    """How many replicas a primary has: with fewer, one that has not got a commit might be promoted."""
+    return 1 if isinstance(group, Cluster) else 2
+
+
+@pytest.fixture(params=[Cluster, SentinelGroup])
+def group(request: pytest.FixtureRequest) -> Cluster | SentinelGroup:
+    kind = preferred(request.param)
+    request.node.user_properties.append(("server", kind.name))
+    group: Cluster | SentinelGroup = request.param(kind)
+    return group
+
+
+async def test_a_primary_killed_under_load_doubles_nothing(group):
+    row = await lose_primary(group, freeze=False, times=1, count=4, turns=40)
+    assert (row.runs, row.acknowledged, row.doubled) == (1, 160, 0)
+
+
+async def test_a_turn_that_every_replica_confirmed_survives_a_primary_killed_under_load(group):
+    row = await lose_primary(group, freeze=False, times=1, count=4, turns=40, replicas=all_of(group))
+    assert row.acknowledged + row.unconfirmed == 160
+    assert row.acknowledged > 30
+    assert (row.lost, row.doubled) == (0, 0)
+
+
+async def test_a_primary_that_was_frozen_and_thawed_as_none_any_more_doubles_nothing_and_loses_nothing_confirmed(group):
+    row = await lose_primary(group, freeze=True, times=1, count=4, turns=40, replicas=all_of(group))
+    assert row.acknowledged + row.unconfirmed == 160
+    assert (row.lost, row.doubled) == (0, 0)
+
+
+@pytest.mark.parametrize("group", [Cluster], indirect=True)
+async def test_a_slot_that_moves_under_load_loses_and_doubles_nothing(group):
+    row = await move_slot(group, times=4, count=4, turns=40)
+    assert (row.runs, row.acknowledged, row.lost, row.doubled) == (4, 160, 0, 0)

@@ -1,0 +1,219 @@
+"""The rights that `lash_redis.acl` asks for are enough, none of them is spare, and they end at the namespace.
+
+The laws run under them too: see `open_cache` in conftest.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lash_redis import (
+    ActivePath,
+    Append,
+    BackendError,
+    FullGraph,
+    HydratedSessionCheckpoint,
+    InvalidRecord,
+    ReplaceFull,
+    Replicas,
+    SessionCache,
+    SessionMeta,
+    SessionStoreCreateRequest,
+    StoreOptions,
+    Unchanged,
+)
+from lash_redis.acl import ROLES, commands_of, key_patterns, rules
+from lash_redis.transfer import export_sessions, import_sessions
+from lash_redis.transport.request import Request
+from tests.support.breaking import Lua, broken_by
+from tests.support.builders import append, blob_keys, chain, commit, node, tools
+from tests.support.servers import snapshot
+
+HANDSHAKE = {"hello", "auth", "client", "client|setinfo", "select", "ping", "acl", "acl|setuser", "config", "info",
+             "config|resetstat", "command", "script|flush", "flushall"}  # fmt: skip
+
+
+async def everything(cache: SessionCache, *, audits: bool) -> None:
+    """Every method there is, on a way that needs every command there is."""
+    store = await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"), ttl=1000)
+    states = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
+    await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=states))
+    made = commit(1, append("c", parent="a"), checkpoint=states)
+    for _ in range(2):
+        await store.commit_runtime_state(made, ttl=2000, durability=Replicas(1, 1))
+    await store.commit_runtime_state(commit(2, Unchanged("c"), checkpoint=HydratedSessionCheckpoint()))
+    await store.save_session_meta(SessionMeta("chat", "n", "t", "m"))
+    read = await store.load_session(FullGraph())
+    assert await store.refresh(read) is read
+    await store.load_session(ActivePath("b"))
+    await store.load_head()
+    await store.load_node("b")
+    await store.load_session_meta()
+    await store.tombstone_nodes(["b"])
+    assert len((await store.refresh(read)).graph.nodes) == 2
+    await store.vacuum()
+    await store.update(lambda read: commit(None, Unchanged(read.graph.leaf_node_id)), since=read)
+    await store.touch()
+    await store.touch(ttl=None)
+    async with await store.acquire_lease("worker") as lease:
+        await lease.renew()
+        await store.load_lease()
+    await cache.fork("chat", "new")
+    await cache.session("gone").commit_runtime_state(commit(None, session_id="gone"))
+    cut = cache.session("cut")
+    await cut.commit_runtime_state(commit(None, Append([*chain("a", "b"), node("c", "a")], "c"), session_id="cut"))
+    graph = (await cut.load_session(FullGraph())).graph
+    shorter = ReplaceFull(graph.first(2))
+    await cut.commit_runtime_state(commit(1, shorter, session_id="cut"))
+    assert len([info async for info in cache.sessions()]) == 4
+    await cache.delete("new")
+    ref = await cache.put_blob(b"\xc4\x01x")
+    assert await cache.get_blob(ref)
+    await store.gc_unreachable()
+    await cache.gc()
+    await import_sessions(cache, [line async for line in export_sessions(cache)])
+    async with cache.watch() as watch:
+        watch.add("never")
+        watch.add("chat", 0)
+        assert (await anext(watch)).session_id == "chat"
+        watch.remove("chat")
+        watch.add("gone", 0)
+        assert (await anext(watch)).session_id == "gone"
+    if audits:
+        assert (await cache.audit(repair=True)).problems == ()
+
+
+def cache_for(server, role: str, namespace: str = "acme") -> SessionCache:
+    client = server.account("acme", role)
+    return SessionCache(client, namespace, options=StoreOptions(shards=2, allow_eval=role != "runner"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_account_may_do_its_work(role, real_server):
+    cache = cache_for(real_server, role)
+    await everything(cache, audits=role == "auditor")
+    if role == "loader":
+        await cache.preload()
+
+
+async def test_no_right_is_spare(real_server):
+    """What the server counts as called is what is asked for: nothing less would do, nothing more is there."""
+    admin = real_server.client()
+    await admin.script_flush()
+    await admin.config_resetstat()
+    cache = cache_for(real_server, "auditor")
+    await everything(cache, audits=True)
+    await cache.shared._backend.send(Request([("EVAL", "return redis.call('TIME')", 0)]))
+    called = {name.removeprefix("cmdstat_") for name in await admin.info("commandstats")}
+    assert set(commands_of("auditor")) - called == set()
+    assert called - set(commands_of("auditor")) <= HANDSHAKE
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_an_account_sees_no_other_namespace(role, real_server):
+    admin = SessionCache(real_server.client(), "acme.two", options=StoreOptions(shards=2))
+    await admin.session("chat").commit_runtime_state(commit(None, append("a")))
+    cache = cache_for(real_server, role, "acme.two")
+    for call in (
+        cache.session("chat").load_session(FullGraph()),
+        cache.session("chat").commit_runtime_state(commit(None, append("b"))),
+        cache.delete("chat"),
+        cache.put_blob(b"x"),
+    ):
+        with pytest.raises(BackendError, match=r"(?i)permission"):
+            await call
+    assert (await admin.session("chat").load_head()).head_revision == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("EVAL", "return 1", 0), ("SCRIPT", "LOAD", "return 1"), ("KEYS", "*"), ("SCAN", 0), ("CONFIG", "GET", "*"),
+        ("FLUSHALL",), ("DEL", "lash2:{acme:0}:head:chat"), ("SET", "other", "x"), ("GET", "other"),
+        ("HSET", "lash2:{acme2:0}:head:chat", "a", "b"), ("CLIENT", "LIST"), ("MODULE", "LIST"),
+    ],
+    ids=lambda command: " ".join(map(str, command[:2])),
+)  # fmt: skip
+async def test_the_runner_may_not_do_what_it_does_not_need(command, real_server):
+    client = real_server.account("acme", "runner")
+    with pytest.raises(Exception, match=r"(?i)permission|unknown"):
+        await client.execute_command(*command)
+
+
+async def test_without_eval_an_unknown_script_is_an_error_that_says_what_to_do(server):
+    cache = SessionCache(server.client(), "laws", options=StoreOptions(allow_eval=False))
+    await server.client().script_flush()
+    with pytest.raises(BackendError, match="preload"):
+        await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    assert await cache.session("chat").load_session(FullGraph()) is None
+    await SessionCache(server.client(), "laws").preload()
+    await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    assert (await cache.session("chat").load_node("a")).node_id == "a"
+
+
+@broken_by(
+    *(
+        Lua(script, "if not string.find(text, 'WRONGTYPE', 1, true) then error(text) end", "")
+        for script in ("commit", "touch", "meta", "node", "tombstone", "vacuum", "refresh", "acquire", "renew")
+    )
+)
+async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server):
+    """A missing right is not a key of another type. Redis before 7.2 does not name what a script may not call."""
+    admin, role = real_server.client(), "auditor"
+    store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    await store.tombstone_nodes(["b"])
+    read, lease = await store.load_session(FullGraph()), await store.acquire_lease("worker")
+    cache = cache_for(real_server, role)
+    await admin.execute_command("ACL", "SETUSER", f"{role}-acme", "-hmget")
+    before, store = await snapshot(admin), cache.session("chat")
+    in_scripts = {
+        "commit": lambda: store.commit_runtime_state(commit(1, append("c", parent="a"))),
+        "touch": store.touch,
+        "save the meta": lambda: store.save_session_meta(SessionMeta("chat", "n", "t", "m")),
+        "load a node": lambda: store.load_node("a"),
+        "tombstone": lambda: store.tombstone_nodes(["a"]),
+        "vacuum": store.vacuum,
+        "refresh": lambda: store.refresh(read),
+        "acquire": lambda: store.acquire_lease("worker"),
+        "renew": lambda: store.adopt_lease(lease).renew(),
+        "release": lambda: store.adopt_lease(lease).release(),
+        "delete": lambda: cache.delete("chat"),
+    }
+    natively = {"load the meta": store.load_session_meta, "list": lambda: anext(cache.sessions())}
+    for name, method in (in_scripts | natively).items():
+        names_it = name in natively or real_server.kind.product == "Valkey"
+        with pytest.raises(BackendError, match=r"(?i)'hmget'" if names_it else "can't run this command") as refused:
+            await method()
+        assert type(refused.value) is BackendError, name
+        assert await snapshot(admin) == before, name
+
+
+@broken_by(Lua("recount", "if stored.err then unusable('head', stored) end", ""))
+async def test_an_audit_without_hmget_says_nothing_of_who_holds_a_blob(real_server):
+    admin = real_server.client()
+    store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
+    states = HydratedSessionCheckpoint(tool_state=tools())
+    await store.commit_runtime_state(commit(None, append("a"), checkpoint=states))
+    (blob,) = await blob_keys(admin)
+    await admin.hset(blob, "0", 2)  # so that the audit counts anew
+    cache = cache_for(real_server, "auditor")
+    await admin.execute_command("ACL", "SETUSER", "auditor-acme", "-hmget")
+    before = await snapshot(admin)
+    for repair in (False, True):
+        with pytest.raises(BackendError, match=r"(?i)'hmget'|can't run this command"):
+            await cache.audit(repair=repair)
+    assert await snapshot(admin) == before
+
+
+def test_the_patterns_hold_the_namespace_and_no_other():
+    assert key_patterns("acme") == ["lash2:{acme:*", "lash1:layout:acme"]
+    with pytest.raises(InvalidRecord, match="namespace"):
+        rules("a*", "runner")
+
+
+def test_the_runner_runs_scripts_and_sends_none():
+    assert "eval" not in commands_of("runner")
+    assert "script|load" not in commands_of("runner")
+    assert set(commands_of("runner")) < set(commands_of("loader"))
+    assert not {"keys", "config", "flushall", "del", "module", "client"} & set(commands_of("auditor"))

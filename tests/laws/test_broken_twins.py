@@ -1,0 +1,94 @@
+"""Each law is also run against a store broken in exactly that way, and must fail there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lash_redis import BackendError, StoreError
+from tests.support.breaking import Breakage, Lua
+from tests.support.servers import Kind, RunningServers, Server, require, table
+
+pytestmark = pytest.mark.slow
+
+FAKE = next(kind for kind in table() if not kind.real)
+REAL = next((kind for kind in table() if kind.real and not kind.missing), None)
+
+
+@pytest.fixture
+async def server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
+    """One server is enough here: what is broken is ours."""
+    async for each in _one(request, _running, FAKE):
+        yield each
+
+
+@pytest.fixture
+async def real_server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
+    if REAL is None:
+        pytest.skip("no server at all")
+    async for each in _one(request, _running, REAL):
+        yield each
+
+
+async def _one(request: pytest.FixtureRequest, running: RunningServers, kind: Kind) -> AsyncIterator[Server]:
+    request.node.user_properties.append(("server", kind.name))
+    require(kind)
+    served = running.emptied(kind)
+    yield served
+    await served.close_clients()
+
+
+WITHOUT_TWINS = {"test_bad_input", "test_broken_twins", "test_conversations", "test_corruption", "test_transfer"}
+LAWS = sorted({path.stem for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_TWINS)
+
+
+def marked_laws() -> Iterator[tuple[str, Callable[..., Awaitable[None]], Breakage]]:
+    for module in LAWS:
+        for name, law in vars(import_module(f"tests.laws.{module}")).items():
+            for breakage in getattr(law, "breakages", ()):
+                yield name, law, breakage
+
+
+FAILURES = (AssertionError, StoreError, pytest.fail.Exception)
+
+
+def broken_twin(law: Callable[..., Awaitable[None]], breakage: Breakage) -> Callable[..., Awaitable[None]]:
+    @wraps(law)
+    async def twin(**fixtures: Any) -> None:
+        failure: BaseException | None = None
+        with pytest.MonkeyPatch.context() as patch:
+            breakage.apply(patch)
+            try:
+                await law(**fixtures)
+            except (*FAILURES, ExceptionGroup) as raised:
+                failure = raised
+        assert failure is not None, f"the law holds on a store that is broken: {breakage.name}"
+        assert not isinstance(failure, BackendError), f"{breakage.name}: does not run at all: {failure}"
+        if isinstance(failure, ExceptionGroup):
+            assert failure.split(FAILURES)[1] is None
+
+    return twin
+
+
+numbers: Counter[str] = Counter()
+for name, law, breakage in marked_laws():
+    numbers[name] += 1
+    globals()[f"{name}__broken_{numbers[name]}"] = broken_twin(law, breakage)
+del name, law, breakage
+
+
+def test_every_law_file_has_broken_twins():
+    with_twins = {law.__module__.removeprefix("tests.laws.") for _, law, _ in marked_laws()}
+    assert with_twins == set(LAWS)
+    assert len(list(marked_laws())) >= 25
+
+
+def test_a_breakage_that_changes_nothing_is_an_error():
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LookupError, match="no longer says"):
+        Lua("commit", "this text is in no script", "").apply(patch)

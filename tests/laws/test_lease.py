@@ -1,0 +1,885 @@
+"""A lease is one worker's at a time: known by its token, counted at each change of hands, ended by one clock."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lash_redis import (
+    BackendError,
+    Corrupt,
+    FullGraph,
+    HeadRevisionConflict,
+    HydratedSessionCheckpoint,
+    InvalidRecord,
+    Lease,
+    LeaseBusy,
+    LeaseInfo,
+    LeaseLost,
+    OutcomeUnknown,
+    RuntimeCommit,
+    SessionBindingMismatch,
+    SessionDeleted,
+    SessionEvicted,
+    SessionStoreCreateRequest,
+)
+from lash_redis.models import LeaseClaim
+from lash_redis.session.leasing import Leasing
+from tests.support.breaking import Lua, Python, broken_by
+from tests.support.builders import append, commit, facts_of, ids_of, key_of, tools
+from tests.support.proxy import Action, on
+
+
+async def let_it_lapse(client, session_id: str = "chat") -> None:
+    """Put the deadline of the stored lease into the past."""
+    head = await key_of(client, "head", session_id)
+    generation, _, rest = (await client.hget(head, "lease")).split(b" ", 2)
+    await client.hset(head, "lease", b" ".join((generation, b"1000", rest)))
+
+
+async def stored_lease(client, session_id: str = "chat") -> bytes:
+    return await client.hget(await key_of(client, "head", session_id), "lease")
+
+
+# Acquiring
+
+
+async def test_the_first_lease_of_a_session_has_generation_1_and_the_callers_token(store, client):
+    seconds, micros = await client.time()
+    lease = await store.acquire_lease("worker", ttl=2000.0, token="mine")
+    assert (lease.owner, lease.token, lease.generation, lease.displaced) == ("worker", "mine", 1, None)
+    assert seconds + micros / 1e6 + 1999.9 < lease.deadline < seconds + micros / 1e6 + 2100
+    assert 1900 < lease.remaining <= 2000
+
+
+async def test_a_lease_may_be_taken_before_there_is_a_head_and_after(store):
+    assert (await (await store.acquire_lease("a")).release()) is None
+    await store.commit_runtime_state(commit(None, append("a")))
+    assert (await store.acquire_lease("b")).generation == 2
+    assert ids_of(await store.load_session(FullGraph())) == ["a"]
+
+
+@broken_by(Lua("acquire", "if is_live and lease.owner ~= owner then", "if false then"))
+async def test_a_held_lease_is_busy_for_anybody_else(store, keyspace):
+    lease = await store.acquire_lease("first", ttl=60)
+    before = await keyspace()
+    with pytest.raises(LeaseBusy) as busy:
+        await store.acquire_lease("second")
+    error = busy.value
+    assert (error.session_id, error.owner, error.generation, error.deadline) == ("chat", "first", 1, lease.deadline)
+    assert await keyspace() == before
+
+
+@broken_by(Lua("acquire", "is_live and lease.generation or", "false or"))
+async def test_a_claim_sent_twice_is_one_claim(store, client):
+    first = await store.acquire_lease("worker", token="mine")
+    second = await store.acquire_lease("worker", token="mine")
+    assert (second.generation, second.token) == (first.generation, first.token)
+    await let_it_lapse(client)
+    await store.acquire_lease("other", token="theirs")
+    assert (await store.acquire_lease("other", token="theirs")).generation == 2
+
+
+@broken_by(Lua("acquire", "'lease', write_lease(generation, deadline, token, owner)",
+               "'lease', write_lease(generation, deadline, is_live and lease.token or token, owner)"))  # fmt: skip
+async def test_an_owner_that_asks_again_gets_a_new_token_and_the_old_one_is_worth_nothing(store):
+    old = await store.acquire_lease("worker", ttl=60)
+    new = await store.acquire_lease("worker", ttl=1)
+    assert (new.generation, new.displaced) == (1, None)
+    assert new.token != old.token
+    assert new.deadline >= old.deadline
+    with pytest.raises(LeaseLost) as lost:
+        await old.renew()
+    assert lost.value.reason == "taken"
+    with pytest.raises(LeaseLost):
+        await old.release()
+    with pytest.raises(LeaseLost):
+        await store.commit_runtime_state(commit(None, append("a"), lease=old))
+    await store.commit_runtime_state(commit(None, append("a"), lease=new))
+
+
+@broken_by(
+    Lua("acquire", "add64(lease and lease.generation or '0', '1')", "'1'"),
+    Lua("release", "write_lease(lease.generation, 0, '', request)", "write_lease('0', 0, '', request)"),
+)
+async def test_each_change_of_hands_counts_one_and_the_count_survives_everything(store, open_cache, client):
+    for generation in range(1, 4):
+        lease = await store.acquire_lease(f"worker-{generation}")
+        assert lease.generation == generation
+        await lease.release()
+    await store.commit_runtime_state(
+        commit(None, append("a", "b"), checkpoint=HydratedSessionCheckpoint(tool_state=tools()))
+    )
+    assert (await store.acquire_lease("x")).generation == 4
+    await store.tombstone_nodes(["a"])
+    await store.vacuum()
+    await store.gc_unreachable()
+    await let_it_lapse(client)
+    elsewhere = open_cache().session("chat")
+    assert (await elsewhere.acquire_lease("y")).generation == 5
+
+
+@broken_by(Lua("acquire", "lapsed and {'lapsed'", "false and {'lapsed'"))
+async def test_taking_a_lapsed_lease_over_tells_whose_it_was(store, client):
+    await store.acquire_lease("dead worker", ttl=60)
+    await let_it_lapse(client)
+    lease = await store.acquire_lease("next")
+    assert lease.displaced == LeaseInfo("dead worker", 1, 1.0)
+    assert (await store.acquire_lease("next")).displaced is None
+    await (await store.acquire_lease("next")).release()
+    assert (await store.acquire_lease("third")).displaced is None
+
+
+@broken_by(Lua("acquire", "lease.deadline > now", "true"))
+async def test_a_lease_whose_time_is_up_is_free(store):
+    await store.acquire_lease("first", ttl=0.05)
+    await asyncio.sleep(0.1)
+    assert (await store.acquire_lease("second")).generation == 2
+
+
+async def test_of_many_first_claims_through_many_handles_exactly_one_wins(open_cache):
+    caches = [open_cache() for _ in range(4)]
+    claims = [
+        cache.session("chat").acquire_lease(f"w{at}-{task}") for at, cache in enumerate(caches) for task in (1, 2)
+    ]
+    results = await asyncio.gather(*claims, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in results) == ["Lease"] + ["LeaseBusy"] * 7
+
+
+async def test_waiting_for_a_lease_gets_it_when_it_is_released(store, open_cache):
+    lease = await store.acquire_lease("first")
+    waiting = asyncio.create_task(open_cache().session("chat").acquire_lease("second", wait=20.0))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await lease.release()
+    assert (await waiting).generation == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("",), "owner"), ((7,), "owner"), (("w", 0), "ttl"), (("w", float("nan")), "ttl"), (("w", True), "ttl"),
+        (("w", 1e12), "ttl"),
+    ],
+)  # fmt: skip
+async def test_a_claim_that_makes_no_sense_names_its_field_and_writes_nothing(arguments, field, store, keyspace):
+    with pytest.raises(InvalidRecord) as refused:
+        await store.acquire_lease(*arguments)
+    assert refused.value.field == field
+    assert await keyspace() == {}
+
+
+@pytest.mark.parametrize("token", ["", "a b", "é", "x" * 129, "a\n"])
+async def test_a_token_is_visible_ascii(token, store):
+    with pytest.raises(InvalidRecord, match="token"):
+        await store.acquire_lease("w", token=token)
+
+
+async def test_a_number_too_long_to_show_names_its_field(store):
+    lease, huge = await store.acquire_lease("worker"), 10**5_000
+    for field, call in (
+        ("ttl", lambda: store.acquire_lease("worker", huge)),
+        ("wait", lambda: store.acquire_lease("worker", wait=huge)),
+        ("ttl", lambda: lease.renew(huge)),
+        ("every", lambda: lease.renewing(huge).__aenter__()),
+        ("poll", lambda: anext(store.watch(poll=huge))),
+        ("since", lambda: anext(store.watch(since=-huge))),
+    ):
+        with pytest.raises(InvalidRecord) as caught:
+            await call()
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("owner", ["host name with blanks", "a\nb", "ünïcode ✓", "7 8 9", "x" * 60_000])
+async def test_any_text_may_name_an_owner(owner, store, client):
+    lease = await store.acquire_lease(owner)
+    with pytest.raises(LeaseBusy) as busy:
+        await store.acquire_lease("other")
+    assert busy.value.owner == owner
+    await lease.renew()
+    await store.commit_runtime_state(commit(None, append("a"), lease=lease))
+    assert (await store.load_lease()).owner == owner
+    await lease.release()
+
+
+# Renewing and releasing
+
+
+@broken_by(Lua("renew", "write_lease(lease.generation, deadline", "write_lease(lease.generation, lease.deadline"))
+async def test_renewing_moves_the_deadline_and_nothing_else(store):
+    lease = await store.acquire_lease("worker", ttl=5)
+    token, deadline = lease.token, lease.deadline
+    assert await lease.renew(ttl=100) is lease
+    assert (lease.token, lease.generation) == (token, 1)
+    assert deadline + 90 < lease.deadline < deadline + 200
+    assert (await store.load_lease()).deadline == lease.deadline
+
+
+@broken_by(Lua("renew", "math.max(lease.deadline, now + ttl)", "now + ttl"))
+async def test_renewing_for_less_ends_no_earlier(store):
+    lease = await store.acquire_lease("worker", ttl=100)
+    deadline = lease.deadline
+    await lease.renew(ttl=1)
+    assert lease.deadline == deadline
+
+
+@broken_by(Lua("renew", "return lease.deadline <= now and 'expired' or nil", "return nil"))
+async def test_a_lease_whose_time_is_up_is_not_revived(store, keyspace, client):
+    lease = await store.acquire_lease("worker")
+    await let_it_lapse(client)
+    before = await keyspace()
+    with pytest.raises(LeaseLost) as lost:
+        await lease.renew()
+    assert (lost.value.session_id, lost.value.owner, lost.value.reason) == ("chat", "worker", "expired")
+    assert await keyspace() == before
+
+
+@broken_by(Lua("release", "if lease.token ~= token or lease.owner ~= owner then return 'taken' end", ""))
+async def test_a_release_that_comes_late_clears_no_successor(store, keyspace, client):
+    stale = await store.acquire_lease("first")
+    await let_it_lapse(client)
+    held = await store.acquire_lease("second")
+    before = await keyspace()
+    for _ in range(2):
+        with pytest.raises(LeaseLost) as lost:
+            await stale.release()
+        assert lost.value.reason == "taken"
+    assert await keyspace() == before
+    await held.renew()
+
+
+async def test_a_second_release_is_refused(store):
+    lease = await store.acquire_lease("worker")
+    await lease.release()
+    assert lease.remaining == 0
+    for again in (lease.release, lease.renew):
+        with pytest.raises(LeaseLost) as lost:
+            await again()
+        assert lost.value.reason == "released"
+
+
+@broken_by(Lua("release", "lease.owner == request", "false"))
+async def test_a_release_whose_reply_is_lost_is_no_loss(proxy, through_proxy):
+    cache = through_proxy()
+    await cache.preload()
+    store = cache.session("chat")
+    lease = await store.acquire_lease("worker")
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
+    await lease.release()
+    assert await store.load_lease() is None
+    with pytest.raises(LeaseLost):
+        await lease.release()
+    assert (await store.acquire_lease("other")).displaced is None
+
+
+async def test_a_token_without_its_owner_renews_nothing(store):
+    lease = await store.acquire_lease("worker", token="known")
+    foreign = Lease("chat", "somebody", "known", 1, 0.0)
+    with pytest.raises(LeaseLost):
+        await store.adopt_lease(foreign).renew()
+    await lease.renew()
+
+
+async def test_a_block_releases_its_lease_at_the_end_and_when_it_fails(store):
+    async with await store.acquire_lease("first"):
+        assert (await store.load_lease()).owner == "first"
+    with pytest.raises(ZeroDivisionError):
+        async with await store.acquire_lease("second"):
+            raise ZeroDivisionError
+    assert await store.load_lease() is None
+    assert (await store.acquire_lease("third")).generation == 3
+
+
+async def test_a_block_that_lost_its_lease_leaves_the_successor_alone(store, client):
+    async with await store.acquire_lease("first"):
+        await let_it_lapse(client)
+        held = await store.acquire_lease("second")
+    await held.renew()
+
+
+# Looking
+
+
+async def test_looking_at_a_lease_changes_nothing_and_shows_one_that_ran_out(store, keyspace, client):
+    assert await store.load_lease() is None
+    await store.acquire_lease("worker")
+    await let_it_lapse(client)
+    before = await keyspace()
+    assert await store.load_lease() == LeaseInfo("worker", 1, 1.0)
+    assert await keyspace() == before
+
+
+# Commits under a lease
+
+
+@broken_by(Lua("commit", "if why then return {'lost'", "if false then return {'lost'"))
+@pytest.mark.parametrize("how", ["expired", "taken", "released", "gone"])
+async def test_a_commit_whose_lease_is_lost_is_refused_and_changes_nothing(how, store, client, keyspace):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker")
+    if how == "released":
+        await lease.release()
+    elif how == "gone":
+        await client.hdel(await key_of(client, "head"), "lease")
+    else:
+        await let_it_lapse(client)
+    if how == "taken":
+        await store.acquire_lease("other")
+    before = await keyspace()
+    with pytest.raises(LeaseLost) as lost:
+        await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
+    assert (lost.value.owner, lost.value.reason, lost.value.revision) == ("worker", how, None)
+    assert await keyspace() == before
+
+
+@broken_by(Lua("commit", "or lease.generation ~= generation and 'taken' or nil", ""))
+async def test_a_commit_must_name_the_generation_too(store):
+    lease = await store.acquire_lease("worker")
+    await store.commit_runtime_state(commit(None, append("a"), lease=lease))
+    lease.generation += 1
+    with pytest.raises(LeaseLost):
+        await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
+
+
+async def test_a_commit_under_a_lease_leaves_the_lease_as_it_was(store, client):
+    lease = await store.acquire_lease("worker")
+    before = await stored_lease(client)
+    await store.commit_runtime_state(commit(None, append("a"), lease=lease))
+    with pytest.raises(HeadRevisionConflict):
+        await store.commit_runtime_state(commit(7, append("b", parent="a"), lease=lease))
+    assert await stored_lease(client) == before
+
+
+async def test_who_may_commit_is_decided_by_the_revision_alone(store):
+    lease = await store.acquire_lease("worker")
+    await store.commit_runtime_state(commit(None, append("a")))
+    with pytest.raises(HeadRevisionConflict):
+        await store.commit_runtime_state(commit(0, append("b"), lease=lease))
+    await store.commit_runtime_state(commit(1, append("b", parent="a")))
+
+
+async def test_a_lost_lease_is_told_before_a_receipt_which_it_then_mentions(store, client):
+    lease = await store.acquire_lease("worker")
+    made = commit(None, append("a"), lease=lease)
+    await store.commit_runtime_state(made)
+    await store.commit_runtime_state(commit(1, append("b", parent="a")))
+    assert (await store.commit_runtime_state(made)).replayed
+    await let_it_lapse(client)
+    with pytest.raises(LeaseLost) as lost:
+        await store.commit_runtime_state(made)
+    assert (lost.value.reason, lost.value.revision) == ("expired", 1)
+
+
+async def test_a_lease_is_no_part_of_what_a_commit_means(store):
+    made = commit(None, append("a"), lease=await store.acquire_lease("worker"))
+    await store.commit_runtime_state(made)
+    again = replace(made, lease=None)
+    assert (await store.commit_runtime_state(again)).replayed
+
+
+@broken_by(Lua("commit", "local frees = is_claim(held_lease, releases)", "local frees = false"))
+async def test_a_commit_may_release_its_lease_with_it(store):
+    lease = await store.acquire_lease("worker")
+    await store.commit_runtime_state(commit(None, append("a"), releases=lease))
+    assert await store.load_lease() is None
+    assert (await store.acquire_lease("next")).generation == 2
+
+
+async def test_a_refused_commit_releases_nothing(store):
+    lease = await store.acquire_lease("worker")
+    with pytest.raises(HeadRevisionConflict):
+        await store.commit_runtime_state(commit(7, append("a"), releases=lease))
+    await lease.renew()
+
+
+@broken_by(Lua("commit", "if frees then", "if held_lease then"))
+async def test_a_commit_with_a_stale_release_stands_and_leaves_the_successor_alone(store, client):
+    stale = await store.acquire_lease("first")
+    await let_it_lapse(client)
+    held = await store.acquire_lease("second")
+    await store.commit_runtime_state(commit(None, append("a"), releases=stale))
+    await held.renew()
+
+
+async def test_a_replayed_commit_releases_its_lease_all_the_same(store):
+    first = commit(None, append("a"))
+    await store.commit_runtime_state(first)
+    lease = await store.acquire_lease("worker")
+    again = replace(first, releases=lease)
+    assert (await store.commit_runtime_state(again)).replayed
+    assert await store.load_lease() is None
+    assert (await store.commit_runtime_state(again)).replayed
+
+
+async def test_a_replayed_commit_whose_lease_cannot_be_released_does_not_deny_the_commit(store, monkeypatch):
+    first = commit(None, append("a"))
+    await store.commit_runtime_state(first)
+    again = replace(first, releases=await store.acquire_lease("worker"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Leasing, "release", _unreachable)
+        with pytest.raises(OutcomeUnknown, match="1 commit was made before"):
+            await store.commit_runtime_state(again)
+    assert (await store.commit_runtime_state(again)).replayed
+    assert await store.load_lease() is None
+
+
+async def test_a_commit_names_one_lease_and_of_its_own_session(store, open_cache):
+    lease = await store.acquire_lease("worker")
+    with pytest.raises(InvalidRecord, match="releases"):
+        await store.commit_runtime_state(commit(None, append("a"), lease=lease, releases=lease))
+    with pytest.raises(InvalidRecord, match=r"RuntimeCommit\.lease"):
+        await store.commit_runtime_state(commit(None, append("a"), lease="worker"))
+    other = open_cache().session("other")
+    for name in ("lease", "releases"):
+        with pytest.raises(SessionBindingMismatch):
+            await other.commit_runtime_state(commit(None, append("a"), session_id="other", **{name: lease}))
+
+
+# The session around it
+
+
+async def test_a_lease_survives_commits_touches_and_meta(store, client):
+    lease = await store.acquire_lease("worker")
+    before = await stored_lease(client)
+    await store.commit_runtime_state(commit(None, append("a")))
+    await store.touch(ttl=100)
+    await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
+    assert await stored_lease(client) == before
+
+
+async def test_a_session_that_is_nothing_but_a_lease_is_no_session_yet_and_dies_in_time(store, cache, client):
+    await store.acquire_lease("worker", ttl=60)
+    assert await store.load_session(FullGraph()) is None
+    assert await store.load_head() is None
+    assert [info async for info in cache.sessions()] == []
+    assert await store.touch() is False
+    assert 86_000_000 < await client.pttl(await key_of(client, "head")) < 86_600_000
+    await cache.create(SessionStoreCreateRequest("chat"))
+    assert await client.pttl(await key_of(client, "head")) == -1
+    assert (await store.load_lease()).owner == "worker"
+
+
+@broken_by(
+    Lua("renew", "if holder.is_alone then redis.call('PEXPIREAT', head, deadline + remains) end", ""),
+    Lua("renew", "redis.call('PEXPIREAT', head, deadline + remains)", "redis.call('PEXPIREAT', head, deadline)"),
+    Lua("renew", "'PEXPIREAT', head, deadline + remains)", "'PEXPIREAT', head, now + ttl + remains)"),
+)
+async def test_a_head_that_is_nothing_but_a_lease_outlives_each_renewal_by_a_day(store, client):
+    lease = await store.acquire_lease("worker", ttl=60)
+    head = await key_of(client, "head")
+    for ttl, lives in ((4_000, 90_400_000), (1, 90_400_000), (8_000, 94_400_000)):
+        await client.pexpire(head, 9_000)
+        await lease.renew(ttl)
+        assert lives - 60_000 < await client.pttl(head) <= lives
+
+
+@broken_by(
+    Lua("renew", "if holder.is_alone then", "if true then"),
+    Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not facts"),
+    Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not stored[3]"),
+)
+async def test_renewing_the_lease_of_a_session_that_never_expires_gives_it_no_deadline(cache, client):
+    created = await cache.create(SessionStoreCreateRequest("created"))
+    written = cache.session("written")
+    await written.commit_runtime_state(commit(None, append("a"), session_id="written"))
+    for store in (created, written):
+        await (await store.acquire_lease("worker", ttl=60)).renew(100)
+        assert await client.pttl(await key_of(client, "head", store.session_id)) == -1
+
+
+async def test_a_lease_dies_with_its_session(store, cache):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker")
+    await cache.delete("chat")
+    made = commit(1, append("b"), lease=lease)
+    for call in (
+        lease.renew,
+        lease.release,
+        lambda: store.acquire_lease("other"),
+        lambda: store.commit_runtime_state(made),
+    ):
+        with pytest.raises(SessionDeleted):
+            await call()
+
+
+async def test_a_deleted_session_begins_anew_with_generation_1(open_cache):
+    cache = open_cache(deletion_marker_ttl=0)
+    store = cache.session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    await (await store.acquire_lease("a")).release()
+    await (await store.acquire_lease("b")).release()
+    await cache.delete("chat")
+    assert (await store.acquire_lease("c")).generation == 1
+
+
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
+async def test_a_held_lease_keeps_its_session_alive(open_cache, client):
+    store = open_cache(ttl=10).session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    await client.pexpire(await key_of(client, "head"), 2_000)
+    before = (await facts_of(client))["deadline"]
+    await asyncio.sleep(0.01)
+    lease = await store.acquire_lease("worker", ttl=60)
+    assert await client.pttl(await key_of(client, "head")) > 9_000
+    acquired = (await facts_of(client))["deadline"]
+    await asyncio.sleep(0.01)
+    await lease.renew()
+    assert before < acquired < (await facts_of(client))["deadline"]
+
+
+@broken_by(
+    Lua("commit", "not frees and held_lease, now)", "false, now)"),
+    Lua("touch", "default_ttl, lease, now)", "default_ttl, false, now)"),
+)
+async def test_a_session_that_lives_shorter_than_its_lease_does_not_end_before_it(cache, client):
+    store = cache.session("chat")
+    await store.commit_runtime_state(commit(None, append("a")), ttl=0.3)
+    lease = await store.acquire_lease("worker", ttl=60)
+    assert await client.pttl(await key_of(client, "log")) > 50_000
+    await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
+    assert await client.pttl(await key_of(client, "head")) > 50_000
+    assert await store.touch()
+    assert await client.pttl(await key_of(client, "head")) > 50_000
+    with pytest.raises(LeaseBusy):
+        await cache.session("chat").acquire_lease("other")
+    await store.commit_runtime_state(commit(2, append("c", parent="b"), releases=lease))
+    assert await client.pttl(await key_of(client, "head")) <= 300
+
+
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
+async def test_so_it_is_of_a_session_that_has_only_meta(cache, client):
+    store = await cache.create(SessionStoreCreateRequest("chat"), ttl=0.3)
+    lease = await store.acquire_lease("worker", ttl=60)
+    assert await client.pttl(await key_of(client, "head")) > 50_000
+    await store.save_session_meta(await store.load_session_meta())
+    assert await client.pttl(await key_of(client, "head")) > 50_000
+    await client.pexpire(await key_of(client, "head"), 1_000)
+    await lease.renew()
+    assert await client.pttl(await key_of(client, "head")) > 50_000
+
+
+async def _nothing(*arguments):
+    return None
+
+
+@pytest.mark.parametrize("family", ["log", "nodes", "head"])
+async def test_a_torn_session_gives_no_lease(family, store, client):
+    await store.commit_runtime_state(commit(None, append("a")))
+    key = await key_of(client, family)
+    await client.delete(key)
+    with pytest.raises(SessionEvicted) as evicted:
+        await store.acquire_lease("worker")
+    assert evicted.value.key == key.decode()
+
+
+@broken_by(Lua("commit", "if held_lease == nil then", "if false then"))
+@pytest.mark.parametrize(
+    "planted", [b"", b"x", b"-1 5 t o", b"1 5", b"9223372036854775808 5 t o", b"1 9999999999999999 t o", b"1.5 5 t o"]
+)
+async def test_an_unreadable_lease_is_corrupt_and_stays_as_it_is(planted, store, client, keyspace):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker")
+    await client.hset(await key_of(client, "head"), "lease", planted)
+    before = await keyspace()
+    made = commit(1, append("b", parent="a"))
+    for call in (
+        lambda: store.acquire_lease("other"),
+        lease.renew,
+        lease.release,
+        lambda: store.commit_runtime_state(replace(made, lease=lease)),
+        lambda: store.commit_runtime_state(made),
+    ):
+        with pytest.raises(Corrupt, match="lease"):
+            await call()
+    assert await keyspace() == before
+
+
+async def test_generations_count_to_the_end_and_never_wrap(store, client, keyspace):
+    await store.commit_runtime_state(commit(None, append("a")))
+    head = await key_of(client, "head")
+    await client.hset(head, "lease", b"9007199254740993 0  ")
+    assert (await store.acquire_lease("w")).generation == 9007199254740994
+    await client.hset(head, "lease", b"9223372036854775807 0  ")
+    before = await keyspace()
+    with pytest.raises(Corrupt, match="counted further"):
+        await store.acquire_lease("w")
+    assert await keyspace() == before
+
+
+# Outside Python
+
+
+async def test_a_lease_travels_as_json_and_is_adopted_elsewhere(store, open_cache):
+    lease = await store.acquire_lease("worker", ttl=60)
+    text = json.dumps(lease.to_json())
+    sent = Lease.from_json(json.loads(text))
+    with pytest.raises(InvalidRecord, match="adopt_lease"):
+        await sent.renew()
+    elsewhere = open_cache().session("chat")
+    adopted = elsewhere.adopt_lease(sent)
+    await elsewhere.commit_runtime_state(commit(None, append("a"), lease=sent))
+    await adopted.renew()
+    await adopted.release()
+    with pytest.raises(SessionBindingMismatch):
+        open_cache().session("other").adopt_lease(sent)
+
+
+async def test_an_adopted_lease_is_kept_by_who_adopts_it(store, open_cache):
+    sent = Lease.from_json((await store.acquire_lease("worker", ttl=60)).to_json())
+    adopted = open_cache().session("chat").adopt_lease(sent)
+    async with adopted.renewing():
+        assert adopted.remaining > 50
+    await adopted.release()
+    with pytest.raises(LeaseLost) as lost:
+        async with adopted.renewing():
+            pass
+    assert lost.value.reason == "released"
+
+
+async def test_a_lease_is_copied_with_its_store_and_pickled_without(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    made = commit(None, append("a"), lease=lease)
+    for same in (copy.copy(lease), copy.deepcopy(lease), copy.deepcopy(made).lease):
+        await same.renew()
+    unknown = OutcomeUnknown("commit: lost")
+    unknown.commit = made
+    for sent in (pickle.loads(pickle.dumps(lease)), pickle.loads(pickle.dumps(unknown)).commit.lease):
+        assert (sent.to_json(), sent.remaining) == (lease.to_json(), 0)
+        await store.adopt_lease(sent).renew()
+
+
+async def test_what_is_adopted_is_a_lease(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    claim = LeaseClaim("chat", "worker", lease.token, lease.generation, lease.deadline)
+    for wrong, field in ((claim, "lease"), (None, "lease"), (replace(lease, ttl=-1.0), "lease.ttl")):
+        with pytest.raises(InvalidRecord) as caught:
+            store.adopt_lease(wrong)
+        assert caught.value.field == field
+
+
+async def test_a_commit_is_written_without_its_lease(store):
+    made = commit(None, append("a"), lease=await store.acquire_lease("worker", token="secret"))
+    assert "secret" not in json.dumps(made.to_json())
+    assert RuntimeCommit.from_json(made.to_json()).lease is None
+    assert "secret" not in repr(made)
+
+
+def test_the_errors_of_leases_survive_pickling():
+    for error in (LeaseBusy("s", "o", 3, 1.5), LeaseLost("s", "o", "taken", 7)):
+        sent = pickle.loads(pickle.dumps(error))
+        assert (type(sent), vars(sent), str(sent)) == (type(error), vars(error), str(error))
+
+
+# Renewing in the background
+
+
+@pytest.mark.slow
+async def test_a_lease_is_kept_while_a_block_takes_longer_than_it(store):
+    async with await store.acquire_lease("worker", ttl=1.5) as lease:
+        async with lease.renewing():
+            await asyncio.sleep(3)
+            await store.commit_runtime_state(commit(None, append("a"), lease=lease))
+        assert lease.remaining > 0
+    assert await store.load_lease() is None
+
+
+async def test_a_block_ends_with_lease_lost_when_its_lease_is_taken(store, client):
+    lease = await store.acquire_lease("worker", ttl=0.3)
+    reached: list[Lease | str] = []
+
+    async def work() -> None:
+        async with lease.renewing():
+            await let_it_lapse(client)
+            reached.append(await store.acquire_lease("other", ttl=60))
+            await asyncio.sleep(20)
+            reached.append("the end")
+
+    with pytest.raises(LeaseLost) as lost:
+        await work()
+    (held,) = reached
+    assert lost.value.reason == "taken"
+    await held.renew()
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_block_ends_when_its_session_is_deleted(store, cache):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker", ttl=0.3)
+
+    async def work() -> None:
+        async with lease.renewing():
+            await cache.delete("chat")
+            await asyncio.sleep(20)
+
+    with pytest.raises(SessionDeleted):
+        await work()
+
+
+async def test_a_block_ends_when_its_lease_becomes_unreadable(store, client):
+    await store.commit_runtime_state(commit(None, append("a")))
+    lease = await store.acquire_lease("worker", ttl=0.3)
+
+    async def work() -> None:
+        async with lease.renewing():
+            await client.hset(await key_of(client, "head"), "lease", b"nonsense")
+            await asyncio.sleep(20)
+
+    with pytest.raises(Corrupt):
+        await work()
+
+
+@broken_by(Python("session.lease:Lease.renew", lambda _: _unreachable, "never gets through"))
+async def test_a_block_that_needs_no_longer_than_its_lease_sees_renewals(store):
+    lease = await store.acquire_lease("worker", ttl=0.5)
+    async with lease.renewing():
+        await asyncio.sleep(0.9)
+
+
+async def _unreachable(lease, ttl=None):
+    raise BackendError("unreachable")
+
+
+async def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_up(store, monkeypatch):
+    lease = await store.acquire_lease("worker", ttl=0.3)
+    monkeypatch.setattr(Lease, "renew", _unreachable)
+    with pytest.raises(LeaseLost) as lost:
+        async with lease.renewing():
+            await asyncio.sleep(20)
+    assert lost.value.reason == "expired"
+
+
+async def test_what_a_block_raises_comes_out_as_it_is(store):
+    lease = await store.acquire_lease("worker", ttl=0.3)
+    with pytest.raises(ZeroDivisionError):
+        async with lease.renewing():
+            raise ZeroDivisionError
+    task = asyncio.create_task(_hold(lease))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert [each for each in asyncio.all_tasks() if "_keep" in repr(each)] == []
+
+
+async def _hold(lease):
+    async with lease.renewing():
+        await asyncio.sleep(20)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_block_ends_though_a_cancellation_is_swallowed(is_lost, store, monkeypatch):
+    """As `asyncio.wait_for` does before Python 3.12 when what it waits for is done at the same moment."""
+    lease = await store.acquire_lease("worker", ttl=60)
+    reached = asyncio.Event()
+
+    async def renew(lease, ttl=None):
+        reached.set()
+        if is_lost:
+            raise LeaseLost("chat", "worker", "taken")
+        await _swallowing()
+
+    monkeypatch.setattr(Lease, "renew", renew)
+    async with asyncio.timeout(5):
+        async with lease.renewing(0.01):
+            await (_swallowing() if is_lost else reached.wait())
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def _swallowing():
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(20)
+
+
+@pytest.mark.parametrize("every", [0, -1, 0.2, "x", float("nan")])
+async def test_renewals_come_at_least_three_times_in_a_lease(every, store):
+    lease = await store.acquire_lease("worker", ttl=0.5)
+    with pytest.raises(InvalidRecord, match="every"):
+        async with lease.renewing(every=every):
+            pass
+
+
+# Every order
+
+
+@dataclass
+class Lane:
+    """What the laws say of one session's lease."""
+
+    generation: int = 0
+    holder: Lease | None = None
+    is_live: bool = False
+    revision: int = 0
+
+    def accepts(self, lease: Lease) -> bool:
+        return self.is_live and self.holder is not None and self.holder.token == lease.token
+
+
+STEPS = st.tuples(
+    st.sampled_from(
+        ["acquire", "ask again", "renew", "release", "lapse", "commit", "commit and release", "plain commit"]
+    ),
+    st.integers(0, 2),
+    st.integers(0, 7),
+)
+SESSIONS = count()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, min_size=5, max_size=30))
+async def test_any_order_of_claims_renewals_releases_and_commits_goes_by_the_laws(cache, client, steps):
+    name = f"lane-{next(SESSIONS)}"
+    store, lane, leases = cache.session(name), Lane(), list[Lease]()
+    for step, worker, which in steps:
+        owner = f"worker {worker}"
+        lease = leases[-1 - which % len(leases)] if leases else None
+        if step == "lapse":
+            if lane.is_live:
+                await let_it_lapse(client, name)
+                lane.is_live = False
+        elif step in ("acquire", "ask again") or lease is None:
+            again = step == "ask again" and lease is not None
+            token = lease.token if again else None
+            owner = lease.owner if again else owner
+            if lane.is_live and lane.holder.owner != owner:
+                with pytest.raises(LeaseBusy) as busy:
+                    await store.acquire_lease(owner, token=token)
+                assert (busy.value.owner, busy.value.generation) == (lane.holder.owner, lane.generation)
+                continue
+            got = await store.acquire_lease(owner, token=token)
+            lane.generation += 0 if lane.is_live else 1
+            displaced = lane.holder.owner if lane.holder is not None and not lane.is_live else None
+            assert (got.generation, got.displaced and got.displaced.owner) == (lane.generation, displaced)
+            lane.holder, lane.is_live = got, True
+            leases.append(got)
+        elif step in ("renew", "release"):
+            if not lane.accepts(lease):
+                with pytest.raises(LeaseLost):
+                    await getattr(lease, step)()
+                continue
+            await getattr(lease, step)()
+            if step == "release":
+                lane.holder, lane.is_live = None, False
+        else:
+            named = {"commit": {"lease": lease}, "commit and release": {"releases": lease}, "plain commit": {}}[step]
+            made = commit(lane.revision, session_id=name, **named)
+            if step == "commit" and not (lane.accepts(lease) and lease.generation == lane.generation):
+                with pytest.raises(LeaseLost):
+                    await store.commit_runtime_state(made)
+                continue
+            assert (await store.commit_runtime_state(made)).head_revision == lane.revision + 1
+            lane.revision += 1
+            is_holders = lane.holder is not None and lane.holder.token == lease.token
+            if step == "commit and release" and is_holders and lease.generation == lane.generation:
+                lane.holder, lane.is_live = None, False
+        shown = await store.load_lease()
+        assert (shown and shown.owner) == (lane.holder and lane.holder.owner)

@@ -1,0 +1,299 @@
+"""README and docs: links resolve, examples run, commands exist, the README stays short, the prose stays plain."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import shlex
+import tomllib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import lash_redis
+from lash_redis.cli import app
+from tests.support.builders import append, commit
+from tests.support.paths import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "tests" / "README.md"]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]+`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and the line of its first row of code."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [Block(found[1], found[2], text.count("\n", 0, found.start(2))) for found in FENCE.finditer(text)]
+
+
+def prose_of(page: Path) -> str:
+    """The page without its fenced blocks, line by line as it is."""
+    return FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text("utf-8"))
+
+
+# Links
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The ids that GitHub gives the headings: lower case, without punctuation, dashes for blanks."""
+    anchors: set[str] = set()
+    for heading in HEADING.findall(prose_of(page)):
+        plain = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)).lower().replace(" ", "-")
+        number = 0
+        while (anchor := plain if number == 0 else f"{plain}-{number}") in anchors:
+            number += 1
+        anchors.add(anchor)
+    return anchors
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for target in LINK.findall(CODE.sub("", prose_of(page))):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        where = page if not path else (page.parent / path).resolve()
+        is_there = not path.startswith("/") and where.exists() and where.is_relative_to(ROOT)
+        if not is_there or (anchor and anchor not in anchors_of(where)):
+            yield target
+
+
+@EVERY_PAGE
+def test_every_relative_link_and_anchor_leads_somewhere(page):
+    assert list(broken_links(page)) == []
+
+
+def test_a_missing_file_and_a_missing_anchor_are_broken_links(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("# A `title`, twice\n\n[ok](#a-title-twice) [no](#title) [gone](gone.md) `[code](x.md)`\n")
+    assert list(broken_links(page)) == ["#title", "gone.md"]
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme():
+    linked = {target.partition("#")[0] for target in LINK.findall(prose_of(README))}
+    assert {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")} <= linked
+
+
+# Examples
+
+
+SESSION = "chat-42"
+
+
+@asynccontextmanager
+async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
+    """What `main` of the README's first example has at hand, and a stand-in for the caller's model."""
+
+    async def call_model(messages: Any) -> str:
+        return "Hello, too"
+
+    async with lash_redis.connect(url, namespace="acme") as cache:
+        yield {"store": cache.session(SESSION), "call_model": call_model}
+
+
+@asynccontextmanager
+async def _internals_scope(url: str) -> AsyncIterator[dict[str, Any]]:
+    """A cache, and the store of a session with one node."""
+    async with lash_redis.connect(url, namespace="acme") as cache:
+        store = cache.session(SESSION)
+        await store.commit_runtime_state(commit(0, append("m1"), session_id=SESSION))
+        yield {"lash_redis": lash_redis, "cache": cache, "store": store}
+
+
+SCOPES = {"README.md": _readme_scope, "internals.md": _internals_scope}
+"""The names that the examples of a page take for granted. Any other page begins with nothing."""
+
+
+async def run_awaiting(code: Any, names: dict[str, Any], scope: Any) -> None:
+    if scope is not None:
+        names.update(await scope.__aenter__())
+    await eval(code, names)
+
+
+def run_examples(page: Path, url: str) -> int:
+    """Run the Python blocks of a page in order, in one namespace; returns how many there are.
+
+    A block with a top-level `await` runs in the page's event loop. Addresses of a local server are those of `url`.
+    """
+    names: dict[str, Any] = {"__name__": "docs"}
+    make_scope = SCOPES.get(page.name)
+    scope = None if make_scope is None else make_scope(url)
+    examples = [block for block in blocks_of(page) if block.language == "python"]
+    with asyncio.Runner() as runner:
+        is_open = False
+        try:
+            for block in examples:
+                text = "\n" * block.line + re.sub(r"\"(embedded://|redis://localhost)\"", repr(url), block.text)
+                code = compile(text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                if not code.co_flags & inspect.CO_COROUTINE:
+                    exec(code, names)
+                    continue
+                runner.run(run_awaiting(code, names, None if is_open else scope))
+                is_open = True
+        finally:
+            if scope is not None and is_open:
+                runner.run(scope.__aexit__(None, None, None))
+    return len(examples)
+
+
+@EVERY_PAGE
+def test_every_python_example_runs(page, url):
+    run_examples(page, url)
+
+
+def test_the_readme_has_an_example_of_ten_lines_and_one_of_twelve_at_most():
+    first, second = (block.text.count("\n") for block in blocks_of(README) if block.language == "python")
+    assert first <= 10
+    assert second <= 12
+
+
+def test_an_example_that_raises_fails(tmp_path, url):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nimport asyncio\n```\n\n```python\nawait asyncio.sleep(0)\nraise LookupError\n```\n")
+    with pytest.raises(LookupError) as raised:
+        run_examples(page, url)
+    assert raised.traceback[-1].lineno == 6  # counted from 0
+
+
+@EVERY_PAGE
+def test_every_fenced_block_says_what_it_is(page):
+    """Python is run, commands are checked, and text is a diagram: nothing passes unchecked by having no language."""
+    assert {block.language for block in blocks_of(page)} <= {"python", "console", "text"}
+
+
+# Commands
+
+
+CLI = typer.main.get_command(app)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    for block in blocks_of(page):
+        if block.language == "console":
+            yield from re.findall(r"^\$ (.+)$", block.text, re.MULTILINE)
+    for code in CODE.findall(prose_of(page)):
+        if re.match(r"`(make|lash-redis|pip) \S", code):
+            yield code.strip("`")
+
+
+def fault_of(command: str) -> str | None:
+    """Why a command cannot work, or None. Words in capitals and in <> stand for what the reader puts there."""
+    match shlex.split(command, comments=True):
+        case ["make", target, *_]:
+            return None if target in TARGETS else f"no target {target}"
+        case ["pip", "install", package] if found := re.fullmatch(r"\.\[([a-z,]+)\]", package):
+            unknown = set(found[1].split(",")) - EXTRAS.keys()
+            return f"no extra {unknown}" if unknown else None
+        case [".venv/bin/pytest", *words]:
+            lacking = [word for word in words if "/" in word and not (ROOT / word.partition("::")[0]).exists()]
+            return f"no file {lacking}" if lacking else None
+        case ["lash-redis", name, *words]:
+            command_named = getattr(CLI, "commands", {}).get(name)
+            if command_named is None:
+                return f"no command {name}"
+            known = {option for parameter in command_named.params for option in parameter.opts} | {"--help"}
+            unknown = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"} - known
+            return f"no option {unknown}" if unknown else None
+    return "neither a make target nor pytest nor a command of lash-redis"
+
+
+@EVERY_PAGE
+def test_every_shell_command_exists(page):
+    faults = {command: fault_of(command) for command in commands_of(page)}
+    assert {command: fault for command, fault in faults.items() if fault} == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make nothing",
+        "lash-redis nothing",
+        "lash-redis list --nothing",
+        "pip install '.[nothing]'",
+        ".venv/bin/pytest tests/nothing.py",
+        "ls",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command):
+    assert fault_of(command) is not None
+
+
+# Length and prose
+
+
+def test_the_readme_has_at_most_150_lines_and_1000_words():
+    text = README.read_text("utf-8")
+    assert text.count("\n") <= 150
+    assert len(text.split()) <= 1000
+
+
+def test_the_readme_keeps_its_two_commands():
+    first, *_ = [block.text for block in blocks_of(README) if block.language == "console"]
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
+
+
+INSTEAD = {
+    r"whoever|whatever|nobody|somebody|anybody": "name the actor: caller, worker, server, script",
+    r"look(s|ed|ing)? (at|for|up)": "decode, access, read, search",
+    r"t(ell|ells|old|elling) (it|them|us|you|of|apart)|(is|are|was|were|be) told": "report, distinguish",
+    r"says? (so|that|which|what|who)|is said": "report, publish, specify",
+    r"let(s|ting)? go( of)?": "release",
+    r"anew|afresh": "again, reload",
+    r"comes? (round|to be)|came (round|to)": "repeats, results in",
+    r"go(es)? by": "uses",
+    r"stands? in the way|stands? (there|beside|behind|for)": "remaining overhead; is stored",
+    r"believed|borne|thawed|thaws|in vain|hence|thereof|wherever": "use the standard word",
+    r"hands? (out|over|it out)": "returns",
+    r"laws?": "invariant",
+    r"all the same|as it were|so to speak|mend(s|ed)?": "leave it out; repair",
+    r"of ours|ours alone|our own": "of this package",
+    r"in one go|the bare thing": "at once; a bare operation",
+}
+"""Words of a style that has to be decoded, and what to write instead."""
+
+HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
+
+
+def unplain(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), 1):
+        plain = CODE.sub("`code`", line)
+        for words, instead in INSTEAD.items():
+            for found in re.finditer(rf"\b({words})\b", plain, re.IGNORECASE):
+                yield f"{number}: {found[0]!r} ({instead})"
+
+
+@EVERY_PAGE
+def test_the_prose_is_plain(page):
+    assert list(unplain(prose_of(page))) == []
+
+
+def test_an_old_word_is_found_in_prose_and_not_in_code():
+    text = "A part that is gone is told.\n`is told`\nWhoever asks waits.\n"
+    assert [line.partition(" (")[0] for line in unplain(text)] == ["1: 'is told'", "3: 'Whoever'"]
+
+
+@EVERY_PAGE
+def test_the_prose_names_no_commit(page):
+    assert HASH.findall(CODE.sub("", prose_of(page))) == []

@@ -1,0 +1,10 @@
+"""Where the repository is, and the sample conversations beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+DATA = ROOT.parent / "shared" / "data"
+"""Sample conversations. They are not part of the repository."""

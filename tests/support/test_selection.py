@@ -1,0 +1,36 @@
+"""Which servers a test is of, and that `make test` and `make test-rest` together run every test once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.groups import Cluster, preferred
+from tests.support.selection import QUICK_SERVERS, is_quick, servers_of
+from tests.support.servers import Server
+
+
+def test_a_test_with_a_server_is_of_that_server(server: Server, request: pytest.FixtureRequest) -> None:
+    assert servers_of(request.node) == {server.kind.name}
+    assert is_quick(request.node) == (server.kind.name in QUICK_SERVERS)
+
+
+def test_a_test_with_a_group_is_of_that_group(cluster: Cluster, request: pytest.FixtureRequest) -> None:
+    assert servers_of(request.node) == {preferred(Cluster).name}
+    assert not is_quick(request.node)
+
+
+@pytest.mark.group("sentinels")
+def test_a_test_that_declares_a_group_is_of_that_group(request: pytest.FixtureRequest) -> None:
+    (name,) = servers_of(request.node)
+    assert name.startswith("sentinel-")
+    assert not is_quick(request.node)
+
+
+@pytest.mark.slow
+def test_a_slow_test_is_not_quick(request: pytest.FixtureRequest) -> None:
+    assert servers_of(request.node) == frozenset()
+    assert not is_quick(request.node)
+
+
+def test_any_other_test_is_quick(request: pytest.FixtureRequest) -> None:
+    assert is_quick(request.node)

@@ -1,0 +1,309 @@
+"""A call ends within its time, with an error that names the server and the likely cause, or outlasts the trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+
+import lash_redis
+from lash_redis import BackendError, FullGraph, OutcomeUnknown, SessionCache, StoreOptions
+from lash_redis.transport.dialer import Dialer
+from lash_redis.transport.failures import Unreachable
+from tests.support.builders import append, commit, ids_of
+from tests.support.proxy import Action, Proxy, on
+from tests.support.scripted import PATIENCE, Scripted, backend_of, bulk, echo, once_sent
+from tests.support.servers import Server
+
+Call = Callable[[SessionCache], Awaitable[Any]]
+Endpoint = Callable[[], AbstractAsyncContextManager[str]]
+
+
+async def began(cache: SessionCache, session_id: str = "chat") -> Any:
+    made = commit(None, append(f"{session_id}.0"), session_id=session_id)
+    return await cache.session(session_id).commit_runtime_state(made)
+
+
+READ_AND_COMMIT = pytest.mark.parametrize(
+    "call", [lambda cache: cache.session("chat").load_head(), began], ids=["read", "commit"]
+)
+
+
+# Endpoints that never serve
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[str]:
+    """It accepts connections and never replies."""
+    async with Scripted(greet=lambda command: None) as server:
+        yield server.address
+
+
+@asynccontextmanager
+async def full() -> AsyncIterator[str]:
+    """Its queue of connections is full, so that it does not answer another one at all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as opened:
+        for _ in range(300):
+            waiting = opened.enter_context(socket.socket())
+            waiting.settimeout(0.1)
+            if waiting.connect_ex(listener.getsockname()) != 0:
+                break
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def refusing() -> AsyncIterator[str]:
+    """Nothing listens on the port."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def unnamed() -> AsyncIterator[str]:
+    """No name server knows the host."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        patch.setattr(socket, "getaddrinfo", fail)
+        yield "redis.invalid:6379"
+
+
+@asynccontextmanager
+async def closing() -> AsyncIterator[str]:
+    """It closes each connection at once."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+CAUSES: dict[Endpoint, str] = {
+    silent: "did not answer within 0.2 seconds; is it a Redis server?",
+    full: "no answer within 0.2 seconds; check the address and the firewall",
+    refusing: "Connection refused; is the server running?",
+    unnamed: "Name or service not known",
+    closing: "closed the connection before it was ready; if it is a TLS port, use rediss://",
+}
+
+
+@pytest.mark.slow
+@READ_AND_COMMIT
+@pytest.mark.parametrize(("endpoint", "cause"), CAUSES.items())
+async def test_an_endpoint_that_never_serves_is_an_error_with_its_address_and_the_likely_cause(
+    endpoint: Endpoint, cause: str, call: Call
+) -> None:
+    options = StoreOptions(call_timeout=1)
+    async with asyncio.timeout(PATIENCE), endpoint() as address:
+        url = f"redis://{address}?socket_connect_timeout=0.2"
+        async with lash_redis.connect(url, options=options) as cache:
+            with pytest.raises(BackendError) as caught:
+                await call(cache)
+    assert address in caught.value.message
+    assert cause in caught.value.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "redis+sentinel"])
+@pytest.mark.parametrize("endpoint", CAUSES)
+async def test_an_error_names_the_address_though_the_time_ends_before_the_attempt(
+    endpoint: Endpoint, scheme: str
+) -> None:
+    """An attempt to connect has 3 seconds of its own, and to discover a group 2."""
+    options = StoreOptions(call_timeout=0.5)
+    async with asyncio.timeout(PATIENCE), endpoint() as address:
+        service = "/lash" if scheme == "redis+sentinel" else ""
+        async with lash_redis.connect(f"{scheme}://{address}{service}", options=options) as cache:
+            with pytest.raises(BackendError) as caught:
+                await began(cache)
+    assert address in caught.value.message
+
+
+async def test_a_socket_that_does_not_exist_is_an_error_with_its_path() -> None:
+    options = StoreOptions(call_timeout=0.5)
+    async with lash_redis.connect("unix:///nowhere/redis.sock", options=options) as cache:
+        with pytest.raises(BackendError, match=r"unix socket /nowhere/redis\.sock.*; is the server running\?"):
+            await began(cache)
+
+
+@pytest.mark.slow
+@READ_AND_COMMIT
+async def test_tls_with_a_port_that_does_not_speak_it_is_an_error_that_names_the_other_scheme(
+    real_server: Server, proxy: Proxy, call: Call
+) -> None:
+    url = proxy.url.replace("redis://", "rediss://")
+    options = StoreOptions(call_timeout=1.5)
+    async with asyncio.timeout(PATIENCE):
+        async with lash_redis.connect(f"{url}?socket_connect_timeout=0.5", options=options) as cache:
+            with pytest.raises(BackendError, match="use redis://") as caught:
+                await call(cache)
+    assert proxy.url.removeprefix("redis://") in caught.value.message
+
+
+# What no further attempt can mend
+
+
+@pytest.fixture
+async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
+    """A client that stays connected; the server has a user `named` with a password, and no other password."""
+    async with real_server.client(single_connection_client=True) as client:
+        await client.execute_command("ACL", "SETUSER", "named", "on", ">right", "~*", "+@all")
+        yield client
+        await client.config_set("requirepass", "")
+        await client.execute_command("ACL", "DELUSER", "named")
+
+
+@READ_AND_COMMIT
+@pytest.mark.parametrize(
+    ("credentials", "path", "required", "cause"),
+    [
+        ("named:wrong@", "", "", "refused the credentials"),
+        ("nobody:right@", "", "", "refused the credentials"),
+        ("", "", "right", "requires a password"),
+        (":wrong@", "", "right", "refused the credentials"),
+        ("", "/99", "", "has no database 99"),
+    ],
+)
+async def test_wrong_settings_are_an_error_after_one_attempt(
+    credentials: str, path: str, required: str, cause: str, call: Call, admin: redis.Redis, proxy: Proxy
+) -> None:
+    """So that the error comes at once, and no server locks the account."""
+    await admin.config_set("requirepass", required)
+    url = proxy.url.replace("://", f"://{credentials}") + path
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(url) as cache:
+        with pytest.raises(BackendError, match=cause) as caught:
+            await call(cache)
+    assert proxy.url.removeprefix("redis://") in caught.value.message
+    assert len(proxy.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("redis+cluster://{}", "is no node of a cluster: use redis://"),
+        ("redis+cluster://named:wrong@{}", "refused the credentials"),
+        ("redis+sentinel://{}/lash", "is no sentinel: use redis://"),
+        ("redis+sentinel://{}/lash?sentinel_username=named&sentinel_password=wrong", "refused the credentials"),
+    ],
+)
+async def test_wrong_settings_for_a_group_are_an_error_after_one_attempt(
+    url: str, cause: str, admin: redis.Redis, proxy: Proxy
+) -> None:
+    address = proxy.url.removeprefix("redis://")
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(url.format(address)) as cache:
+        with pytest.raises(BackendError, match=f"{address} {cause}"):
+            await began(cache)
+    assert len(proxy.connections) == 1
+
+
+# What passes
+
+
+async def test_a_server_that_refuses_for_a_while_is_outlasted(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed, open_ = asyncio.Event(), Dialer.open
+
+    async def watched(*args: Any, **more: Any) -> Any:
+        try:
+            return await open_(*args, **more)
+        except Unreachable:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(Dialer, "open", watched)
+    await proxy.refuse()
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
+        committing = asyncio.create_task(began(cache))
+        await failed.wait()
+        await proxy.accept()
+        result = await committing
+        assert (result.head_revision, result.replayed) == (1, False)
+        assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
+
+
+@pytest.mark.parametrize(("before", "refused"), [("first call", "SET"), ("later call", "EVALSHA")])
+async def test_a_server_that_is_read_only_for_a_while_is_outlasted(
+    before: str, refused: str, real_server: Server, proxy: Proxy
+) -> None:
+    """A replica whose primary is gone, until it is made a primary."""
+    admin = real_server.client()
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
+        if before == "later call":
+            await began(cache, "other")
+        proxy.on_command, is_repeated = once_sent(2, lambda command: Action.PASS, refused)
+        await admin.execute_command("REPLICAOF", "127.0.0.1", 1)
+        try:
+            committing = asyncio.create_task(began(cache))
+            await is_repeated.wait()
+        finally:
+            await admin.execute_command("REPLICAOF", "NO", "ONE")
+        result = await committing
+        assert (result.head_revision, result.replayed) == (1, False)
+        assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
+
+
+async def test_a_server_without_a_free_connection_is_outlasted(real_server: Server) -> None:
+    async with real_server.client(single_connection_client=True) as admin, asyncio.timeout(PATIENCE):
+        await admin.config_resetstat()
+        (limit,) = (await admin.config_get("maxclients")).values()
+        await admin.config_set("maxclients", len(await admin.client_list()))
+        async with lash_redis.connect(real_server.url) as cache:
+            try:
+                committing = asyncio.create_task(began(cache))
+                while not (await admin.info("stats"))["rejected_connections"]:  # noqa: ASYNC110 - the server's event
+                    await asyncio.sleep(0.001)
+            finally:
+                await admin.config_set("maxclients", limit)
+            assert (await committing).head_revision == 1
+
+
+# What is lost
+
+
+@pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.HOLD_REPLY, Action.HALF_REPLY])
+async def test_a_commit_whose_reply_is_lost_until_its_time_ends_is_unknown_and_settled_by_the_next(
+    action: Action, proxy: Proxy
+) -> None:
+    options = StoreOptions(call_timeout=0.5)
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
+        store = cache.session("chat")
+        await began(cache)
+        sent = commit(1, append("b", parent="chat.0"))
+        await proxy.refuse()
+        proxy.on_command = on(action, "EVALSHA")
+        with pytest.raises(OutcomeUnknown, match=proxy.url.removeprefix("redis://")):
+            await store.commit_runtime_state(sent)
+        proxy.release()
+        await proxy.accept()
+        again = await store.commit_runtime_state(sent)
+        assert (again.head_revision, again.replayed) == (2, True)
+
+
+async def test_a_timeout_fails_its_own_call_and_no_other() -> None:
+    """The connection takes no further call, delivers what is in flight on it, and is closed then."""
+    async with asyncio.timeout(PATIENCE), Scripted() as server, lash_redis.connect(server.url) as cache:
+        now = asyncio.get_running_loop().time()
+        deadlines = {b"one": now + PATIENCE, b"late": now + 0.3, b"three": now + PATIENCE}
+        requests = [echo(token, deadline=deadline) for token, deadline in deadlines.items()]
+        one, late, three = [asyncio.create_task(backend_of(cache).send(request)) for request in requests]
+        first = await server.link()
+        assert [await first.command() for _ in range(3)] == [[b"ECHO", token] for token in deadlines]
+        with pytest.raises(BackendError, match=f"no reply from {server.address}"):
+            await late
+        assert not one.done()
+        assert not three.done()
+        four = asyncio.create_task(backend_of(cache).send(echo(b"four")))
+        second = await server.link()
+        assert await second.command() == [b"ECHO", b"four"]
+        second.send(bulk(b"four"))
+        assert await four == [b"four"]
+        assert not first.closed.is_set()
+        first.send(b"".join(map(bulk, deadlines)))
+        assert [await one, await three] == [[b"one"], [b"three"]]
+        await first.wait_closed()
+        assert not second.closed.is_set()

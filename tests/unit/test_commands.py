@@ -1,0 +1,514 @@
+"""The commands without a server: what is sent for a model, and what a reply becomes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import msgpack
+import pytest
+
+from lash_redis import (
+    Append,
+    BackendError,
+    CommitIdReused,
+    Corrupt,
+    EventPayload,
+    HeadRevisionConflict,
+    HydratedSessionCheckpoint,
+    InvalidLeaf,
+    InvalidParent,
+    InvalidRecord,
+    MissingBlob,
+    NodeIdCollision,
+    OutcomeUnknown,
+    PluginSessionSnapshot,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionDeleted,
+    SessionEvicted,
+    SessionGone,
+    SessionGraph,
+    SessionMeta,
+    SessionNodeRecord,
+    StoreOptions,
+    TokenLedgerEntry,
+    TokenUsage,
+    Unchanged,
+)
+from lash_redis.errors import SessionExists
+from lash_redis.protocol import commands, scripts
+from lash_redis.protocol.blob_cache import WrittenTools
+from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
+from lash_redis.protocol.keys import Layout
+from lash_redis.protocol.prepared_commit import PreparedCommit, prepare_commit
+from tests.support.builders import append, chain, commit, node, replace_full, tools, used
+
+LAYOUT = Layout("acme", 1)
+KEYS = LAYOUT.session("chat")
+PREFIX = "lash2:{acme:0}:"
+OPTIONS = StoreOptions()
+
+
+def user(node_id: str) -> SessionNodeRecord:
+    return SessionNodeRecord(node_id, None, "t", EventPayload({"Conversation": {"role": "User"}}))
+
+
+def prepared(made: RuntimeCommit) -> PreparedCommit:
+    return prepare_commit(made, OPTIONS, WrittenTools(0))
+
+
+def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.calls.ScriptCall:
+    return commands.commit.call(KEYS, prepared(made), before, (), ttl_ms, OPTIONS).call
+
+
+def replied(made: RuntimeCommit, reply: Any) -> Any:
+    return commands.commit.reply(called(made), prepared(made), KEYS, reply)
+
+
+# commit
+
+
+def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
+    made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
+    ref = sha256(msgpack.packb(tools().to_msgpack())).hexdigest()
+    assert list(called(made).keys) == [
+        f"{PREFIX}head:chat",
+        f"{PREFIX}log:chat",
+        f"{PREFIX}nodes:chat",
+        f"{PREFIX}jumps:chat",
+        f"{PREFIX}dead:chat",
+        f"{PREFIX}state:chat",
+        f"{PREFIX}sessions",
+        f"{PREFIX}expiries",
+        f"{PREFIX}orphans",
+        f"{PREFIX}blob:{ref}",
+    ]
+
+
+def test_all_keys_of_a_commit_lie_in_one_slot():
+    made = commit(None, append("a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
+    assert {key[: key.index("}") + 1] for key in called(made).keys} == {"lash2:{acme:0}"}
+
+
+def test_the_numbers_of_a_commit_say_what_follows_them():
+    made = commit(
+        7,
+        Append([user("a"), node("b", "a")], "b"),
+        checkpoint=HydratedSessionCheckpoint(execution_state=b"1"),
+        usage_deltas=[used(input=1, output=2, cached=3, reasoning=4)],
+    )
+    call = called(made, ttl_ms=5_000)
+    args = call.args
+    assert call.script is scripts.COMMIT
+    assert args[:3] == ["chat", 7, ""]
+    assert [len(args[3]), len(args[4])] == [8, 8]
+    assert [len(args[5]), len(args[6])] == [0, 99]
+    assert args[8:12] == ["@1", 5_000, "", 60_000]
+    assert args[12:20] == [0, 0, 1, 2, "u-", 0, "", ""]
+    run = [int(number) for number in args[20].split()]
+    assert (len(run), run[4:]) == (6, [0, 0])
+    assert args[21:23] == [b"", b"\0" + msgpack.packb(b"1")]
+    assert args[24:28] == [1, 2, 3, 4]
+    assert args[28:32] == ["a", "b", "-", ""]
+    assert [len(args), type(args[32]), type(args[33])] == [34, bytes, bytes]
+
+
+@pytest.mark.parametrize(
+    ("made", "lenient"),
+    [
+        (commit(7, replace_full("a")), False),
+        (commit(7, append("a", "a")), False),
+        (commit(7, append("a")), True),
+        (commit(7, append(*(f"n{number}" for number in range(501)))), False),
+    ],
+    ids=["a replacement", "a faulty graph", "lenient checks", "501 nodes"],
+)
+def test_another_script_makes_every_commit_that_is_not_a_strict_append_of_a_few_nodes(made, lenient):
+    options = replace(OPTIONS, graph_checks="lenient") if lenient else OPTIONS
+    call = commands.commit.call(KEYS, prepared(made), NO_REFS, (), 0, options).call
+    assert call.script is scripts.REPLACE
+    assert call.args[24] == ("lenient" if lenient else "strict")
+
+
+@pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
+def test_a_commit_sends_the_ttl_of_its_own_beside_that_of_the_cache(own_ttl_ms, sent):
+    made = commands.commit.call(KEYS, prepared(commit(None)), NO_REFS, (), 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
+    assert made.call.args[9:11] == [5_000, sent]
+
+
+def test_a_commit_with_an_origin_says_what_the_session_begins_with():
+    meta = SessionMeta("chat", "name", "now", "m", parent_session_id="old")
+
+    def sent(origin: commands.commit.Origin) -> Any:
+        made = commands.commit.call(KEYS, prepared(commit(0)), NO_REFS, (), 0, OPTIONS, origin=origin)
+        return made.call.args[25:29]
+
+    assert sent(commands.commit.Origin()) == ["new", b"", b"", ""]
+    origin, history, record, parent = sent(commands.commit.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
+    assert (origin, history, parent) == ("3 1700000000000", b"receipts", "old")
+    assert commands.reads.meta_reply(KEYS, [[record, None, None], 0, 0, 0, 0, 0]) == meta
+
+
+@pytest.mark.parametrize(
+    ("event", "mark"),
+    [
+        ({"Conversation": {"role": "User"}}, "u"),
+        ({"Conversation": {"role": "Assistant"}}, "-"),
+        ({"Conversation": {}}, "-"),
+        ({"Conversation": None}, "-"),
+        ({"Mode": {"role": "User"}}, "-"),
+        (None, "-"),
+    ],
+)
+def test_a_users_message_is_marked_and_nothing_else(event, mark):
+    assert prepared(commit(None, Append([SessionNodeRecord("a", None, "t", EventPayload(event))], "a"))).users == mark
+
+
+def test_blobs_are_acquired_kept_and_released_in_this_order():
+    names = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot_ref="a" * 64)
+    tool_ref = prepared(commit(None, checkpoint=names)).refs[0]
+    gone = "f" * 64
+    before = ComponentRefs.of((tool_ref, None, gone), "h-h")
+    call = called(commit(None, checkpoint=names), before=before)
+    assert [key[-64:] for key in call.keys[9:]] == ["a" * 64, tool_ref, gone]
+    assert call.args[12:14] == [1, 1]
+
+
+PLUGINS = PluginSessionSnapshot({})
+PLUGIN_REF = sha256(msgpack.packb(PLUGINS.to_msgpack())).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("before", "made", "after", "sent"),
+    [
+        ((None, "-"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), True),
+        ((PLUGIN_REF, "p"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), False),
+        ((PLUGIN_REF, "h"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "h"), False),
+        (("a" * 64, "p"), {"plugin_snapshot": PLUGINS}, (PLUGIN_REF, "p"), True),
+        (("a" * 64, "p"), {"plugin_snapshot_ref": "a" * 64}, ("a" * 64, "p"), False),
+        (("a" * 64, "p"), {"plugin_snapshot_ref": "b" * 64}, ("b" * 64, "h"), False),
+        (("a" * 64, "p"), {}, (None, "-"), False),
+    ],
+    ids=["new", "kept", "kept as a blob", "replaced", "kept by its ref", "taken by its ref", "dropped"],
+)
+def test_a_component_whose_bytes_are_at_hand_becomes_private_and_one_that_stays_is_not_sent(before, made, after, sent):
+    prior = ComponentRefs.of((None, before[0], None), f"-{before[1]}-")
+    made = commands.commit.call(
+        KEYS, prepared(commit(1, checkpoint=HydratedSessionCheckpoint(**made))), prior, (), 0, OPTIONS
+    )
+    assert (made.after.refs[1], made.after.kinds[1]) == after
+    assert made.call.args[21] == (b"\0" + msgpack.packb(PLUGINS.to_msgpack()) if sent else b"")
+    assert made.call.args[5:7] == [prior.stored, made.after.stored]
+
+
+def links(*nodes, replaces: bool = False) -> list[str]:
+    delta = ReplaceFull(SessionGraph(nodes, nodes[-1].node_id)) if replaces else Append(nodes, nodes[-1].node_id)
+    return prepared(commit(None, delta)).links
+
+
+def test_a_link_says_how_a_node_hangs():
+    assert links(node("a"), node("b", "a"), node("c", "a"), node("d", "x"), node("e", "d")) == ["-", "", "@0", "=x", ""]
+
+
+@pytest.mark.parametrize(
+    ("graph", "leaf"),
+    [
+        (Unchanged(), ""),
+        (Unchanged("x"), "=x"),
+        (append("a", "b"), "@1"),
+        (Append(chain("a", "b"), "a"), "@0"),
+        (Append(chain("a"), "x"), "=x"),
+        (Append(()), ""),
+        (replace_full("a", "b"), "@1"),
+        (replace_full(), ""),
+    ],
+)
+def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
+    assert called(commit(None, graph)).args[8] == leaf
+
+
+@pytest.mark.parametrize(
+    "graph", [append("a", "a"), Append([node("a", "a")], "a"), ReplaceFull(SessionGraph(chain("a"), "x"))]
+)
+def test_a_faulty_commit_sends_no_nodes(graph):
+    args = called(commit(None, graph)).args
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 29)
+
+
+def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():
+    one = commit(None, Append(chain("a", timestamp="1"), "a"), usage_deltas=[used(input=1), used(input=2)])
+    two = commit(5, Append(chain("a", timestamp="2"), "a"), usage_deltas=[used(input=3)], builds_on="x")
+    assert one.commit_id != two.commit_id
+    assert prepared(one).meaning == prepared(two).meaning
+
+
+def test_where_one_node_ends_belongs_to_the_meaning():
+    one = commit(None, Append([node("a", text="b"), node("c", "a")], "c"))
+    two = commit(None, Append([node("a", text="bc"), node("c", "a")], "c"))
+    assert prepared(one).meaning != prepared(two).meaning
+
+
+MADE = commit(3, Append([node("a"), node("b", "x")], "b"), usage_deltas=[used("turn", "opus", input=1)])
+
+
+@pytest.mark.parametrize(("word", "replayed"), [(b"committed", False), (b"replayed", True)])
+def test_a_commit_reply_is_its_result(word, replayed):
+    result = replied(MADE, [word, b"chat", b"9007199254740993"])
+    assert (result.head_revision, result.replayed, result.commit_id) == (2**53 + 1, replayed, MADE.commit_id)
+    assert result.checkpoint_ref == prepared(MADE).checkpoint_ref
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "says"),
+    [
+        ([b"conflict", b"chat", b"9007199254740993"], HeadRevisionConflict, {"expected": 3, "actual": 2**53 + 1}),
+        ([b"conflict", b"chat", b"0"], SessionGone, {"expected": 3, "actual": 0}),
+        ([b"deleted", b"chat"], SessionDeleted, {}),
+        ([b"exists", b"chat", b"2"], SessionExists, {"expected": 3, "actual": 2}),
+        ([b"reused", b"chat"], CommitIdReused, {"session_id": "chat", "commit_id": MADE.commit_id}),
+        ([b"collision", b"chat", 1], NodeIdCollision, {"node_id": "b"}),
+        ([b"parent", b"chat", 1], InvalidParent, {"node_id": "b", "parent_node_id": "x"}),
+        ([b"leaf", b"chat"], InvalidLeaf, {"leaf_node_id": "b"}),
+        (
+            [b"corrupt", b"chat", b"log", b"short"],
+            Corrupt,
+            {"kind": "log", "key": f"{PREFIX}log:chat", "reason": "short"},
+        ),
+        ([b"corrupt", b"chat", b"blob:ab", b"x"], Corrupt, {"kind": "blob", "key": f"{PREFIX}blob:ab"}),
+        ([b"evicted", b"chat", b"head", b"gone"], SessionEvicted, {"kind": "head", "key": f"{PREFIX}head:chat"}),
+    ],
+)
+def test_a_refusal_becomes_its_error_with_all_it_knows(reply, error, says):
+    with pytest.raises(error) as raised:
+        replied(MADE, reply)
+    assert type(raised.value) is error
+    assert {name: getattr(raised.value, name) for name in says} == says
+
+
+def test_a_first_commit_is_never_told_that_its_session_is_gone():
+    with pytest.raises(HeadRevisionConflict) as raised:
+        replied(replace(MADE, expected_head_revision=0), [b"conflict", b"chat", b"0"])
+    assert type(raised.value) is HeadRevisionConflict
+
+
+@pytest.mark.parametrize(
+    ("counter", "name"), list(enumerate(["input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens"]))
+)
+def test_an_overflow_names_source_model_and_counter(counter, name):
+    with pytest.raises(InvalidRecord) as raised:
+        replied(MADE, [b"overflow", b"chat", 0, counter])
+    assert [part in str(raised.value) for part in (name, "turn", "opus")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("graph", "error"),
+    [
+        (append("a", "a"), NodeIdCollision),
+        (Append([node("a", "b"), node("b")], "b"), InvalidParent),
+        (ReplaceFull(SessionGraph(chain("a"), "x")), InvalidLeaf),
+        (Append([node("a", "a"), node("b"), node("b")], "x"), NodeIdCollision),
+    ],
+)
+def test_what_was_found_wrong_before_sending_is_told_when_nothing_else_is_wrong(graph, error):
+    with pytest.raises(error):
+        replied(commit(3, graph), [b"faulty", b"chat"])
+
+
+def test_moved_refs_are_the_refs_to_send_instead():
+    one, three = "1" * 64, "3" * 64
+    stored = b"h" + bytes.fromhex(one) + b"-" + bytes(32) + b"p" + bytes.fromhex(three)
+    moved = replied(MADE, [b"refs", b"chat", stored])
+    assert moved == commands.calls.RefsMoved(ComponentRefs.of((one, None, three), "h-p"))
+    assert moved.refs.stored == stored
+    assert replied(MADE, [b"refs", b"chat", b""]) == commands.calls.RefsMoved(NO_REFS)
+
+
+def test_missing_blobs_are_named_by_their_refs():
+    made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state_ref="1" * 64, execution_state_ref="2" * 64))
+    assert replied(made, [b"missing", b"chat", 0, 1]) == commands.commit.BlobsMissing(("1" * 64, "2" * 64))
+    assert replied(made, [b"missing", b"chat", 1]) == commands.commit.BlobsMissing(("2" * 64,))
+    error = commands.commit.missing_blob(prepared(made), "2" * 64)
+    assert isinstance(error, MissingBlob)
+    assert error.component == "execution_state"
+
+
+# Replies that are none
+
+MALFORMED = [
+    None,
+    b"committed",
+    1,
+    [],
+    [b"committed"],
+    [b"committed", b"other", b"1"],
+    [b"committed", None, b"1"],
+    [b"committed", "chat", b"1"],
+]
+
+
+@pytest.mark.parametrize("reply", MALFORMED)
+def test_a_reply_to_another_call_leaves_the_outcome_unknown(reply):
+    with pytest.raises(OutcomeUnknown):
+        replied(MADE, reply)
+    for call in (
+        commands.maintenance.tombstone_call(KEYS, ["a"]),
+        commands.maintenance.vacuum_call(KEYS),
+        commands.maintenance.gc_call(KEYS.shard, "chat", []),
+    ):
+        with pytest.raises(OutcomeUnknown):
+            commands.calls.status(call, reply, KEYS)
+
+
+@pytest.mark.parametrize("word", [b"done", b"", b"COMMITTED", b"faulty"])
+def test_a_word_that_commit_never_says_is_a_backend_error(word):
+    with pytest.raises(BackendError):
+        replied(MADE, [word, b"chat", b"1"])
+
+
+def test_a_call_for_one_session_does_not_take_the_reply_for_another():
+    call = commands.maintenance.node_call(KEYS, "a")
+    with pytest.raises(OutcomeUnknown):
+        commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat2"])
+    assert commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
+
+
+def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
+    keys = LAYOUT.session("grüße")
+    assert (
+        commands.calls.status(commands.maintenance.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys)
+        == "vacuumed"
+    )
+
+
+# The others
+
+
+SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead", "state")]
+CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [
+        (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
+        (commands.maintenance.vacuum_call(KEYS), ["chat", 500]),
+        (commands.maintenance.node_call(KEYS, "a"), ["chat", "a"]),
+    ],
+    ids=["tombstone", "vacuum", "node"],
+)
+def test_what_works_on_the_graph_names_every_key_of_the_session(call, args):
+    assert (list(call.keys), list(call.args)) == (SESSION, args)
+
+
+@pytest.mark.parametrize(("parent", "sent"), [(None, ""), ("old", "old")])
+@pytest.mark.parametrize(("own_ttl_ms", "own"), [(None, ""), (0, 0), (7, 7)])
+def test_meta_names_the_session_and_its_catalogue_whatever_the_mode(parent, sent, own_ttl_ms, own):
+    meta = SessionMeta("chat", "name", "now", "m", parent_session_id=parent)
+    for mode in ("save", "create"):
+        call = commands.lifecycle.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
+        assert (list(call.keys), call.args[:2]) == (SESSION + CATALOGUE, ["chat", mode])
+        assert call.args[3:] == [sent, 9, own, 60_000]
+
+
+def test_gc_names_a_key_for_every_ref():
+    call = commands.maintenance.gc_call(KEYS.shard, "scope", ["1" * 64, "2" * 64])
+    blobs = [f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
+    assert list(call.keys) == [f"{PREFIX}orphans", *CATALOGUE, *blobs]
+    assert list(call.args) == ["scope", "1" * 64, "2" * 64]
+
+
+def test_touch_and_delete_name_each_blob_of_the_head_once():
+    refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
+    blob = f"{PREFIX}blob:{'1' * 64}"
+    packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
+    touch = commands.lifecycle.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
+    assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
+    delete = commands.lifecycle.delete_call(KEYS, refs, "1f", OPTIONS)
+    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", blob]
+    assert delete.args[:3] == ["chat", packed, 60_000]
+
+
+def test_prune_names_six_keys_for_every_entry():
+    call = commands.catalogue.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
+    child = [key.replace(":chat", ":child") for key in SESSION]
+    assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
+    assert list(call.args[1:]) == [b"chat", b"child\xffchat"]
+
+
+def test_a_node_reply_that_holds_another_node_is_corrupt():
+    record = prepared(commit(None, append("a"))).records[0]
+    call = commands.maintenance.node_call(KEYS, "a")
+    assert commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
+    with pytest.raises(Corrupt):
+        commands.maintenance.node_reply(
+            commands.maintenance.node_call(KEYS, "b"), KEYS, "b", [b"node", b"chat", record, b"0"]
+        )
+    with pytest.raises(Corrupt):
+        commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
+
+
+def test_nothing_stored_is_no_session():
+    assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
+    assert commands.reads.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
+    assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
+    assert commands.reads.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
+
+
+def test_entries_without_a_head_are_an_eviction():
+    for replies in (
+        [{}, [b"x"], [], {}, 0, 0],
+        [{}, [], [b"0"], {}, 0, 0],
+        [{}, [], [], {b"p": b"x"}, 0, 0],
+        [{}, [], [], {}, 1, 0],
+        [{}, [], [], {}, 0, 1],
+    ):
+        with pytest.raises(SessionEvicted):
+            commands.reads.full_reply(KEYS, replies)
+        with pytest.raises(SessionEvicted):
+            commands.reads.path_plan(KEYS, None, replies, strict=True)
+    for sizes in ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]):
+        with pytest.raises(SessionEvicted):
+            commands.reads.head_reply(KEYS, {}, *sizes)
+        with pytest.raises(SessionEvicted):
+            commands.reads.meta_reply(KEYS, [[None, None, None], *sizes])
+
+
+# What cannot be sent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"session_id": ""},
+        {"session_id": None},
+        {"commit_id": ""},
+        {"commit_id": 5},
+        {"builds_on": ""},
+        {"expected_head_revision": True},
+        {"expected_head_revision": 1.0},
+        {"expected_head_revision": "1"},
+        {"graph": None},
+        {"graph": SessionGraph()},
+        {"graph": Append(None)},
+        {"graph": Append("ab")},
+        {"graph": Append([None])},
+        {"graph": Unchanged("")},
+        {"checkpoint": None},
+        {"checkpoint": HydratedSessionCheckpoint(execution_state="text")},
+        {"checkpoint": HydratedSessionCheckpoint(tool_state={})},
+        {"checkpoint": HydratedSessionCheckpoint(tool_state_ref="A" * 64)},
+        {"config": None},
+        {"usage_deltas": None},
+        {"usage_deltas": "abc"},
+        {"usage_deltas": [None]},
+        {"usage_deltas": [TokenLedgerEntry("s", "m", TokenUsage(1.5))]},
+        {"usage_deltas": [TokenLedgerEntry("s", "m", TokenUsage(True))]},
+        {"usage_deltas": [TokenLedgerEntry("", None, TokenUsage(1))]},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_stored_is_an_invalid_record(change):
+    with pytest.raises(InvalidRecord):
+        prepared(replace(MADE, **change))
