@@ -1,4 +1,4 @@
-"""Fixtures of every test: a server of each kind, an independent door to its bytes, and a report of what was missing."""
+"""Fixtures of all tests: a server of each kind, a raw client for its stored bytes, and a summary per server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _running() -> Iterator[RunningServers]:
 
 @pytest.fixture(autouse=True)
 async def _closed_caches(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Close what every cache of the test opened: over a cluster and Sentinel it has connections of its own."""
+    """Close the connections of every cache of the test; over a cluster or Sentinel a cache opens its own."""
     made: WeakSet[Backend] = WeakSet()
     begin = Backend.__init__
 
@@ -64,14 +64,14 @@ async def _served(request: pytest.FixtureRequest, running: RunningServers) -> As
 
 @pytest.fixture(params=every(), ids=lambda kind: kind.name)
 async def server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
-    """An empty server of each kind, the groups among them."""
+    """An empty server of each kind, including groups."""
     async with _served(request, _running) as served:
         yield served
 
 
 @pytest.fixture(params=[kind for kind in table() if kind.real], ids=lambda kind: kind.name)
 async def real_server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
-    """An empty server of each kind that is a process: for sockets, server time, memory, CPU."""
+    """An empty server of each kind that is a process, for tests of sockets, server time, memory and CPU."""
     async with _served(request, _running) as served:
         yield served
 
@@ -85,25 +85,25 @@ def _groups() -> Iterator[RunningGroups]:
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, _groups: RunningGroups) -> Iterator[Cluster]:
-    """An empty cluster whose members a test may kill, freeze and move slots between; it is healed afterwards."""
+    """An empty cluster whose members a test may kill, freeze and move slots between; it is repaired after the test."""
     yield from _groups.lent(request, Cluster)
 
 
 @pytest.fixture
 def sentinels(request: pytest.FixtureRequest, _groups: RunningGroups) -> Iterator[SentinelGroup]:
-    """An empty primary with its replicas under Sentinel, likewise."""
+    """An empty primary with replicas under Sentinel, on the same terms as `cluster`."""
     yield from _groups.lent(request, SentinelGroup)
 
 
 @pytest.fixture
 async def client(server: Server) -> redis.asyncio.Redis:
-    """A raw client of `server`: a door to the stored bytes that uses none of our code."""
+    """A raw client of `server`. It reads the stored bytes without code of this package."""
     return server.client()
 
 
 @pytest.fixture
 async def keyspace(client: redis.asyncio.Redis) -> Callable[[], Awaitable[Snapshot]]:
-    """`await keyspace()` is every key of `server` with its type, value and whether it has a deadline."""
+    """`await keyspace()` returns every key of `server` with its type, its value and whether it has a deadline."""
 
     async def seen() -> Snapshot:
         return await snapshot(client)
@@ -120,10 +120,11 @@ async def proxy(real_server: Server) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 def open_cache(server: Server) -> Callable[..., SessionCache]:
-    """`open_cache()` is another process, as far as `server` can tell: a new client, a new cache, one namespace.
+    """`open_cache()` returns a cache on a new client, which the server cannot distinguish from another process.
 
-    A server that is a process lets it do what `lash_redis.acl` says and no more: as `role`, or as the account that may
-    load scripts, on Valkey as the one that may only run them. Takes `ttl` and the fields of `StoreOptions`.
+    All caches use one namespace. On a server that is a process, the client has only the rights of an account of
+    `lash_redis.acl`: `role`, by default `runner` on Valkey and `loader` elsewhere. Takes `ttl` and the fields of
+    `StoreOptions`.
     """
 
     def opened(
@@ -150,13 +151,13 @@ async def store(cache: SessionCache) -> RedisSessionStore:
 
 @pytest.fixture
 async def lenient(open_cache: Callable[..., SessionCache]) -> RedisSessionStore:
-    """The same session, with the graph checks of the first lash store."""
+    """The same session with `graph_checks="lenient"`, as in the first lash store."""
     return open_cache(graph_checks="lenient").session("chat")
 
 
 @pytest.fixture
 def through_proxy(real_server: Server, proxy: Proxy) -> Callable[..., SessionCache]:
-    """`through_proxy()` is a cache whose connections all lead through `proxy`, and whose client sends nothing twice.
+    """`through_proxy()` returns a cache whose connections lead through `proxy` and whose client does not retry.
 
     Takes the fields of `StoreOptions`.
     """
@@ -170,7 +171,7 @@ def through_proxy(real_server: Server, proxy: Proxy) -> Callable[..., SessionCac
 
 @pytest.fixture
 def open_real_cache(real_server: Server) -> Callable[..., SessionCache]:
-    """`open_cache` on a server that is a process; one client, because connections take memory there."""
+    """`open_cache` on `real_server`. All caches share one client, because each connection takes server memory."""
     client = real_server.client()
 
     def opened(*, ttl: float | None = None, **options: Any) -> SessionCache:
@@ -181,7 +182,7 @@ def open_real_cache(real_server: Server) -> Callable[..., SessionCache]:
 
 @pytest.fixture
 async def full(real_server: Server) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """`await full()` leaves the server without room, under `noeviction`; it has room again at the end."""
+    """`await full()` sets `maxmemory` to 1 with `noeviction`; the limit is removed after the test."""
     admin = real_server.client()
 
     async def fill() -> None:
@@ -194,14 +195,14 @@ async def full(real_server: Server) -> AsyncIterator[Callable[[], Awaitable[None
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[EmbeddedServer]:
-    """The embedded server, one for a module of tests of the command line."""
+    """An embedded server, shared by the tests of a module."""
     with EmbeddedServer() as server:
         yield server
 
 
 @pytest.fixture
 def url(embedded: EmbeddedServer) -> str:
-    """Where it is, emptied."""
+    """The URL of `embedded`, emptied."""
     with redis.Redis.from_url(embedded.url) as client:
         client.flushall()
     return embedded.url
@@ -228,7 +229,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     outcomes: dict[str, Counter[str]] = {kind.name: Counter() for kind in every()}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, ()):
-            name = dict(getattr(report, "user_properties", ())).get("server")  # a file that does not import has none
+            name = dict(getattr(report, "user_properties", ())).get("server")  # the report of a failed import has none
             if name in outcomes:
                 outcomes[name][outcome] += 1
     terminalreporter.section("servers")

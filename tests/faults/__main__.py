@@ -1,4 +1,4 @@
-"""`make faults`: every fault with large counts, printed as the table of failover evidence in docs/guarantees.md."""
+"""`make faults`: run every fault with large counts and print the failover table of docs/guarantees.md."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMPETITION = "| 8 workers on one session | server | turns | model calls | waste
 
 
 async def competition(kind: Kind) -> AsyncIterator[str]:
-    """Model calls of 200 ms, taken by `update` and by leases."""
+    """Compare `update` and leases with model calls of 200 ms."""
     for way in (workers.by_update, workers.by_lease):
         with EmbeddedServer(binary=kind.binary, port=0) as server:
             row, speed = await outages.compete(server.url, kind.name, way, count=8, turns=10, model_seconds=0.2)

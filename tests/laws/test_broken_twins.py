@@ -1,4 +1,4 @@
-"""Each law is also run against a store broken in exactly that way, and must fail there."""
+"""Run each law against a store that is broken on purpose: the law must fail there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the turns of worker processes: a row of the fault table in docs/guarantees.md, from stored bytes."""
+"""Count what became of the turns of worker processes: a row of the fault table in docs/guarantees.md."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ SHARED = "chat"
 
 @dataclass
 class Row:
-    """What became of the turns under one fault."""
+    """The outcome of turns under one fault."""
 
     fault: str
     server: str
     runs: int = 0
-    """How often the fault was brought about."""
+    """How often the fault was injected."""
     acknowledged: int = 0
-    """Turns of which the store told a worker that they are stored."""
+    """Turns that the store acknowledged to a worker."""
     lost: int = 0
-    """Of those, the ones that are not."""
+    """Acknowledged turns that are not stored."""
     doubled: int = 0
     """Turns that are stored more than once."""
     unconfirmed: int = 0
-    """Turns of which it said that they are stored, but perhaps not as safe as was asked."""
+    """Turns that the store reported as stored without confirming the requested durability."""
     landed: int = 0
     """Turns that are stored."""
     paid: int = 0
-    """Answers that a model was asked for."""
+    """Model calls."""
     errors: Counter[str] = field(default_factory=Counter)
-    """What the workers saw, by type."""
+    """The errors that workers received, by type."""
 
     @property
     def wasted(self) -> int:
-        """Answers of a model that were not stored."""
+        """Model calls whose answer was not stored."""
         return self.paid - self.landed
 
     def __str__(self) -> str:
@@ -59,22 +59,22 @@ class Row:
 
 @asynccontextmanager
 async def looking_at(url: str) -> AsyncIterator[tuple[redis.asyncio.Redis, SessionCache]]:
-    """A raw client, and a cache on it that knows nothing yet."""
+    """A raw client and a cold cache on it."""
     async with redis.asyncio.Redis.from_url(url) as client:
         yield client, SessionCache(client, NAMESPACE)
 
 
 async def stored_turns(client: Any, cache: SessionCache, session: str) -> list[str]:
-    """The turns of a session, by the bytes themselves, in the order in which they were stored."""
+    """The turns of a session in stored order, read from the stored bytes."""
     records = await client.lrange(cache.layout.session(session).log, 0, -1)
     return [msgpack.unpackb(record)[3]["turn"] for record in records if record]
 
 
 async def check_chain(client: Any, cache: SessionCache, session: str) -> None:
-    """One chain without a branch; revision, ledger and state of as many turns as it has.
+    """Check that the session is one chain without branches, and that revision, ledger and state match its length.
 
     Raises:
-        AssertionError: it is none.
+        AssertionError: it is not such a chain.
     """
     keys = cache.layout.session(session)
     records = [msgpack.unpackb(record) for record in await client.lrange(keys.log, 0, -1)]
@@ -102,10 +102,10 @@ async def settle_accounts(
     chains: Iterable[str] = (SHARED,),
     others: Iterable[str] = (),
 ) -> Row:
-    """Fill `row` by what the workers were told and by what is stored in these sessions.
+    """Fill `row` from the workers' journals and from what is stored in these sessions.
 
     Raises:
-        AssertionError: one of `chains` is none, or an audit finds something.
+        AssertionError: one of `chains` is not a chain, or an audit reports a problem.
     """
     chains = list(chains)
     found = set()

@@ -1,6 +1,6 @@
-"""The boundaries between the commands of every public write method, and a worker killed, cut off or frozen at each.
+"""Kill, disconnect or freeze a worker at each boundary between the commands of every public write method.
 
-A boundary is told by the number of the command (from 1, in the order in which the proxy sees them) and by a moment.
+A boundary is the number of a command (from 1, in the order in which the proxy receives them) and a moment.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tests.support.proxy import Action, Command, Proxy
 from tests.support.workers import At, Crew, Work, Worker, commit_of
 
 LEASE_TTL = workers.PATIENCE
-"""Seconds. Longer than any call here, so a slow machine loses no lease."""
+"""Seconds. Longer than any call here, so that no worker on a slow machine loses its lease."""
 SHORT_LEASE_TTL = 0.2
-"""Seconds. A frozen worker has to lose its lease."""
+"""Seconds. Short, because a frozen worker has to lose its lease."""
 
 _numbers = itertools.count()
 
 
 class Moment(Enum):
-    """When at a command, and what the proxy does to the connection of a worker that lives on."""
+    """The moment of a command, and what the proxy then does to the connection of a worker that is not killed."""
 
     BEFORE = "the server has not got it"
     EXECUTED = "it is executed, its reply not delivered"
@@ -71,7 +71,7 @@ async def two_turns(cache: SessionCache, session: str) -> None:
 
 
 async def a_branch(cache: SessionCache, session: str) -> None:
-    """One turn with two answers, of which the second counts; the tools of the first turn were released."""
+    """One turn with two answers. The second is current, and the tools of the first turn were released."""
     first = commit_of(session, "one", "one#0", (0, None, None))
     assert isinstance(first.checkpoint, HydratedSessionCheckpoint)
     first = replace(first, checkpoint=replace(first.checkpoint, tool_state=tools_of(session)))
@@ -89,7 +89,7 @@ async def a_tombstone(cache: SessionCache, session: str) -> None:
 
 @dataclass(frozen=True)
 class View:
-    """What another process sees of a session."""
+    """A session as another process reads it."""
 
     client: redis.asyncio.Redis
     cache: SessionCache
@@ -109,7 +109,7 @@ class View:
         return "nothing" if read is None else " ".join(node.event()["turn"].split("@")[0] for node in read.graph.nodes)
 
     async def lifetime(self) -> str:
-        """Of all keys of the session."""
+        """Whether the keys of the session have deadlines."""
         keys = self.cache.layout.session(self.session)
         own = [keys.head, keys.log, keys.nodes, keys.jumps, keys.state]
         return " or ".join(sorted({"ends" if await self.client.pttl(key) > 0 else "for ever" for key in own}))
@@ -161,7 +161,7 @@ async def by_lease(work: Work, session: str) -> None:
 
 
 async def resume(work: Work, session: str) -> None:
-    """What the next worker does: the turn, unless it is there already."""
+    """Take the turn unless it is stored, as the next worker does."""
     read = await work.cache.session(session).load_session(FullGraph())
     assert read is not None
     if turn_of(session) not in [node.event()["turn"] for node in read.graph.nodes]:
@@ -170,15 +170,16 @@ async def resume(work: Work, session: str) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """A public method that writes, and the states in which it may leave what it writes to: the first if nothing was
-    done, the last if all was."""
+    """A public write method and the states in which it may leave a session.
+
+    The first state means that nothing was written, the last that everything was."""
 
     call: Callable[[Work, str], Awaitable[None]]
     given: Callable[[SessionCache, str], Awaitable[None]]
     sees: Callable[[View], Awaitable[str]]
     states: Sequence[str]
     again: Callable[[Work, str], Awaitable[None]] | None = None
-    """What the next worker does to bring it to the last state; None: the same call."""
+    """What the next worker calls to reach the last state. None: the same method."""
 
     @property
     def name(self) -> str:
@@ -212,11 +213,11 @@ METHODS = (
 )
 
 
-# What is done to a worker there
+# The faults
 
 
 def at(nth: int, action: Action, then: Callable[[], None] = lambda: None) -> Callable[[Command], Action]:
-    """The `nth` command from now on gets `action`, and at that moment `then` is called."""
+    """The `nth` command from now on gets `action`, and `then` is called at that moment."""
     seen = 0
 
     def choose(command: Command) -> Action:
@@ -232,7 +233,7 @@ def at(nth: int, action: Action, then: Callable[[], None] = lambda: None) -> Cal
 
 @dataclass
 class Field:
-    """One server with a proxy before it: victims come through the proxy, the next worker does not."""
+    """One server behind a proxy. Victims connect through the proxy, the next worker connects directly."""
 
     crew: Crew
     proxy: Proxy
@@ -244,7 +245,7 @@ class Field:
     others: list[str]
 
     async def begin(self, method: Method) -> str:
-        """A new session in the state that the method begins with."""
+        """Create a session in the state in which the method starts."""
         session = f"{method.name}-{next(_numbers)}"
         await method.given(self.cache, session)
         assert await self.see(method, session) == method.states[0]
@@ -260,7 +261,7 @@ class Field:
         return await self.crew.hire(self.proxy.url, lease_ttl=lease_ttl)
 
     async def boundaries(self, method: Method) -> int:
-        """How many commands the method is when nothing is in its way."""
+        """Count the commands that the method sends without a fault."""
         session = await self.begin(method)
         victim = await self.victim()
         with self.proxy.measure() as seen:
@@ -270,7 +271,7 @@ class Field:
         return seen.commands
 
     async def go_on(self, method: Method, session: str) -> None:
-        """The next worker brings it to an end, and takes a turn of its own."""
+        """Let the next worker complete the method and take a turn."""
         await self.next.do(method.again or method.call, session)
         assert await self.see(method, session) == method.states[-1]
         turn = f"next@{session}"
@@ -288,7 +289,7 @@ Sweep = Callable[[Field, Method, int, Moment], Awaitable[None]]
 
 
 async def kill(field: Field, method: Method, nth: int, moment: Moment) -> None:
-    """kill -9 of the worker; another one resumes."""
+    """Kill the worker with SIGKILL; another worker resumes."""
     session = await field.begin(method)
     victim = await field.victim()
     if moment is Moment.BEFORE:
@@ -309,7 +310,7 @@ async def kill(field: Field, method: Method, nth: int, moment: Moment) -> None:
 
 
 async def cut(field: Field, method: Method, nth: int, moment: Moment) -> None:
-    """The connection ends there, the worker lives on: what it was doing is settled by its own retries."""
+    """Cut the connection. The worker keeps running, and its own retries settle the outcome."""
     session = await field.begin(method)
     victim = await field.victim()
     field.proxy.on_command = at(nth, moment.cut)
@@ -325,7 +326,7 @@ async def cut(field: Field, method: Method, nth: int, moment: Moment) -> None:
 
 
 async def freeze(field: Field, method: Method, nth: int, moment: Moment) -> None:
-    """SIGSTOP with the reply outstanding, until its lease is over and another worker took two turns; then SIGCONT."""
+    """Freeze the worker before its reply arrives, until its lease expired and another worker took two turns."""
     session = await field.begin(method)
     victim = await field.victim(lease_ttl=SHORT_LEASE_TTL)
     field.proxy.on_command = at(nth, Action.HOLD_REPLY)
@@ -353,7 +354,7 @@ async def sweep(
     every: int = 1,
     forgetful: bool = False,
 ) -> Row:
-    """`what` at each boundary of the methods, or at one of `every` so many. `forgetful`: the server has no script."""
+    """Run `what` at every boundary of the methods, or at one in `every`. `forgetful`: the server has no script."""
     row, boundaries = Row(fault, server), itertools.count()
     async with Proxy(url) as proxy, Crew() as crew, looking_at(url) as (client, cache):
         await cache.preload()

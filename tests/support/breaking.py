@@ -1,4 +1,4 @@
-"""Ways to break a store on purpose. `@broken_by(...)` beside a law names stores on which that law must fail.
+"""Ways to break a store on purpose. `@broken_by(...)` on a law names broken stores on which the law must fail.
 
 `tests/laws/test_broken_twins.py` runs each marked law against every one of its broken stores.
 """
@@ -28,7 +28,7 @@ class Breakage(Protocol):
 
 @dataclass(frozen=True)
 class Lua:
-    """A script in which `old` reads `new`. Text that is no longer in the script is an error, not a breakage."""
+    """A script in which `old` is replaced by `new`. It is an error if the script does not contain `old`."""
 
     script: str
     old: str
@@ -50,7 +50,7 @@ class Lua:
 
 @dataclass(frozen=True)
 class Python:
-    """A function replaced by what `make` makes of it. `target` is `module:name` or `module:Class.name`."""
+    """A function replaced by `make(function)`. `target` is `module:name` or `module:Class.name`."""
 
     target: str
     make: Callable[[Any], Any]
@@ -70,7 +70,7 @@ class Python:
 
 
 def broken_by(*breakages: Breakage) -> Callable[[Law], Law]:
-    """The law must fail on a store broken in any one of these ways."""
+    """Declare that the law must fail on a store broken in any one of these ways."""
 
     def mark(law: Law) -> Law:
         law.breakages = breakages  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def broken_by(*breakages: Breakage) -> Callable[[Law], Law]:
 
 
 def one_by_one(read: Callable[..., Any]) -> Callable[..., Any]:
-    """`Namespace.read` that reads key by key, so that anything may come in between."""
+    """Replace `Namespace.read` by one request per command, so that other writes may happen in between."""
 
     async def scattered(self: Any, commands: Any, *, atomic: bool, **more: Any) -> list[Any]:
         replies: list[Any] = []

@@ -1,4 +1,4 @@
-"""Short ways to say a commit, and an independent look at the keys of a session."""
+"""Build commits in few words, and read the keys of a session without code of this package."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def used(
     source: str = "turn",
     model: str = "m",
     *,
-    input: int = 0,  # noqa: A002 - the counters go by their own names
+    input: int = 0,  # noqa: A002 - the counters keep their names
     output: int = 0,
     cached: int = 0,
     reasoning: int = 0,
@@ -85,12 +85,12 @@ def ids_of(read: PersistedSessionRead | None) -> list[str]:
 
 
 def numbered(count: int) -> Sequence[str]:
-    """Ids of one length, so that what names them has one length too."""
+    """Ids of equal length, so that records that contain them have equal length."""
     return [f"n{at:06}" for at in range(count)]
 
 
 async def key_of(client: redis.asyncio.Redis, family: str, session_id: str = "chat") -> bytes:
-    """The one key of this family and session."""
+    """The only key of this family and session."""
     (key,) = [key for key in await client.keys("*") if key.endswith(f":{family}:{session_id}".encode())]
     return bytes(key)
 
@@ -100,12 +100,12 @@ async def blob_keys(client: redis.asyncio.Redis) -> list[bytes]:
 
 
 async def holders(client: redis.asyncio.Redis) -> list[int]:
-    """How many holders each stored blob counts, ascending."""
+    """The number of holders of each stored blob, ascending."""
     return sorted([sum((await holds(client, key)).values()) for key in await blob_keys(client)])
 
 
 async def holds(client: redis.asyncio.Redis, blob: bytes | str) -> dict[int, int]:
-    """Until when (ms; 0: for ever) how many sessions hold a blob."""
+    """How many sessions hold a blob until which time (ms; 0: without end)."""
     return {int(field): int(count) for field, count in (await client.hgetall(blob)).items() if field.isdigit()}
 
 
@@ -115,7 +115,7 @@ async def facts_of(client: redis.asyncio.Redis, session_id: str = "chat") -> dic
 
 
 async def plant_fact(client: redis.asyncio.Redis, name: str, value: object) -> None:
-    """Overwrite one of the head's numbers."""
+    """Overwrite one number in the head."""
     head = await key_of(client, "head")
     stored = (await client.hget(head, "facts")).split()
     stored[FACTS.index(name)] = str(value).encode()

@@ -1,6 +1,6 @@
-"""What happens to groups of servers while worker processes take turns on them: a primary killed or frozen, slots moved.
+"""Faults of groups of servers under load: a primary is killed or frozen, slots move.
 
-Each function brings one fault about, again and again, and answers with a row of the fault table.
+Each function injects one fault repeatedly and returns a row of the fault table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LAYOUT = Layout(NAMESPACE, StoreOptions().shards)
 
 @dataclass(frozen=True)
 class Field:
-    """A group under load."""
+    """A group and the workers that take turns on it."""
 
     group: Cluster | SentinelGroup
     crew: Crew
 
     @property
     def primary(self) -> Member:
-        """Who serves the sessions just now."""
+        """The member that currently serves the sessions."""
         return self.group.primary_of(slot_key(SHARED)) if isinstance(self.group, Cluster) else self.group.primary
 
 
@@ -40,7 +40,7 @@ def slot_key(session: str) -> str:
 
 
 def neighbours(count: int) -> list[str]:
-    """Sessions of the slot that the shared one lies in."""
+    """Sessions in the slot of the shared session."""
     slot = Cluster.slot_of(slot_key(SHARED))
     found = (name for name in (f"own{at}" for at in range(100_000)) if Cluster.slot_of(slot_key(name)) == slot)
     return [name for name, _ in zip(found, range(count), strict=False)]
@@ -50,7 +50,7 @@ def neighbours(count: int) -> list[str]:
 async def under_load(
     group: Cluster | SentinelGroup, row: Row, *, count: int, turns: int, options: StoreOptions
 ) -> AsyncIterator[Field]:
-    """Workers that take turns of sessions which one server serves. Leaving waits for all their turns, fills the row."""
+    """Run workers on sessions that one server serves. Leaving waits for all turns and fills the row."""
     await asyncio.to_thread(group.start)
     try:
         async with Crew() as crew, connect(group.url, namespace=NAMESPACE) as cache:
@@ -66,7 +66,7 @@ async def under_load(
 
 
 async def _each_part(field: Field, row: Row, times: int, turns: int, fault: Callable[[], Awaitable[None]]) -> None:
-    """`fault` so many times, evenly over the turns."""
+    """Call `fault` `times` times, spread evenly over the turns."""
     for number in range(times):
         await field.crew.reaches(turns * (number + 1) // (times + 2))
         await fault()
@@ -74,8 +74,9 @@ async def _each_part(field: Field, row: Row, times: int, turns: int, fault: Call
 
 
 async def _followed(group: SentinelGroup) -> None:
-    """Return when every replica that is up follows the new primary: one that still followed the old one would follow it
-    into oblivion when that one comes back empty."""
+    """Return when every running replica follows the new primary.
+
+    A replica that still followed the old primary would drop its data when that one restarts empty."""
     async with asyncio.timeout(PATIENCE):
         while True:
             replicas = [node.info("replication") for node in group.replicas() if node.is_up]
@@ -92,8 +93,9 @@ def options_for(replicas: int) -> StoreOptions:
 async def lose_primary(
     group: Cluster | SentinelGroup, *, freeze: bool, times: int, count: int, turns: int, replicas: int = 0
 ) -> Row:
-    """kill -9 of the primary, which comes back as an empty replica; or SIGSTOP until another one has taken over, and
-    then SIGCONT, so that it goes on as a primary that is none any more. `replicas`: how many a commit waits for."""
+    """Kill the primary, which restarts as an empty replica, or freeze it until a replica is promoted.
+
+    A frozen primary then continues as a stale primary. `replicas` is the number that a commit waits for."""
     done = "frozen until another has taken over, then thawed" if freeze else "killed (-9)"
     waits = ", asynchronous replication"
     if replicas:
@@ -115,7 +117,7 @@ async def lose_primary(
 
 
 async def move_slot(cluster: Cluster, *, times: int, count: int, turns: int) -> Row:
-    """The slot of all the sessions goes to another primary, key by key, and on to the next."""
+    """Move the slot of all sessions from primary to primary, key by key."""
     row = Row("cluster: slot migrated key by key", cluster.kind.name)
     async with under_load(cluster, row, count=count, turns=turns, options=StoreOptions()) as field:
         slot = Cluster.slot_of(slot_key(SHARED))

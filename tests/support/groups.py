@@ -1,9 +1,9 @@
-"""Several servers that belong together: a Redis Cluster, a primary with replicas under Sentinel.
+"""Groups of servers: a Redis Cluster, and a primary with replicas under Sentinel.
 
-Processes of ours on free ports of 127.0.0.1, made of any binary of `servers.table()`; they end with this process,
-whatever becomes of it. Nothing is persisted but what a server must remember to come back as the same member.
+The members are child processes on free ports of 127.0.0.1, of any binary of `servers.table()`. They end with this
+process, even if it is killed. A member persists only what it needs to rejoin the group after a restart.
 
-Everything here blocks, save what `client` returns: under a running event loop call it by `asyncio.to_thread`.
+Everything here blocks except the clients. Under a running event loop, call it through `asyncio.to_thread`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from tests.support.servers import Kind, every, require
 
 SLOTS = 16_384
 PATIENCE = 30.0
-"""Seconds after which a group that has not become what it should is given up."""
+"""Seconds until a wait for a state of a group fails."""
 ANSWER = 5.0
-"""Seconds that a member has to answer us."""
+"""Seconds that a member has to reply."""
 PORTS = range(11_000, 22_000)
-"""Below those that connections get by themselves, and with room for a cluster's bus 10,000 above."""
+"""Below the ephemeral ports, with room for the ports of a cluster's bus 10,000 above."""
 
 MEMBER = {
     "save": "",
@@ -56,13 +56,13 @@ MEMBER = {
 
 
 def preferred(group: type[_Group]) -> Kind:
-    """The kind of server a group is made of where a test does not care."""
+    """The kind of server of a group for tests that do not depend on it."""
     (kind,) = (kind for kind in every() if kind.group == group.KIND)
     return kind
 
 
 class Member:
-    """One server of a group, on one port for as long as the group lives."""
+    """One server of a group, on the same port for the life of the group."""
 
     def __init__(self, server: EmbeddedServer, *, name: str, password: str | None = None) -> None:
         self.server = server
@@ -93,7 +93,7 @@ class Member:
         self.pid = self.info("server")["process_id"]
 
     def ask(self, *command: Any) -> Any:
-        """Its reply, or the error it answers."""
+        """Return its reply, or its error reply."""
         path = str(self.server.socket_path)
         with redis.Redis(unix_socket_path=path, password=self.password, socket_timeout=ANSWER) as client:
             return client.execute_command(*command)
@@ -102,13 +102,13 @@ class Member:
         return dict(self.ask("INFO", section))
 
     def kill(self) -> None:
-        """kill -9; returns when the process is gone."""
+        """Send SIGKILL; return when the process has ended."""
         os.kill(self.pid, signal.SIGKILL)
         self.is_frozen = False
         _until(lambda: not self.server.running, f"{self!r} to end")
 
     def freeze(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing until `thaw`."""
+        """Send SIGSTOP. The member keeps its connections and does not reply until `thaw`."""
         processes.freeze(self.pid)
         self.is_frozen = True
 
@@ -121,7 +121,7 @@ class Member:
 
 
 class _Group(ABC):
-    """Members that start and end together, and a directory that ends with them."""
+    """Members that start and stop together, and their directory."""
 
     KIND: ClassVar[str]
 
@@ -136,10 +136,10 @@ class _Group(ABC):
     @property
     @abstractmethod
     def members(self) -> Sequence[Member]:
-        """All of them."""
+        """All members."""
 
     def _directory(self) -> Path:
-        """A directory that is removed with the group, and soon after this process where it dies first."""
+        """A directory that is removed with the group, or shortly after this process is killed."""
         root = Path(tempfile.mkdtemp(prefix="lash-group-"))
         watch = 'read -r _; sleep 1; rm -rf "$0"'
         janitor = subprocess.Popen(["/bin/sh", "-c", watch, str(root)], stdin=subprocess.PIPE, start_new_session=True)
@@ -161,31 +161,33 @@ class _Group(ABC):
         member.kill()
 
     def restart(self, member: Member) -> None:
-        """Start it again, empty, as the member it was."""
+        """Start it again, empty, as the same member."""
         member.start()
 
     def freeze(self, member: Member) -> None:
         member.freeze()
 
     def thaw(self, member: Member) -> None:
-        """Let a frozen member go on. A former primary goes on as one until it learns that it is none any more: in a
-        cluster soon, under Sentinel after some ten seconds."""
+        """Send SIGCONT to a frozen member.
+
+        A former primary acts as primary until it learns of its successor: soon in a cluster, after some ten seconds
+        under Sentinel."""
         member.thaw()
 
     def wait_until_ok(self) -> None:
-        """Return when every member is up and all of them see the group alike."""
+        """Return when every member is up and all members agree on the group."""
         _until(self._is_ok, f"{self!r} to be well", self._told)
 
     @abstractmethod
     def _is_ok(self) -> bool:
-        """Whether every member is up and all of them see the group alike."""
+        """Whether every member is up and all members agree on the group."""
 
     @abstractmethod
     def _told(self) -> str:
-        """How they see it, for people."""
+        """The members' views of the group, for an error message."""
 
     def heal(self) -> None:
-        """Thaw and restart whatever a test froze or killed, and wait until all is well."""
+        """Thaw and restart the members that a test froze or killed, and wait until the group is complete."""
         for member in self.members:
             if member.is_frozen:
                 member.thaw()
@@ -218,7 +220,7 @@ class _Group(ABC):
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of CLUSTER NODES."""
+    """One line of CLUSTER NODES."""
 
     node: str
     flags: frozenset[str]
@@ -227,7 +229,7 @@ class _Line:
 
 
 class _Door(redis.asyncio.RedisCluster):
-    """A raw client to which the cluster looks like one server with all the keys."""
+    """A raw client that presents the cluster as one server with all keys."""
 
     async def keys(self, pattern: str = "*", **more: Any) -> list[bytes]:
         await self.initialize()
@@ -235,16 +237,16 @@ class _Door(redis.asyncio.RedisCluster):
         return keys
 
     async def script_exists(self, *shas: str) -> list[bool]:
-        """Whether any node knows each script."""
+        """For each script, whether any node knows it."""
         await self.initialize()
         known = [await self.execute_command("SCRIPT EXISTS", *shas, target_nodes=node) for node in self.get_primaries()]
         return [any(each) for each in zip(*known, strict=True)]
 
 
 class Cluster(_Group):
-    """Three primaries, which share the slots evenly, and a replica of each.
+    """Three primaries with a third of the slots each, and a replica of each.
 
-    `node_timeout_ms` is how long a member is silent until the others look for another primary.
+    `node_timeout_ms` is how long a member may be silent before the others elect another primary.
     """
 
     KIND = "cluster"
@@ -265,7 +267,7 @@ class Cluster(_Group):
             }
             self.nodes.append(self._member(f"node{at}", port, {**told, **(options or {})}))
         for at, node in enumerate(self.nodes):
-            # What a member that was here before would remember: so nobody has to meet anybody first.
+            # The state that a restarted member would have, so that no CLUSTER MEET is needed.
             (self.root / f"{node.port}.conf").write_text(self._remembered(at))
 
     def _remembered(self, myself: int) -> str:
@@ -298,14 +300,14 @@ class Cluster(_Group):
 
     @staticmethod
     def opened(client: redis.asyncio.RedisCluster) -> list[Any]:
-        """What else is to be closed with `client`: nothing."""
+        """Further clients to close with `client`: none."""
         return []
 
     def node_id(self, node: Member) -> str:
         return self._ids[self.nodes.index(node)]
 
     def primaries(self) -> list[Member]:
-        """The members that serve slots just now, as one that is up sees it."""
+        """The members that serve slots, according to a running member."""
         return [self._by_id(line.node) for line in self._view(self._witness()) if line.slots]
 
     def primary_of(self, key: str | bytes) -> Member:
@@ -327,7 +329,7 @@ class Cluster(_Group):
         return key_slot(key.encode() if isinstance(key, str) else key)
 
     def wait_for_failover(self, old: Member) -> None:
-        """Return when all the slots are served without `old`, and all members that are up know it."""
+        """Return when all slots are served without `old`, and all running members know it."""
 
         def is_over() -> bool:
             up = [node for node in self.nodes if node.is_up]
@@ -340,7 +342,7 @@ class Cluster(_Group):
     ) -> None:
         """Move a slot key by key, as `redis-cli --cluster reshard` does; `moving` is called when half of it is moved.
 
-        While it moves, commands on several keys of it are answered TRYAGAIN where some have moved and some have not.
+        During the move, a command on several keys gets TRYAGAIN if only some of them have moved.
         """
         source = self.primary_of_slot(slot)
         to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.node_id(source))
@@ -359,7 +361,7 @@ class Cluster(_Group):
         return self.kind.product == "Valkey" and self.kind.version >= (9,)
 
     def migrate_slot_atomically(self, slot: int, to: Member) -> None:
-        """Move a slot at one moment (Valkey 9): it is copied as to a replica, and handed over when all is there."""
+        """Move a slot atomically (Valkey 9): it is copied as to a replica, and reassigned when the copy is complete."""
         source = self.primary_of_slot(slot)
         source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", self.node_id(to))
 
@@ -409,7 +411,7 @@ class Cluster(_Group):
             if told["role"] == "slave" and told["master_link_status"] != "up":
                 return False
             if any(len(members) < 2 for _, _, *members in node.ask("CLUSTER", "SLOTS")):
-                return False  # a replica that has not been heard of yet
+                return False  # a replica that is not known yet
             seen.add(frozenset((line.node, line.primary, line.slots) for line in lines))
         if len(seen) != 1:
             return False
@@ -421,7 +423,7 @@ class Cluster(_Group):
 
 
 class _SentinelServer(EmbeddedServer):
-    """The same binary, run as a sentinel: it needs a file that it may write to, and takes no option for its data."""
+    """The same binary, run as a sentinel. It needs a writable file, and takes no options for persistence."""
 
     config: Path
 
@@ -433,9 +435,9 @@ class _SentinelServer(EmbeddedServer):
 
 
 class SentinelGroup(_Group):
-    """A primary, two replicas, and three sentinels of which two suffice to replace the primary.
+    """A primary, two replicas, and three sentinels with a quorum of two.
 
-    `password` is asked by the data nodes for the user `default`, `sentinel_password` by the sentinels.
+    `password` is that of the user `default` on the data nodes, `sentinel_password` that of the sentinels.
     """
 
     KIND = "sentinel"
@@ -490,7 +492,7 @@ class SentinelGroup(_Group):
             raise
 
     def restart(self, member: Member) -> None:
-        """Start it again, a data node empty and behind the primary of now (the sentinels would see to that, later)."""
+        """Start it again; a data node starts empty as a replica of the current primary."""
         primary = self.primary
         member.start()
         if member in self.nodes and member is not primary:
@@ -508,11 +510,11 @@ class SentinelGroup(_Group):
         return f"redis+sentinel://{user}{sentinels}/{self.SERVICE}{query}"
 
     def client(self, **settings: Any) -> redis.asyncio.Redis:
-        """A raw client of the node that is the primary just now; the caller closes it."""
+        """A raw client of the current primary; the caller closes it."""
         return redis.asyncio.Redis(host="127.0.0.1", port=self.primary.port, **{"password": self.password, **settings})
 
     def managed(self, **settings: Any) -> redis.asyncio.Redis:
-        """A client of whichever node is the primary; the caller closes it, and what it has `opened`."""
+        """A client that follows the primary; the caller closes it and the clients of `opened`."""
         sentinels = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
         manager = Sentinel(sentinels, sentinel_kwargs={"password": self.sentinel_password})
         return manager.master_for(self.SERVICE, **{"password": self.password, **settings})
@@ -533,7 +535,7 @@ class SentinelGroup(_Group):
         return [node for node in self.nodes if node is not primary]
 
     def wait_for_failover(self, old: Member) -> None:
-        """Return when every sentinel that is up names another primary than `old`, and it takes writes."""
+        """Return when every running sentinel names a primary other than `old`, and it accepts writes."""
 
         def is_over() -> bool:
             named = {self._named_by(sentinel) for sentinel in self.sentinels if sentinel.is_up}
@@ -579,12 +581,12 @@ class SentinelGroup(_Group):
 
 
 def _are_fed(told: Mapping[str, Any]) -> bool:
-    """Whether all replicas of a primary get what is written: one that has just been sent a copy waits a second yet."""
+    """Whether all replicas of a primary receive writes. A new replica is not ready for a second."""
     return all(each["state"] == "online" for name, each in told.items() if re.fullmatch(r"slave\d+", name))
 
 
 def _row(reply: Any) -> dict[str, str]:
-    """A map, which RESP2 answers as a list of names and values by turns."""
+    """Decode a map that RESP2 sends as a list of alternating names and values."""
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     return {_text(name): _text(value) for name, value in pairs}
 
@@ -593,7 +595,7 @@ Group = TypeVar("Group", Cluster, SentinelGroup)
 
 
 class RunningGroups:
-    """A group of each kind for tests that do it harm: started when first asked for, healed and emptied in between."""
+    """One group of each kind for tests that damage it: started on first use, repaired and emptied between tests."""
 
     def __init__(self) -> None:
         self._groups: dict[type[_Group], _Group] = {}
@@ -623,7 +625,7 @@ def _text(reply: Any) -> str:
 
 
 def _slots(ranges: Iterable[str]) -> frozenset[int]:
-    """The slots of a node's line; what moves just now stands there in brackets."""
+    """The slots in a line of CLUSTER NODES. Slots in migration are in brackets and not included."""
     found: set[int] = set()
     for each in ranges:
         if not each.startswith("["):
@@ -633,9 +635,9 @@ def _slots(ranges: Iterable[str]) -> frozenset[int]:
 
 
 def _free_ports(count: int, *, bus: bool) -> list[int]:
-    """Ports nobody listens on, and with `bus` neither 10,000 above.
+    """Find ports without a listener; with `bus`, the ports 10,000 above are free, too.
 
-    Each process looks among a sixteenth of them: another one that looks at the same time would find the same.
+    Each process searches one sixteenth of the range, because two processes that search at once would find the same.
     """
     own = PORTS[os.getpid() % 16 :: 16]
     found: list[int] = []
@@ -660,7 +662,7 @@ def _until(claim: Callable[[], bool], what: str, told: Callable[[], str] = str) 
             if claim():
                 return
             error = ""
-        except redis.RedisError as failure:  # a member that is not up yet, or not any more
+        except redis.RedisError as failure:  # a member that is not up
             error = repr(failure)
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {PATIENCE:g} seconds for {what}; {error}\n{told()}")

@@ -1,6 +1,6 @@
-"""What happens to a server while worker processes take turns on it: killed, emptied of its scripts, failed over.
+"""Faults of one server under load: it is killed, loses its scripts, or fails over.
 
-Each function brings one fault about, again and again, and answers with a row of the fault table.
+Each function injects one fault repeatedly and returns a row of the fault table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.workers import NAMESPACE, Crew, Way, Work, Worker, answers
 async def compete(
     url: str, server: str, way: Way, *, count: int, turns: int, model_seconds: float
 ) -> tuple[Row, float]:
-    """`count` workers take turns of one session at once; the row, and turns a second."""
+    """Let `count` workers take turns of one session at once; return the row and the turns per second."""
     row = Row(f"{count} workers on one session, {way.__name__}", server)
     async with Crew() as crew, looking_at(url) as (client, cache):
         hired = await crew.hire_all(count, url, model_seconds=model_seconds)
@@ -43,7 +43,7 @@ async def compete(
 
 
 async def fork_under_load(url: str, server: str, *, processes: int, turns: int) -> Row:
-    """A worker forks itself; it and its children take turns at once on the cache it had before."""
+    """Fork a worker. It and its children take turns at once on the cache that it opened before."""
     row = Row("os.fork of a worker, all on the cache made before", server, runs=processes)
     async with Crew() as crew, looking_at(url) as (client, cache):
         worker = await crew.hire(url)
@@ -56,10 +56,10 @@ async def fork_under_load(url: str, server: str, *, processes: int, turns: int) 
 
 
 async def flush_scripts(url: str, server: str, *, count: int, turns: int) -> Row:
-    """SCRIPT FLUSH, over and over."""
+    """Send SCRIPT FLUSH repeatedly while workers take turns."""
     row = Row("SCRIPT FLUSH all the time", server)
 
-    are_done = asyncio.Event()  # and no cancellation: redis-py may swallow one before Python 3.12
+    are_done = asyncio.Event()  # not cancelled: redis-py may swallow a cancellation before Python 3.12
 
     async def flush(client: redis.asyncio.Redis) -> None:
         while not are_done.is_set():
@@ -84,9 +84,9 @@ async def flush_scripts(url: str, server: str, *, count: int, turns: int) -> Row
 async def taking_turns(
     hired: Sequence[Worker], own: Sequence[str], turns: int, *, is_shared: bool = True
 ) -> AsyncIterator[None]:
-    """Each second worker shares a session by `update`, the others build on what they wrote last, each in its own.
+    """Every second worker shares a session through `update`; the others build on their last write in their own session.
 
-    The last turn of each comes after the block, so that whoever lost what it built on is told.
+    Each takes its last turn after the block, so that a worker whose base was lost gets the error.
     """
     tasks = [
         (worker, SHARED, workers.by_update) if is_shared and at % 2 else (worker, session, workers.by_own_head)
@@ -102,7 +102,7 @@ async def taking_turns(
 
 @asynccontextmanager
 async def one_server(kind: Kind, fsync: str | None) -> AsyncIterator[Member]:
-    """A server that keeps its port and, with `fsync`, its data when it is killed and started again."""
+    """A server that keeps its port and, with `fsync`, its data when it is killed and restarted."""
     with tempfile.TemporaryDirectory(prefix="lash-faults-") as directory:
         options = {"repl-diskless-sync-delay": "0", **({"appendfsync": fsync} if fsync else {})}
         server = EmbeddedServer(Path(directory) if fsync else None, binary=kind.binary, options=options, port=0)
@@ -117,7 +117,7 @@ async def one_server(kind: Kind, fsync: str | None) -> AsyncIterator[Member]:
 
 
 async def kill_server(kind: Kind, fsync: str | None, *, kills: int, count: int, turns: int) -> Row:
-    """kill -9 of the server under load, and a new start. `fsync`: of its append-only file; None: it has none."""
+    """Kill the server under load and restart it. `fsync` is that of its append-only file; None: it has no such file."""
     kept = f"append-only file, fsync {fsync}" if fsync else "nothing persisted"
     row = Row(f"kill -9 of the server and a new start, {kept}", kind.name)
     async with one_server(kind, fsync) as member, Crew() as crew, looking_at(member.url) as (client, cache):
@@ -135,18 +135,18 @@ async def kill_server(kind: Kind, fsync: str | None, *, kills: int, count: int, 
 
 
 async def commit_revision(work: Work, session: str, turn: str) -> tuple[str, int]:
-    """A turn on what this worker wrote last; its name and revision."""
+    """Take a turn on this worker's last write; return its name and revision."""
     await workers.by_own_head(work, work.cache.session(session), turn)
     return turn, work.heads[session][0]
 
 
 async def go_on_by_append(work: Work, session: str) -> None:
-    """The next turn of a worker that believes in the revision it wrote last."""
+    """Take the next turn on the revision that this worker wrote last."""
     await commit_revision(work, session, "next")
 
 
 async def go_on_by_replacing(work: Work, session: str) -> None:
-    """A compaction: one node for all that a worker knows of the session, over whatever stands there."""
+    """Replace the whole session by one node, from what the worker knows of it."""
     revision, builds_on, _ = work.heads[session]
     made = await work.answer("summary", session, (revision, builds_on, None))
     assert isinstance(made.graph, Append)
@@ -162,10 +162,10 @@ async def turns_of(work: Work, session: str) -> tuple[int, list[str]]:
 
 @dataclass(frozen=True)
 class Story:
-    """How the worker fared that built on a revision which a failover lost, and where the session then stands."""
+    """The outcome for a worker that built on a revision which a failover lost, and the session afterwards."""
 
     acknowledged: tuple[int, int]
-    """The revision of the turn that was lost, and of the one that took its place."""
+    """The revisions of the lost turn and of the turn that replaced it."""
     seen: StoreError | None
     stands: tuple[int, list[str]]
     in_the_end: tuple[int, list[str]]

@@ -1,4 +1,4 @@
-"""Processes that are not our children: whether they live, and stopping them where they stand."""
+"""Processes that are not children of this one: whether they are alive, and how to freeze them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 PATIENCE = 30.0
-"""Seconds that the kernel has to stop a process."""
+"""Seconds that a process may take to stop."""
 
 
 def is_alive(pid: int) -> bool:
@@ -21,10 +21,10 @@ def is_alive(pid: int) -> bool:
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP; returns when the process has stopped.
+    """Send SIGSTOP; return when the process has stopped.
 
-    Until then it goes on for as long as a busy machine lets it wait. And if its parents die in between, it stops for
-    good: the kernel wakes and ends what nobody looks after any more only where it finds it stopped already.
+    On a busy machine the process runs on for a while. If its parents die before it stops, it stays stopped for ever:
+    the kernel continues and ends the members of an orphaned process group only if they have already stopped.
     """
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + PATIENCE

@@ -1,11 +1,10 @@
-"""A loopback TCP proxy that counts what a client sends to a Redis server, and breaks the connection where it is told.
+"""A loopback TCP proxy that counts what a client sends to a Redis server, and breaks connections at a chosen command.
 
-What is counted:
+It counts:
 
 command     one RESP request, complete; the handshake of a new connection included.
-round trip  from the first command a client sends while nothing is unanswered to the reply that leaves nothing
-            unanswered again. A pipeline or a transaction is one, whatever its length; a reply that was not delivered
-            completes none.
+round trip  from the first command that a client sends with no request in flight, to the reply after which none is in
+            flight. A pipeline or a transaction is one round trip. A reply that was not delivered completes none.
 bytes       of complete requests passed to the server, and of replies (and pushes) delivered to the client.
 """
 
@@ -31,22 +30,23 @@ MAX_LOG = 10_000
 
 
 class Action(Enum):
-    """What becomes of one command."""
+    """What the proxy does with one command."""
 
     PASS = auto()
     CUT_BEFORE = auto()
-    """The server never gets it: what came before it is answered, then the connection ends."""
+    """The command is not passed on. Earlier commands get their replies, then the connection ends."""
     DROP_REPLY = auto()
-    """The server executes it (and what the client sent with it); its reply and all later ones are lost with the
-    connection. In a transaction, choose EXEC."""
+    """The server executes the command and what was sent with it. The connection ends before its reply.
+
+    In a transaction, choose EXEC."""
     HOLD_REPLY = auto()
-    """Its reply, and with it every later one of its connection, waits for `Proxy.release`."""
+    """The reply, and every later one of the connection, waits for `Proxy.release`."""
     HALF_REPLY = auto()
-    """Half of its reply is delivered; the rest waits for `Proxy.release` and is then lost with the connection."""
+    """Half of the reply is delivered. On `Proxy.release` the connection ends without the rest."""
 
 
 def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
-    """The `nth` (from 1) command called `name` gets `action`, all others pass. EVALSHA and EVAL are two names."""
+    """Apply `action` to the `nth` command (from 1) called `name`. EVALSHA and EVAL are different names."""
     seen = 0
 
     def choose(command: Command) -> Action:
@@ -61,7 +61,7 @@ def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
 
 @dataclass
 class Traffic:
-    """What passed, in the words of this module. `log` keeps the last 10,000 commands."""
+    """Traffic, counted as the module describes. `log` keeps the last 10,000 commands."""
 
     commands: int = 0
     round_trips: int = 0
@@ -77,8 +77,8 @@ class Traffic:
 class Proxy:
     """Listens on a free port of 127.0.0.1 inside `async with`; leaving ends every connection and the listener.
 
-    `on_command` is asked once for each command, in order. What it raises ends the connection, and is raised again when
-    the proxy is left.
+    `on_command` is called once for each command, in order. An exception from it ends the connection, and is raised
+    again when the proxy is left.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -92,7 +92,7 @@ class Proxy:
         self._held = asyncio.Event()
         self.on_command: Callable[[Command], Action] = lambda command: Action.PASS
         self.connections: list[Traffic] = []
-        """The traffic of each connection so far, in order of arrival."""
+        """The traffic of each connection, in order of arrival."""
         self.most_at_once = 0
         """The most connections that were open at the same time."""
 
@@ -111,7 +111,7 @@ class Proxy:
             self._measuring = [other for other in self._measuring if other is not traffic]
 
     def release(self) -> None:
-        """Let every reply pass that is held now."""
+        """Deliver every held reply."""
         self._released.set()
         self._released, self._held = asyncio.Event(), asyncio.Event()
 
@@ -120,7 +120,7 @@ class Proxy:
         await self._held.wait()
 
     async def lead_to(self, upstream: str) -> None:
-        """End every connection that stands; those that come lead to another server."""
+        """End every open connection; new connections lead to another server."""
         self._upstream = urlsplit(upstream)
         await self.sever()
 
@@ -129,7 +129,7 @@ class Proxy:
         await self._released.wait()
 
     async def accept(self) -> None:
-        """Take connections, on the same port as before."""
+        """Accept connections, on the same port as before."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._listener.setblocking(False)
@@ -137,14 +137,14 @@ class Proxy:
             asyncio.get_running_loop().add_reader(self._listener, self._take)
 
     async def refuse(self) -> None:
-        """Refuse new connections (ECONNREFUSED) until `accept`; those that stand go on."""
+        """Refuse new connections (ECONNREFUSED) until `accept`; open ones continue."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
     async def sever(self) -> None:
-        """End every connection that stands."""
+        """End every open connection."""
         links = list(self._links)
         for link in links:
             link.cancel()
@@ -164,7 +164,7 @@ class Proxy:
             raise self._faults[0]
 
     def _take(self) -> None:
-        """Accept one connection. Not by asyncio's server: one that is closed just then leaves the connection open."""
+        """Accept one connection. An asyncio server that is closed at this moment would leave it open."""
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
@@ -188,7 +188,7 @@ class Proxy:
 
 
 class _Link:
-    """One client's connection and its own connection to the server."""
+    """The connection of one client, and the matching connection to the server."""
 
     def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.proxy = proxy
@@ -262,7 +262,7 @@ class _Link:
         dropping = False
         while chunk := await reader.read(CHUNK):
             for reply in _values(buffer, chunk):
-                # A message to a subscriber, or any other push, answers no command.
+                # A message to a subscriber, or any other push, is not the reply to a command.
                 asked = bool(self.unanswered) and (not reply.startswith(b">") or b"subscribe\r\n" in reply[:30])
                 action = self.unanswered[0] if asked else Action.PASS
                 if action is Action.HALF_REPLY and not dropping:
@@ -287,7 +287,7 @@ class _Link:
 
 
 def _values(buffer: bytearray, chunk: bytes) -> Iterator[bytes]:
-    """The complete RESP values of `buffer` and `chunk`; what is left over stays in `buffer`."""
+    """Return the complete RESP values of `buffer` and `chunk`; the remainder stays in `buffer`."""
     buffer += chunk
     while buffer and (end := _end_of_value(buffer)):
         yield bytes(buffer[:end])
@@ -297,7 +297,7 @@ def _values(buffer: bytearray, chunk: bytes) -> Iterator[bytes]:
 
 
 def _end_of_value(data: bytearray) -> int | None:
-    """Where the RESP2 or RESP3 value (or inline command) at the start of `data` ends; None if it is not all there."""
+    """The end of the RESP2 or RESP3 value (or inline command) at the start of `data`; None if it is incomplete."""
     at, pending = 0, 1
     while pending:
         line_end = data.find(b"\r\n", at)

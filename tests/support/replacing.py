@@ -1,4 +1,4 @@
-"""Replacements of a graph by one grown out of it, what a handle sends of them, and stores that get it wrong."""
+"""Replacements of a graph by a graph that grew from it, what a handle sends for them, and broken stores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TRUSTS_THE_HEAD = Lua("replace", "return same and {", "return {")
 
 
 COUNT, DELTA = 15, 23
-"""Where the number of nodes stands in the arguments of both scripts, and the delta in those of `replace.lua`."""
+"""Positions in ARGV: the number of nodes in both scripts, and the delta in `replace.lua`."""
 
 
 class Sent:
-    """The commits a handle sends from now on: the bytes of their arguments, their delta's word, how many they drop."""
+    """Record the commits that a handle sends: bytes of the arguments, word of the delta, number of dropped nodes."""
 
     def __init__(self, store: RedisSessionStore) -> None:
         self.bytes: list[int] = []
@@ -42,7 +42,7 @@ class Sent:
 
 
 def longer(graph: SessionGraph, *added: SessionNodeRecord) -> ReplaceFull:
-    """A graph grown as by its own methods, which choose ids and parents themselves."""
+    """A longer graph, as `append_*` makes it, with given ids and parents."""
     return ReplaceFull(graph._extended(added, added[-1].node_id if added else graph.leaf_node_id))
 
 
@@ -57,6 +57,6 @@ async def full(store: RedisSessionStore) -> PersistedSessionRead:
 
 
 def edited(graph: SessionGraph, keeps: int, *others: SessionNodeRecord) -> ReplaceFull:
-    """The first nodes of a graph, and others behind them."""
+    """The first nodes of a graph, followed by others."""
     kept = graph.first(keeps)
     return longer(kept, *others)

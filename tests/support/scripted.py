@@ -1,4 +1,4 @@
-"""A server that sends what the test tells it to, byte by byte, and a transport without a network.
+"""A server that sends the bytes that a test chooses, and a transport without a network.
 
 `Scripted` greets each connection as Redis does. Every other command goes to the test, unless `answer` has a reply.
 """
@@ -21,7 +21,7 @@ from tests.support.proxy import CHUNK, Action, Command, _values, _words
 from tests.support.servers import RunningServers, Server, every, require
 
 PATIENCE = 30.0
-"""Seconds after which a test that waits for an event fails. Far above what any of them needs."""
+"""Seconds until a test that waits for an event fails. Far more than any test needs."""
 
 OK = b"+OK\r\n"
 GREETING: Mapping[str, bytes] = {
@@ -204,12 +204,12 @@ def backend_of(cache: SessionCache) -> Backend:
 
 
 def echo(token: bytes, **more: Any) -> Request:
-    """A request whose reply is its own argument."""
+    """A request (ECHO) whose reply is its argument."""
     return Request([("ECHO", token)], key=token, **more)
 
 
 def sending(cache: SessionCache, commits: Sequence[RuntimeCommit], **more: Any) -> list[asyncio.Task[Any]]:
-    """A task for each commit. None complains of its error where a test fails before it asks for it."""
+    """Start a task for each commit. No task reports an unretrieved error if the test fails first."""
     tasks = [asyncio.create_task(cache.session(each.session_id).commit_runtime_state(each, **more)) for each in commits]
     for task in tasks:
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -233,7 +233,7 @@ def once_sent(
 
 
 def newest_server(request: pytest.FixtureRequest, running: RunningServers) -> Server:
-    """One empty server, the newest Redis that was found, for what does not depend on the server."""
+    """One empty server, the newest Redis that was found, for tests that do not depend on the server."""
     kind = max(
         (kind for kind in every() if kind.real and not kind.group),
         key=lambda kind: (not kind.missing, kind.product == "Redis", kind.version),

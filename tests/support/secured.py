@@ -25,7 +25,7 @@ SERVICE = "lash"
 
 @cache
 def tls_kind() -> Kind:
-    """The newest server that was built with TLS; of those without, the newest says what is missing."""
+    """The newest server that was built with TLS. Without any, the newest server, with the reason as `missing`."""
     kinds = [kind for kind in every() if kind.real and not kind.group]
     newest = max(kinds, key=lambda kind: (_has_tls(kind), kind.product == "Redis", kind.version))
     if newest.missing or _has_tls(newest):
@@ -35,7 +35,7 @@ def tls_kind() -> Kind:
 
 @cache
 def _has_tls(kind: Kind) -> bool:
-    """A server without TLS stops at the first of these settings, any other at the second."""
+    """A server without TLS fails at the first of these settings, any other server at the second."""
     if kind.missing:
         return False
     command = [str(kind.binary), "--tls-port", "0", "--no-such-setting", "1"]
@@ -44,7 +44,7 @@ def _has_tls(kind: Kind) -> bool:
 
 
 class Certificates:
-    """An authority, and files in `directory` for servers and clients that it vouches for."""
+    """A certificate authority, and files in `directory` with certificates that it signed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -62,11 +62,11 @@ class Certificates:
         return {name: str(path) for name, path in files.items()}
 
     def query(self, **more: str) -> str:
-        """The options of a URL that trusts the authority."""
+        """URL options that make a client trust the authority."""
         return "?" + urlencode({"ssl_ca_certs": self.authority, **more})
 
     def context(self, *names: str) -> ssl.SSLContext:
-        """What a server in this process listens with."""
+        """The TLS context of a server in this process."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         files = self.issue(*names)
         context.load_cert_chain(files["cert"], files["key"])
@@ -74,9 +74,9 @@ class Certificates:
 
 
 class TlsServer:
-    """A server that the test starts, which speaks TLS on `port`; `admin` leads to it by its socket, past TLS.
+    """A server that the test starts, with TLS on `port`; `admin` connects to its Unix socket, without TLS.
 
-    `is_asking`: it takes only clients with a certificate of the authority.
+    `is_asking`: the server accepts only clients with a certificate of the authority.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class TlsServer:
 
 
 class Relay:
-    """Passes bytes on to another port, and counts the connections that arrive."""
+    """Forward bytes to another port, and count the connections."""
 
     def __init__(self, port: int) -> None:
         self._to = port
@@ -136,7 +136,7 @@ class Relay:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
-        """Its address. At the end every connection is closed."""
+        """Start the relay and yield its address; close every connection at the end."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         async with server:
             yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Caches that send each request once, for tests of what a single failed attempt means."""
+"""Caches without retries, for tests of what a single failed attempt means."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lash_redis.transport.failures import FAILURES
 
 
 def sends_once(cache: SessionCache) -> SessionCache:
-    """The same cache; from now on the first failed attempt of each of its calls is final."""
+    """Make the first failed attempt of each call of the cache final; return the cache."""
     cache.shared._backend._send_again = report_first
     return cache
 
 
 async def report_first(attempt: Callable[[], Awaitable[Any]], attempts: Any) -> NoReturn:
-    """Stand in for `Backend._send_again`: raise the error of the first attempt, and make no other."""
+    """Replace `Backend._send_again`: raise the error of the first attempt without another one."""
     try:
         attempts.raise_first()
     except FAILURES as error:

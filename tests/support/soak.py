@@ -1,6 +1,6 @@
-"""What the worker processes of a soak do: sessions of seconds are begun, resumed, forked, deleted and listed.
+"""The worker processes of a soak test: they create, resume, fork, delete and list sessions that live for seconds.
 
-Every session says in its execution state what its graph must hold, so each read checks itself.
+The execution state of a session describes its graph, so each read can be checked by itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMESPACE = "soak"
 TTLS = (0.5, 1.0, 2.0, 4.0)
 OPTIONS = StoreOptions(shards=4, blob_grace=0.5, upload_grace=1.0, deletion_marker_ttl=2.0, blob_cache_bytes=100_000)
 LONGEST = max(TTLS) + 2 * OPTIONS.blob_grace + OPTIONS.upload_grace + OPTIONS.deletion_marker_ttl
-"""Seconds after which nothing of a soak is left."""
+"""Seconds after which no key of a soak is left."""
 SESSIONS = 200
 
 
@@ -46,10 +46,10 @@ def node(node_id: str, parent: str | None) -> SessionNodeRecord:
 
 
 def check(read: PersistedSessionRead) -> list[str]:
-    """The path of a read that is as its own state says.
+    """Check a read against its execution state; return the ids of its path.
 
     Raises:
-        AssertionError: it is not.
+        AssertionError: the read differs from its execution state.
     """
     path = [each.node_id for each in read.graph.active_path()]
     assert read.checkpoint is not None
@@ -106,7 +106,7 @@ async def step(cache: SessionCache, dice: random.Random, counts: Counter[str]) -
                 await cache.fork(name, f"s{dice.randrange(SESSIONS)}", ttl=dice.choice(TTLS))
             case "delete":
                 await cache.delete(name)
-            case "tombstone":  # only what is off the path, as a host does
+            case "tombstone":  # only nodes off the active path, as a runtime does
                 read = await cache.session(name).load_session(FullGraph())
                 if read is not None:
                     await cache.session(name).tombstone_nodes(read.graph.orphaned_node_ids())
@@ -124,7 +124,7 @@ async def step(cache: SessionCache, dice: random.Random, counts: Counter[str]) -
 
 
 async def work(url: str, seconds: float, seed: int) -> Counter[str]:
-    """Steps of four tasks on one connection pool until the time is over; how often each was done or refused."""
+    """Run four tasks on one cache until the time is over; count the steps and the refusals."""
     dice, counts, until = random.Random(seed), Counter[str](), monotonic() + seconds
 
     async def task(cache: SessionCache) -> None:
@@ -138,7 +138,7 @@ async def work(url: str, seconds: float, seed: int) -> Counter[str]:
 
 
 def worker(url: str, seconds: float, seed: int, told: Queue[Counter[str] | str]) -> None:
-    """The body of one process: its counts, or what went wrong, into the queue."""
+    """The body of one process: put its counts, or its error, into the queue."""
     try:
         told.put(asyncio.run(work(url, seconds, seed)))
     except BaseException as error:
@@ -150,10 +150,10 @@ def worker(url: str, seconds: float, seed: int, told: Queue[Counter[str] | str])
 
 
 async def evict(url: str, reads: int, seed: int) -> Counter[str]:
-    """Write and read until so many reads are made; each is right, absent or a typed error.
+    """Write and read until `reads` reads were made. Each is correct, absent or a typed error.
 
     Raises:
-        AssertionError: a read showed what was never written so.
+        AssertionError: a read returned a state that was never written.
     """
     dice, counts = random.Random(seed), Counter[str]()
     options = StoreOptions(shards=4, blob_cache_bytes=0)

@@ -1,4 +1,4 @@
-"""The groups that other tests run on form, fail over, heal and end as they claim."""
+"""Groups form, fail over, are repaired and end as `groups.py` documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy counts what was sent, and breaks exactly where it was told to."""
+"""The proxy counts what was sent, and breaks the connection at the chosen command."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Worker processes to be killed, frozen and cut off: what one does, what it was told, and how a test holds it.
+"""Worker processes that a test kills, freezes and disconnects.
 
-A worker does what it is ordered over a pipe, one order after the other, through the public API alone. It writes into
-its journal what it asked a model for, which turn the store acknowledged, and each error by its type: unbuffered, so
-that a kill -9 takes nothing of it away. It ends with the pipe, and so with its owner.
+A worker executes orders from a pipe, one after the other, through the public API only. Its journal records each model
+call, each acknowledged turn and the type of each error. The journal is unbuffered, so it survives a kill -9. The worker
+ends when the pipe closes, and so with its owner.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ from tests.support.sending import sends_once
 
 NAMESPACE = "workers"
 TRIES = 40
-"""How often a worker begins a turn anew, or sends a commit again whose outcome it does not know."""
+"""How often a worker restarts a turn, or sends a commit of unknown outcome again."""
 PATIENCE = 120.0
-"""Seconds a test waits for a worker's answer."""
+"""Seconds that a test waits for a worker's answer."""
 
 
 At = tuple[int, str | None, str | None]
-"""What a turn builds on: revision, commit, leaf."""
+"""The base of a turn: revision, commit, leaf."""
 
 # In the worker's process
 
 
 @dataclass
 class Work:
-    """What a worker has at hand while it does what it was ordered."""
+    """The state of a worker while it executes an order."""
 
     name: str
     cache: SessionCache
@@ -75,10 +75,10 @@ class Work:
     model_seconds: float
     lease_ttl: float
     sent: RuntimeCommit | None = None
-    """The commit of the turn in hand, once there is one."""
+    """The commit of the current turn, once it exists."""
     done: set[str] = field(default_factory=set)
     heads: dict[str, tuple[int, str, str]] = field(default_factory=dict)
-    """By session: revision, commit and leaf that this worker wrote last."""
+    """By session: the revision, commit and leaf that this worker wrote last."""
     attempts: itertools.count[int] = field(default_factory=itertools.count)
     turns: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -86,12 +86,12 @@ class Work:
         os.write(self.journal, f"{word} {turn} {what}\n".encode())
 
     def acknowledge(self, turn: str, result: RuntimeCommitResult) -> None:
-        """The store's method has returned: the turn is stored, and as safe as was asked unless it says otherwise."""
+        """Record that the store acknowledged the turn, or stored it without confirming the requested durability."""
         self.note("unconfirmed" if result.durable is False else "acknowledged", turn)
         self.done.add(turn)
 
     async def answer(self, turn: str, session: str, at: At, **more: Any) -> RuntimeCommit:
-        """Pay a model for the turn, and make the commit that puts it where the session stands."""
+        """Call the model for the turn, and build the commit on `at`."""
         self.note("paid", turn)
         await asyncio.sleep(self.model_seconds)
         node_id = f"{turn}#{self.name}{next(self.attempts)}"
@@ -100,7 +100,7 @@ class Work:
 
 
 def commit_of(session: str, turn: str, node_id: str, at: At, **more: Any) -> RuntimeCommit:
-    """A turn of one node, which counts one token and says in the execution state which turn was the last."""
+    """A turn of one node, which counts one token and stores its name in the execution state."""
     revision, builds_on, leaf = at
     return RuntimeCommit(
         session,
@@ -114,7 +114,7 @@ def commit_of(session: str, turn: str, node_id: str, at: At, **more: Any) -> Run
 
 
 def place_of(read: PersistedSessionRead | None) -> At:
-    """Revision, commit and leaf to build on."""
+    """The revision, commit and leaf to build on."""
     return (0, None, None) if read is None else (read.head_revision, read.commit_id, read.graph.leaf_node_id)
 
 
@@ -122,19 +122,19 @@ Way = Callable[[Work, RedisSessionStore, str], Awaitable[None]]
 
 
 async def by_update(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """A turn as docs/guide.md describes it."""
+    """Take a turn through `update`, as docs/guide.md describes it."""
     work.acknowledge(turn, await store.update(lambda read: work.answer(turn, store.session_id, place_of(read))))
 
 
 async def by_commit(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """A turn on what was read, with no second thought."""
+    """Take a turn through a load and a commit, without a retry."""
     read = await store.load_session(FullGraph())
     commit = await work.answer(turn, store.session_id, place_of(read))
     work.acknowledge(turn, await store.commit_runtime_state(commit))
 
 
 async def by_lease(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """A turn that nobody else pays for at the same time."""
+    """Take a turn under a lease, so that no other worker calls the model at the same time."""
     async with await store.acquire_lease(work.name, work.lease_ttl, wait=PATIENCE / 4) as lease:
         read = await store.load_session(FullGraph())
         commit = await work.answer(turn, store.session_id, place_of(read), lease=lease)
@@ -142,7 +142,7 @@ async def by_lease(work: Work, store: RedisSessionStore, turn: str) -> None:
 
 
 async def by_own_head(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """A turn on what this worker wrote last, as long as nothing says that somebody else came in between."""
+    """Take a turn on this worker's last write, without a load, until a conflict."""
     session = store.session_id
     at = work.heads.pop(session, None) or place_of(await store.load_session(FullGraph()))
     commit = await work.answer(turn, session, at)
@@ -154,7 +154,7 @@ async def by_own_head(work: Work, store: RedisSessionStore, turn: str) -> None:
 
 
 async def take(work: Work, session: str, way: Way, turn: str, tries: int = TRIES) -> bool:
-    """One turn, begun anew until it is acknowledged; an outcome that is unknown is settled first."""
+    """Repeat a turn until it is acknowledged. An unknown outcome is settled before the next attempt."""
     store = work.cache.session(session)
     for _ in range(tries):
         work.sent = None
@@ -162,7 +162,7 @@ async def take(work: Work, session: str, way: Way, turn: str, tries: int = TRIES
             await way(work, store, turn)
         except (HeadRevisionConflict, LeaseBusy, LeaseLost, OutcomeUnknown, BackendError) as error:
             work.note("error", turn, type(error).__name__)
-            if isinstance(error, LeaseLost) and error.revision is not None:  # lost after all was stored
+            if isinstance(error, LeaseLost) and error.revision is not None:  # lost after the commit was stored
                 work.note("acknowledged", turn)
                 work.done.add(turn)
             if work.sent and isinstance(error, OutcomeUnknown) and turn not in work.done:
@@ -175,7 +175,7 @@ async def take(work: Work, session: str, way: Way, turn: str, tries: int = TRIES
 
 
 async def settle(work: Work, store: RedisSessionStore, turn: str, sent: RuntimeCommit) -> None:
-    """Send the same commit again until it is known to have landed or not."""
+    """Send the same commit again until its outcome is known."""
     for _ in range(TRIES):
         try:
             try:
@@ -192,7 +192,7 @@ async def settle(work: Work, store: RedisSessionStore, turn: str, sent: RuntimeC
 
 
 async def _is_there(store: RedisSessionStore, sent: RuntimeCommit) -> bool:
-    """Whether a commit whose receipt is gone (33 later), or cannot be asked for (its lease is lost), had landed."""
+    """Whether a commit was stored whose receipt is unavailable: 33 later commits, or its lease was lost."""
     assert isinstance(sent.graph, Append)
     return sent.graph.leaf_node_id is not None and await store.load_node(sent.graph.leaf_node_id) is not None
 
@@ -258,12 +258,12 @@ async def release_lease(work: Work, session: str) -> None:
 
 
 async def send_once(work: Work) -> None:
-    """Let the first failed attempt of each call be final."""
+    """Make the first failed attempt of each call final."""
     sends_once(work.cache)
 
 
 async def fork_processes(work: Work, session: str, processes: int, turns: int) -> None:
-    """Children of `os.fork` and this process take turns at once, all on the cache that was there before."""
+    """Take turns in this process and in `os.fork` children at once, on the cache that was opened before."""
     children = []
     for number in range(processes):
         child = os.fork()
@@ -296,7 +296,7 @@ def _take_turns_in_a_child(work: Work, session: str, number: int, turns: int) ->
 
 @dataclass(frozen=True)
 class Setting:
-    """What a worker is started with."""
+    """The settings of a worker."""
 
     name: str
     url: str
@@ -306,12 +306,12 @@ class Setting:
     model_seconds: float
     lease_ttl: float
     scripts: Mapping[str, scripts.Script]
-    """Its owner's, so that a store broken on purpose is as broken in its workers."""
+    """The owner's scripts, so that a store that is broken on purpose is broken in its workers, too."""
 
 
 def _main(setting: Setting, orders: Connection) -> None:
-    # Once the owner is dead the fork server ends, unless somebody has its lifeline open; and a frozen process in a
-    # group that nobody looks after any more is ended by the kernel.
+    # The fork server ends with the owner only if no other process keeps its pipe open. The kernel ends a frozen process
+    # only if its process group is orphaned.
     os.closerange(3, orders.fileno())
     os.closerange(orders.fileno() + 1, 1024)
     os.setpgid(0, 0)
@@ -340,11 +340,11 @@ async def _obey(setting: Setting, orders: Connection) -> None:
                 raise
 
 
-# In the test's process
+# In the process of the test
 
 
 class Worker:
-    """A test's hold on one worker."""
+    """The handle of a test on one worker."""
 
     def __init__(self, setting: Setting) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -360,14 +360,14 @@ class Worker:
         return self.setting.name
 
     def order(self, what: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Let it do `what(work, *arguments)`; `what` must be a function of a module."""
+        """Send the order `what(work, *arguments)`; `what` must be a function of a module."""
         self._orders.send((what, arguments))
 
     async def answer(self) -> Any:
-        """What the order came to.
+        """Return the result of the order.
 
         Raises:
-            StoreError: what it raised.
+            StoreError: the order raised it.
             EOFError: the worker is dead.
         """
         async with asyncio.timeout(PATIENCE):
@@ -377,7 +377,7 @@ class Worker:
         return value
 
     async def survives(self) -> bool:
-        """Whether it answers; False once it is dead."""
+        """Whether the worker answers; False if it is dead."""
         try:
             await self.answer()
         except (EOFError, ConnectionResetError):
@@ -410,13 +410,13 @@ class Worker:
 
     def end(self) -> None:
         if self._process.is_alive():
-            os.killpg(self.pid, signal.SIGKILL)  # and what it forked
+            os.killpg(self.pid, signal.SIGKILL)  # and the processes that it forked
         self._process.join()
         self._process.close()
         self._orders.close()
 
     def journal(self) -> list[tuple[str, str, str]]:
-        """Word, turn and type of error of each line so far."""
+        """Word, turn and error type of each line."""
         if not self.setting.journal.exists():
             return []
         lines = self.setting.journal.read_text().splitlines()
@@ -424,7 +424,7 @@ class Worker:
 
 
 class Crew:
-    """The workers of a test. None of them lives when it is left."""
+    """The workers of a test. All are ended when the block is left."""
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="lash-workers-")
@@ -440,7 +440,7 @@ class Crew:
         namespace: str = NAMESPACE,
         options: StoreOptions | None = None,
     ) -> Worker:
-        """A worker, connected and waiting for orders."""
+        """Start a worker; return when it is connected and waits for orders."""
         name = f"w{next(self._number)}"
         known = {key: value for key, value in vars(scripts).items() if isinstance(value, scripts.Script)}
         journal = Path(self._directory.name, name)
@@ -455,7 +455,7 @@ class Crew:
         return [await self.hire(url, **setting) for _ in range(count)]
 
     def journal(self) -> list[tuple[str, str, str]]:
-        """Of all workers, dead ones too."""
+        """The lines of all workers, including dead ones."""
         return [line for worker in self.workers for line in worker.journal()]
 
     def told(self, word: str) -> list[str]:
@@ -466,7 +466,7 @@ class Crew:
         return Counter(what for word, _, what in self.journal() if word == "error")
 
     async def reaches(self, count: int) -> None:
-        """Return when so many turns are done, or one worker has an answer: it may be what went wrong."""
+        """Return when `count` turns are done, or a worker has an answer, which may be an error."""
         async with asyncio.timeout(PATIENCE):
             while len(self.told("acknowledged")) + len(self.told("unconfirmed")) < count:
                 if any(worker.has_answer() for worker in self.workers):
@@ -485,5 +485,5 @@ class Crew:
 
 
 async def answers(workers: Iterable[Worker]) -> list[Any]:
-    """What all of them answer."""
+    """Return the answers of all workers."""
     return await asyncio.gather(*(worker.answer() for worker in workers))

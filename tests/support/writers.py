@@ -1,4 +1,4 @@
-"""Writers that compete for sessions while something happens to the servers, and what must be true of it afterwards."""
+"""Writers that compete for sessions during a fault of the servers, and a check of what they stored."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from lash_redis import (
 from tests.support.builders import chain, ids_of
 
 PATIENCE = 90.0
-"""Seconds after which what should have happened has not."""
+"""Seconds until a wait fails."""
 
 
 class Writers:
-    """Two writers for each session, each building on what it read; whatever else they get than an answer is counted."""
+    """Two writers for each session. Each builds on what it read, and every error is counted."""
 
     def __init__(self, cache: SessionCache, sessions: Sequence[str]) -> None:
         self._cache = cache
         self.sessions = sessions
         self.acknowledged: defaultdict[str, list[str]] = defaultdict(list)
-        """Session → the nodes of its commits that were acknowledged, in that order."""
+        """Session → the nodes of its acknowledged commits, in order."""
         self.seen: Counter[str] = Counter()
-        """What writers were told, by the name of the error."""
+        """The errors that writers received, by name."""
         self._stop = asyncio.Event()
         self._acknowledged = asyncio.Condition()
         self._numbers = count()
@@ -55,14 +55,14 @@ class Writers:
                 self._stop.set()
 
     async def progress(self, commits: int) -> None:
-        """Return when every session has so many acknowledged commits more."""
+        """Return when every session has `count` more acknowledged commits."""
         wanted = {session: len(self.acknowledged[session]) + commits for session in self.sessions}
         async with asyncio.timeout(PATIENCE), self._acknowledged:
             for session, number in wanted.items():
                 await self._acknowledged.wait_for(lambda s=session, n=number: len(self.acknowledged[s]) >= n)
 
     async def during(self, action: Callable[..., Any], *arguments: Any) -> None:
-        """Do something that blocks while the writers go on."""
+        """Run a blocking function while the writers continue."""
         await asyncio.to_thread(action, *arguments)
 
     async def _write(self, session: str) -> None:
@@ -88,7 +88,7 @@ class Writers:
                     self._acknowledged.notify_all()
 
     async def _settled(self, store: RedisSessionStore, commit: RuntimeCommit) -> RuntimeCommitResult:
-        """Send a commit until its outcome is known."""
+        """Send a commit repeatedly until its outcome is known."""
         was_unknown = False
         while True:
             try:
@@ -102,9 +102,9 @@ class Writers:
                 self.seen["BackendError"] += 1
 
     async def lost(self) -> dict[str, int]:
-        """Acknowledged commits that are not stored, by session, where there are any.
+        """Return the acknowledged commits that are not stored, by session.
 
-        Holds what is stored against the laws: every commit is there once, on the one that it was built on.
+        Also check that every stored commit is there once, after the commit that it was built on.
         """
         found = {}
         for session in self.sessions:

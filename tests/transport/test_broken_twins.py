@@ -1,4 +1,4 @@
-"""The laws of the transport also run against a transport that is broken in exactly that way, and must fail there."""
+"""Run the laws of the transport against a transport that is broken on purpose: they must fail there."""
 
 from __future__ import annotations
 
