@@ -219,7 +219,7 @@ async def test_bytes_that_are_no_resp_are_an_error_that_names_the_server(
 ) -> None:
     unhandled: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-    options = StoreOptions(call_timeout=0.3)
+    options = StoreOptions(call_timeout=1.0)
     async with (
         asyncio.timeout(PATIENCE),
         Scripted(after_the_layout(data)) as server,
