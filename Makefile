@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test test-rest test-all lint format bench bench-quick bench-transport bench-peers bench-steps bench-check bench-scale soak faults dist clean
+.PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -30,30 +30,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every budget and the whole grid against the bare thing and a raw socket, on every server; some 12 minutes
+bench: $(READY)  ## every budget on every server
 	$(BIN)/python -m bench --json bench/results/bench.json
 	$(BIN)/python -m bench.plots bench/results/bench.json
 
-bench-quick: $(READY)  ## the same on one server, fewer rounds and fewer settings; under two minutes
+bench-quick: $(READY)  ## the same on one server with fewer rounds; under two minutes
 	$(BIN)/python -m bench --quick
-
-bench-transport: $(READY)  ## PING, commits and reads at 1 and 64 tasks beside redis-py, and beside the commit BASE if it is given
-	$(BIN)/python -m bench.transport $(if $(BASE),--base $(BASE))
 
 bench-peers: $(READY) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
 	$(BIN)/python -m bench.plots bench/results/peers.json
 
-bench-steps: $(READY)  ## where the microseconds of a commit and of a read go
-	$(BIN)/python -m bench.steps
-
 bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved run
 	$(BIN)/python -m bench.check $(BASE)
 
-bench-scale: $(READY)  ## what a server's core and three primaries hold, 100,000 sessions over time, and what 10 million need
-	$(BIN)/python -m bench.scale --json bench/results/scale.json
-	$(BIN)/python -m bench.plots bench/results/scale.json
-	$(BIN)/python -m bench.capacity bench/results/scale.json $(wildcard bench/results/bench.json)
+bench-scale: $(READY)  ## how many commits and reads a second one core of a server serves
+	$(BIN)/python -m bench.scale
 
 soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
 	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/faults/test_soak.py

@@ -1,7 +1,7 @@
-"""Does the package keep its budgets, and what becomes of each operation where one thing changes (`grid.py`)?
+"""Does the package keep its budgets?
 
-One table of each per server, in Markdown, each line beside the bare thing of `bare.py`. Ratios are medians over the
-rounds of one interleaved run. A missed budget is printed, and fails nothing.
+One table per server, in Markdown. The baseline is that of `bare.py` unless a line names another one. Ratios are medians
+over the rounds of one interleaved run. A missed budget is printed, and fails nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, grid, memory, reads, refresh, report, startup
+from bench import commits, fleet, memory, reads, refresh, report, startup
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup", "grid")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,8 +35,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--server", metavar="PATH", action="append", help=servers)
     ports = "loopback TCP instead of a unix socket, on port N or any that is free"
     parser.add_argument("--port", type=int, nargs="?", const=0, metavar="N", help=ports)
-    seconds = f"of the rounds of each line of the grid; default {grid.SECONDS}, with --quick {grid.QUICK_SECONDS}"
-    parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     return parser.parse_args(arguments)
 
@@ -89,15 +87,9 @@ def main() -> None:
             sys.exit(f"bench: {error}")
         if "startup" in groups and not runs:
             rows += startup.measured(3 if options.quick else 7)
-        lines: list[grid.Line] = []
-        missing: list[str] = []
-        if "grid" in groups:
-            lines, missing = grid.measured(binary, quick=options.quick, seconds=options.seconds)
         head["seconds"] = round(perf_counter() - started)
-        tables = [report.table(rows)] if rows else []
-        tables += [grid.table(lines)] if lines else []
-        print(", ".join(f"{name} {value}" for name, value in head.items()), *tables, *missing, sep="\n\n", end="\n\n")
-        runs.append({"header": head, "rows": [row.json() for row in rows], "grid": [line.json() for line in lines]})
+        print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
+        runs.append({"header": head, "rows": [row.json() for row in rows]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")

@@ -33,14 +33,10 @@ _MANIFEST = workload.text(workload.MANIFEST_BYTES - 300).encode()
 class Session:
     """The same session without any of our care. `turn` makes the arguments of a commit, all of them encoded."""
 
-    def __init__(
-        self, client: redis.Redis, session_id: str, tools: bytes, sizes: workload.Sizes = workload.USUAL
-    ) -> None:
+    def __init__(self, client: redis.Redis, session_id: str, tools: bytes) -> None:
         self.client = client
         self.head, self.log = f"bare:head:{session_id}", f"bare:log:{session_id}"
-        self.sizes = sizes
-        names = {"tools": sizes.tools, "plugin": sizes.plugin, "execution": sizes.execution, "manifest": 1}
-        self.blobs = [f"bare:{name}:{session_id}" for name, size in names.items() if size]
+        self.blobs = [f"bare:{name}:{session_id}" for name in ("tools", "plugin", "execution", "manifest")]
         self.tools = tools
         self.nodes = 0
         self.turns = 0
@@ -49,13 +45,8 @@ class Session:
     def turn(self, nodes: Sequence[SessionNodeRecord] | None = None) -> list[Any]:
         if nodes is None:
             nodes = workload.line(self.nodes, 2, self.leaf)
-        contents = [self.tools] if self.sizes.tools else []
-        if self.sizes.plugin:
-            contents.append(
-                msgpack.packb(workload.plugin_snapshot(self.head, self.turns, self.sizes.plugin).to_msgpack())
-            )
-        if self.sizes.execution:
-            contents.append(workload.execution_state(self.head, self.turns, self.sizes.execution))
+        plugin = msgpack.packb(workload.plugin_snapshot(self.head, self.turns).to_msgpack())
+        contents = [self.tools, plugin, workload.execution_state(self.head, self.turns)]
         self.nodes += len(nodes)
         self.turns += 1
         self.leaf = nodes[-1].node_id

@@ -1,9 +1,9 @@
 """Is the current tree faster or slower than a given commit? Both in one interleaved run on one server; fails nothing.
 
-Each side is a process of its own that runs this tree's benchmark on its own `lash_redis` and `lua`; the parent asks
-them for blocks of one operation in random order, never two at once. A third process runs the base again: what it
-differs from the base by is noise, and only what lies outside its quartiles is called faster or slower. A ratio is that
-of a round's blocks, by their medians; times are the clients', server time is that of the commands (INFO commandstats).
+Each side is a process of its own that runs this tree's benchmark on its own `lash_redis` and `lua`. The parent requests
+blocks of one operation in random order, one side at a time. A third process runs the base again. Its difference from
+the base is noise: only what lies outside its quartiles is called faster or slower. A ratio is that of a round's blocks,
+by their medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import redis.asyncio as redis
 
 from bench import commits, reads, report, workload
-from bench.measure import Contender, interleaved, server_cost, spread
+from bench.measure import Contender, interleaved, spread
 from lash_redis import FullGraph, RedisSessionStore, SessionCache, StoreOptions, connect
 from lash_redis.embedded import EmbeddedServer
 
@@ -76,20 +76,13 @@ async def _side(url: str, namespace: str) -> AsyncIterator[dict[str, Contender]]
 
 
 async def _serve(url: str, namespace: str) -> None:
-    """Answer each request (`operation`, `count`, `served`) with a line of JSON; first, what there is to ask for."""
-    async with _side(url, namespace) as contenders, redis.from_url(url) as direct:
-        _say(list(contenders))
+    """Print the names of the operations, then answer each request with the µs of its calls, as lines of JSON."""
+    async with _side(url, namespace) as contenders:
+        print(json.dumps(list(contenders)), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
-            asked = json.loads(line)
-            contender = contenders[asked["operation"]]
-            if asked["served"]:
-                _say((await server_cost(direct, contender, asked["count"])).time)
-            else:
-                _say((await interleaved({"": contender}, asked["count"])).by_name[""])
-
-
-def _say(value: object) -> None:
-    print(json.dumps(value), flush=True)
+            operation, count = json.loads(line)
+            times = await interleaved({"": contenders[operation]}, count)
+            print(json.dumps(times.by_name[""]), flush=True)
 
 
 # The parent
@@ -105,9 +98,9 @@ class Worker:
         )
         self.operations: list[str] = self._answer()
 
-    def ask(self, operation: str, count: int, *, served: bool = False) -> Any:
+    def ask(self, *request: object) -> Any:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"operation": operation, "count": count, "served": served}) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         return self._answer()
 
     def _answer(self) -> Any:
@@ -150,61 +143,34 @@ def _git(*words: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Quartiles of the rounds' ratios to the base, by side; its median time and server time of a command, in µs."""
-
     operation: str
     base_us: float
-    server_us: float
+    """The median time of the base."""
     times: Mapping[str, tuple[float, float, float]]
-    server: Mapping[str, tuple[float, float, float]]
+    """Quartiles of the rounds' ratios to the base, by side."""
 
     def cells(self) -> list[str]:
-        def ratio(spread_: tuple[float, float, float]) -> str:
-            return f"{spread_[1]:.3f} ({spread_[0]:.3f} to {spread_[2]:.3f})"
-
         noise, changed = self.times["base again"], self.times["current"]
         verdict = "faster" if changed[2] < noise[0] else "slower" if changed[0] > noise[2] else ""
-        return [
-            self.operation,
-            f"{self.base_us:,.0f}",
-            ratio(changed),
-            ratio(noise),
-            verdict,
-            f"{self.server_us:,.1f}",
-            ratio(self.server["current"]),
-            ratio(self.server["base again"]),
-        ]
+        ratios = [f"{middle:.3f} ({low:.3f} to {high:.3f})" for low, middle, high in (changed, noise)]
+        return [self.operation, f"{self.base_us:,.0f}", *ratios, verdict]
 
 
 def compared(operation: str, workers: Mapping[str, Worker], rounds: int) -> Comparison:
-    dice = random.Random(rounds)
+    dice, order = random.Random(rounds), list(workers)
     warm = {side: median(worker.ask(operation, 20)) for side, worker in workers.items()}
     count = max(3, min(100, int(BLOCK_SECONDS * 1e6 / warm["base"])))
     times: dict[str, list[float]] = {side: [] for side in workers}
-    server: dict[str, list[float]] = {side: [] for side in workers}
-    order = list(workers)
     for _ in range(rounds):
         dice.shuffle(order)
         for side in order:
             times[side].append(median(workers[side].ask(operation, count)))
-        for side in order:
-            server[side].append(workers[side].ask(operation, count, served=True))
-    return Comparison(
-        operation,
-        median(times["base"]),
-        median(server["base"]),
-        {side: _over_base(times, side) for side in workers},
-        {side: _over_base(server, side) for side in workers},
-    )
-
-
-def _over_base(values: Mapping[str, Sequence[float]], side: str) -> tuple[float, float, float]:
-    return spread([mine / theirs for mine, theirs in zip(values[side], values["base"], strict=True)])
+    ratios = {side: spread([a / b for a, b in zip(times[side], times["base"], strict=True)]) for side in workers}
+    return Comparison(operation, median(times["base"]), ratios)
 
 
 def table(found: Sequence[Comparison]) -> str:
-    titles = ["operation", "base µs", "current / base (quartiles)", "base again / base", "apart", "base server µs"]
-    titles += ["server, current / base", "server, base again / base"]
+    titles = ["operation", "base µs", "current / base (quartiles)", "base again / base", "apart"]
     return report.markdown([titles, *(comparison.cells() for comparison in found)])
 
 

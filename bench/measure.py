@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from inspect import isawaitable
+from itertools import cycle
 from statistics import median, quantiles
 from threading import Thread
 from time import perf_counter, perf_counter_ns
@@ -58,16 +59,22 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def together(contenders: Sequence[Contender]) -> Contender:
-    """One operation of each at the same time: one contender."""
-    if len(contenders) == 1:
-        return contenders[0]
+def percentiles(taken: Sequence[float]) -> tuple[float, float]:
+    """p50 and p99; of a single value, that value."""
+    cut = quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else [taken[0]] * 99
+    return cut[49], cut[98]
 
-    async def run(prepared: Sequence[tuple[Any, ...]]) -> None:
-        await asyncio.gather(*(one.run(*made) for one, made in zip(contenders, prepared, strict=True)))
 
-    async def make() -> list[tuple[Any, ...]]:
-        return [await one.made() for one in contenders]
+def in_turn(contenders: Sequence[Contender]) -> Contender:
+    """The contenders one after the other: one contender."""
+    turns = cycle(contenders)
+
+    async def make() -> tuple[Contender, tuple[Any, ...]]:
+        contender = next(turns)
+        return contender, await contender.made()
+
+    async def run(made: tuple[Contender, tuple[Any, ...]]) -> None:
+        await made[0].run(*made[1])
 
     return Contender(run, make)
 

@@ -76,7 +76,7 @@ async def _measured(
     }
     times = await interleaved(contenders, rounds * 5)
     rows = [
-        timed("refresh, nothing new, 10,000 nodes / one HMGET", times, "same", "hmget", 1.5),
+        timed("refresh, nothing new, 10,000 nodes / one HMGET", times, "same", "hmget", 1.0),
         timed("refresh, nothing new, 10,000 nodes / 10 nodes", times, "same", "small"),
     ]
     costs = await server_costs(client, contenders, repeats=50, blocks=5 if quick else 20)

@@ -88,6 +88,10 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
+async def is_valkey(client: redis.Redis) -> bool:
+    return "valkey_version" in await client.info("server")
+
+
 async def header(client: redis.Redis, url: str, *, quick: bool) -> dict[str, Any]:
     server = await client.info("server")
     name = "valkey" if "valkey_version" in server else "redis"

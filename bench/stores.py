@@ -1,4 +1,4 @@
-"""The stores that people use today, and ours, behind one small interface: a worker takes turns in one session.
+"""How does each store save a turn and resume a session? The stores of `bench.peers` behind one interface.
 
 Imports what `peers-requirements.txt` names: only for the environment of `make bench-peers`. Each store is used as its
 documentation shows, with its own defaults; turning messages into its own classes is not timed, encoding them is.

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from zlib import crc32
@@ -36,22 +36,8 @@ from lash_redis.models.components import PluginSnapshotEntry, PluginSnapshotMeta
 
 EVENT_BYTES = 600
 MANIFEST_BYTES = 2_048
+TOOLS_BYTES, PLUGIN_BYTES, EXECUTION_BYTES = 20_480, 4_096, 8_192
 
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes of a session's components; 0: it has none. The default is the workload of the budgets."""
-
-    tools: int = 20_480
-    plugin: int = 4_096
-    execution: int = 8_192
-
-    @classmethod
-    def of(cls, kib: int) -> Sizes:
-        return cls(kib * 1024, kib * 1024, kib * 1024)
-
-
-USUAL = Sizes()
 
 _WORDS = re.findall(
     r"\w+",
@@ -123,7 +109,7 @@ def record_bytes(commit: RuntimeCommit) -> int:
     return sum(map(len, map(packed, commit.graph.nodes))) if isinstance(commit.graph, Append) else 0
 
 
-def tool_state(size: int = USUAL.tools) -> ToolState:
+def tool_state(size: int = TOOLS_BYTES) -> ToolState:
     tools: dict[str, ToolStateEntry] = {}
     used = 0
     while used < size:
@@ -149,7 +135,7 @@ def _execution(size: int) -> bytes:
     return json.dumps({"variables": {f"name_{n}": text(60) for n in names}}).encode()[:size]
 
 
-def plugin_snapshot(owner: str, turn: int, size: int = USUAL.plugin) -> PluginSessionSnapshot:
+def plugin_snapshot(owner: str, turn: int, size: int = PLUGIN_BYTES) -> PluginSessionSnapshot:
     """Unlike that of any other session or turn: an equal one would be stored, and sent, once for both."""
     state: dict[str, Any] = {
         "owner": owner,
@@ -160,16 +146,15 @@ def plugin_snapshot(owner: str, turn: int, size: int = USUAL.plugin) -> PluginSe
     return PluginSessionSnapshot({"memory": PluginSnapshotEntry(PluginSnapshotMeta("memory", "1.0", turn, state))})
 
 
-def execution_state(owner: str, turn: int, size: int = USUAL.execution) -> bytes:
+def execution_state(owner: str, turn: int, size: int = EXECUTION_BYTES) -> bytes:
     return b"%08x turn %08d" % (crc32(owner.encode()), turn) + _execution(size)[22:]
 
 
 class Session:
     """A session of ours as its runtime drives it. `turn` makes a commit that builds on the one made before."""
 
-    def __init__(self, cache: SessionCache, session_id: str, sizes: Sizes = USUAL) -> None:
+    def __init__(self, cache: SessionCache, session_id: str) -> None:
         self.store = cache.session(session_id)
-        self.sizes = sizes
         self.nodes = 0
         self.turns = 0
         self.leaf: str | None = None
@@ -183,9 +168,7 @@ class Session:
         """
         if nodes is None:
             nodes = line(self.nodes, 2, self.leaf)
-        owner, sizes = self.store.session_id, self.sizes
-        plugin = plugin_snapshot(owner, self.turns, sizes.plugin) if states and sizes.plugin else None
-        execution = execution_state(owner, self.turns, sizes.execution) if states and sizes.execution else None
+        owner = self.store.session_id
         commit = RuntimeCommit(
             session_id=self.store.session_id,
             expected_head_revision=self.turns,
@@ -194,9 +177,9 @@ class Session:
             checkpoint=HydratedSessionCheckpoint(
                 turn_state=PersistedTurnState(self.turns, TokenUsage(1200 + self.turns, 340, 900, 20)),
                 tool_state_ref=self.tool_ref,
-                plugin_snapshot=plugin,
+                plugin_snapshot=plugin_snapshot(owner, self.turns) if states else None,
                 plugin_snapshot_revision=self.turns,
-                execution_state=execution,
+                execution_state=execution_state(owner, self.turns) if states else None,
             ),
             usage_deltas=[TokenLedgerEntry("turn", "some-model-large", TokenUsage(1200, 340, 900, 20))],
             builds_on=self.commit_id,
