@@ -212,7 +212,7 @@ class UnsupportedReadScope(Refused):
         self.scope = scope
 
 
-class InvalidRecord(Refused):
+class InvalidRecord(Refused, ValueError):
     """A value given to this package is not what its field takes. `field` is the path to it."""
 
     template = "{0}: {1}"
