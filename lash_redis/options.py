@@ -14,22 +14,25 @@ MAX_SHARDS: Final = 1024
 
 
 class BlobProfile(Enum):
-    """When a blob is compressed (zlib level 1), by its size. The ref is of the bytes before, so profiles mix."""
+    """The size from which a blob is compressed (zlib level 1).
+
+    A ref is of the uncompressed bytes, so profiles can be mixed.
+    """
 
     LOW_LATENCY = None
-    """Never."""
+    """Never compress."""
     BALANCED = 4096
-    """From 4,096 bytes on."""
+    """Compress from 4,096 bytes on."""
     COMPACT = 1024
-    """From 1,024 bytes on."""
+    """Compress from 1,024 bytes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreGcPolicy:
-    """When a handle collects garbage by itself."""
+    """When a handle collects garbage on its own."""
 
     auto_run_every_commits: int = 0
-    """Run `gc_unreachable` after every so many successful commits of a handle; 0 for never."""
+    """Run `gc_unreachable` after this many successful commits of a handle; 0 for never."""
 
     def __post_init__(self) -> None:
         require_int("gc_policy.auto_run_every_commits", self.auto_run_every_commits, 0)
@@ -41,12 +44,15 @@ MAX_WAIT_MS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """A commit is durable when `n` replicas have received it: it survives the loss of its primary, if one of them is
-    promoted. It does not wait longer than `timeout_ms`. Source: the command WAIT.
+    """Wait until replicas have received the commit, by the command WAIT.
+
+    The commit then survives the loss of its primary if one of those replicas is promoted.
     """
 
     n: int = 1
+    """The number of replicas, 1 to 1,000."""
     timeout_ms: int = 1_000
+    """The longest wait in ms, 1 to 5,000. The commit is made even if the time ends first."""
 
     def __post_init__(self) -> None:
         require_int("durability.n", self.n, 1, 1_000)
@@ -55,14 +61,16 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class Fsync:
-    """A commit is durable when it is on the primary's disk, and on those of `replicas` replicas.
+    """Wait until the commit is on disk, by the command WAITAOF.
 
-    It then survives the end of these processes. It does not wait longer than `timeout_ms`. Needs an append-only file
-    and a server that knows WAITAOF (Redis 7.2, Valkey): on others no commit is confirmed.
+    The commit then survives the end of those server processes. The server needs an append-only file and must know
+    WAITAOF (Redis 7.2, Valkey). Other servers confirm no commit.
     """
 
     replicas: int = 0
+    """The number of replicas, 0 to 1,000, that must have it on disk besides the primary."""
     timeout_ms: int = 1_000
+    """The longest wait in ms, 1 to 5,000. The commit is made even if the time ends first."""
 
     def __post_init__(self) -> None:
         require_int("durability.replicas", self.replicas, 0, 1_000)
@@ -80,77 +88,89 @@ def require_durability(name: str, durability: Any) -> Durability | None:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How a `SessionCache` behaves. Two caches of one namespace may differ in all but `shards`."""
+    """The behaviour of a `SessionCache`. Two caches of one namespace may differ in every option but `shards`."""
 
     graph_checks: Literal["strict", "lenient"] = "strict"
-    """`lenient` takes any parent and any leaf, as the first lash store did; a taken id is refused either way."""
+    """`strict` refuses unknown parents and leaves; `lenient` accepts them. Both refuse a node id that is taken."""
 
     blob_profile: BlobProfile = BlobProfile.LOW_LATENCY
+    """The size from which new blobs are compressed. The default is never."""
 
     gc_policy: StoreGcPolicy = field(default_factory=StoreGcPolicy)
+    """When a handle collects garbage on its own. The default is never."""
 
     shards: int = 64
-    """Hash tags the namespace is spread over, 1 to 1,024. Sessions share blobs within one. Fixed at the first write."""
+    """The number of hash tags of the namespace, 1 to 1,024.
+
+    Sessions of one shard can share blobs. The first write of the namespace fixes the number.
+    """
 
     slide_on_load: bool = False
-    """Whether `load_session` lets a session live its ttl anew, as a commit does; then it takes a round trip more."""
+    """Whether `load_session` restarts the ttl of a session, as a commit does. It costs one more round trip."""
 
     deletion_marker_ttl: float = 86_400.0
     """Seconds for which the id of a deleted session takes no writes; 0 for none."""
 
     durability: Durability | None = None
-    """What a commit waits for before it is answered (`RuntimeCommitResult.durable`), in the same round trip.
+    """What a commit waits for in its round trip, reported by `RuntimeCommitResult.durable`.
 
-    None: for nothing; the primary alone has it, and a failover may lose it. A client that is given needs a
-    `socket_timeout` above the wait.
+    None: the commit waits for nothing, and a failover may lose it. A client that you pass needs a `socket_timeout`
+    longer than the wait.
     """
 
     read_from: Literal["primary", "replica"] = "primary"
-    """Who is asked by `load_session`, `load_head` and `load_session_meta`.
+    """The servers that `load_session`, `load_head` and `load_session_meta` ask first.
 
-    `replica`: one of those that follow the primary, in a cluster or under Sentinel; what it shows is one revision, but
-    may not be the newest: a commit that builds on it is then refused. Where it has nothing, or nothing whole, or does
-    not answer, the primary is asked after all. `refresh`, `update` and all else ask the primary.
+    `replica`, in a cluster or under Sentinel: a replica of the primary. It returns one whole revision, which may be
+    stale; a commit on a stale read is refused. If the replica has no complete answer, the primary is asked. All other
+    calls, such as `refresh` and `update`, ask the primary.
     """
 
     allow_eval: bool = True
-    """Whether a script that the server does not know is sent as text. Without, `SessionCache.preload` must have run."""
+    """Whether the client sends the text of a script that the server does not know.
+
+    If False, `SessionCache.preload` must have run, by an account that may load scripts.
+    """
 
     blob_grace: float = 60.0
-    """Seconds a blob outlives its last holder at the most, so that a read that has just learned its ref still finds it.
+    """The longest time in seconds that a blob outlives its last holder.
 
-    Deadlines are rounded up to a multiple of it where blobs and the catalogue note them: with a longer grace, sessions
-    that slide write less.
+    A read that has just learned the ref still finds the blob. Blobs and the catalogue store deadlines rounded up to a
+    multiple of it. With a longer grace, sessions with a sliding ttl write less.
     """
 
     upload_grace: float = 3600.0
-    """Seconds a blob stored by `put_blob` waits for a commit that names it."""
+    """Seconds that a blob of `put_blob` waits for a commit that names it."""
 
     blob_cache_bytes: int = 64 * 1024 * 1024
-    """Bytes of blobs kept in this process, so that a tool state many sessions share is fetched once.
+    """The memory in bytes for blobs that this process keeps; 0 for none.
 
-    As much again for tool states that were written, so that one which did not change is encoded and hashed once.
+    A tool state that many sessions share is then fetched once. As many bytes again hold tool states that this process
+    wrote, so that an unchanged one is encoded and hashed once.
     """
 
     max_commit_bytes: int | None = 64 * 1024 * 1024
-    """Limit on what one commit sends (nodes, bodies, usage and head), on an upload and on meta; None for Redis's own.
+    """The largest size in bytes of what one commit sends: nodes, bodies, usage and head. None for the limit of Redis.
 
-    Nodes that a replacement keeps are not sent.
+    It also limits one upload and one meta record. Nodes that a replacement keeps are not sent.
     """
 
     max_commit_nodes: int | None = 50_000
-    """Limit on the nodes that one commit sends; None for no limit."""
+    """The largest number of nodes that one commit sends; None for no limit."""
 
     call_timeout: float | None = None
-    """Seconds for a whole call, its retries and connection attempts included; the wait of `durability` is added to it.
+    """Seconds for a whole call, with its retries and connection attempts. The wait of `durability` is added.
 
-    None: 8 s for one server, and for servers none of which was ever reached; 60 s in a cluster and under Sentinel,
-    where a lost primary is replaced (a cluster waits 15 s for a silent primary, Sentinel 30 s). When the time is up, a
-    call fails with `BackendError` where nothing was applied, and with `OutcomeUnknown` where a reply was lost.
+    None: 8 s for one server, and for servers that were never reached; 60 s in a cluster and under Sentinel. A cluster
+    replaces a silent primary after 15 s, Sentinel after 30 s. When the time ends, a call raises `BackendError` if
+    nothing was applied, and `OutcomeUnknown` if a reply was lost.
     """
 
     retry_max_delay: float = 1.0
-    """Longest pause between two attempts, in seconds; pauses grow exponentially from 50 ms, with full jitter."""
+    """The longest pause between two attempts, in seconds.
+
+    Pauses grow exponentially from 50 ms, with full jitter.
+    """
 
     @property
     def blob_grace_ms(self) -> int:

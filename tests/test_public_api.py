@@ -1,7 +1,8 @@
-"""The public names of `lash_redis`: everything that a public signature names is exported."""
+"""The public names of `lash_redis`: types in signatures are exported, fields are documented, errors are usable."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import pickle
@@ -91,3 +92,40 @@ def test_an_invalid_record_survives_pickling() -> None:
     assert type(error) is InvalidRecord
     assert (error.field, error.reason) == ("SessionMeta.cwd", "expected a string, got int")
     assert str(error) == "SessionMeta.cwd: expected a string, got int"
+
+
+WITHOUT_FIELD_DOCS = {"SessionChange"}
+"""Dataclasses whose fields are described in the class docstring."""
+DATACLASSES = sorted(name for name in PUBLIC.keys() - WITHOUT_FIELD_DOCS if dataclasses.is_dataclass(PUBLIC[name]))
+
+
+def class_definition(cls: type) -> ast.ClassDef:
+    tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+
+
+def is_docstring(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@pytest.mark.parametrize("name", DATACLASSES)
+def test_every_field_of_a_public_dataclass_has_a_docstring(name: str) -> None:
+    body = class_definition(PUBLIC[name]).body
+    undocumented = [
+        node.target.id
+        for node, below in zip(body, [*body[1:], None], strict=True)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not node.target.id.startswith("_")
+        and "ClassVar" not in ast.unparse(node.annotation)
+        and not is_docstring(below)
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("name", DATACLASSES)
+def test_every_public_dataclass_has_a_summary_of_one_paragraph(name: str) -> None:
+    docstring = ast.get_docstring(class_definition(PUBLIC[name]))
+    assert docstring, f"{name} has no docstring"
+    assert "\n" not in docstring.split("\n\n")[0], f"the summary of {name} takes more than one line"
+    assert docstring.split("\n\n")[0].endswith(".")

@@ -20,27 +20,28 @@ from lash_redis.models.wire import U64, Form, Id, Record, Rule, Variant, encode_
 
 @dataclass(frozen=True, slots=True)
 class Unchanged(Variant):
-    """Keep the nodes and put the leaf where `leaf_node_id` says.
-
-    None takes the leaf away, which strict checks refuse in a session that has nodes.
-    """
+    """Keep the stored nodes and move the leaf."""
 
     leaf_node_id: str | None = None
+    """The id of the new leaf. None removes the leaf; strict checks refuse that if the session has nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Append(Variant):
-    """Add `nodes`, parents before children, and put the leaf where `leaf_node_id` says."""
+    """Add nodes to the stored graph and move the leaf."""
 
     nodes: Sequence[SessionNodeRecord]
+    """The new nodes in the order of the log, each parent before its children."""
     leaf_node_id: str | None = None
+    """The id of the new leaf. None removes the leaf; strict checks refuse that if the session has nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceFull(Variant):
-    """Put `graph` in the place of every stored node."""
+    """Replace every stored node by the nodes of a graph."""
 
     graph: SessionGraph
+    """The whole new graph with its leaf. Stored nodes that it does not contain are dropped."""
 
     @property
     def leaf_node_id(self) -> str | None:
@@ -63,29 +64,44 @@ GraphCommitDelta: TypeAlias = Unchanged | Append | ReplaceFull
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCommit(Record):
-    """One turn to be saved, all or nothing.
+    """One turn to be saved, all of it or nothing.
 
-    `graph` and `usage_deltas` say what changes. `config` and `checkpoint` are whole: what is left out of them is reset
-    or dropped, so start from `read.config` and `read.checkpoint` (a component's ref alone keeps what is stored).
+    `graph` and `usage_deltas` are changes. `config` and `checkpoint` are whole values: a field that is left out is
+    reset, and a component that is left out is dropped. Start from `read.config` and `read.checkpoint`; the ref of a
+    component alone keeps its stored body.
 
-    The same object sent again is a retry: its `commit_id` finds the first attempt's receipt.
+    The same object sent again is a retry: the server finds the receipt of the first attempt by `commit_id`.
     """
 
     session_id: Id
+    """The session to commit to. The store refuses a commit for another session than its own."""
     expected_head_revision: U64 | None = None
-    """The revision this commit builds on; None compares nothing."""
+    """The revision that this commit builds on; 0 for a new session. None compares nothing."""
     config: PersistedSessionConfig = field(default_factory=PersistedSessionConfig)
+    """The config that the head has after the commit."""
     graph: GraphCommitDelta = Unchanged()
+    """The change of the graph. The default adds no node and removes the leaf."""
     checkpoint: HydratedSessionCheckpoint = field(default_factory=HydratedSessionCheckpoint)
+    """The turn state and the components that the head has after the commit."""
     usage_deltas: Sequence[TokenLedgerEntry] = ()
-    """Added to the stored ledger."""
+    """Token counts that the server adds to the stored ledger."""
     commit_id: Id = field(default_factory=lambda: uuid4().hex)
+    """The id by which the server recognises a retry. The default is a random UUID of 32 hex digits."""
     builds_on: str | None = None
-    """The `commit_id` behind `expected_head_revision`, where known: a revision number can come round again."""
+    """The id of the commit that made `expected_head_revision`, or None if unknown.
+
+    After a failover another commit can have the same revision number. The server then refuses this commit.
+    """
     lease: Annotated[LeaseClaim | None, Rule.IN_MEMORY] = None
-    """Refuse the commit once this lease is lost. No part of its meaning or of its JSON."""
+    """A lease that the caller must still hold, or the server refuses the commit. None checks no lease.
+
+    It is not part of the commit's meaning or JSON.
+    """
     releases: Annotated[LeaseClaim | None, Rule.IN_MEMORY] = None
-    """Let go of this lease with the commit if it is still held, and commit in any case. Not beside `lease`."""
+    """A lease that the server releases with the commit if the caller still holds it. None releases no lease.
+
+    The commit is made in either case. It cannot be combined with `lease`.
+    """
 
     @classmethod
     def persisted_state(cls, state: PersistedSessionState, usage_deltas: Sequence[TokenLedgerEntry] = ()) -> Self:

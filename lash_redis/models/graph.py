@@ -23,37 +23,46 @@ from lash_redis.models.wire import Json, Record, Rule
 
 @dataclass(frozen=True, slots=True)
 class SessionReadModel(Record):
-    """What the active path says, root first: its events, its messages, and the records of its tool calls.
-
-    Messages are without transient ones, and without those whose id came before.
-    """
+    """The content of the active path, from the root to the leaf."""
 
     active_events: Sequence[Json]
+    """Every event on the path."""
     messages: Sequence[Json]
+    """Every message on the path, without transient ones. Of several with one id it holds the first."""
     tool_calls: Sequence[Json]
+    """The record of every tool call on the path."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MessageTreeNode:
-    """A message and the messages that follow it, siblings in the order of their timestamps as text."""
+    """A message and the messages that follow it."""
 
     node_id: str
+    """The id of the node that holds the message."""
     timestamp: str
+    """The timestamp of the node, as text."""
     message: dict[str, Any]
+    """The message itself."""
     active: bool
+    """Whether a message with this id is on the active path."""
     children: list[MessageTreeNode] = field(default_factory=list, repr=False)
+    """The messages that follow, in the order of their timestamps as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionGraph(Record):
-    """Immutable: whatever changes a graph returns another one. Where an id occurs twice, the later node has it.
+    """The immutable message graph of a session; a method that changes it returns another graph.
+
+    If an id occurs twice, lookups by id return the later node.
 
     Raises:
-        Corrupt: from whatever follows parents, where they form a cycle.
+        Corrupt: from each method that follows parents, if they form a cycle.
     """
 
     nodes: Sequence[SessionNodeRecord] = ()
+    """The nodes in the order of the log."""
     leaf_node_id: str | None = None
+    """The node at which the active path ends; None for an empty path."""
     _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )

@@ -18,25 +18,39 @@ class SessionHead(Record):
     """A head with its whole graph."""
 
     session_id: str = "root"
+    """The id of the session."""
     head_revision: U64 = 0
+    """The number of the last commit; 0 before the first."""
     graph: Annotated[SessionGraph, Rule.REQUIRED] = field(default_factory=SessionGraph)
+    """The nodes and the leaf."""
     config: Annotated[PersistedSessionConfig, Rule.REQUIRED] = field(default_factory=PersistedSessionConfig)
+    """The config that the last commit set."""
     checkpoint_ref: BlobRef | None = None
+    """The SHA-256 of the manifest; None before the first commit."""
     token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    """The stored token usage, one entry for each source and model."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionHeadMeta(Record):
-    """A head without its graph. `commit_id` is that of the last commit."""
+    """A head without its graph."""
 
     session_id: str = "root"
+    """The id of the session."""
     head_revision: U64 = 0
+    """The number of the last commit; 0 before the first."""
     config: Annotated[PersistedSessionConfig, Rule.REQUIRED] = field(default_factory=PersistedSessionConfig)
+    """The config that the last commit set."""
     checkpoint_ref: BlobRef | None = None
+    """The SHA-256 of the manifest; None before the first commit."""
     leaf_node_id: str | None = None
+    """The node at which the active path ends; None for an empty path."""
     graph_node_count: U64 = 0
+    """The number of live nodes in the graph."""
     token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    """The stored token usage, one entry for each source and model."""
     commit_id: str | None = None
+    """The id of the last commit; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +60,10 @@ class FullGraph(Variant):
 
 @dataclass(frozen=True, slots=True)
 class ActivePath(Variant):
-    """Read the path from the root to `leaf_node_id`, or to the head's leaf where that is None."""
+    """Read the path from the root to one node."""
 
     leaf_node_id: str | None = None
+    """The node at which the path ends; None for the leaf of the head."""
 
 
 SessionReadScope: TypeAlias = FullGraph | ActivePath
@@ -64,20 +79,28 @@ class ReadOrigin:
 
 @dataclass(frozen=True, slots=True)
 class PersistedSessionRead(Record, Unread):
-    """One revision of a session. `commit_id` is that of the commit which made it.
+    """One revision of a session.
 
-    A read remembers where it came from, so that `RedisSessionStore.refresh` fetches only what is new since, also after
-    pickling. One that was made by hand, from JSON or by `dataclasses.replace` does not.
+    A read remembers its origin, also after pickling, so that `RedisSessionStore.refresh` fetches only what is new. A
+    read that was made by hand, from JSON or by `dataclasses.replace` has no origin.
     """
 
     session_id: str
+    """The id of the session."""
     head_revision: U64
+    """The revision that was read."""
     config: PersistedSessionConfig
+    """The config of that revision."""
     graph: SessionGraph
+    """The nodes that the scope asked for, and the leaf."""
     checkpoint_ref: BlobRef | None = None
+    """The SHA-256 of the manifest; None if the record names none."""
     checkpoint: HydratedSessionCheckpoint | None = None
+    """The turn state and the components with their bodies; None if the record has none."""
     token_ledger: Annotated[Sequence[TokenLedgerEntry], Rule.OMIT_EMPTY] = ()
+    """The stored token usage, one entry for each source and model."""
     commit_id: str | None = None
+    """The id of the commit that made the revision; None if unknown."""
     _origin: Annotated[ReadOrigin | None, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
 
     @property

@@ -21,22 +21,27 @@ Seconds = Annotated[float, Shape(lambda value, form: _seconds(value), _seconds)]
 
 @dataclass(frozen=True, slots=True)
 class LeaseInfo(Record):
-    """Whose a lease is or was. `deadline`: seconds since 1970 by the server's clock, perhaps past."""
+    """The holder of a lease, now or in the past."""
 
     owner: str
+    """The worker that holds the lease or held it last."""
     generation: U64
+    """The fencing token of that holder, one higher for each new holder."""
     deadline: Seconds
+    """The end of the lease in seconds since 1970 by the server's clock. It may be in the past."""
 
 
 @dataclass(slots=True, eq=False)
 class LeaseClaim(Record):
-    """What a commit is checked against. `deadline` moves on when the lease is renewed; nothing else ever changes."""
+    """A lease that a commit is checked against; only `deadline` changes, when the lease is renewed."""
 
     session_id: Id
+    """The session that the lease is for."""
     owner: Id
+    """The worker that holds the lease."""
     token: Id = field(repr=False)
-    """The secret of its holder: whoever has it and the owner's name can renew and release."""
+    """The secret of the holder. With it and the owner's name any process can renew and release the lease."""
     generation: U64
-    """One higher at each change of hands: what a worker writes elsewhere can be ordered by it."""
+    """The fencing token, one higher for each new holder. Other systems can order writes by it."""
     deadline: Seconds
-    """Seconds since 1970 by the server's clock."""
+    """The end of the lease in seconds since 1970 by the server's clock."""

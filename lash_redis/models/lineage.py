@@ -28,7 +28,9 @@ class Lineage:
     """
 
     base: Base
+    """The base that the graph grew out of."""
     kept: int = 0
+    """The number of the graph's first nodes that are the base's own; 0 for none."""
 
     def first(self, count: int) -> Lineage:
         """The lineage of a graph's first `count` nodes."""

@@ -11,19 +11,22 @@ from lash_redis.models.wire import Form, Id, Json, Record, Rule, Unread, decode_
 
 @dataclass(frozen=True, slots=True)
 class EventPayload(Record, Unread):
-    """What happened: `{"Conversation": ...}`, `{"Tool": ...}`, `{"Mode": ...}`, `{"StateSnapshot": ...}`."""
+    """An event of the conversation, such as a message or a tool call."""
 
     event: Json
+    """A JSON object with one key: `Conversation`, `Tool`, `Mode` or `StateSnapshot`."""
 
     kind: ClassVar[str] = "event"
 
 
 @dataclass(frozen=True, slots=True)
 class PluginPayload(Record, Unread):
-    """Something a plugin keeps in the graph; no part of the conversation."""
+    """A record that a plugin keeps in the graph; it is not part of the conversation."""
 
     plugin_type: str
+    """The kind of record, named by the plugin."""
     body: Json
+    """The content of the record as free-form JSON."""
 
     kind: ClassVar[str] = "plugin"
 
@@ -35,12 +38,16 @@ _PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": Event
 
 @dataclass(frozen=True, slots=True)
 class SessionNodeRecord(Record):
-    """One node. `timestamp` is free text, never parsed; the payload's keys stand beside the node's own on the wire."""
+    """One node of the graph. JSON holds the keys of the payload beside the node's own."""
 
     node_id: Id
+    """The id of the node, unique in its session."""
     parent_node_id: str | None
+    """The id of the parent; None for a root."""
     timestamp: str
+    """The time of the node as free text, by convention RFC 3339. The store never parses it."""
     payload: Annotated[NodePayload, Rule.IN_MEMORY]
+    """The content of the node: an event, or a record of a plugin."""
 
     def event(self) -> Any | None:
         return self.payload.event if isinstance(self.payload, EventPayload) else None

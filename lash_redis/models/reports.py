@@ -10,63 +10,85 @@ from lash_redis.models.wire import U64, Record
 
 @dataclass(frozen=True, slots=True)
 class GcReport(Record):
+    """The result of a garbage collection."""
+
     root_count: U64 = 0
+    """The number of sessions that were counted."""
     retained_blob_count: U64 = 0
+    """The number of blobs that stay.
+
+    Of one session: those that it refers to, its manifest included. Of a cache: blobs without a holder whose grace has
+    not ended.
+    """
     deleted_blob_count: U64 = 0
+    """The number of blobs that were deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class VacuumReport(Record):
-    """How many tombstoned nodes lost their bytes."""
+    """The result of a vacuum."""
 
     removed_node_count: U64 = 0
+    """The number of tombstoned nodes whose bytes were freed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteReport(Record):
-    """`existed` is False where there was nothing to delete; then all else is 0."""
+    """The result of a deletion. If there was no session, every other field is 0 or False."""
 
     existed: bool = False
+    """Whether there was a session to delete."""
     node_count: U64 = 0
-    """Live nodes."""
+    """The number of live nodes that were deleted."""
     released_blob_count: U64 = 0
-    """Blobs it held. Those that no other session holds go after a grace."""
+    """The number of blobs that the session held. Blobs without another holder expire after a grace."""
     closed: bool = False
-    """Whether the id takes no writes for `deletion_marker_ttl`. Not so where a part of the session was missing."""
+    """Whether the id takes no writes for `deletion_marker_ttl`. False if a part of the session was missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditProblem(Record):
-    """A law of storage that is broken: what kind of thing, at which key, how. `repaired` says that it is mended."""
+    """One broken invariant of storage."""
 
     kind: str
+    """The kind of key or record that is wrong, such as `head`, `log` or `blob`."""
     key: str
+    """The name of the key in Redis."""
     reason: str
+    """What is wrong with it."""
     repaired: bool = False
+    """Whether the audit corrected it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport(Record):
-    """What was looked at, and what is wrong. `problems` has the first 10,000; `problem_count` counts all."""
+    """What an audit checked, and the problems that it found."""
 
     session_count: U64 = 0
+    """The number of sessions that were checked."""
     node_count: U64 = 0
-    """Live nodes."""
+    """The number of live nodes that were checked."""
     blob_count: U64 = 0
+    """The number of blobs that were checked."""
     problem_count: U64 = 0
+    """The number of all problems, repaired ones included."""
     repaired_count: U64 = 0
+    """The number of problems that the audit corrected."""
     problems: Sequence[AuditProblem] = ()
+    """The first 10,000 problems."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport(Record):
-    """How an import went. `is_complete`: the file's end was there, and counts what was read."""
+    """The result of an import."""
 
     session_count: U64 = 0
-    """Sessions of the file that are now stored as it says."""
+    """The number of sessions that are stored as the file says."""
     present_count: U64 = 0
-    """Those of them that were there before."""
+    """The number of those sessions that were stored before the import."""
     failed_count: U64 = 0
+    """The number of sessions that were refused."""
     failures: Sequence[str] = ()
-    """Which sessions were refused and why, the first 1,000."""
+    """The first 1,000 refused sessions, each with the reason."""
     is_complete: bool = False
+    """Whether the file has its last line, and the counts in it match what was read."""

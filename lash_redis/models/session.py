@@ -39,44 +39,58 @@ ContextApproach = Annotated[dict[str, Any], Shape(_encode_approach, _decode_appr
 
 @dataclass(frozen=True, slots=True)
 class ModeTurnOptions(Record):
-    """What the execution mode keeps from turn to turn. Any mode id is taken; `standard` and `rlm` are known."""
+    """What the execution mode keeps from turn to turn."""
 
     mode_id: Annotated[str, Rule.REQUIRED] = "standard"
+    """The execution mode. Any text is valid; lash defines `standard` and `rlm`."""
     payload: Annotated[Json, Rule.NONE_IF_MISSING] = field(default_factory=dict)
+    """The options of that mode as free-form JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersistedTurnState(Record):
-    """Where the session stands in its turns."""
+    """The position of a session in its turns."""
 
     turn_index: Annotated[U64, Rule.REQUIRED] = 0
+    """The index of the turn, counted by the runtime; 0 for a new session."""
     token_usage: TokenUsage = field(default_factory=TokenUsage)
+    """The token counts that the runtime keeps for the session."""
     last_prompt_usage: PromptUsage | None = None
+    """The context window at the last prompt; None before the first."""
     mode_turn_options: ModeTurnOptions = field(default_factory=ModeTurnOptions)
+    """What the execution mode keeps from turn to turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersistedSessionConfig(Record):
-    """The stored part of a policy. A `context_window` of 0 means "not set"; `provider_id` is for people to read."""
+    """The part of a policy that the store keeps."""
 
     provider_id: Annotated[str, Rule.REQUIRED] = ""
+    """The kind of the provider. It informs people; a load does not restore the provider from it."""
     configured_model: Annotated[str, Rule.REQUIRED] = ""
+    """The name of the model."""
     context_window: Annotated[U64, Rule.REQUIRED] = 0
+    """The size of the context window in tokens; 0 if not set."""
     execution_mode: Annotated[str, Rule.REQUIRED] = "standard"
+    """The execution mode. Any text is valid; lash defines `standard` and `rlm`."""
     standard_context_approach: ContextApproach | None = None
+    """The way the context of a turn is chosen: a JSON object with the key `kind`. None if not set."""
     model_variant: str | None = None
+    """The variant of the model; None if not set."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderHandle(Record):
     """A provider by its kind, with a config that only that kind understands.
 
-    Written flat: the config's keys beside `type`, which holds the kind. So a config has no key `type` of its own, and
-    an empty one reads back as None.
+    JSON is flat: the keys of the config beside `type`, which holds the kind. The config therefore has no key `type`,
+    and an empty config is read back as None.
     """
 
     kind: str = "unconfigured"
+    """The kind of provider."""
     config: Mapping[str, Any] | None = None
+    """The settings of the provider; None for none."""
 
     def _encode(self, form: Form) -> Any:
         config = {} if self.config is None else self.config
@@ -105,46 +119,67 @@ class SessionPolicy(Record):
     """How the live session runs. The store keeps only what `PersistedSessionConfig` names."""
 
     model: Annotated[str, Rule.REQUIRED] = ""
+    """The name of the model."""
     provider: Annotated[ProviderHandle, Rule.REQUIRED] = ProviderHandle()
+    """The provider of the model. It is not stored."""
     max_context_tokens: Annotated[U64 | None, Rule.NULLABLE] = None
+    """The size of the context window in tokens; None if not set."""
     model_variant: Annotated[str | None, Rule.NULLABLE] = None
+    """The variant of the model; None if not set."""
     session_id: Annotated[str | None, Rule.NULLABLE] = None
+    """The id of the session; None if not set. It is not stored."""
     autonomous: bool = False
+    """Whether the session runs without a person. It is not stored."""
     max_turns: Annotated[U64 | None, Rule.NULLABLE] = None
+    """The largest number of turns; None for no limit. It is not stored."""
     execution_mode: Annotated[str, Rule.REQUIRED] = "standard"
+    """The execution mode. Any text is valid; lash defines `standard` and `rlm`."""
     standard_context_approach: Annotated[ContextApproach | None, Rule.NONE_IF_MISSING] = field(
         default_factory=lambda: {"kind": "rolling_history"}
     )
+    """The way the context of a turn is chosen: a JSON object with the key `kind`. None if not set."""
     prompt: Annotated[JsonObject, Rule.OMIT_EMPTY] = field(default_factory=dict)
+    """The prompt layer of lash, a JSON object with a template and slots; empty for none. It is not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionMeta(Record):
-    """What people see of a session. `created_at` is free text, never parsed."""
+    """The meta record of a session, for people and lists."""
 
     session_id: str
+    """The id of the session."""
     session_name: str
+    """The name of the session."""
     created_at: str
+    """The time of creation as free text. The store never parses it."""
     model: str
+    """The name of the model."""
     cwd: Annotated[str | None, Rule.NULLABLE] = None
+    """The working directory; None if unknown."""
     parent_session_id: Annotated[str | None, Rule.NULLABLE] = None
+    """The session that this one was made from; None if it has no parent."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPickerInfo(Record):
-    """One line of a list of sessions. Text and count come from every live node, not only the active path."""
+    """One line of a list of sessions."""
 
     session_id: str
+    """The id of the session."""
     cwd: str | None = None
+    """The working directory; None if unknown."""
     parent_session_id: str | None = None
+    """The session that this one was made from; None if it has no parent."""
     first_user_message: str = ""
+    """The text of the first message of a user among all live nodes; empty if there is none."""
     user_message_count: U64 = 0
+    """The number of messages of users among all live nodes."""
     head_revision: U64 = 0
-    """0 for a session that was created but never committed to."""
+    """The number of the last commit; 0 for a session that was created but never committed to."""
     last_commit_ms: U64 = 0
-    """When it was last committed to (or created), by the server's clock, in ms since 1970."""
+    """The time of the last commit, or of creation, in ms since 1970 by the server's clock."""
     fault: str | None = None
-    """Why the session cannot be read, where it cannot; then the other fields are what is known all the same."""
+    """Why the session cannot be read; None if it can. The other fields then hold what is known."""
 
     @property
     def cursor(self) -> str:
@@ -159,7 +194,9 @@ class Cursor(NamedTuple):
     """A place in the list of sessions, which goes from the greatest to the least."""
 
     committed_ms: int
+    """The time of the session's last commit, in ms since 1970 by the server's clock."""
     entry: bytes
+    """The session's entry in the catalogue."""
 
     @property
     def text(self) -> str:
@@ -177,6 +214,11 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionStoreCreateRequest(Record):
+    """The session that `SessionCache.create` makes."""
+
     session_id: str
+    """The id of the session."""
     policy: SessionPolicy = field(default_factory=SessionPolicy)
+    """The policy of the session. Only its model is stored, in the meta."""
     parent_session_id: str | None = None
+    """The session that this one is made from; None if it has no parent."""

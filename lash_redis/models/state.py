@@ -17,31 +17,51 @@ from lash_redis.models.wire import U64, Record, Rule
 
 @dataclass(slots=True)
 class PersistedSessionState(Record):
-    """The one record that changes. Where a snapshot stands beside a ref, the snapshot is the newer."""
+    """The session as a runtime holds it between commits; the only record that changes.
+
+    If a component has both a ref and a snapshot, the snapshot is newer.
+    """
 
     session_id: Annotated[str, Rule.REQUIRED] = "root"
+    """The id of the session."""
     policy: SessionPolicy = field(default_factory=SessionPolicy)
+    """How the live session runs."""
     session_graph: SessionGraph = field(default_factory=SessionGraph)
+    """The nodes and the leaf."""
     turn_index: U64 = 0
+    """The index of the turn, counted by the runtime; 0 for a new session."""
     token_usage: TokenUsage = field(default_factory=TokenUsage)
+    """The token counts that the runtime keeps for the session."""
     last_prompt_usage: PromptUsage | None = None
+    """The context window at the last prompt; None before the first."""
     mode_turn_options: ModeTurnOptions = field(default_factory=ModeTurnOptions)
+    """What the execution mode keeps from turn to turn."""
     tool_state_ref: BlobRef | None = None
+    """The ref of the stored tool state; None if there is none."""
     tool_state_generation: U64 | None = None
+    """The generation of the stored tool state; None if there is none."""
     tool_state_snapshot: ToolState | None = None
+    """The tool state that the next commit stores; None to keep the one that the ref names."""
     plugin_snapshot_ref: BlobRef | None = None
+    """The ref of the stored plugin snapshot; None if there is none."""
     plugin_snapshot_revision: U64 | None = None
+    """A fingerprint of the plugin revisions, set by the runtime; None if unset."""
     plugin_snapshot: PluginSessionSnapshot | None = None
+    """The plugin snapshot that the next commit stores; None to keep the one that the ref names."""
     execution_state_ref: BlobRef | None = None
+    """The ref of the stored execution state; None if there is none."""
     execution_state_snapshot: bytes | None = None
+    """The execution state that the next commit stores; None to keep the one that the ref names."""
     token_ledger: Annotated[list[TokenLedgerEntry], Rule.OMIT_EMPTY] = field(default_factory=list)
+    """The stored token usage, one entry for each source and model."""
     checkpoint_ref: BlobRef | None = None
+    """The SHA-256 of the manifest; None before the first commit."""
     head_revision: Annotated[int | None, Rule.IN_MEMORY] = None
-    """The revision the next commit builds on; None before the first."""
+    """The revision that the next commit builds on; None before the first."""
     graph_replace_required: Annotated[bool, Rule.IN_MEMORY] = False
-    """The next commit sends the whole graph."""
+    """Whether the next commit sends the whole graph."""
     commit_id: Annotated[str | None, Rule.IN_MEMORY] = None
-    """The commit that made `head_revision`."""
+    """The id of the commit that made `head_revision`; None if unknown."""
     _read: Annotated[PersistedSessionRead | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )

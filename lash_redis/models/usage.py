@@ -15,12 +15,16 @@ _COUNTERS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage(Record):
-    """Tokens counted for a turn. Deltas may be negative."""
+    """Counts of tokens. In a delta they may be negative."""
 
     input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Tokens that were sent to the model."""
     output_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Tokens that the model produced."""
     cached_input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Input tokens that the provider took from its cache. They are not part of the total."""
     reasoning_tokens: I64 = 0
+    """Tokens that the model used for reasoning. They are part of the total."""
 
     def total(self) -> int:
         """Input, output and reasoning; cached input is already part of neither."""
@@ -40,21 +44,28 @@ class TokenUsage(Record):
 
 @dataclass(frozen=True, slots=True)
 class PromptUsage(Record):
-    """How full the context window was at the last prompt."""
+    """The use of the context window at one prompt, in tokens."""
 
     prompt_context_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    """Tokens of the context window that the prompt filled."""
     input_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    """Input tokens of the prompt."""
     cached_input_tokens: Annotated[U64, Rule.REQUIRED] = 0
+    """Input tokens that the provider took from its cache."""
     context_budget_tokens: U64 = 0
+    """Tokens that the runtime counts against its context budget; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLedgerEntry(Record):
-    """What one source (a turn, a plugin) used of one model."""
+    """The tokens that one source used of one model."""
 
     source: str
+    """What used the tokens, such as `turn` or the name of a plugin."""
     model: str
+    """The name of the model."""
     usage: TokenUsage
+    """The counts."""
 
 
 def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerEntry]:
@@ -83,14 +94,20 @@ def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerE
 
 @dataclass(frozen=True, slots=True)
 class UsageTotals(Record):
-    """Counters with their sums: `total_tokens` without cached input, `context_total_tokens` with it."""
+    """Counts of tokens with their sums."""
 
     input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Tokens that were sent to the model."""
     output_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Tokens that the model produced."""
     cached_input_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """Input tokens that the provider took from its cache."""
     reasoning_tokens: I64 = 0
+    """Tokens that the model used for reasoning."""
     total_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """The sum of input, output and reasoning."""
     context_total_tokens: Annotated[I64, Rule.REQUIRED] = 0
+    """The same sum with cached input."""
 
     @classmethod
     def of(cls, usage: TokenUsage) -> Self:
@@ -110,19 +127,27 @@ class UsageRow(Record):
     """One ledger entry with its sums."""
 
     source: str
+    """What used the tokens."""
     model: str
+    """The name of the model."""
     usage: UsageTotals
+    """The counts with their sums."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionUsageReport(Record):
-    """A ledger added up: as a whole, by source, by model, and entry by entry in ledger order."""
+    """The sums of a ledger."""
 
     entry_count: Annotated[U64, Rule.REQUIRED] = 0
+    """The number of ledger entries."""
     usage: Annotated[UsageTotals, Rule.REQUIRED] = UsageTotals()
+    """The sum of all entries."""
     by_source: Annotated[Mapping[str, UsageTotals], Rule.REQUIRED] = field(default_factory=dict)
+    """The sums by source, in the order of their names."""
     by_model: Annotated[Mapping[str, UsageTotals], Rule.REQUIRED] = field(default_factory=dict)
+    """The sums by model, in the order of their names."""
     by_source_model: Annotated[Sequence[UsageRow], Rule.REQUIRED] = ()
+    """One row for each entry, in the order of the ledger."""
 
     @classmethod
     def from_ledger(cls, entries: Iterable[TokenLedgerEntry]) -> Self:
