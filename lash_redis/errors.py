@@ -1,11 +1,11 @@
-"""Every error this package raises. A class answers two questions: was anything written, and what do I do now?
+"""Every error that this package raises. The class states whether anything was written, and what the caller can do.
 
-`Refused`        nothing was written; the call itself must change (reload, another id, a smaller commit).
-`OutcomeUnknown` the reply was lost; send the same commit again, its receipt settles what happened.
-`Corrupt`        stored bytes break a law; nothing was written and nothing was guessed.
+`Refused`        nothing was written; change the call (reload, use another id, make the commit smaller).
+`OutcomeUnknown` the reply was lost; send the same commit again, its receipt decides what happened.
+`Corrupt`        stored bytes violate an invariant; nothing was written, and no value was made up.
 `BackendError`   Redis refused or could not be reached; nothing of this call was applied.
 
-Arguments are kept as attributes and in `args`, so every error survives pickling between processes.
+Arguments are kept as attributes and in `args`, so every error can be pickled between processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class StoreError(Exception):
-    """Base of every error of this package."""
+    """Base class of every error of this package."""
 
     template = "{0}"
 
@@ -23,11 +23,11 @@ class StoreError(Exception):
 
 
 class Refused(StoreError):
-    """Nothing was written, and the same call will be refused again until something changes."""
+    """Nothing was written. The same call fails again until its arguments or the stored session change."""
 
 
 class SessionBindingMismatch(Refused):
-    """A record for one session was given to a store that is bound to another."""
+    """A record or read of one session was passed to a store of another session. Use `cache.session(its id)`."""
 
     template = "store is already bound to session `{0}` and cannot be reused for `{1}`"
 
@@ -38,10 +38,10 @@ class SessionBindingMismatch(Refused):
 
 
 class HeadRevisionConflict(Refused):
-    """The head is not the one this commit was built on: load again, decide again, commit again.
+    """The head is not the one that this commit was built on. Load the session, make a new commit, and send it.
 
-    `actual` may equal `expected`: then the revision came round again with another content (a failover lost the one
-    this commit was built on), seen by `RuntimeCommit.builds_on`.
+    `RedisSessionStore.update` does that. `actual` may equal `expected`: a failover lost the commit that this one was
+    built on, and another commit then got the same revision. `RuntimeCommit.builds_on` detects that.
     """
 
     def __init__(self, expected: int | None, actual: int) -> None:
@@ -60,7 +60,7 @@ class HeadRevisionConflict(Refused):
 class SessionGone(HeadRevisionConflict):
     """The commit builds on a head that no longer exists: it expired, was evicted or deleted, or a failover lost it.
 
-    Or there is none to fork or export: then `session_id` says of which session.
+    A fork, an export or a watch of a session without a head raises it too, with that `session_id`.
     """
 
     def __init__(self, expected: int | None, actual: int = 0, session_id: str | None = None) -> None:
@@ -75,16 +75,18 @@ class SessionGone(HeadRevisionConflict):
 
 
 class SessionExists(HeadRevisionConflict):
-    """A session was to begin under this id (a fork, an import), and there is one already."""
+    """A fork or an import would create a session that exists already. Use another id."""
 
     def __str__(self) -> str:
-        return f"the session exists already, at revision {self.actual}"
+        return f"the session exists already, at revision {self.actual}; use another id, or delete it first"
 
 
 class CommitIdReused(Refused):
-    """A commit with this id was made before and meant something else. A new commit needs a new `commit_id`."""
+    """An earlier commit had the same id and other content. Give each new commit a new `commit_id`."""
 
-    template = "commit id {1!r} of session {0!r} was used before for a commit with another meaning"
+    template = (
+        "commit id {1!r} of session {0!r} was used before, for a commit with other content; give each commit its own id"
+    )
 
     def __init__(self, session_id: str, commit_id: str) -> None:
         super().__init__(session_id, commit_id)
@@ -93,9 +95,9 @@ class CommitIdReused(Refused):
 
 
 class NodeIdCollision(Refused):
-    """A node with this id is already stored (live, tombstoned, or named as a parent), or occurs twice in the commit."""
+    """A new node has the id of a stored node (live, tombstoned or named as a parent), or of one in the same commit."""
 
-    template = "node id {0!r} is taken"
+    template = "node id {0!r} is already in use, in the stored session or twice in this commit; use a new id"
 
     def __init__(self, node_id: str) -> None:
         super().__init__(node_id)
@@ -105,7 +107,10 @@ class NodeIdCollision(Refused):
 class InvalidParent(Refused):
     """A node's parent is neither a live stored node nor an earlier node of the same commit."""
 
-    template = "node {0!r} names the parent {1!r}, which is neither a live node nor an earlier node of the commit"
+    template = (
+        "node {0!r}: expected as parent a live stored node or an earlier node of the commit, got {1!r}; order parents "
+        "before their children"
+    )
 
     def __init__(self, node_id: str, parent_node_id: str | None) -> None:
         super().__init__(node_id, parent_node_id)
@@ -114,7 +119,7 @@ class InvalidParent(Refused):
 
 
 class InvalidLeaf(Refused):
-    """The leaf does not resolve to a live node, or is None in a session that has nodes."""
+    """The leaf is not a live node, or is None in a session that has nodes."""
 
     template = "leaf {0!r} does not resolve to a live node"
 
@@ -123,20 +128,20 @@ class InvalidLeaf(Refused):
         self.leaf_node_id = leaf_node_id
 
     def __str__(self) -> str:
-        hint = "; nodes are sent by Append or ReplaceFull (for a PersistedSessionState: graph_replace_required)"
+        hint = "; send new nodes with Append or ReplaceFull (for a PersistedSessionState: graph_replace_required)"
         if self.leaf_node_id is None:
-            hint = "; name one by leaf_node_id, the read's (read.graph.leaf_node_id) to leave it where it is"
+            hint = "; pass leaf_node_id; to keep the leaf, pass that of the read (read.graph.leaf_node_id)"
         return super().__str__() + hint
 
 
 class MissingBlob(Refused):
-    """A commit names a component by its ref alone, and that is neither the head's own nor the ref of a stored blob.
+    """A commit names a component by its ref only, and neither the head nor a stored blob has that ref.
 
-    The ref of a plugin snapshot or an execution state of an earlier revision, or of another session, finds nothing:
-    their bytes live with their session and revision. Send the component's body.
+    Send the component's body. The bytes of a plugin snapshot or an execution state are stored with their session and
+    revision. Their refs of an earlier revision, or of another session, therefore identify nothing.
     """
 
-    template = "{1} names blob {0}, which is not stored"
+    template = "{1} names blob {0}, which is not stored; send the component's body"
 
     def __init__(self, ref: str, component: str) -> None:
         super().__init__(ref, component)
@@ -145,7 +150,10 @@ class MissingBlob(Refused):
 
 
 class SessionDeleted(Refused):
-    """The session was deleted; its id takes no writes while the deletion marker lives."""
+    """The session was deleted. Writes to its id are refused until the deletion marker expires.
+
+    `StoreOptions.deletion_marker_ttl` sets when that is.
+    """
 
     template = "session {0!r} was deleted"
 
@@ -155,12 +163,12 @@ class SessionDeleted(Refused):
 
 
 class LeaseBusy(Refused):
-    """Somebody else holds the session's lease, unless they renew it until `deadline`.
+    """Another owner holds the session's lease. Retry later, or pass `wait` to `acquire_lease`.
 
-    That is seconds since 1970 by the server's clock.
+    The lease ends at `deadline` unless its owner renews it: seconds since 1970, by the server's clock.
     """
 
-    template = "the lease of session {0!r} is held by {1!r}"
+    template = "the lease of session {0!r} is held by {1!r}; retry later, or pass `wait`"
 
     def __init__(self, session_id: str, owner: str, generation: int = 0, deadline: float = 0.0) -> None:
         super().__init__(session_id, owner, generation, deadline)
@@ -171,16 +179,16 @@ class LeaseBusy(Refused):
 
 
 class LeaseLost(Refused):
-    """The lease is not held any more.
+    """The caller no longer holds the lease. Acquire it again, and load the session before the next write.
 
-    `reason` is `expired`, `taken` (by another claim), `released`, or `gone`: there is none, because the session expired
-    or a failover lost it.
+    `reason` is `expired`, `taken` (by another claim), `released` or `gone`. `gone` means that no lease is stored,
+    because the session expired or a failover lost it.
 
-    From a commit: `revision` is not None where an earlier attempt of this very commit was applied, at that revision;
-    otherwise nothing of it was.
+    A commit that raises it was not applied if `revision` is None. Otherwise an earlier attempt of the same commit was
+    applied, at that revision.
     """
 
-    template = "the lease of session {0!r} is no longer held by {1!r}: {2}"
+    template = "the lease of session {0!r} is no longer held by {1!r}: {2}; acquire it again"
 
     def __init__(self, session_id: str, owner: str, reason: str = "expired", revision: int | None = None) -> None:
         super().__init__(session_id, owner, reason, revision)
@@ -191,9 +199,9 @@ class LeaseLost(Refused):
 
 
 class CommitTooLarge(Refused):
-    """A commit or blob exceeds a limit of `StoreOptions` or of Redis itself; sending it again fails again."""
+    """A commit or blob exceeds a limit of `StoreOptions` or of Redis. Make it smaller, or raise the option."""
 
-    template = "{0}: {1}, over the limit of {2}"
+    template = "{0}: expected at most {2}, got {1}"
 
     def __init__(self, what: str, size: int, limit: int) -> None:
         super().__init__(what, size, limit)
@@ -203,7 +211,7 @@ class CommitTooLarge(Refused):
 
 
 class UnsupportedReadScope(Refused):
-    """`load_session` was given something that is no read scope."""
+    """`load_session` got another value than a `FullGraph` or an `ActivePath`."""
 
     template = "store does not support read scope {0!r}"
 
@@ -213,7 +221,7 @@ class UnsupportedReadScope(Refused):
 
 
 class InvalidRecord(Refused, ValueError):
-    """A value given to this package is not what its field takes. `field` is the path to it."""
+    """An argument or a field of a record has an invalid value. `field` is the path to it."""
 
     template = "{0}: {1}"
 
@@ -224,7 +232,7 @@ class InvalidRecord(Refused, ValueError):
 
 
 class LayoutMismatch(Refused):
-    """The namespace was laid out otherwise than this client would write it."""
+    """The namespace is stored with another layout than this client uses. Pass the `StoreOptions.shards` it has."""
 
     template = "namespace {0!r}: {1}"
 
@@ -235,17 +243,18 @@ class LayoutMismatch(Refused):
 
 
 class OutcomeUnknown(StoreError):
-    """The reply to a write was lost: it was applied once or not at all. Make the same call again to know.
+    """The reply to a write was lost: it was applied once or not at all. Make the same call again to find out.
 
-    Not so where a call makes something new each time: after `update` send its `commit` again (an attribute of this
-    error), after `fork` see whether the new session is there.
+    Two calls make something new each time. After `update`, send the error's `commit` again with
+    `commit_runtime_state`. After `fork`, check whether the new session exists.
     """
 
     commit: Any = None
+    """The commit whose outcome is unknown, from `update`; else None."""
 
 
 class Corrupt(StoreError):
-    """Stored bytes break a law. `key` names where; nothing was written."""
+    """Stored bytes violate an invariant. `key` is the Redis key; nothing was written."""
 
     template = "{0} at {1}: {2}"
 
@@ -257,7 +266,7 @@ class Corrupt(StoreError):
 
 
 class SessionEvicted(Corrupt):
-    """Part of the session's keys are gone (evicted or deleted by hand) while others remain."""
+    """Some keys of the session are missing (evicted, or deleted by hand) while others remain."""
 
 
 class BackendError(StoreError):

@@ -30,9 +30,9 @@ from lash_redis import (
     StoreError,
     Unchanged,
 )
-from lash_redis.protocol.commands.watching import HeadMark, Look, Watched
+from lash_redis.protocol.commands.watching import HeadMark, HeadPoll, WatchState
 from lash_redis.protocol.keys import Layout
-from lash_redis.session import watch as watch_module
+from lash_redis.session import subscriber as subscriber_module
 from lash_redis.transport.connectors import Given
 from tests.support.breaking import Python, broken_by
 from tests.support.builders import append, commit, key_of, plant_fact
@@ -100,7 +100,7 @@ async def following(watch: SessionWatch, count: int = 1) -> None:
     def is_following() -> bool:
         sessions = watch._sessions.values()
         heard = [each for each in sessions if each.is_subscribed and each.seen is not None]
-        return len(heard) == count and not any(each.must_look or each._is_looking for each in heard)
+        return len(heard) == count and not any(each.needs_poll or each._is_polling for each in heard)
 
     await until(is_following, f"a subscription to {count} sessions")
 
@@ -153,11 +153,11 @@ class History:
         self.is_listed = self.is_confirmed = False
         self.on_its_way: list[bytes | None] = []
         """Messages of the connection, in order; None for the confirmation of the subscription."""
-        self.look: Look | None = None
+        self.look: HeadPoll | None = None
         self.is_asked = False
         known = self.head.revision and self.chance.choice([HeadMark(0), self.head])
         self.last_told = known.revision if known else 0
-        self.watched = Watched(Layout("laws", 1).session("chat"), known or HeadMark(0))
+        self.watched = WatchState(Layout("laws", 1).session("chat"), known or HeadMark(0))
         self.begun = self.head
 
     def commit(self) -> None:
@@ -177,7 +177,7 @@ class History:
     def cut(self) -> None:
         self.is_listed = self.is_confirmed = self.is_asked = False
         self.on_its_way, self.look = [], None
-        self.watched.lost()
+        self.watched.on_disconnected()
 
     def subscribe(self) -> None:
         if not self.is_listed:
@@ -190,28 +190,28 @@ class History:
         message = self.on_its_way.pop(0)
         if message is None:
             self.is_confirmed = True
-            self.watched.subscribed()
+            self.watched.on_subscribed()
         elif self.is_confirmed:
-            self.watched.heard(message)
+            self.watched.on_message(message)
 
     def ask(self) -> None:
-        if self.is_confirmed and self.watched.must_look and not self.is_asked:
-            self.watched.begin_look()
+        if self.is_confirmed and self.watched.needs_poll and not self.is_asked:
+            self.watched.begin_poll()
             self.is_asked = True
 
     def answer(self) -> None:
         if self.is_asked and self.look is None:
-            self.look = Look(self.head if self.head.revision else None)
+            self.look = HeadPoll(self.head if self.head.revision else None)
 
     def receive(self) -> None:
         if self.look is not None:
             look, self.look, self.is_asked = self.look, None, False
-            self.watched.looked(look)
+            self.watched.end_poll(look)
 
     def take(self) -> None:
-        if self.watched.news is not None:
-            assert self.watched.news > self.last_told, "only a failover leads back"
-            self.last_told, self.watched.news = self.watched.news, None
+        if self.watched.pending_revision is not None:
+            assert self.watched.pending_revision > self.last_told, "only a failover leads back"
+            self.last_told, self.watched.pending_revision = self.watched.pending_revision, None
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -227,26 +227,28 @@ class History:
 
 
 def _believes(hear: Any) -> Any:
-    def believes(self: Watched, said: Any) -> None:
+    def believes(self: WatchState, said: Any) -> None:
         if said is not None:
-            self._see(said.mark, said.deadline_ms)
+            self._advance(said.mark, said.deadline_ms)
 
     return believes
 
 
 @broken_by(
     Python(
-        "protocol.commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"
+        "protocol.commands.watching:WatchState.on_subscribed",
+        lambda _: lambda self: None,
+        "no look after subscribing again",
     ),
     Python(
-        "protocol.commands.watching:Watched._is_seen",
+        "protocol.commands.watching:WatchState._is_seen",
         lambda _: lambda self, mark: mark.revision <= self.seen.revision,
         ">",
     ),
-    Python("protocol.commands.watching:Watched._hear", _believes, "believes every message"),
+    Python("protocol.commands.watching:WatchState._apply", _believes, "believes every message"),
     Python(
-        "protocol.commands.watching:Watched.begin_look",
-        lambda _: lambda self: setattr(self, "must_look", False),
+        "protocol.commands.watching:WatchState.begin_poll",
+        lambda _: lambda self: setattr(self, "needs_poll", False),
         "a look that is older than a message wins",
     ),
 )
@@ -331,7 +333,7 @@ async def test_what_moves_no_revision_is_no_news(store):
         await told.reach(2)
 
 
-@broken_by(Python("protocol.commands.watching:Watched._hear", _believes, "believes every message"))
+@broken_by(Python("protocol.commands.watching:WatchState._apply", _believes, "believes every message"))
 async def test_a_message_that_is_no_plain_step_forward_is_not_taken_at_its_word(cache, store, client):
     await say(store, 1)
     async with cache.watch(poll=SLOW) as watch:
@@ -351,7 +353,7 @@ async def test_commits_that_nobody_takes_are_told_as_one(cache, store):
         await following(watch, 2)
         await say(store, *range(1, 200))
         await say(cache.session("other"), 1)
-        await until(lambda: [session.news for session in watch._ready] == [199, 1], "199 and 1")
+        await until(lambda: [session.pending_revision for session in watch._pending] == [199, 1], "199 and 1")
         assert [await first(watch), await first(watch)] == [SessionChange("chat", 199), SessionChange("other", 1)]
         await say(store, 200)
         assert await first(watch) == SessionChange("chat", 200)
@@ -424,7 +426,7 @@ def _blind(schedule: Any) -> Any:
     return blind
 
 
-BLIND = Python("session.watch:_Line._schedule", _blind, "looks by no deadline")
+BLIND = Python("session.subscriber:Subscriber._schedule", _blind, "looks by no deadline")
 
 
 @broken_by(BLIND)
@@ -528,7 +530,7 @@ async def test_one_session_that_ends_leaves_the_others_watched(cache, client):
         assert (change.session_id, change.revision, type(change.ended)) == ("torn", 1, SessionEvicted)
         await cache.session("stays").commit_runtime_state(commit(1, Unchanged("a"), session_id="stays"))
         assert await first(watch) == SessionChange("stays", 2)
-        heard = {session for line in watch._lines.values() for session in line.sessions}
+        heard = {session for line in watch._subscribers.values() for session in line.sessions}
         assert heard == {channel_of("stays").encode(), channel_of("never").encode()}
 
 
@@ -538,7 +540,7 @@ async def test_what_a_session_came_to_before_its_end_is_told_before_it(cache, st
         await following(watch)
         await say(store, 1, 2)
         await cache.delete("chat")
-        await until(lambda: any(session.ended for session in watch._ready), "the end")
+        await until(lambda: any(session.ended for session in watch._pending), "the end")
         assert await first(watch) == SessionChange("chat", 2)
         last = await first(watch)
         assert (last.session_id, last.revision, type(last.ended)) == ("chat", 2, SessionDeleted)
@@ -582,10 +584,12 @@ async def test_a_commit_between_the_subscription_and_the_look_is_told(real_serve
 
 @broken_by(
     Python(
-        "protocol.commands.watching:Watched.subscribed", lambda _: lambda self: None, "no look after subscribing again"
+        "protocol.commands.watching:WatchState.on_subscribed",
+        lambda _: lambda self: None,
+        "no look after subscribing again",
     ),
     Python(
-        "protocol.commands.watching:Watched._is_seen",
+        "protocol.commands.watching:WatchState._is_seen",
         lambda _: lambda self, mark: mark.revision <= self.seen.revision,
         ">",
     ),
@@ -657,7 +661,7 @@ async def test_an_outage_longer_than_patience_ends_the_watch(proxy, through_prox
         assert await first(watch) == SessionChange("chat", 2)
         await proxy.refuse()
         await proxy.sever()
-        assert "out of reach for 0.3 s" in str(await told.end(BackendError))
+        assert "the server was unreachable for 0.3 s" in str(await told.end(BackendError))
         for _ in range(2):
             with pytest.raises(BackendError, match="111"):
                 await first(watch)
@@ -673,7 +677,9 @@ async def test_a_server_that_cuts_every_subscription_is_not_asked_all_the_time(p
 
 
 @broken_by(
-    Python("session.watch:_Line._schedule", lambda _: lambda self, session, due: None, "looks only when told to"),
+    Python(
+        "session.subscriber:Subscriber._schedule", lambda _: lambda self, session, due: None, "looks only when told to"
+    ),
 )
 async def test_what_a_writer_without_the_right_to_publish_commits_is_found(real_server):
     account = real_server.account("laws", "loader")
@@ -689,15 +695,15 @@ async def test_what_a_writer_without_the_right_to_publish_commits_is_found(real_
 
 
 async def test_a_connection_that_died_silently_is_replaced(proxy, through_proxy, store_beside, monkeypatch):
-    monkeypatch.setattr(watch_module, "ANSWER", 0.2)
+    monkeypatch.setattr(subscriber_module, "REPLY_TIMEOUT", 0.2)
     await say(store_beside, 1)
     proxy.on_command = on(Action.HOLD_REPLY, "SUBSCRIBE", 2)
     cache = through_proxy()
     async with cache.watch(poll=0.2) as watch:
         watch.add("chat", 1)
         await following(watch)
-        (line,) = watch._lines.values()
-        await until(lambda: list(watch._lines.values()) not in ([line], []), "another connection")
+        (line,) = watch._subscribers.values()
+        await until(lambda: list(watch._subscribers.values()) not in ([line], []), "another connection")
         await following(watch)
         await say(store_beside, 2)
         assert await first(watch) == SessionChange("chat", 2)
@@ -748,8 +754,8 @@ async def test_a_subscription_that_the_server_ends_is_taken_up_again(real_server
     async with cache.watch(poll=SLOW) as watch:
         watch.add("chat", 0)
         await following(watch)
-        (line,) = watch._lines.values()
-        line._hear(b"sunsubscribe", watch._sessions["chat"].channel, 0)
+        (line,) = watch._subscribers.values()
+        line._handle(b"sunsubscribe", watch._sessions["chat"].channel, 0)
         await say(store, 1)
         assert await first(watch) == SessionChange("chat", 1)
         await following(watch)
@@ -787,7 +793,7 @@ async def test_a_thousand_sessions_are_watched_over_one_connection(real_server):
             await cache.delete(name)
         ended = [await first(watch) for _ in range(10)]
         assert {change.session_id for change in ended} == set(names[:10])
-        await until(lambda: not watch._lines, "the end of the connection")
+        await until(lambda: not watch._subscribers, "the end of the connection")
         watch.add("chat-11", 2)
         await say(cache.session("chat-11"), 3)
         assert await first(watch) == SessionChange("chat-11", 3)
@@ -803,7 +809,7 @@ async def test_a_session_that_is_removed_is_told_no_more_and_may_come_again(cach
         watch.add("chat", 0)
         await following(watch, 2)
         await say(store, 1)
-        await until(lambda: len(watch._ready) == 1)
+        await until(lambda: len(watch._pending) == 1)
         watch.remove("chat")
         await say(store, 2)
         await say(cache.session("other"), 1)
@@ -812,7 +818,7 @@ async def test_a_session_that_is_removed_is_told_no_more_and_may_come_again(cach
         assert await first(watch) == SessionChange("chat", 2)
         watch.add("chat", 2)
         await following(watch, 2)
-        assert watch._ready == {}
+        assert watch._pending == {}
 
 
 # What stays behind

@@ -1,0 +1,373 @@
+"""One connection that subscribes to the channels of watched sessions, and polls their heads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, Final
+
+import redis.asyncio as redis
+from redis import exceptions
+
+from lash_redis.errors import Corrupt, SessionEvicted
+from lash_redis.protocol import commands
+from lash_redis.protocol.keys import SessionKeys
+from lash_redis.session.namespace import Namespace
+from lash_redis.transport.given import end_if_cancelled
+
+REPLY_TIMEOUT: Final = 10.0
+"""Seconds that a server has to accept a connection, and to confirm a subscription."""
+BATCH: Final = 200
+"""Heads polled in one round trip, and channels subscribed to in one command."""
+EXPIRY_RECHECK: Final = 0.05
+"""Seconds until the next poll of a head that is still stored although its deadline has passed."""
+BURST: Final = 64
+"""Messages handled before other tasks run."""
+
+
+class WatchedSession(commands.watching.WatchState):
+    """A watched session: its state, and the subscriber that it is assigned to."""
+
+    __slots__ = ("is_subscribed", "poll_at", "subscriber", "unreachable_since")
+
+    def __init__(self, keys: SessionKeys, since: commands.watching.HeadMark | None) -> None:
+        super().__init__(keys, since)
+        self.subscriber: Subscriber | None = None
+        self.is_subscribed = False
+        self.poll_at = 0.0
+        """When its head is polled next, by the event loop's clock."""
+        self.unreachable_since: float | None = None
+        """When contact with its server was lost, by the event loop's clock; None after a successful poll."""
+
+    @property
+    def session_id(self) -> str:
+        return self.keys.session_id
+
+    @property
+    def channel(self) -> bytes:
+        return self.keys.head.encode()
+
+
+class Subscriber:
+    """A pub/sub connection to one server, and the sessions whose channels that server publishes on.
+
+    One task writes to the connection and polls heads, another one reads from it. `run` returns when no session is left,
+    and raises the error that broke the connection. It never reconnects: the watch assigns the sessions to another
+    subscriber.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        client: redis.Redis,
+        *,
+        is_sharded: bool,
+        poll: float,
+        patience: float,
+        report: Callable[[WatchedSession], None],
+        reassign: Callable[[list[WatchedSession], float], None],
+    ) -> None:
+        """`poll` and `patience` are those of the watch, in seconds.
+
+        `report` is called after each change of a session. `reassign` is called with sessions that this server no longer
+        serves, and with the time since when that is so.
+        """
+        self.client = client
+        self.sessions: dict[bytes, WatchedSession] = {}
+        """The assigned sessions, by channel."""
+        self.is_sharded = is_sharded
+        self._namespace = namespace
+        self._poll, self._patience = poll, patience
+        self._report, self._reassign = report, reassign
+        self._subscribe_command, self._unsubscribe_command = (
+            ("SSUBSCRIBE", "SUNSUBSCRIBE") if is_sharded else ("SUBSCRIBE", "UNSUBSCRIBE")
+        )
+        self._to_subscribe: dict[bytes, None] = {}
+        self._to_unsubscribe: dict[bytes, None] = {}
+        self._unsubscribing: list[bytes] = []
+        """Channels whose unsubscription was sent and is not confirmed."""
+        self._probes: set[bytes] = set()
+        """Channels that were subscribed to a second time, to probe a silent connection."""
+        self._to_poll: dict[WatchedSession, None] = {}
+        self._poll_heap: list[tuple[float, int, WatchedSession]] = []
+        """Scheduled polls by time. An entry is valid as long as its time is the session's `poll_at`."""
+        self._tie_breakers = count()
+        self._wake = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._server_offset_ms = time.time() * 1000 - self._clock() * 1000
+        """The server's clock minus the event loop's; an estimate until a head with a deadline was polled."""
+        self._unconfirmed = 0
+        """Subscriptions that were sent and are not confirmed."""
+        self._subscribed_at = self._received_at = self._clock()
+        self._polling_since: float | None = None
+        self._working_since: float | None = None
+
+    @property
+    def failing_since(self) -> float:
+        """When the poll in flight began; now, if there is none."""
+        return self._clock() if self._polling_since is None else self._polling_since
+
+    def has_worked_for(self, seconds: float) -> bool:
+        """Whether the first successful poll is at least `seconds` ago."""
+        return self._working_since is not None and self._clock() - self._working_since >= seconds
+
+    def add(self, session: WatchedSession) -> None:
+        session.subscriber, session.is_subscribed, session.poll_at = self, False, 0.0
+        self.sessions[session.channel] = session
+        self._to_subscribe[session.channel] = None
+        self._wake.set()
+
+    def remove(self, session: WatchedSession) -> None:
+        self._detach(session)
+        if session.channel in self._to_subscribe:
+            del self._to_subscribe[session.channel]
+        else:
+            self._to_unsubscribe[session.channel] = None
+
+    def _detach(self, session: WatchedSession) -> None:
+        session.subscriber = None
+        del self.sessions[session.channel]
+        self._to_poll.pop(session, None)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Follow the assigned sessions until none is left.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: the connection failed, or a subscription was not confirmed in time.
+            StoreError: a poll failed.
+        """
+        async with _connection(self.client) as connection:
+            receiving = asyncio.create_task(self._receive_messages(connection))
+            receiving.add_done_callback(lambda _: self._wake.set())
+            try:
+                while self.sessions:
+                    end_if_cancelled()
+                    if receiving.done():
+                        receiving.result()
+                    await self._send_subscriptions(connection)
+                    await self._probe_if_silent(connection)
+                    await self._poll_due_heads()
+                    await self._wait_for_work()
+            finally:
+                receiving.cancel()
+                await asyncio.gather(receiving, return_exceptions=True)
+
+    # Write
+
+    async def _send_subscriptions(self, connection: Any) -> None:
+        to_unsubscribe, self._to_unsubscribe = self._to_unsubscribe, {}
+        for channels in self._batches(to_unsubscribe):
+            self._unsubscribing += channels
+            await self._send(connection, self._unsubscribe_command, channels)
+        to_subscribe, self._to_subscribe = self._to_subscribe, {}
+        for channels in self._batches(to_subscribe):
+            await self._subscribe(connection, channels)
+
+    async def _probe_if_silent(self, connection: Any) -> None:
+        """Subscribe to one channel again if no message arrived for `poll` seconds. A dead connection does not reply.
+
+        Raises:
+            redis.exceptions.TimeoutError: an earlier subscription was not confirmed within `REPLY_TIMEOUT`.
+        """
+        now = self._clock()
+        if self._unconfirmed and now >= max(self._subscribed_at, self._received_at) + REPLY_TIMEOUT:
+            raise exceptions.TimeoutError(f"the server did not confirm a subscription within {REPLY_TIMEOUT:g} s")
+        if not self._unconfirmed and self.sessions and now >= self._received_at + self._poll:
+            channel = next(iter(self.sessions))
+            self._probes.add(channel)
+            await self._subscribe(connection, [channel])
+
+    async def _subscribe(self, connection: Any, channels: Sequence[bytes]) -> None:
+        self._unconfirmed += len(channels)
+        self._subscribed_at = self._clock()
+        await self._send(connection, self._subscribe_command, channels)
+
+    async def _send(self, connection: Any, command: str, channels: Sequence[bytes]) -> None:
+        if not connection.is_connected:  # redis-py would reconnect silently, without the subscriptions
+            raise exceptions.ConnectionError("the connection was closed")
+        await connection.send_command(command, *channels, check_health=False)
+
+    def _batches(self, channels: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """Split channels by command. SSUBSCRIBE takes channels of one slot only, and those of a shard share a slot."""
+        shards: dict[bytes, list[bytes]] = {}
+        for channel in channels:
+            shard = channel.partition(b"}")[0] if self.is_sharded else b""
+            shards.setdefault(shard, []).append(channel)
+        for each in shards.values():
+            yield from (each[at : at + BATCH] for at in range(0, len(each), BATCH))
+
+    # Poll
+
+    async def _poll_due_heads(self) -> None:
+        now = self._clock()
+        while self._poll_heap and self._poll_heap[0][0] <= now:
+            entry = heappop(self._poll_heap)
+            if self._is_valid(entry):
+                self._to_poll[entry[2]] = None
+        if not self._to_poll:
+            return
+        sessions = list(self._to_poll)
+        self._to_poll.clear()
+        self._polling_since = now
+        async with asyncio.timeout(self._patience):
+            await self._poll_heads(sessions)
+        self._polling_since = None
+        now = self._clock()
+        self._working_since = self._working_since or now
+        for session in sessions:
+            if session.subscriber is not self:
+                continue
+            session.unreachable_since = None
+            if session.needs_poll:
+                self._to_poll[session] = None
+            if session.server_ms is not None:
+                self._server_offset_ms = session.server_ms - now * 1000
+            self._schedule(session, now + self._poll)
+
+    async def _poll_heads(self, sessions: Sequence[WatchedSession]) -> None:
+        """Poll heads and report what is new. Two commands for each head, one round trip for every 200 heads."""
+        for at in range(0, len(sessions), BATCH):
+            batch = sessions[at : at + BATCH]
+            for session in batch:
+                session.begin_poll()
+            try:
+                results = await _read_heads(self._namespace, [session.keys for session in batch])
+            except BaseException:
+                for session in batch:
+                    session.on_disconnected()
+                raise
+            for session, result in zip(batch, results, strict=True):
+                session.end_poll(result)
+                self._report(session)
+
+    def _schedule(self, session: WatchedSession, poll_at: float) -> None:
+        """Schedule the next poll: at `poll_at`, or when the session should have expired if that is earlier."""
+        if session.deadline_ms:
+            expires_at = (session.deadline_ms - self._server_offset_ms) / 1000 + 0.001
+            poll_at = min(poll_at, max(expires_at, self._clock() + EXPIRY_RECHECK))
+        if poll_at == session.poll_at:
+            return
+        session.poll_at = poll_at
+        if len(self._poll_heap) > 2 * len(self.sessions) + BATCH:
+            self._poll_heap = [entry for entry in self._poll_heap if self._is_valid(entry)]
+            heapify(self._poll_heap)
+        heappush(self._poll_heap, (poll_at, next(self._tie_breakers), session))
+        if self._poll_heap[0][2] is session:
+            self._wake.set()
+
+    def _is_valid(self, entry: tuple[float, int, WatchedSession]) -> bool:
+        poll_at, _, session = entry
+        return session.poll_at == poll_at and session.subscriber is self
+
+    async def _wait_for_work(self) -> None:
+        """Wait until a poll, a probe or a subscription is due, or a message needs a poll."""
+        if self._to_poll:
+            return
+        until = self._received_at + self._poll
+        if self._unconfirmed:
+            until = max(self._subscribed_at, self._received_at) + REPLY_TIMEOUT
+        if self._poll_heap:
+            until = min(until, self._poll_heap[0][0])
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        self._wake.clear()
+
+    # Read
+
+    async def _receive_messages(self, connection: Any) -> None:
+        for number in count(1):
+            message = await connection.read_response(timeout=self._poll, disconnect_on_error=False, push_request=True)
+            if isinstance(message, list) and len(message) == 3:
+                self._received_at = self._clock()
+                self._handle(*message)
+            if number % BURST == 0:
+                await asyncio.sleep(0)
+
+    def _handle(self, kind: bytes, channel: bytes, data: Any) -> None:
+        session = self.sessions.get(channel)
+        if kind in (b"subscribe", b"ssubscribe"):
+            self._on_confirmed(channel, session)
+        elif kind in (b"unsubscribe", b"sunsubscribe"):
+            self._on_unsubscribed(channel, session)
+            return
+        elif session is None or not session.is_subscribed or kind not in (b"message", b"smessage"):
+            return
+        else:
+            session.on_message(data)
+            self._report(session)
+            self._schedule(session, session.poll_at)
+        if session is not None and session.needs_poll:
+            self._to_poll[session] = None
+            self._wake.set()
+
+    def _on_confirmed(self, channel: bytes, session: WatchedSession | None) -> None:
+        self._unconfirmed -= 1
+        if channel in self._probes:
+            self._probes.discard(channel)
+        elif session is not None:
+            session.is_subscribed = True
+            session.on_subscribed()
+
+    def _on_unsubscribed(self, channel: bytes, session: WatchedSession | None) -> None:
+        if channel in self._unsubscribing:
+            self._unsubscribing.remove(channel)
+        elif session is not None:  # the server ended the subscription: the slot moved to another server
+            self._detach(session)
+            self._reassign([session], self._clock())
+
+
+@asynccontextmanager
+async def _connection(client: redis.Redis) -> AsyncIterator[Any]:
+    """Take a connection of the client's pool, and close it at the end."""
+    holder: Any = client.pubsub()
+    try:
+        async with asyncio.timeout(REPLY_TIMEOUT):
+            await holder.connect()
+        yield holder.connection
+    finally:
+        await holder.aclose()
+
+
+async def _read_heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.watching.HeadPoll | Corrupt]:
+    """Read the state of each head. If a head is absent, a second round trip checks for remaining keys."""
+    trip = [command for each in keys for command in commands.watching.poll_read(each)]
+    replies = await namespace.read(trip, atomic=False, faults=True, is_small=True)
+    results = [_poll_result(each, *pair) for each, *pair in zip(keys, replies[::2], replies[1::2], strict=True)]
+    absent = [each for each, result in zip(keys, results, strict=True) if _is_absent(result)]
+    counts = await namespace.read(
+        [commands.watching.remaining_keys_read(each) for each in absent], atomic=False, is_small=True
+    )
+    for each, remaining in zip(absent, counts, strict=True):
+        if remaining:
+            results[keys.index(each)] = await _read_head_atomically(namespace, each)
+    return results
+
+
+async def _read_head_atomically(namespace: Namespace, keys: SessionKeys) -> commands.watching.HeadPoll | Corrupt:
+    """Read a head and count the other keys at one moment: the session may have started between two round trips."""
+    *pair, remaining = await namespace.read(
+        [*commands.watching.poll_read(keys), commands.watching.remaining_keys_read(keys)], atomic=True, faults=True
+    )
+    result = _poll_result(keys, *pair)
+    if remaining and _is_absent(result):
+        return SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
+    return result
+
+
+def _is_absent(result: commands.watching.HeadPoll | Corrupt) -> bool:
+    return isinstance(result, commands.watching.HeadPoll) and result.is_absent
+
+
+def _poll_result(keys: SessionKeys, fields: Any, left_ms: Any) -> commands.watching.HeadPoll | Corrupt:
+    if isinstance(fields, Corrupt):
+        return fields
+    try:
+        return commands.watching.poll_reply(keys, fields, left_ms)
+    except Corrupt as error:
+        return error
