@@ -157,7 +157,7 @@ class Audit:
         steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
         room = STEP_BYTES
         for session, stored in zip(sessions, facts, strict=True):
-            room -= commands.audit.bytes_told(stored)
+            room -= commands.audit.counted_bytes(stored)
             if steps[-1] and (room < 0 or session[0].prefix != steps[-1][-1][0].prefix):
                 steps.append([])
                 room = STEP_BYTES

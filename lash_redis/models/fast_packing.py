@@ -1,7 +1,7 @@
-"""How free-form JSON is packed: in C where ormsgpack and msgspec are installed (the extra `fast`), else by a walk.
+"""Fast packing of free-form JSON, in C if ormsgpack and msgspec are installed (the extra `fast`).
 
-A function of this module returns None for a value that it does not decide on. The caller then checks the value with
-`check_json` and packs it with msgpack, so stored bytes and refusals are the same with and without the extra.
+A function of this module returns None for a value that it cannot pack or cannot judge. The caller then checks the
+value with `check_json` and packs it with msgpack. So stored bytes and errors are the same with and without the extra.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ try:
 except ImportError:
 
     def pack_json(value: object) -> bytes | None:
-        """None: without the extra the caller decides on every value."""
+        """Return None: without the extra, the caller checks and packs every value."""
         return None
 
     def fragment_of(value: object) -> object | None:
-        """None, likewise."""
+        """Return None, as `pack_json` does."""
         return None
 
     def pack_record(tree: object) -> bytes | None:
-        """None, likewise."""
+        """Return None, as `pack_json` does."""
         return None
 
 else:
@@ -47,19 +47,19 @@ else:
         | OPT_PASSTHROUGH_TUPLE
         | OPT_PASSTHROUGH_UUID
     )
-    """Refuse whatever is not exactly of a type that MessagePack has."""
+    """Options by which ormsgpack refuses every value that is not exactly of a type that MessagePack has."""
 
     _encode: Final = Encoder().encode
 
     def pack_json(value: object) -> bytes | None:
-        """MessagePack of a JSON value with sorted keys; None if the value is unusual, whether it is JSON or not.
+        """Pack a JSON value with sorted keys; return None if the value is unusual, whether it is JSON or not.
 
-        Unusual are integers beyond 64 bits, keys that are not strings, lone surrogates, NaN, infinities, more than 255
-        levels, and every type but dict, list, str, int, float, bool and None; subclasses included.
+        Unusual are integers beyond 64 bits, keys that are not strings, lone surrogates, NaN, infinities and more than
+        255 levels. So is every type except dict, list, str, int, float, bool and None; subclasses are unusual, too.
         """
         try:
             data = packb(value, None, _STRICT | OPT_SORT_KEYS)
-            _encode(value)  # refuses ormsgpack's own Ext and Fragment, which packb always takes
+            _encode(value)  # refuses Ext and Fragment of ormsgpack, which packb always accepts
         except TypeError:
             return None
         if (0xC4 in data or 0xC5 in data or 0xC6 in data) and not _has_json_types(value):
@@ -67,15 +67,15 @@ else:
         return None if 0xCB in data and _may_hold_non_finite(data) else data
 
     def fragment_of(value: object) -> object | None:
-        """`pack_json` of a value, to stand for it in what `pack_record` takes; None where that is None."""
+        """Pack a value with `pack_json`, as a part of a tree for `pack_record`; return None where that is None."""
         data = pack_json(value)
         try:
             return None if data is None else Fragment(data)
-        except ValueError:  # Fragment checks what it is given, and takes a level less than packb
+        except ValueError:  # Fragment accepts one level less than packb
             return None
 
     def pack_record(tree: object) -> bytes | None:
-        """MessagePack of a checked record with its keys in their order; None if a value in it is unusual."""
+        """Pack a checked record, its keys in their given order; return None if a value in it is unusual."""
         try:
             return packb(tree, None, _STRICT)
         except TypeError:
@@ -83,16 +83,16 @@ else:
 
 
 _may_hold_non_finite: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]").search
-"""Match a float of MessagePack whose exponent is all ones. Text and lengths may look like one; that costs a walk."""
+"""Match a MessagePack float whose exponent is all ones. Text and lengths may match, too, which only costs time."""
 
 _JSON_TYPES: Final = frozenset({dict, list, str, int, float, bool, NoneType})
 
 
 def _has_json_types(value: object) -> bool:
-    """Whether a value and all that it holds are exactly of the types of JSON. It must not hold itself.
+    """Whether a value and everything in it are exactly of the types of JSON. The value must not contain itself.
 
-    Tells byte strings, which packb always takes, from text whose UTF-8 holds the bytes by which they begin. Level by
-    level the work is done in C and takes twice as long as packing.
+    This finds byte strings, which packb always accepts. A search in the packed bytes cannot, because text may contain
+    the bytes that begin a byte string. Each level is checked in C; the check takes twice as long as packing.
     """
     level = [value]
     while level:

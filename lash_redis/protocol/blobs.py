@@ -12,11 +12,15 @@ from lash_redis.protocol.keys import family_of
 
 
 def ref_of(data: bytes) -> BlobRef:
+    """Return the ref of logical bytes: their SHA-256."""
     return BlobRef(sha256(data).hexdigest())
 
 
 def encode_blob(data: bytes, profile: BlobProfile) -> bytes:
-    """One byte that says how, then the bytes: `0` as they are, `1` a zlib stream (kept only where it is shorter)."""
+    """Encode a blob as one byte that names the encoding, then the content.
+
+    `0` is followed by the bytes themselves, `1` by a zlib stream. The stream is used only if it is shorter.
+    """
     if profile.value is not None and len(data) >= profile.value:
         packed = zlib.compress(data, 1)
         if len(packed) < len(data):
@@ -25,7 +29,11 @@ def encode_blob(data: bytes, profile: BlobProfile) -> bytes:
 
 
 def decode_blob(ref: str, content: bytes, key: str) -> bytes:
-    """The bytes `ref` stands for."""
+    """Decode a stored blob and verify it against its ref.
+
+    Raises:
+        Corrupt: the content does not decode, or does not hash to `ref`; names `key`.
+    """
     if content[:1] == b"\1":
         try:
             data = zlib.decompress(content[1:])
@@ -34,7 +42,7 @@ def decode_blob(ref: str, content: bytes, key: str) -> bytes:
     elif content[:1] == b"\0":
         data = content[1:]
     else:
-        raise Corrupt(family_of(key), key, f"its encoding {content[:1]!r} is unknown")
+        raise Corrupt(family_of(key), key, f"expected the encoding byte 0 or 1, got {content[:1]!r}")
     if sha256(data).hexdigest() != ref:
         raise Corrupt(family_of(key), key, "its bytes do not hash to its ref")
     return data

@@ -1,6 +1,6 @@
-"""The CRC-32 of stored records: by ISA-L where isal is installed (the extra `fast`), else by zlib.
+"""The CRC-32 of stored records, computed by ISA-L if isal is installed (the extra `fast`), else by zlib.
 
-Both give the same value.
+Both return the same value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which components a head has, and where the bytes of each are."""
+"""The refs of a head's components, and where the bytes of each component are stored."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _PART: Final = 33
 
 
 class ComponentRefs(NamedTuple):
-    """The refs of a head's components, and for each the kind: `-` absent, `h` held, `p` private.
+    """The refs of a head's components, and the kind of each: `-` absent, `h` held, `p` private.
 
-    A held component is a blob of the shard that counts its holders. The bytes of a private one lie in the session's own
-    `state`: its count is one by construction, and it goes when the head names another.
+    A held component is a blob of the shard, which counts its holders. A private component is stored in the session's
+    own `state`. It always has one holder, and it is deleted when the head names another one.
     """
 
     refs: Refs
     kinds: str
     stored: bytes
-    """The head's `refs`: for each component its kind and its ref, zeros for an absent one; empty without any."""
+    """The head's `refs` field: the kind and the ref of each component, zeros for an absent one. Empty without any."""
 
     @classmethod
     def of(cls, refs: Refs, kinds: str) -> Self:
@@ -42,24 +42,24 @@ class ComponentRefs(NamedTuple):
 
     @classmethod
     def guessed(cls, refs: Sequence[str | None]) -> Self:
-        """These refs, as a commit that carried the bodies would have stored them: tools held, the others private."""
+        """Assume the kinds that a commit with the bytes of all components stores: tools held, the others private."""
         kinds = [kind if ref else "-" for ref, kind in zip(refs, "hpp", strict=True)]
         return cls.of(tuple(BlobRef(ref) if ref else None for ref in refs), "".join(kinds))
 
     @classmethod
     def from_stored(cls, data: bytes) -> Self:
-        """What the head's `refs` says.
+        """Decode the head's `refs` field.
 
         Raises:
-            ValueError: it is unreadable.
+            ValueError: the field is unreadable.
         """
         if not data:
             return cls(_NO_REFS, "---", b"")
         if len(data) != _PART * len(COMPONENTS):
-            raise ValueError(f"{len(data)} bytes of refs")
+            raise ValueError(f"expected 0 or {_PART * len(COMPONENTS)} bytes of refs, got {len(data)}")
         kinds = (data[::_PART]).decode("latin-1")
         if not _KINDS.keys() >= set(kinds):
-            raise ValueError(f"kinds of components {kinds!r}")
+            raise ValueError(f"expected the kinds -, h or p, got {kinds!r}")
         text = data.hex()
         places = range(2, 2 * len(data), 2 * _PART)
         refs = [None if kind == "-" else BlobRef(text[at : at + 64]) for kind, at in zip(kinds, places, strict=True)]
@@ -67,7 +67,7 @@ class ComponentRefs(NamedTuple):
 
     @property
     def held(self) -> list[BlobRef]:
-        """The blobs that are counted, each once."""
+        """The refs of the held components, each once."""
         if self.kinds.count("h") < 2:
             at = self.kinds.find("h")
             ref = None if at < 0 else self.refs[at]
@@ -85,5 +85,5 @@ NO_REFS: Final = ComponentRefs(_NO_REFS, "---", b"")
 
 
 def digests(refs: Sequence[str | None]) -> bytes:
-    """The refs as bytes, for a checksum: 32 for each component, zeros for an absent one; empty without any."""
+    """Return the refs as bytes for a checksum: 32 for each component, zeros for an absent one. Empty without any."""
     return bytes.fromhex("".join([ref or _NO_REF_HEX for ref in refs])) if any(refs) else b""

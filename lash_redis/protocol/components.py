@@ -1,4 +1,4 @@
-"""The components of a checkpoint as they are stored: decoded on first access, and sent back without encoding."""
+"""The components of a read checkpoint: decoded on first access, and committed again without encoding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lash_redis.protocol.unpacking import UNREADABLE, unpack
 class StoredCheckpoint:
     """A manifest and the bytes of its components, each decoded on first access.
 
-    `blobs` are the checked bytes of held components, `private` the stored contents of private ones, both by ref.
+    `blobs` maps a ref to the verified bytes of a held component, `private` to the stored content of a private one.
     """
 
     __slots__ = ("blobs", "keys", "manifest", "private")
@@ -57,7 +57,7 @@ class StoredCheckpoint:
 
 
 class StoredComponent:
-    """The stored bytes of a component. A commit of one that no caller accessed names its ref and encodes nothing."""
+    """The stored bytes of a component. A commit of a component that no caller accessed sends its ref and no bytes."""
 
     __slots__ = ("data", "key", "name", "ref")
 
@@ -68,7 +68,7 @@ class StoredComponent:
         self.key = key
 
     def load(self, record: ToolState | PluginSessionSnapshot, name: str) -> Any:
-        """All fields at once: from here on the record may be changed under its frozen surface, like any other."""
+        """Decode all fields, and return one. Afterwards a caller may change values inside the frozen record."""
         value = self.value()
         for field in record.__match_args__:
             object.__setattr__(record, field, getattr(value, field))
@@ -76,6 +76,11 @@ class StoredComponent:
         return getattr(record, name)
 
     def value(self) -> Any:
+        """Decode the component.
+
+        Raises:
+            Corrupt: the bytes are not a component of this name.
+        """
         try:
             value = unpack(self.data)
             if self.name == "tool_state":
@@ -83,9 +88,9 @@ class StoredComponent:
             if self.name == "plugin_snapshot" and "plugins" in value:
                 return PluginSessionSnapshot.from_json(value)
         except (*UNREADABLE, InvalidRecord) as error:
-            raise Corrupt(family_of(self.key), self.key, f"holds no {self.name}: {error}") from error
+            raise Corrupt(family_of(self.key), self.key, f"expected a {self.name}: {error}") from error
         if self.name != "execution_state" or not isinstance(value, bytes):
-            raise Corrupt(family_of(self.key), self.key, f"holds no {self.name} but {type(value).__name__}")
+            raise Corrupt(family_of(self.key), self.key, f"expected a {self.name}, got {type(value).__name__}")
         return value
 
 
@@ -98,25 +103,25 @@ _get_stored: Final = Unread.__dict__["_stored"].__get__
 
 
 def stored_component(value: ToolState | PluginSessionSnapshot | bytes) -> StoredComponent | None:
-    """The stored bytes of a component that came from a read and was not accessed since; else None."""
+    """Return the stored bytes of a component of a read that no caller has accessed; else None."""
     if isinstance(value, bytes):
         return None
     try:
         return _get_stored(value)  # type: ignore[no-any-return]
-    except AttributeError:  # not by getattr: it would go on to `Unread.__getattr__`, which costs microseconds
+    except AttributeError:  # getattr would call `Unread.__getattr__`, which costs microseconds
         return None
 
 
 def stored_blobs(checkpoint: HydratedSessionCheckpoint | None) -> Mapping[str, bytes]:
-    """The components' bytes that a checkpoint was read from, by ref; empty for one that was made otherwise."""
+    """Return the bytes of the held components of a read checkpoint, by ref; empty for any other checkpoint."""
     stored = getattr(checkpoint, "_stored", None)
     return stored.blobs if isinstance(stored, StoredCheckpoint) else {}
 
 
 def fingerprint_of(tools: ToolState) -> bytes | None:
-    """Bytes that two tool states share only where they are written alike; for a fifth of what writing takes.
+    """Return bytes that are equal for two tool states only if their encodings are equal.
 
-    None where there are none: a value is of an unusual type, or none that can be written at all.
+    This takes a fifth of the time of encoding. None if the tool state contains a value of a type that marshal lacks.
     """
     try:
         kinds = [type(entry) is ToolStateEntry for entry in tools.tools.values()]
@@ -127,4 +132,4 @@ def fingerprint_of(tools: ToolState) -> bytes | None:
 
 
 _EXACT: Final = 2
-"""The version of marshal's format in which equal values of equal types give equal bytes: it has no references."""
+"""The version of marshal's format without references: equal values of equal types give equal bytes."""

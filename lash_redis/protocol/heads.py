@@ -1,4 +1,4 @@
-"""The stored form of a head: its facts, body, receipts and meta. Bytes that fail their check are `Corrupt`."""
+"""The stored form of a head: its facts, body, receipts and meta. Decoding raises `Corrupt` for damaged bytes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lash_redis.protocol.unpacking import UNREADABLE, unpack
 
 TAG_BYTES: Final = 8
 RECEIPT_BYTES: Final = 2 * TAG_BYTES
-"""A receipt: which commit it was, and what it meant."""
+"""Bytes of a receipt: the tag of the commit, then its meaning."""
 RECEIPTS: Final = 32
-"""How many receipts a head keeps."""
+"""Number of receipts that a head keeps."""
 
 
 @lru_cache(maxsize=1024)
 def tag_of(text: str) -> bytes:
-    """The 8 bytes by which a receipt knows a commit id."""
+    """Return the 8 bytes by which a receipt identifies a commit id."""
     return sha256(text.encode()).digest()[:TAG_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadBody:
-    """What the client keeps in the head for itself; no script reads it. Config and turn state are decoded on access."""
+    """The part of the head that no script reads. Config and turn state are decoded on access."""
 
     key: str
     session_id: str
@@ -43,7 +43,11 @@ class HeadBody:
 
     @property
     def config(self) -> PersistedSessionConfig:
-        """Raises Corrupt where it is unreadable."""
+        """The session's config.
+
+        Raises:
+            Corrupt: it is unreadable.
+        """
         try:
             return PersistedSessionConfig.from_json(_named(self.stored[0], _CONFIG), "config")
         except (*UNREADABLE, AttributeError, InvalidRecord) as error:
@@ -51,7 +55,11 @@ class HeadBody:
 
     @property
     def checkpoint(self) -> SessionCheckpoint:
-        """The manifest. Raises Corrupt where its turn state is unreadable."""
+        """The manifest.
+
+        Raises:
+            Corrupt: its turn state is unreadable.
+        """
         _, turn, revision = self.stored
         tool_state, plugin_snapshot, execution_state = self.refs
         try:
@@ -94,10 +102,11 @@ def encode_body(
     manifest: Mapping[str, Any],
     refs: Sequence[str | None],
 ) -> bytes:
-    """A CRC-32 of the rest and the refs, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
+    """Encode the body: a CRC-32, then `[session, commit, leaf, checkpoint ref, config, turn state, revision]`.
 
-    `config` and `manifest` are as MessagePack takes them. Their values stand without their names, which would take more
-    room than they do, and the manifest's refs stand in the head's `refs` alone.
+    The CRC-32 covers the rest and the refs. `config` and `manifest` are values that MessagePack accepts. Their field
+    names are left out, because they would take more room than the values. The manifest's refs are left out, too,
+    because the head's `refs` field has them.
     """
     turn = manifest["turn_state"]
     turn_values = [
@@ -115,6 +124,11 @@ def encode_body(
 
 
 def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
+    """Verify a stored body and decode all of it except config and turn state.
+
+    Raises:
+        Corrupt: the body is damaged; names `key`, the key of the head.
+    """
     body = data[4:]
     if crc32(digests(components.refs), crc32(body)) != int.from_bytes(data[:4], "big"):
         raise Corrupt("head", key, "its body and refs do not match their checksum")
@@ -122,9 +136,9 @@ def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
         session_id, commit_id, leaf, ref, *stored = unpack(body)
         config, turn, revision = stored
         if not isinstance(session_id, str) or not isinstance(commit_id, str) or not isinstance(leaf, str | None):
-            raise TypeError("an id is no string")
+            raise TypeError("an id is not a string")
         if not isinstance(revision, int | None):
-            raise TypeError("the revision of the plugin snapshot is no integer")
+            raise TypeError("the revision of the plugin snapshot is not an integer")
         checkpoint_ref = BlobRef(ref.hex())
     except (*UNREADABLE, AttributeError) as error:
         raise Corrupt("head", key, f"its body is unreadable: {error}") from error
@@ -132,7 +146,7 @@ def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
 
 
 class Facts(NamedTuple):
-    """The numbers of a head that scripts decide on. Their order and meaning stand in `lua/include/head.lua`."""
+    """The numbers of a head that scripts decide on. `lua/include/head.lua` defines their order and meaning."""
 
     revision: int
     epoch: int
@@ -165,7 +179,7 @@ def decode_facts(data: bytes, key: str) -> Facts:
 
 
 def decode_components(data: bytes, key: str) -> ComponentRefs:
-    """What the head's `refs` says."""
+    """Decode the head's `refs` field; raises Corrupt if it is unreadable."""
     try:
         return ComponentRefs.from_stored(data)
     except ValueError as error:

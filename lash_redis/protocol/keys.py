@@ -1,8 +1,8 @@
-"""Every key of the store, and nothing else names one.
+"""The names of all keys of the store. No other module builds one.
 
-A key is `lash2:{<namespace>:<shard>}:<family>[:<id>]`. The number is the layout version; the braces are the cluster
-hash tag, so all keys of a shard lie in one slot and one script may touch them all. The family stands before the id: no
-session id, whatever it holds, can imitate another key or move the slot.
+A key is `lash2:{<namespace>:<shard>}:<family>[:<id>]`. The number is the layout version. The braces are the hash tag of
+Redis Cluster, so all keys of a shard lie in one slot and one script can use them all. The family precedes the id, so no
+session id can imitate another key or change the slot.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ SLOTS = 16384
 
 
 def slot(tag: str) -> int:
-    """The cluster slot of a hash tag: CRC-16/XMODEM of its bytes, modulo 16384 (Redis Cluster specification)."""
+    """Return the cluster slot of a hash tag: CRC-16/XMODEM of its bytes, modulo 16384 (Redis Cluster specification)."""
     return crc_hqx(tag.encode(), 0) % SLOTS
 
 
 def slot_of(key: str | bytes) -> int:
-    """The cluster slot of a key: that of its hash tag, what stands between the first `{` and the `}` behind it."""
+    """Return the cluster slot of a key: that of its hash tag, the text between the first `{` and the next `}`."""
     text = key if isinstance(key, bytes) else key.encode()
     begin = text.find(b"{") + 1
     end = text.find(b"}", begin)
@@ -31,7 +31,7 @@ def slot_of(key: str | bytes) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a namespace is spread over shards. Fixed when the namespace is first written to."""
+    """A namespace and its number of shards, which the first write to the namespace fixes."""
 
     namespace: str
     shards: int
@@ -44,23 +44,23 @@ class Layout:
     def key(self) -> str:
         """string: the layout version and the shard count.
 
-        The key has the same name in every layout, so that a client of one refuses a namespace of another.
+        The key has the same name in every layout version. So a client refuses a namespace of another version.
         """
         return f"lash1:layout:{self.namespace}"
 
     @property
     def value(self) -> str:
-        """What `key` holds: the layout version and the shard count."""
+        """The value of `key`: the layout version and the shard count."""
         return f"layout={LAYOUT} shards={self.shards}"
 
     def shard_of(self, session_id: str) -> int:
         return crc32(session_id.encode()) % self.shards
 
     def tag(self, shard: int) -> str:
-        """The hash tag of a shard, salted so that its slot lies in the shard's own share of the 16,384 slots.
+        """Return the hash tag of a shard, salted so that its slot lies in the shard's own share of the 16,384 slots.
 
-        Unsalted tags would fall where CRC-16 throws them: with few shards some cluster nodes would get several and
-        others none. Cost: about `shards` CRCs the first time, then a lookup.
+        Without the salt, CRC-16 would place the shards at random: some cluster nodes would get several of a few shards,
+        and others none. Cost: about `shards` CRCs the first time, then a dictionary access.
         """
         tag = self._tags.get(shard)
         if tag is None:
@@ -92,7 +92,7 @@ class SessionKeys:
 
     @cached_property
     def head(self) -> str:
-        """hash: where the session stands (facts, refs, body), its receipts, its ledger, its meta; or its deletion."""
+        """hash: the state after the last commit (facts, refs, body), receipts, ledger and meta; or only `deleted`."""
         return f"{self.prefix}head:{self.session_id}"
 
     @cached_property
@@ -102,7 +102,7 @@ class SessionKeys:
 
     @cached_property
     def nodes(self) -> str:
-        """hash: node id → position in the log, `u` behind that of a user's message; or `?`: only named as a parent."""
+        """hash: node id → position in the log, followed by `u` for a user's message. `?`: only named as a parent."""
         return f"{self.prefix}nodes:{self.session_id}"
 
     @cached_property
@@ -122,12 +122,12 @@ class SessionKeys:
 
     @cached_property
     def own(self) -> tuple[str, str, str, str, str, str]:
-        """Every key of the session, and of no other."""
+        """The keys that belong to this session alone."""
         return self.head, self.log, self.nodes, self.jumps, self.dead, self.state
 
     @cached_property
     def written(self) -> tuple[str, ...]:
-        """The session's own keys, and those of the shard that a commit writes besides blobs."""
+        """The keys that a commit writes, except blobs: the session's own, and those of the shard."""
         shard = self.shard
         return (*self.own, shard.sessions, shard.expiries, shard.orphans)
 
@@ -147,7 +147,7 @@ class ShardKeys:
 
     @cached_property
     def sessions(self) -> str:
-        """zset: the catalogue: an entry for each session → the time (ms) of its last commit."""
+        """zset, the catalogue: an entry for each session → the time (ms) of its last commit."""
         return f"{self.prefix}sessions"
 
     @cached_property
@@ -157,14 +157,14 @@ class ShardKeys:
 
     @cached_property
     def orphans(self) -> str:
-        """zset: blobs that nothing holds → the time (ms) from which gc may take them."""
+        """zset: blobs that no session holds → the time (ms) from which gc may delete them."""
         return f"{self.prefix}orphans"
 
     def blob(self, ref: str) -> str:
-        """hash: `c` the content, `u` until when (ms) an upload is promised to stay, holders until each time (ms)."""
+        """hash: `c` the content, `u` the time (ms) until which an upload stays, holders until each time (ms)."""
         return f"{self.prefix}blob:{ref}"
 
 
 def family_of(key: str) -> str:
-    """The family of a key: the word after its prefix."""
+    """Return the family of a key: the word after its prefix."""
     return (key.partition("}:")[2] or key.partition(":")[2]).partition(":")[0]

@@ -11,18 +11,22 @@ from lash_redis.protocol.unpacking import UNREADABLE, unpack
 
 
 def ledger_field(entry: TokenLedgerEntry) -> bytes:
-    """The head's field of a ledger row: `u` and the MessagePack of `[source, model]`."""
+    """Return the name of a ledger row's field in the head: `u` and the MessagePack of `[source, model]`."""
     return b"u" + pack([entry.source, entry.model], "usage_deltas")
 
 
 def ledger_key(field: bytes) -> tuple[str, str]:
-    """The `(source, model)` of a ledger field."""
+    """Decode the `(source, model)` of a field that `ledger_field` named."""
     source, model = unpack(field[1:])
     return source, model
 
 
 def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenLedgerEntry, ...]:
-    """The ledger in order of first appearance, from the fields of a head."""
+    """Decode the ledger from the fields of a head, its rows in the order in which commits added them.
+
+    Raises:
+        Corrupt: a row or the order of the rows is unreadable; names `key`, the key of the head.
+    """
     rows: list[tuple[int, TokenLedgerEntry]] = []
     for field, value in head:
         if field[:1] != b"u":

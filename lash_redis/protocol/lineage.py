@@ -1,4 +1,4 @@
-"""Replacing a graph by one that grew out of it: which log is known to be stored, and how much of it a graph keeps."""
+"""Replacing a graph by one that grew from it: which log is known to be stored, and how much of it is kept."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from lash_redis.errors import Corrupt
 from lash_redis.models import SessionNodeRecord
 from lash_redis.models.lineage import Base, Lineage
 from lash_redis.protocol.heads import Facts
-from lash_redis.protocol.nodes import first_unlike, mark_of, timeless_part
+from lash_redis.protocol.nodes import first_changed, mark_of, timeless_part
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredLog(Base):
-    """A log as a store read or wrote it, all of its nodes live and in order. Later commits do not change it."""
+    """A log as a store read or wrote it, all of its nodes live and in order. Immutable."""
 
     nodes: StoredNodes
     size: int
-    """How many bytes the records are together."""
+    """Bytes of all records."""
     epoch: int
-    """Which log it is: another one may come to the same revision and commit id."""
+    """The identity of the log. Another log may have the same revision and commit id."""
     sum: Sum
 
     @classmethod
     def of(cls, nodes: StoredNodes, facts: Facts) -> StoredLog | None:
-        """The log of a head with these facts. None unless `nodes` are all that it has, and links are positions."""
+        """Return the log of a head with these facts; None unless `nodes` are all of it and all links are positions."""
         if facts.loose or not len(nodes) == facts.length == facts.live == facts.ids:
             return None
         return cls(nodes, facts.bytes, facts.epoch, Sum(facts.high, facts.low))
@@ -37,16 +37,16 @@ class StoredLog(Base):
         return len(self.nodes)
 
     def extended(self, records: list[bytes], run: Run) -> StoredLog:
-        """This log with `records` behind it, whose nodes are `run`. O(records)."""
+        """Return this log with `records` appended, whose sums are `run`. O(records)."""
         count = len(self)
         nodes = self.nodes.extended(records, [*range(count, count + len(records))])
         return replace(self, nodes=nodes, size=self.size + sum(map(len, records)), sum=self.sum.plus(run, count))
 
     def kept_by(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> Kept | None:
-        """How many of the first of `nodes` are what these records say, to the last byte, timestamps included.
+        """Count how many of the first `nodes` encode to exactly the records of this log, timestamps included.
 
-        None where that is not even half of the records, since the script checks each that is dropped, or where naming
-        the dropped ones takes more bytes than sending what is kept.
+        None if fewer than half of the records are kept, because the script checks each dropped one. None also if the
+        ids of the dropped nodes take more bytes than the records that are kept.
         """
         count, total = self._common(nodes, lineage), len(self)
         if count == 0 or count < total - count:
@@ -63,10 +63,10 @@ class StoredLog(Base):
         return Kept(self, count, less, Sum().plus(run, count), dropped)
 
     def _common(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> int:
-        """How many nodes these and `nodes` have in common from the first on.
+        """Count how many nodes this log and `nodes` have in common, from the first on.
 
-        A stored node whose payload no caller has accessed is what it was. Any other may have been changed in place, and
-        is packed again.
+        A stored node whose payload no caller has accessed is unchanged. Any other node may have been changed in place,
+        so it is packed again and compared.
         """
         most, kept, records = min(len(self), len(nodes)), 0, self.nodes.records
         if isinstance(lineage.base, StoredLog):
@@ -75,35 +75,35 @@ class StoredLog(Base):
             accessed = dict(stored.accessed(kept))
             others = (at for at in self.nodes.differing(stored, kept) if at not in accessed)
             other = next(others, kept)
-            changed = first_unlike(records, accessed.items(), were_read=True)
+            changed = first_changed(records, accessed.items(), were_read=True)
             if other < kept or changed is not None:
                 return other if changed is None else min(other, changed)
         made = ((at, nodes[at]) for at in range(kept, most))
-        changed = first_unlike(records, made, were_read=False)
+        changed = first_changed(records, made, were_read=False)
         return most if changed is None else changed
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a replacement keeps of a log: its first nodes."""
+    """The part of a log that a replacement keeps: its first `count` nodes."""
 
     log: StoredLog
     count: int
     less: int
-    """How many bytes shorter the log is without the nodes behind them."""
+    """Bytes of the dropped records."""
     less_sum: Sum
-    """What those are in the log's sum."""
+    """The share of the dropped nodes in the log's sum."""
     dropped: Sequence[str] = ()
-    """The ids of those."""
+    """The ids of the dropped nodes."""
 
     @property
     def sum(self) -> Sum:
-        """That of the kept nodes."""
+        """The sum of the kept nodes."""
         return self.log.sum.minus(self.less_sum)
 
     @property
     def claim(self) -> bytes:
-        """The `delta` of a commit that keeps them: how the script identifies the log, and what is to stay of it."""
+        """The `delta` of a commit that keeps these nodes. By it the script identifies the log and drops the others."""
         log = self.log
         numbers = log.epoch, len(log), log.size, len(self.dropped), self.less
         mark = mark_of(log.nodes.record(len(log) - 1)) + log.sum.low.to_bytes(4, "big")
@@ -113,7 +113,7 @@ class Kept:
 class KnownLogs:
     """The newest log that this process knows to be stored, for each base that a commit's graph grew from.
 
-    A log is held as long as a graph of its base is. So no client that is kept keeps a session's nodes in memory.
+    A log stays in memory only while a graph of its base does. So a long-lived client keeps no session's nodes.
     """
 
     def __init__(self) -> None:
@@ -123,12 +123,12 @@ class KnownLogs:
         return len(self._logs)
 
     def newest(self, base: Base, key: str) -> StoredLog | None:
-        """The newest log at `key` that came of `base`, which may be the base itself."""
+        """Return the newest log at `key` that grew from `base`, which may be the base itself; None if none is known."""
         log = self._logs.get(base, {}).get(key)
         if log is None and isinstance(base, StoredLog) and base.nodes.key == key:
             return base
         return log
 
     def learn(self, base: Base, log: StoredLog) -> None:
-        """Remember the log that a commit left. It must not be `base` itself, which would then hold itself."""
+        """Remember the log that a commit left. It must not be `base` itself, which would then keep itself in memory."""
         self._logs.setdefault(base, {})[log.nodes.key] = log

@@ -1,10 +1,10 @@
-"""The record of a node: how it is stored in the log list, and what makes it corrupt.
+"""The record of a node: its stored form in the log, and the checks that find a damaged one.
 
 A record is the MessagePack of `[node id, parent id, tag, payload, timestamp, checksum]`. The tag is a plugin type, nil
 for an event. The checksum is the CRC-32 of all bytes before it. It is the last four bytes of the record, little-endian.
-So the CRC-32 of every intact record is the same number, and no byte is sliced off to verify it. To MessagePack those
-four bytes are an unsigned integer. The timestamp follows all that belongs to a commit's meaning, which is thus a prefix
-of the record.
+So the CRC-32 of every intact record is the same number, and a reader verifies it without slicing. To MessagePack those
+four bytes are an unsigned integer. The timestamp comes after all fields that belong to a commit's meaning, so those
+fields are a prefix of the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTACT: Final = 0x2144DF1C
 """The CRC-32 of any bytes that end with their own CRC-32, little-endian."""
 
 MARK_BYTES: Final = 4
-"""The checksum at the end of a record. Scripts tell by it whether a record is the one that a client knows."""
+"""Bytes of the checksum at the end of a record, by which scripts recognise the record that a client knows."""
 
 _CHECKSUM: Final = b"\xce"
 """MessagePack's type byte of an unsigned integer of 32 bits."""
@@ -39,16 +39,16 @@ _HEADER: Final = b"\x96"
 def encode_node(
     node_id: str, parent: str | None, tag: str | None, payload: bytes, timestamp: str
 ) -> tuple[bytes, bytes]:
-    """The record of a node, and the prefix of it that belongs to a commit's meaning: all but timestamp and checksum.
+    """Encode a node as a record, and return it with its timeless prefix: all of it except timestamp and checksum.
 
-    `payload` is MessagePack.
+    The prefix belongs to a commit's meaning. `payload` is MessagePack.
 
     Raises:
-        InvalidRecord: MessagePack does not take one of the texts.
+        InvalidRecord: one of the texts is not representable in MessagePack.
     """
     own = packer.pack
     try:
-        # msgpack writes no parts of an array. Three nil of one byte each stand for what is appended below.
+        # msgpack writes no parts of an array. Three nil, one byte each, reserve the places of what is appended below.
         timeless = own([node_id, parent, tag, None, None, None])[:-3] + payload
         body = timeless + own(timestamp) + _CHECKSUM
     except (TypeError, ValueError, OverflowError) as error:
@@ -58,12 +58,12 @@ def encode_node(
     return body + crc32(body).to_bytes(MARK_BYTES, "little"), timeless
 
 
-def first_unlike(records: Sequence[bytes], nodes: Iterable[tuple[int, Any]], *, were_read: bool) -> int | None:
-    """Where the first node is that, as it is now, would not be stored as the record at its place; None: nowhere.
+def first_changed(records: Sequence[bytes], nodes: Iterable[tuple[int, Any]], *, were_read: bool) -> int | None:
+    """Find the first node whose encoding differs from the record at its index; return the index, or None.
 
-    Equal bytes mean equal values, in their types as well. What cannot be stored is unlike any record. `were_read`: the
-    payloads were decoded from records, so their keys are in the stored order unless they were changed. About 2 µs for a
-    node of 500 bytes.
+    Equal bytes mean equal values of equal types. A node that cannot be stored differs from every record. `were_read`:
+    the payloads were decoded from records, so their keys are in the stored order unless a caller changed them. About
+    2 µs for a node of 500 bytes.
     """
     for at, node in nodes:
         try:
@@ -87,12 +87,12 @@ def first_unlike(records: Sequence[bytes], nodes: Iterable[tuple[int, Any]], *, 
 
 
 def mark_of(record: bytes) -> bytes:
-    """The bytes by which a script knows a record again."""
+    """Return the bytes by which a script recognises a record: its checksum."""
     return record[-MARK_BYTES:]
 
 
 def timeless_part(record: bytes, key: str, place: int) -> bytes:
-    """The prefix of a record that belongs to a commit's meaning, as `encode_node` returned it.
+    """Return the prefix of a record that belongs to a commit's meaning, as `encode_node` returned it.
 
     Raises:
         Corrupt: the record is damaged.
@@ -101,8 +101,8 @@ def timeless_part(record: bytes, key: str, place: int) -> bytes:
     return record[: -_CHECKSUM_BYTES - len(pack(timestamp, ""))]
 
 
-def beginning_of(node_id: str) -> bytes | None:
-    """How the record of a node with that id begins; None for what is no id."""
+def record_prefix(node_id: str) -> bytes | None:
+    """Return the bytes with which the record of a node with that id begins; None for an invalid id."""
     try:
         return _HEADER + pack(node_id, "") if isinstance(node_id, str) else None
     except InvalidRecord:
@@ -110,7 +110,7 @@ def beginning_of(node_id: str) -> bytes | None:
 
 
 def is_record_of(record: bytes, node_id: str) -> bool:
-    """Whether a record is intact and its node has that id. Does not decode it."""
+    """Whether a record is intact and its node has that id. The record is not decoded."""
     return record.startswith(_HEADER + pack(node_id, "")) and crc32(record) == INTACT
 
 
@@ -120,12 +120,12 @@ def is_record_of(record: bytes, node_id: str) -> bool:
 DECODING: Final = Lock()
 """Held while a decoded node or payload is published, so that all threads get the same object.
 
-A change in place of another object would not be noticed by a commit.
+A commit would not notice a change in place of a second object.
 """
 
 
 def _published(payload: EventPayload | PluginPayload, name: str, value: Any) -> Any:
-    """The one value of a payload: `value`, unless another thread decoded it first."""
+    """Publish the decoded value of a payload, and return it; or the value that another thread published first."""
     with DECODING:
         if get_stored(payload) is None:
             return object.__getattribute__(payload, name)
@@ -152,7 +152,7 @@ class _PackedPayload(NamedTuple):
 
 
 class _DecodedPayload(NamedTuple):
-    """An event or body that is decoded and was not accessed yet."""
+    """An event or body that is decoded and that no caller has accessed yet."""
 
     value: Any
 
@@ -161,9 +161,9 @@ class _DecodedPayload(NamedTuple):
 
 
 def _draft_of(kind: type) -> Any:
-    """A class of mutable drafts of a frozen record: a draft becomes the record when that is assigned as its class.
+    """Return a class of mutable drafts of a frozen record. Assigning the record's class turns a draft into a record.
 
-    That takes half the time of filling the slots by their descriptors, and a third of the record's own `__init__`.
+    This takes half the time of filling the slots by their descriptors, and a third of the record's own `__init__`.
     """
     plain = {name: getattr(object, name) for name in ("__init__", "__setattr__", "__delattr__")}
     return type(f"{kind.__name__}Draft", (kind,), {"__slots__": (), **plain})
@@ -180,10 +180,12 @@ get_stored: Final = Unread.__dict__["_stored"].__get__
 
 
 def decode_node(raw: bytes, key: str, place: int, *, ahead: bool = False) -> SessionNodeRecord:
-    """The node of a record. Its payload is decoded when it is accessed, or now if `ahead`, and counts as not accessed.
+    """Decode a record into a node. The payload is decoded on first access, or now if `ahead`.
+
+    Either way, the payload counts as not accessed.
 
     Raises:
-        Corrupt: the record is damaged or no node; names the key and the record's position.
+        Corrupt: the record is damaged or not a node; names the key and the record's position.
     """
     if crc32(raw) != INTACT:
         raise _damaged(key, place)
@@ -211,9 +213,9 @@ def decode_node(raw: bytes, key: str, place: int, *, ahead: bool = False) -> Ses
 
 
 def decode_node_accessed(raw: bytes, key: str, place: int) -> SessionNodeRecord:
-    """The node of a record whose payload the caller will access: it is decoded at once and counts as accessed.
+    """Decode a record and its payload into a node. The payload counts as accessed.
 
-    Written out beside `decode_node`, because a further call takes a tenth of the time.
+    This repeats code of `decode_node`, because a further call takes a tenth of the time.
 
     Raises:
         Corrupt: as `decode_node`; also if the payload is unreadable.
@@ -253,18 +255,18 @@ def _no_node(key: str, place: int, error: Exception) -> Corrupt:
 
 
 def decode_payload(node: SessionNodeRecord) -> None:
-    """Decode the payload of a decoded node if it is not yet; it does not count as accessed by that.
+    """Decode the payload of a node if it is still packed. The payload still counts as not accessed.
 
     Raises:
-        Corrupt: names the key and the record's position.
+        Corrupt: the payload is damaged; names the key and the record's position.
     """
     stored = getattr(node.payload, "_stored", None)
     if isinstance(stored, _PackedPayload):
         set_stored(node.payload, _DecodedPayload(stored.unpacked()))
 
 
-def hand_over(node: SessionNodeRecord) -> None:
-    """Count the payload as accessed if it is decoded already: the caller will access it, and finds it in its slot."""
+def mark_accessed(node: SessionNodeRecord) -> None:
+    """Count a payload as accessed if it is decoded: the caller will access it and finds it in its slot."""
     payload = node.payload
     stored = getattr(payload, "_stored", None)
     if type(stored) is _DecodedPayload:
@@ -273,5 +275,5 @@ def hand_over(node: SessionNodeRecord) -> None:
 
 
 def is_accessed(node: SessionNodeRecord) -> bool:
-    """Whether a caller may hold the payload and may have changed it. True of a node that was not decoded here."""
+    """Whether a caller may have the payload and may have changed it. True for a node that was not read from a store."""
     return getattr(node.payload, "_stored", None) is None

@@ -14,23 +14,29 @@ from lash_redis.models.wire import Record
 
 
 class _Packer(local):
-    """A thread's own packer: making one takes longer than packing most values."""
+    """A packer for each thread, kept because creating one takes longer than packing most values."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
+        """Replace the packer, to free its buffer."""
         self.pack = msgpack.Packer(strict_types=True).pack
 
 
 packer: Final = _Packer()
 
 LARGE: Final = 1024 * 1024
-"""Bytes of a value from which on its packer goes with it: its buffer stays as long as that."""
+"""Bytes. After a larger value the packer is replaced, because its buffer keeps the size of its largest value."""
 
 
 def pack(value: Any, path: str) -> bytes:
-    """MessagePack of `value`; what it cannot hold (an integer beyond 64 bits, a lone surrogate) is refused by name."""
+    """Pack a value as MessagePack.
+
+    Raises:
+        InvalidRecord: MessagePack cannot represent the value, such as an integer beyond 64 bits or a lone surrogate.
+            The error names `path`.
+    """
     try:
         data: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -41,7 +47,7 @@ def pack(value: Any, path: str) -> bytes:
 
 
 def pack_json(value: Any, path: str) -> bytes:
-    """MessagePack of free-form JSON with sorted keys.
+    """Pack free-form JSON as MessagePack with sorted keys.
 
     Raises:
         InvalidRecord: names the path to the first value that is not JSON.
@@ -51,6 +57,6 @@ def pack_json(value: Any, path: str) -> bytes:
 
 
 def pack_record(record: Record, path: str) -> bytes:
-    """MessagePack of a record: the bytes and the refusals of `pack(record.to_msgpack(path), path)`."""
+    """Pack a record as MessagePack: same bytes and same errors as `pack(record.to_msgpack(path), path)`, but faster."""
     data = fast_packing.pack_record(record.to_packing(path))
     return pack(record.to_msgpack(path), path) if data is None else data

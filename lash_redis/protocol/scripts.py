@@ -1,4 +1,4 @@
-"""The Lua scripts, loaded once: from `lash_redis/lua` when installed, from `lua/` beside the package in a checkout."""
+"""The Lua scripts, loaded at import: from `lash_redis/lua` if installed, else from `lua/` next to the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
 def lua_directory() -> Path:
-    """Where the scripts lie: inside the installed package, else beside it."""
+    """Return the folder of the scripts: inside the installed package, else next to it."""
     package = Path(__file__).parents[1]
     packed = package / "lua"
     return packed if packed.is_dir() else package.parent / "lua"
@@ -19,7 +19,7 @@ def lua_directory() -> Path:
 
 @dataclass(frozen=True)
 class Script:
-    """A script's text with its includes in place, and the SHA-1 that EVALSHA knows it by."""
+    """A script's text with its includes in place, and the SHA-1 by which EVALSHA names it."""
 
     name: str
     text: str
@@ -27,12 +27,13 @@ class Script:
 
     @property
     def write_line(self) -> int:
-        """The line of `-- WRITE`: a failure above it wrote nothing. Past the end for a script that only reads."""
+        """The line of `-- WRITE`. A failure above it wrote nothing. Past the end for a script that only reads."""
         above, found, _ = self.text.partition("\n-- WRITE\n")
         return above.count("\n") + (2 if found else 3)
 
 
 def load(name: str) -> Script:
+    """Read a script and insert its includes."""
     directory = lua_directory()
     text = (directory / f"{name}.lua").read_text(encoding="utf-8")
     text = _INCLUDE.sub(lambda match: (directory / "include" / f"{match[1]}.lua").read_text(encoding="utf-8"), text)
@@ -61,5 +62,5 @@ VACUUM = load("vacuum")
 
 
 def every() -> list[Script]:
-    """All the scripts above."""
+    """Return all scripts above."""
     return [each for each in globals().values() if isinstance(each, Script)]

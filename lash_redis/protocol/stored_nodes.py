@@ -14,43 +14,43 @@ from lash_redis.models import SessionNodeRecord
 from lash_redis.models.lineage import NodeSequence
 from lash_redis.protocol.nodes import (
     DECODING,
-    beginning_of,
     decode_node,
     decode_node_accessed,
     decode_payload,
-    hand_over,
     is_accessed,
+    mark_accessed,
+    record_prefix,
     set_stored,
 )
 
 
-class _Shelf:
-    """Records that several reads of a log share. It only grows, and at its end: what a read sees of it is a prefix."""
+class _SharedRecords:
+    """The records that several reads of a log share. They only grow at the end, and each read uses a prefix of them."""
 
-    __slots__ = ("beginnings", "nodes", "places", "records")
+    __slots__ = ("nodes", "places", "prefixes", "records")
 
     def __init__(self, records: list[bytes], places: list[int] | None) -> None:
         self.records = records
         self.places = places
-        """The positions in the log, ascending; None where the first record is at 0 and none is left out."""
+        """The records' positions in the log, ascending; None if the first is at 0 and none is left out."""
         self.nodes: list[SessionNodeRecord | None] = []
-        """The decoded nodes; may end before the records do."""
-        self.beginnings: tuple[int, int, set[bytes]] = 0, 0, set()
-        """What so many first bytes are of so many of the first records, from the last `may_hold`."""
+        """The decoded nodes; may be shorter than `records`."""
+        self.prefixes: tuple[int, int, set[bytes]] = 0, 0, set()
+        """An index for `has_prefix`: a length, the number of records indexed, and the first bytes of those records."""
 
-    def may_hold(self, beginning: bytes) -> bool:
-        """Whether a record begins like this. O(1) but for the first time with such a length."""
+    def has_prefix(self, prefix: bytes) -> bool:
+        """Whether a record begins with these bytes. O(1), except for the first prefix of another length."""
         with _GROWING:
-            length, count, known = self.beginnings
-            if length != len(beginning):
-                length, count, known = len(beginning), 0, set()
+            length, count, known = self.prefixes
+            if length != len(prefix):
+                length, count, known = len(prefix), 0, set()
             if count < len(self.records):
                 known.update(map(itemgetter(slice(0, length)), self.records[count:]))
-            self.beginnings = length, len(self.records), known
-            return beginning in known
+            self.prefixes = length, len(self.records), known
+            return prefix in known
 
-    def pieces(self, ranges: Iterable[tuple[int, int]]) -> _Shelf:
-        """Those records alone, on a shelf of their own."""
+    def select(self, ranges: Iterable[tuple[int, int]]) -> _SharedRecords:
+        """Copy the records of some ranges, each from a start up to a stop, with their decoded nodes."""
         records: list[bytes] = []
         places: list[int] = []
         nodes: list[SessionNodeRecord | None] = []
@@ -60,17 +60,18 @@ class _Shelf:
             decoded = self.nodes[start:stop]
             nodes += decoded
             nodes += [None] * (stop - start - len(decoded))
-        shelf = _Shelf(records, None if _is_whole(places) else places)
-        shelf.nodes = nodes
-        return shelf
+        selected = _SharedRecords(records, None if _is_whole(places) else places)
+        selected.nodes = nodes
+        return selected
 
-    def agrees(self, at: int, records: Sequence[bytes], places: Sequence[int]) -> bool:
-        """Whether what stands from index `at` on is `records` at `places`, as far as both go."""
+    def matches(self, at: int, records: Sequence[bytes], places: Sequence[int]) -> bool:
+        """Whether the records from index `at` on equal `records` at `places`, up to the end of the shorter sequence."""
         count = min(len(self.records) - at, len(records))
         known = range(at, at + count) if self.places is None else self.places[at : at + count]
         return self.records[at : at + count] == records[:count] and list(known) == places[:count]
 
     def grow(self, records: list[bytes], places: list[int]) -> None:
+        """Append records at these positions of the log."""
         if not records:
             return
         count = len(self.records)
@@ -82,32 +83,33 @@ class _Shelf:
 
 
 def _is_whole(places: Sequence[int]) -> bool:
+    """Whether the first position is 0 and none is left out."""
     return not places or places[-1] == len(places) - 1
 
 
 _GROWING = Lock()
-"""Two threads may bring one read up to date at once."""
+"""Held while records are appended or indexed, because two threads may refresh one read at the same time."""
 
 
 class StoredNodes(NodeSequence):
-    """The nodes of a read: an immutable sequence that decodes a record when it is accessed.
+    """The nodes of a read: an immutable sequence that decodes a record when a caller accesses it.
 
-    Equal to any sequence of equal records. A record that does not match its checksum raises `Corrupt` on access.
-    `places` are the records' positions in the log, ascending; without, the first is at 0 and none is left out.
+    Equal to any sequence of equal nodes. Accessing a record that does not match its checksum raises `Corrupt`.
+    `places` are the records' positions in the log, ascending. Without them, the first is at 0 and none is left out.
     """
 
-    __slots__ = ("_count", "_key", "_shelf")
+    __slots__ = ("_count", "_key", "_shared")
 
     def __init__(self, records: Sequence[bytes], key: str, places: Sequence[int] | None = None) -> None:
         whole = places is None or _is_whole(places)
-        self._shelf = _Shelf(list(records), None if whole or places is None else list(places))
+        self._shared = _SharedRecords(list(records), None if whole or places is None else list(places))
         self._key = key
         self._count = len(records)
 
     @classmethod
-    def _of(cls, shelf: _Shelf, count: int, key: str) -> StoredNodes:
+    def _of(cls, shared: _SharedRecords, count: int, key: str) -> StoredNodes:
         nodes = cls.__new__(cls)
-        nodes._shelf, nodes._count, nodes._key = shelf, count, key
+        nodes._shared, nodes._count, nodes._key = shared, count, key
         return nodes
 
     def __len__(self) -> int:
@@ -122,19 +124,19 @@ class StoredNodes(NodeSequence):
             return tuple(self[at] for at in range(*index.indices(self._count)))
         count = self._count
         if not -count <= index < count:
-            raise IndexError("there are not so many nodes")
-        shelf = self._shelf
-        nodes = shelf.nodes if len(shelf.nodes) >= count else self._decoded()
+            raise IndexError(f"node index {index} out of range: the sequence has {count} nodes")
+        shared = self._shared
+        nodes = shared.nodes if len(shared.nodes) >= count else self._decoded()
         at = index if index >= 0 else index + count
         node = nodes[at]
         if node is None:
-            places = shelf.places
-            node = self._published(at, decode_node(shelf.records[at], self._key, at if places is None else places[at]))
+            places = shared.places
+            node = self._published(at, decode_node(shared.records[at], self._key, at if places is None else places[at]))
         return node
 
     def _published(self, at: int, decoded: SessionNodeRecord) -> SessionNodeRecord:
-        """The one node of a record: `decoded`, unless another thread decoded it first."""
-        nodes = self._shelf.nodes
+        """Publish the decoded node of a record, and return it; or the node that another thread published first."""
+        nodes = self._shared.nodes
         with DECODING:
             node = nodes[at]
             if node is None:
@@ -142,8 +144,11 @@ class StoredNodes(NodeSequence):
         return node
 
     def __iter__(self) -> Iterator[SessionNodeRecord]:
-        """A caller that accessed the payload of a node and asks for the next node will access that payload, too."""
-        nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
+        """Iterate over the nodes, and decode the payload of a node at once if the caller accessed the previous one's.
+
+        Such a caller is likely to access the next payload, too.
+        """
+        nodes, records, places, key = self._decoded(), self._shared.records, self._shared.places, self._key
         decode: Callable[[bytes, str, int], SessionNodeRecord] = decode_node
         for at in range(self._count):
             node = nodes[at]
@@ -155,13 +160,13 @@ class StoredNodes(NodeSequence):
                     continue
             else:
                 if decode is decode_node_accessed:
-                    hand_over(node)
+                    mark_accessed(node)
                 yield node
             decode = decode_node_accessed if is_accessed(node) else decode_node
 
     def decode_some(self, start: int, until: float) -> int:
-        """`decode_some` up to a time of `perf_counter`."""
-        nodes, records, places, key = self._decoded(), self._shelf.records, self._shelf.places, self._key
+        """Decode nodes and payloads from `start` until `perf_counter` reaches a time; return where to continue."""
+        nodes, records, places, key = self._decoded(), self._shared.records, self._shared.places, self._key
         for at in range(start, self._count):
             node = nodes[at]
             if node is None:
@@ -173,11 +178,12 @@ class StoredNodes(NodeSequence):
         return self._count
 
     def _decoded(self) -> list[SessionNodeRecord | None]:
-        shelf = self._shelf
-        if len(shelf.nodes) < self._count:
+        """Return the shared list of decoded nodes, extended with None to the number of records."""
+        shared = self._shared
+        if len(shared.nodes) < self._count:
             with DECODING:
-                shelf.nodes += [None] * (len(shelf.records) - len(shelf.nodes))
-        return shelf.nodes
+                shared.nodes += [None] * (len(shared.records) - len(shared.nodes))
+        return shared.nodes
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredNodes) and not self._accessed() and not other._accessed():
@@ -187,57 +193,57 @@ class StoredNodes(NodeSequence):
     __hash__ = NodeSequence.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        places = self._shelf.places
-        return _revived, (self._records(), self._key, places and places[: self._count], self._accessed())
+        places = self._shared.places
+        return _unpickled, (self._records(), self._key, places and places[: self._count], self._accessed())
 
     def _accessed(self) -> dict[int, SessionNodeRecord]:
-        """By their index, the nodes whose payload a caller accessed, and may have changed since."""
-        nodes = self._shelf.nodes[: self._count]
+        """The nodes whose payload a caller accessed and may have changed, by their index."""
+        nodes = self._shared.nodes[: self._count]
         return {at: node for at, node in enumerate(nodes) if node is not None and is_accessed(node)}
 
     def _records(self) -> list[bytes]:
-        records = self._shelf.records
+        records = self._shared.records
         return records if len(records) == self._count else records[: self._count]
 
-    # What only a refresh asks for
+    # For a refresh
 
     def place(self, index: int) -> int:
-        """The position in the log of the node at `index`, from 0."""
-        return index if self._shelf.places is None else self._shelf.places[index]
+        """Return the position in the log of the node at `index`, from 0."""
+        return index if self._shared.places is None else self._shared.places[index]
 
     def index_of(self, place: int) -> int | None:
-        """Where the node is whose record is at `place` of the log, if it is among these."""
-        places = self._shelf.places
+        """Return the index of the node at position `place` of the log; None if it is not among these."""
+        places = self._shared.places
         if places is None:
             return place if 0 <= place < self._count else None
         index = bisect_left(places, place, 0, self._count)
         return index if index < self._count and places[index] == place else None
 
     def record(self, index: int) -> bytes:
-        return self._shelf.records[index]
+        return self._shared.records[index]
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> StoredNodes:
-        """The nodes from each start up to each stop, ascending; what is decoded need not be decoded again."""
+    def select(self, ranges: Sequence[tuple[int, int]]) -> StoredNodes:
+        """Return the nodes of some ascending ranges, each from a start up to a stop. Decoded nodes stay decoded."""
         if ranges and ranges[0][0] == 0 and len(ranges) == 1:
-            return self if ranges[0][1] == self._count else self._of(self._shelf, ranges[0][1], self._key)
-        return self._of(self._shelf.pieces(ranges), sum(stop - start for start, stop in ranges), self._key)
+            return self if ranges[0][1] == self._count else self._of(self._shared, ranges[0][1], self._key)
+        return self._of(self._shared.select(ranges), sum(stop - start for start, stop in ranges), self._key)
 
     def extended(self, records: list[bytes], places: list[int]) -> StoredNodes:
-        """These and more, at `places` behind the last of them. O(records), unless these were extended otherwise before.
+        """Return these nodes and those of `records`, at `places` behind the last of these. O(records).
 
-        Then what comes of it stands on a copy.
+        If these nodes were extended by other records before, the result is built on a copy.
         """
         if not records:
             return self
         with _GROWING:
-            shelf = self._shelf
-            if not shelf.agrees(self._count, records, places):
-                shelf = shelf.pieces([(0, self._count)])
-            known = len(shelf.records) - self._count
-            shelf.grow(records[known:], places[known:])
-        return self._of(shelf, self._count + len(records), self._key)
+            shared = self._shared
+            if not shared.matches(self._count, records, places):
+                shared = shared.select([(0, self._count)])
+            known = len(shared.records) - self._count
+            shared.grow(records[known:], places[known:])
+        return self._of(shared, self._count + len(records), self._key)
 
-    # What only a replacement asks for
+    # For a replacement
 
     @property
     def key(self) -> str:
@@ -245,36 +251,37 @@ class StoredNodes(NodeSequence):
 
     @property
     def records(self) -> Sequence[bytes]:
-        """The nodes' records, and perhaps those behind them of longer sequences that share them."""
-        return self._shelf.records
+        """The nodes' records, perhaps followed by records of longer sequences that share them."""
+        return self._shared.records
 
     def first(self, count: int) -> StoredNodes:
-        return self.pieces([(0, count)])
+        return self.select([(0, count)])
 
     def has_id(self, node_id: str) -> bool:
-        beginning = beginning_of(node_id)
-        if beginning is None or not self._shelf.may_hold(beginning):
+        """Whether one of the nodes has this id. No record is decoded."""
+        prefix = record_prefix(node_id)
+        if prefix is None or not self._shared.has_prefix(prefix):
             return False
-        return any(map(bytes.startswith, self._records(), repeat(beginning)))
+        return any(map(bytes.startswith, self._records(), repeat(prefix)))
 
     def accessed(self, count: int) -> Iterator[tuple[int, SessionNodeRecord]]:
-        """Those of the first `count` nodes whose payload a caller has accessed, and may have changed in place."""
-        nodes = self._shelf.nodes[:count]
+        """Yield those of the first `count` nodes whose payload a caller accessed, each with its index."""
+        nodes = self._shared.nodes[:count]
         for at in compress(range(count), nodes):
             node = nodes[at]
             if node is not None and is_accessed(node):
                 yield at, node
 
     def differing(self, other: StoredNodes, count: int) -> Sequence[int]:
-        """Which of the first `count` records differ from those of `other`."""
-        if self._shelf is other._shelf:
+        """Return the indexes of those of the first `count` records that differ from the records of `other`."""
+        if self._shared is other._shared:
             return ()
-        pairs = zip(self._shelf.records[:count], other._shelf.records[:count], strict=True)
-        return [at for at, (mine, theirs) in enumerate(pairs) if mine != theirs]
+        pairs = zip(self._shared.records[:count], other._shared.records[:count], strict=True)
+        return [at for at, (record, other_record) in enumerate(pairs) if record != other_record]
 
 
 def decode_some(nodes: Sequence[SessionNodeRecord], start: int, seconds: float) -> int:
-    """Decode nodes of a read from `start` on with their payloads, and stop after some seconds.
+    """Decode the nodes of a read and their payloads from `start` on, and stop after some seconds.
 
     The payloads do not count as accessed.
 
@@ -294,13 +301,13 @@ def decode_some(nodes: Sequence[SessionNodeRecord], start: int, seconds: float) 
     return len(nodes)
 
 
-def _revived(
-    records: Sequence[bytes], key: str, places: Sequence[int] | None, read: Mapping[int, SessionNodeRecord]
+def _unpickled(
+    records: Sequence[bytes], key: str, places: Sequence[int] | None, accessed: Mapping[int, SessionNodeRecord]
 ) -> StoredNodes:
-    """What was pickled; the nodes that were accessed as they were then."""
+    """Restore pickled nodes. Nodes that a caller had accessed are restored as they were when they were pickled."""
     nodes = StoredNodes(records, key, places)
     decoded = nodes._decoded()
-    for at, node in read.items():
+    for at, node in accessed.items():
         set_stored(node.payload, None)
         decoded[at] = node
     return nodes

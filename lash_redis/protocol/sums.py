@@ -1,9 +1,10 @@
-"""The sum of a log: a number for its nodes in their order, which grows and shrinks at its end in time O(nodes changed).
+"""The sum of a log: a checksum of its nodes in their order, which can be updated in O(nodes appended or dropped).
 
-A node's value is the first 8 bytes of the SHA-256 of all of the node but its timestamp, as two unsigned 32-bit numbers.
-The sum of a log adds the value of each node, times `2 * position + 1`, both halves modulo 2**32. The factor makes the
-order of the nodes count. The head holds the sum, so a replacement has the same meaning whether it is sent whole or as
-what comes behind the nodes it keeps. `lua/include/sums.lua` computes the same.
+A node's value is the first 8 bytes of a SHA-256, as two unsigned 32-bit numbers. The SHA-256 covers all of the node
+except its timestamp. The sum of a log adds the value of each node times `2 * position + 1`, both halves modulo 2**32.
+The factor makes the sum depend on the order of the nodes. The head stores the sum, so a replacement has the same
+meaning whether the client sends the whole graph or only the nodes behind those it keeps. `lua/include/sums.lua`
+computes the same.
 """
 
 from __future__ import annotations
@@ -18,24 +19,28 @@ _value_of: Final = Struct(">II").unpack_from
 
 
 class Sum(NamedTuple):
-    """The sum of a log."""
+    """The sum of a log, in two halves of 32 bits."""
 
     high: int = 0
     low: int = 0
 
     def plus(self, run: Run, place: int) -> Sum:
-        """The sum with the nodes of `run` from position `place` on."""
+        """Add the nodes of `run`, the first of them at position `place`."""
         return Sum(
             (self.high + run.high + 2 * place * run.plain_high) % _MODULUS,
             (self.low + run.low + 2 * place * run.plain_low) % _MODULUS,
         )
 
     def minus(self, other: Sum) -> Sum:
+        """Subtract the share of some nodes, computed at the positions they have in the log."""
         return Sum((self.high - other.high) % _MODULUS, (self.low - other.low) % _MODULUS)
 
 
 class Run(NamedTuple):
-    """Nodes in a row, wherever they stand: their sum if the first is at position 0, and their plain sum."""
+    """The sums of consecutive nodes, from which the sum at any position follows.
+
+    `high` and `low` are their sum if the first node is at position 0. The plain halves add the values without a factor.
+    """
 
     high: int = 0
     low: int = 0
@@ -44,7 +49,7 @@ class Run(NamedTuple):
 
     @classmethod
     def of(cls, parts: Iterable[bytes]) -> Run:
-        """`parts`: each node without its timestamp, as `nodes.timeless_part` packs it. About 1 µs a node."""
+        """Compute the sums of nodes, each given as its `nodes.timeless_part`. About 1 µs for each node."""
         high = low = plain_high = plain_low = 0
         for factor, part in enumerate(parts):
             high_value, low_value = _value_of(sha256(part).digest())

@@ -1,6 +1,6 @@
-"""How MessagePack is unpacked: by msgspec where it is installed (the extra `fast`), in half the time, else by msgpack.
+"""Unpacking of MessagePack, by msgspec if it is installed (the extra `fast`, in half the time), else by msgpack.
 
-Both give the same values for bytes that this package wrote. What either raises for other bytes is among `UNREADABLE`.
+Both return the same values for bytes that this package wrote. For other bytes, both raise an error of `UNREADABLE`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ except ImportError:
         return fields  # type: ignore[return-value]
 
     unpack_node: Callable[[bytes], NodeFields] = _unpack_node
-    """The fields of a node's record. `UNREADABLE` if one is missing or of another type."""
+    """Unpack the fields of a node's record. Raises one of `UNREADABLE` if a field is missing or of a wrong type."""
     unpack_node_lazily: Callable[[bytes], NodeFields] = _unpack_node
-    """The same with a payload that is perhaps still packed: `unpack_payload` gives its value."""
-    unpack_payload: Callable[[Any], Any] = _identity  # msgpack cannot skip a value, so it is unpacked already
+    """Unpack the same fields, the payload perhaps still packed: `unpack_payload` returns its value."""
+    unpack_payload: Callable[[Any], Any] = _identity  # msgpack cannot skip a value, so the payload is unpacked already
 
 else:
     unpack = msgspec.msgpack.Decoder().decode
@@ -50,4 +50,4 @@ else:
     _FOREIGN = (msgspec.MsgspecError, RecursionError)
 
 UNREADABLE: Final = (ValueError, TypeError, msgpack.UnpackException, *_FOREIGN)
-"""What unpacking raises for bytes that are no MessagePack, or hold what cannot be a key."""
+"""The errors that unpacking raises for bytes that are not MessagePack, or that use an unhashable value as a key."""

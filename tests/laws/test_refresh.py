@@ -738,7 +738,7 @@ async def test_a_path_that_freed_nodes_cut_is_refreshed_by_what_is_new(through_p
 
 
 @pytest.mark.slow
-@broken_by(Python("protocol.stored_nodes:_Shelf.agrees", lambda _: lambda *_: False, "copies each time"))
+@broken_by(Python("protocol.stored_nodes:_SharedRecords.matches", lambda _: lambda *_: False, "copies each time"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
 async def test_a_hundred_reads_of_one_session_hold_its_records_once(scope, store):
     """Each of them kept, each refreshed twice, each of 3,000 nodes: a copy is 24 KB."""

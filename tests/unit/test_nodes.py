@@ -216,7 +216,7 @@ def test_a_node_is_like_a_record_if_it_would_be_stored_as_that(
 ) -> None:
     kept = [encoded(SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})))] * 3
     alike = SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2}))
-    found = records.first_unlike(kept, [(0, alike), (2, now)], were_read=were_read)
+    found = records.first_changed(kept, [(0, alike), (2, now)], were_read=were_read)
     assert found == (None if is_alike else 2)
 
 

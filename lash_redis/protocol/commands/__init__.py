@@ -1,7 +1,7 @@
-"""Every command of the store as a pair: a model turned into what is sent, a reply turned into a model or an error.
+"""The commands of the store, each as a pair of functions: one encodes the request, one decodes the reply.
 
-No I/O here. A write is a `ScriptCall`; a read is a list of native commands, because Redis returns a list 7 to 12 times
-faster natively than through Lua. Callers write `commands.<module>.<function>`; the modules are named by their subject.
+There is no I/O here. A write is a `ScriptCall`. A read is a list of native commands, because Redis returns a list 7 to
+12 times faster natively than through Lua. Callers write `commands.<module>.<function>`. Each module has one subject.
 """
 
 from lash_redis.protocol.commands import (

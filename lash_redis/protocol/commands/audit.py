@@ -1,4 +1,4 @@
-"""Audit: everything one session stores, read at one moment and held against every law of storage."""
+"""The commands of an audit: read everything that one session stores at one moment, and check every invariant."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from lash_redis.protocol.nodes import decode_node, timeless_part
 from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
-"""How far a key's expiry may seem to be from the head's deadline: they are told by two looks at a clock."""
+"""Tolerated difference between a key's expiry and the head's deadline: PTTL and TIME read the clock separately."""
 
 
 @dataclass(slots=True)
 class Audited:
-    """What the look at one session brought: what is wrong, and which blobs it holds until when."""
+    """The result of auditing one session: its problems, and the blobs that it holds.
+
+    `holds` counts each ref and the time until which the session holds it.
+    """
 
     problems: list[AuditProblem] = field(default_factory=list)
     holds: Counter[tuple[bytes, int]] = field(default_factory=Counter)
@@ -35,7 +38,7 @@ class Audited:
     """Components in the session's `state`: blobs whose count is one by construction."""
     is_gone: bool = False
     listing: bytes | None = None
-    """Where the catalogue says other than the head: the entry the session ought to have there."""
+    """The entry that the catalogue should have, if it differs from the head; else None."""
 
 
 def listed_read(shard: ShardKeys) -> Command:
@@ -46,8 +49,8 @@ def facts_read(keys: SessionKeys) -> Command:
     return ("HGET", keys.head, "facts")
 
 
-def bytes_told(facts: object) -> int:
-    """How many bytes of node records these facts count; 0 where they are unreadable, which the audit finds itself."""
+def counted_bytes(facts: object) -> int:
+    """Return the bytes of node records that these facts count; 0 if they are unreadable, which the audit reports."""
     try:
         return max(0, int(facts.split()[7])) if isinstance(facts, bytes) else 0
     except (ValueError, IndexError):
@@ -78,11 +81,11 @@ def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
 
 
 SESSION_READS: Final = 15
-"""How many commands `session_read` makes."""
+"""Number of commands of `session_read`."""
 
 
 def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Audited:
-    """Every law that one session can keep or break by itself."""
+    """Check every invariant that concerns one session alone. Faults are reported, never raised."""
     fields, records, dead, state, nodes, jumps, committed, listed_until, time, *ttls = replies
     audited = Audited()
     if b"deleted" in fields or not (fields or records or nodes or jumps or dead or state):
@@ -106,14 +109,14 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
             audited.problems += _of_the_sum(keys, head, records)
             audited.problems += _of_users(keys, head, nodes, live)
             audited.problems += _of_deadlines(keys, head, now, ttls)
-            told = [None if score is None else float(score) for score in (committed, listed_until)]
-            wanted = _entry(keys, fields)
-            if told != [head.facts.committed, head.facts.hold or None] or wanted != entry:
-                audited.listing = wanted
+            listed = [None if score is None else float(score) for score in (committed, listed_until)]
+            expected = _entry(keys, fields)
+            if listed != [head.facts.committed, head.facts.hold or None] or expected != entry:
+                audited.listing = expected
     except Corrupt as error:
         audited.problems.append(problem_of(error))
     except (ValueError, IndexError) as error:
-        audited.problems.append(AuditProblem("session", keys.head, f"what it holds is unreadable: {error}"))
+        audited.problems.append(AuditProblem("session", keys.head, f"its content is unreadable: {error}"))
     return audited
 
 
@@ -166,7 +169,7 @@ def _of_the_graph(
         try:
             placed[node_id.decode()] = int(entry.removesuffix(b"u"))
         except ValueError:
-            yield AuditProblem("nodes", keys.nodes, f"the entry of {node_id!r} is no position: {entry!r}")
+            yield AuditProblem("nodes", keys.nodes, f"the entry of {node_id!r} is not a position: {entry!r}")
     links: dict[int, int] = {}
     for jump in jumps:
         position, _, parent = jump.partition(b":")
@@ -191,20 +194,20 @@ def _of_the_graph(
 def _of_a_link(
     keys: SessionKeys, records: Sequence[bytes], at: int, node: SessionNodeRecord, above: int
 ) -> Iterator[AuditProblem]:
-    """The parent that the positions tell is the one the record names, as far as that is still stored."""
+    """Check that the parent by position is the parent that the record names, if that parent is still stored."""
     named = node.parent_node_id
     if above >= at:
         yield AuditProblem("jumps", keys.jumps, f"the parent of {at} comes after it")
     elif above < 0:
         return  # none, or one that is only named
     elif named is None:
-        yield AuditProblem("jumps", keys.jumps, f"record {at} has no parent, the list says {above}")
+        yield AuditProblem("jumps", keys.jumps, f"record {at} has no parent, but its parent position is {above}")
     elif records[above] and decode_node(records[above], keys.log, above).node_id != named:
         yield AuditProblem("jumps", keys.jumps, f"the parent of record {at} is {named!r}, which is not at {above}")
 
 
 def _of_the_sum(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -> Iterator[AuditProblem]:
-    """The head's sum of the log. Freed nodes stay in it, so that of a log with freed nodes cannot be computed."""
+    """Compare the head's sum of the log with the records. A log with freed nodes is skipped: the sum includes them."""
     if all(records):
         run = Run.of(timeless_part(record, keys.log, at) for at, record in enumerate(records))
         if (head.facts.high, head.facts.low) != Sum().plus(run, 0):
@@ -251,9 +254,9 @@ def blob_fields_read(shard: ShardKeys, ref: bytes) -> list[Command]:
 def blob_fields_reply(
     shard: ShardKeys, ref: bytes, fields: Mapping[bytes, bytes], left: int, expected: Mapping[int, int], now: int
 ) -> tuple[list[AuditProblem], bool]:
-    """What is wrong with a blob's content, and whether its holders are other than `expected`, or its expiry too early.
+    """Check a blob: return the problems of its content, and whether its holders must be recounted.
 
-    `left`: the ms it has.
+    They must be if they differ from `expected`, or if the blob expires too early. `left`: its PTTL in ms.
     """
     key = shard.blob(ref.hex())
     problems: list[AuditProblem] = []
@@ -281,7 +284,10 @@ def recount_call(
     *,
     repair: bool,
 ) -> ScriptCall:
-    """`heads`: every session of the shard, each with its catalogue entry, b"" for one that is not listed."""
+    """Recount the holders of some blobs.
+
+    `heads`: every session of the shard, each with its catalogue entry, or b"" if it is not listed.
+    """
     keys = [shard.sessions, shard.orphans, *(shard.blob(ref.hex()) for ref in refs)]
     return ScriptCall(
         scripts.RECOUNT,
@@ -300,7 +306,7 @@ def recount_call(
 def recount_reply(
     call: ScriptCall, shard: ShardKeys, refs: Sequence[bytes], reply: Sequence[Any]
 ) -> list[AuditProblem] | None:
-    """What is wrong with the holders; None where the shard's sessions are not the given ones."""
+    """Return the problems of the blobs' holders; None if the shard's sessions are not the given ones."""
     if status(call, reply, shard) == "moved":
         return None
     repaired = reply[2] == 1
@@ -309,11 +315,11 @@ def recount_reply(
         index, stored, counted = reply[at], reply[at + 1].decode(), reply[at + 2].decode()
         key = shard.blob(refs[index].hex())
         if stored == "lasts":
-            problems.append(AuditProblem("blob", key, "nobody holds it, and it does not expire", repaired))
+            problems.append(AuditProblem("blob", key, "no session holds it, and it does not expire", repaired))
         elif stored == "gone":
-            problems.append(AuditProblem("blob", key, f"evicted: is gone, heads hold it: {counted}"))
+            problems.append(AuditProblem("blob", key, f"evicted: is gone, but heads hold it: {counted}"))
         else:
-            text = f"counts the holders {stored or 'none'}, the heads say {counted or 'none'}"
+            text = f"counts the holders {stored or 'none'}, the heads count {counted or 'none'}"
             problems.append(AuditProblem("blob", key, text, repaired))
     return problems
 

@@ -1,4 +1,4 @@
-"""What every command is made of: a call, its reply's first word, and the checks that more than one of them makes."""
+"""The parts that all commands share: the script call, the status of its reply, and common checks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lash_redis.protocol.keys import SessionKeys, ShardKeys
 Command: TypeAlias = tuple[Any, ...]
 
 MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
-"""What one value may hold in Redis (`proto-max-bulk-len`), less our framing; no option raises it."""
+"""Maximum bytes of one value in Redis (`proto-max-bulk-len`), less the client's framing. No option raises it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefsMoved:
-    """The head holds other refs than the call said: send again with these."""
+    """A reply: the head has other refs than the call expected. The client sends the call again with these."""
 
     refs: ComponentRefs
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall:
-    """One EVALSHA: a script, its keys, its arguments. The first argument comes back as the reply's second element."""
+    """One EVALSHA: a script, its keys, its arguments. The script returns the first argument as the second element."""
 
     script: scripts.Script
     keys: Sequence[str]
@@ -39,15 +39,15 @@ class ScriptCall:
 
 
 def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = None) -> str:
-    """The first word of a script's reply.
+    """Return the first word of a script's reply.
 
     Raises:
         OutcomeUnknown: the reply belongs to another call.
-        Corrupt, SessionEvicted: the script found stored bytes that break a law.
+        Corrupt, SessionEvicted: the script found stored bytes that violate an invariant.
         SessionDeleted: the session was deleted.
     """
     if not isinstance(reply, list) or len(reply) < 2 or reply[1] != call.echo:
-        raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call")
+        raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call; send the call again")
     word: str = reply[0].decode()
     if word in ("corrupt", "evicted"):
         family, reason = reply[2].decode(), reply[3].decode()
@@ -60,6 +60,7 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = 
 
 
 def require_size(what: str, size: int, options: StoreOptions) -> None:
+    """Raise CommitTooLarge if `size` bytes exceed `max_commit_bytes` or the limit of Redis. The error names `what`."""
     limit = MAX_VALUE_BYTES if options.max_commit_bytes is None else min(options.max_commit_bytes, MAX_VALUE_BYTES)
     if size > limit:
         option = " (StoreOptions.max_commit_bytes)" if limit == options.max_commit_bytes else ""

@@ -1,4 +1,4 @@
-"""The catalogue: which sessions a shard has, most recent first, and a line for each without its graph."""
+"""The commands of the catalogue: the sessions of a shard, most recent first, each with a summary without its graph."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from lash_redis.protocol.nodes import decode_node
 
 
 def latest_read(shard: ShardKeys, below: Cursor | None, count: int) -> Command:
-    """`count` entries of a shard from the time of `below` down, most recent first."""
+    """Read `count` entries of a shard from the time of `below` on, the most recent first."""
     top = "+inf" if below is None else below.committed_ms
     return ("ZREVRANGEBYSCORE", shard.sessions, top, "-inf", "WITHSCORES", "LIMIT", 0, count)
 
 
 def oldest_read(shard: ShardKeys, above: Cursor | None, count: int) -> Command:
-    """`count` entries from the time of `above` up, the oldest first."""
+    """Read `count` entries of a shard from the time of `above` on, the oldest first."""
     bottom = "-inf" if above is None else above.committed_ms
     return ("ZRANGEBYSCORE", shard.sessions, bottom, "+inf", "WITHSCORES", "LIMIT", 0, count)
 
 
 def entries_reply(reply: Sequence[Any]) -> list[Cursor]:
-    """Entries with their times: flat in RESP2, pairs in RESP3."""
+    """Decode entries and their times: a flat list in RESP2, pairs in RESP3."""
     flat = list(chain.from_iterable(reply)) if reply and isinstance(reply[0], list | tuple) else list(reply)
-    return [Cursor(_whole(committed), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
+    return [Cursor(_to_ms(committed), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
 
 
-def _whole(score: Any) -> int:
-    """A score as ms; one that is none (infinite, below 0) as near to it as ms go."""
+def _to_ms(score: Any) -> int:
+    """Return a score as milliseconds, limited to 0 to 2**53: a damaged score may be infinite or negative."""
     return int(min(max(float(score), 0.0), 2.0**53))
 
 
@@ -50,14 +50,21 @@ def place_read(keys: SessionKeys, entry: bytes) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a head says for the list. `first` is the position of the first user message: see `lua/include/head.lua`."""
+    """The summary of a session for the list, as its head has it.
+
+    `first` is the position of the first user message: see `lua/include/head.lua`.
+    """
 
     keys: SessionKeys
     info: SessionPickerInfo
     first: int = -1
 
     def with_record(self, record: bytes | Corrupt | None) -> SessionPickerInfo | None:
-        """The line with its first message, which is that of `record`; None where `record` is not that message."""
+        """Add the text of the first user message, stored in `record`. None if `record` is not such a message.
+
+        Raises:
+            Corrupt: `record` is damaged, or is the error of reading it.
+        """
         if isinstance(record, Corrupt):
             raise record
         if not record:
@@ -71,12 +78,13 @@ def line_read(keys: SessionKeys) -> list[Command]:
 
 
 def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt, others: int) -> Line | None:
-    """None where nothing is left, or where a session began anew with another parent and has its own entry.
+    """Decode the summary of a session.
 
-    `others`: how many of the session's other keys there are.
+    None if the session has no key any more. None also if it was started again with another parent, because that one
+    has its own entry. `others`: the number of the session's other keys that exist.
 
     Raises:
-        Corrupt, SessionEvicted: the head cannot be read, or a key is gone.
+        Corrupt, SessionEvicted: the head is unreadable, or a key is missing.
     """
     if isinstance(reply, Corrupt):
         raise reply
@@ -96,7 +104,7 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
         return Line(keys, info)
     known = decode_facts(facts, keys.head)
     if others < sum(map(bool, (known.length, known.ids, known.jumps, known.dead))):
-        raise SessionEvicted("session", keys.log, "it, or nodes, jumps or dead beside it, is gone")
+        raise SessionEvicted("session", keys.log, "this key, or the nodes, jumps or dead key of the session, is gone")
     counted = replace(
         info, user_message_count=known.users, head_revision=known.revision, last_commit_ms=known.committed
     )
@@ -120,7 +128,7 @@ def fault_of(error: Corrupt) -> str:
 
 
 def prune_call(shard: ShardKeys, layout: Layout, entries: Iterable[bytes]) -> ScriptCall:
-    """Drop those of `entries` of whose sessions nothing is left."""
+    """Drop those of `entries` whose sessions have no key any more."""
     listed = list(entries)
     keys = [key for entry in listed for key in layout.session(entry_ids(entry)[0]).own]
     return ScriptCall(scripts.PRUNE, [shard.sessions, shard.expiries, *keys], [shard.prefix, *listed])

@@ -1,4 +1,4 @@
-"""How safe a commit is when it is answered: what waits behind its script, and what the reply says."""
+"""The durability of a commit: the command that waits for replicas or disks behind its script, and its reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def wait_command(durability: Durability) -> Command:
 
 
 def wait_reply(durability: Durability, reply: Any) -> bool:
-    """Whether as many replicas or disks have it as were asked for; an error of the server says nothing."""
+    """Whether as many replicas or disks confirmed the commit as `durability` requires. False for an error reply."""
     if isinstance(reply, Exception):
         return False
     if isinstance(durability, Replicas):

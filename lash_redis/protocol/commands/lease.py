@@ -1,4 +1,4 @@
-"""Leases: acquire, renew, release, and a look at who holds one."""
+"""The commands of leases: acquire, renew, release, and read the holder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lash_redis.protocol.commands.calls import Command, ScriptCall, status
 from lash_redis.protocol.keys import SessionKeys
 
 REMAINS_MS: Final = 86_400_000
-"""How long a head that holds nothing but a lease outlives it: a session that nobody ever committed to."""
+"""Milliseconds by which a head that has only a lease outlives it. Such a session never had a commit."""
 
 _TOKEN = re.compile(r"[!-~]{1,128}")
 _STORED = re.compile(rb"(\d+) (\d+) (\S*) (.*)", re.DOTALL)
@@ -22,7 +22,7 @@ _STORED = re.compile(rb"(\d+) (\d+) (\S*) (.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """What acquiring or renewing a lease was answered. `until_ms`: the session's own deadline, 0 for never."""
+    """The result of acquiring or renewing a lease. `until_ms`: the session's own deadline, 0 for never."""
 
     generation: int
     deadline_ms: int
@@ -31,7 +31,7 @@ class Acquired:
 
 
 def checked_token(field: str, token: object) -> str:
-    """`token`, if it is of 1 to 128 visible ASCII characters."""
+    """Return `token`; raise InvalidRecord unless it is a string of 1 to 128 visible ASCII characters."""
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise InvalidRecord(field, f"expected 1 to 128 visible ASCII characters, got {token!r}")
     return token
@@ -60,7 +60,7 @@ def renew_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: A
 
 
 def release_call(keys: SessionKeys, lease: LeaseClaim, request: str) -> ScriptCall:
-    """`request`: letters and digits that no other release has."""
+    """Release the lease. `request`: letters and digits unique to this release, by which a retry is recognised."""
     return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token, request])
 
 
@@ -74,7 +74,7 @@ def lease_read(keys: SessionKeys) -> Command:
 
 
 def lease_reply(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
-    """Whose the lease is or was last; None if it is free, or never was anybody's."""
+    """Decode the lease: its holder, or its last holder if it expired. None if it was released or never acquired."""
     if stored is None:
         return None
     found = _STORED.fullmatch(stored)
@@ -86,16 +86,22 @@ def lease_reply(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
 
 
 def check_leases(commit: RuntimeCommit) -> None:
-    """That the leases a commit names are the session's, and not both there."""
+    """Check the leases that a commit names.
+
+    Raises:
+        InvalidRecord: a lease is invalid, or the commit names both `lease` and `releases`.
+        SessionBindingMismatch: a lease belongs to another session.
+    """
     for name in ("lease", "releases"):
         lease = getattr(commit, name)
         if lease is not None:
             check_lease(f"RuntimeCommit.{name}", lease, commit.session_id)
     if commit.lease is not None and commit.releases is not None:
-        raise InvalidRecord("RuntimeCommit.releases", "a commit that is made under a lease cannot end one besides")
+        raise InvalidRecord("RuntimeCommit.releases", "expected None, because RuntimeCommit.lease is set; set only one")
 
 
 def check_lease(field: str, lease: object, session_id: str) -> None:
+    """Raise InvalidRecord or SessionBindingMismatch unless `lease` is a valid claim on a lease of this session."""
     require_type(field, lease, LeaseClaim)
     assert isinstance(lease, LeaseClaim)
     if lease.session_id != session_id:
@@ -107,5 +113,5 @@ def check_lease(field: str, lease: object, session_id: str) -> None:
 
 
 def fence_of(lease: LeaseClaim | None) -> str:
-    """How a commit names a lease: generation, token and owner; '' for none."""
+    """Encode a lease as an argument of a commit: generation, token and owner; '' for none."""
     return "" if lease is None else f"{lease.generation} {lease.token} {lease.owner}"

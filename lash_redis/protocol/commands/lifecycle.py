@@ -1,4 +1,4 @@
-"""A session's meta, its lifetime and its end: meta, touch, delete."""
+"""The commands of a session's meta and lifetime: meta, touch, delete."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from lash_redis.protocol.keys import SessionKeys
 
 
 def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
+    """Encode a meta record.
+
+    Raises:
+        InvalidRecord, CommitTooLarge: the record is invalid, or longer than `options` allow.
+    """
     record = encode_meta(meta)
     if meta.parent_session_id:
         require_id("SessionMeta.parent_session_id", meta.parent_session_id)
@@ -49,7 +54,7 @@ def meta_call(
 def touch_call(
     keys: SessionKeys, before: ComponentRefs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
 ) -> ScriptCall:
-    """`before`: the refs that the client expects in the head."""
+    """Extend the session's deadline. `before`: the refs that the client expects in the head."""
     return ScriptCall(
         scripts.TOUCH,
         [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, before.held)],
@@ -64,7 +69,7 @@ def touch_call(
 
 
 def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsMoved:
-    """Whether there is such a session, or the refs to send again with."""
+    """Return whether the session exists; or the refs with which the client must send the call again."""
     word = status(call, reply, keys)
     return RefsMoved(decode_components(reply[2], keys.head)) if word == "refs" else word == "touched"
 
@@ -72,9 +77,10 @@ def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsM
 def delete_call(
     keys: SessionKeys, before: ComponentRefs, request: str, options: StoreOptions, *, sharded: bool = False
 ) -> ScriptCall:
-    """`before`: the refs that the client expects in the head. `request`: letters and digits that no other deletion has.
+    """Delete the session.
 
-    `sharded`: the server is a cluster.
+    `before`: the refs that the client expects in the head. `request`: letters and digits that are unique to this
+    deletion, so that a retry is recognised. `sharded`: the server is a cluster.
     """
     return ScriptCall(
         scripts.DELETE,
@@ -97,6 +103,7 @@ def delete_call(
 
 
 def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteReport | RefsMoved:
+    """Return what was deleted; or the refs with which the client must send the call again."""
     match status(call, reply, keys):
         case "refs":
             return RefsMoved(decode_components(reply[2], keys.head))

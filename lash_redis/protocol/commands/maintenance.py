@@ -1,4 +1,4 @@
-"""Nodes and blobs one by one: look one up, hide and free nodes, store and collect blobs."""
+"""Commands on single nodes and blobs: read, hide and free nodes; store and collect blobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOMBSTONE_CHUNK: Final = 1000
 VACUUM_CHUNK: Final = 500
 GC_CHUNK: Final = 500
 EXPIRED_CHUNK: Final = 100
-"""How many entries of expired sessions a script drops at the most (`lua/include/cataloguing.lua`)."""
+"""Maximum number of catalogue entries of expired sessions that one script drops (`lua/include/cataloguing.lua`)."""
 
 
 def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
@@ -60,11 +60,11 @@ def orphan_read(shard: ShardKeys) -> list[Command]:
 
 
 def gc_call(shard: ShardKeys, scope: str, refs: Sequence[str]) -> ScriptCall:
-    """`scope` is echoed."""
+    """Collect the orphans `refs`. The script echoes `scope`, which identifies the reply."""
     keys = [shard.orphans, shard.sessions, shard.expiries, *map(shard.blob, refs)]
     return ScriptCall(scripts.GC, keys, [scope, *refs])
 
 
 def shard_sizes_read(shard: ShardKeys) -> list[Command]:
-    """How many blobs wait for gc, and how many sessions are listed."""
+    """Read the number of blobs that wait for gc, and the number of listed sessions."""
     return [("ZCARD", shard.orphans), ("ZCARD", shard.sessions)]

@@ -1,4 +1,4 @@
-"""Reads: the native commands of a head, a full graph, an active path, a meta record, and what their replies mean."""
+"""The native commands that read a head, a full graph, an active path and a meta record, and their replies."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 Jump: TypeAlias = tuple[int, int]
-"""A node's position and its parent's, where that is not the position before."""
+"""The position of a node and that of its parent, for a node whose parent is not the node before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHead:
-    """A head as read: all of its fields, and of these what scripts decide on, what the client keeps, the components."""
+    """A head as read: all of its fields, and its decoded facts, body and components."""
 
     keys: SessionKeys
     fields: Mapping[bytes, bytes]
@@ -50,7 +50,11 @@ class StoredHead:
 
     @property
     def ledger(self) -> tuple[TokenLedgerEntry, ...]:
-        """The ledger. Raises Corrupt where a row is unreadable."""
+        """The ledger.
+
+        Raises:
+            Corrupt: a row is unreadable.
+        """
         return decode_ledger(self.fields.items(), self.keys.head)
 
     def meta(self) -> SessionHeadMeta:
@@ -67,7 +71,7 @@ class StoredHead:
         )
 
     def decode_all(self) -> None:
-        """Decode what reads decode on first access. Raises Corrupt where a part is unreadable."""
+        """Decode the parts that reads decode on first access. Raises Corrupt if a part is unreadable."""
         for part in (self.body.config, self.body.checkpoint, self.ledger):
             assert part is not None
 
@@ -78,23 +82,23 @@ class StoredHead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredRead(ReadOrigin):
-    """What a read was made of, and so what a refresh of it need not fetch again."""
+    """The stored data that a read was built from. A refresh of the read does not fetch this data again."""
 
     scope: SessionReadScope
     head: StoredHead
     nodes: StoredNodes | None
-    """None where the path was found by ids alone: then nothing tells which of the log's records it needs."""
+    """None if the path was found by node ids, because then the positions of its records are unknown."""
     dead: frozenset[int] = frozenset()
     """Positions of nodes that are tombstoned and not yet freed."""
     hidden: Sequence[int] = ()
-    """Of a path: these and the positions of freed ones, as far as they are known; ascending."""
+    """For a path: `dead` and the known positions of freed nodes, ascending."""
     jumps: Sequence[Jump] = ()
-    """Of a path: all there are."""
+    """For a path: all jumps of the session."""
     private: Mapping[str, bytes] = field(default_factory=dict)
     """The stored contents of the private components, by ref."""
 
     def private_bytes(self) -> dict[str, bytes]:
-        """The bytes of the private components, by ref. Raises Corrupt where they do not hash to it."""
+        """Decode the private components, by ref. Raises Corrupt if one does not hash to its ref."""
         key = self.head.keys.state
         return {ref: decode_blob(ref, content, key) for ref, content in self.private.items()}
 
@@ -105,25 +109,25 @@ class StoredRead(ReadOrigin):
 
     @property
     def graph(self) -> SessionGraph:
-        """The graph, which remembers its log where that is all the log has."""
+        """The graph. It keeps its lineage if its nodes are all of the log."""
         log = None if self.nodes is None else StoredLog.of(self.nodes, self.head.facts)
         if log is None:
             return SessionGraph(() if self.nodes is None else self.nodes, self.leaf)
         return SessionGraph.from_base(log, log.nodes, self.leaf)
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
-        """The read, with the held components from `blobs`, and the graph where it is there already."""
+        """Build the read. `blobs` are the bytes of the held components; `graph` is the graph if it exists already."""
         return PersistedSessionRead.from_stored(_Shown(self, blobs, graph)).from_origin(self)
 
 
 def origin_of(read: PersistedSessionRead) -> StoredRead | None:
-    """What this store made the read of; None for a read that was made otherwise."""
+    """Return the stored data of a read; None for a read that this store did not make."""
     return read._origin if isinstance(read._origin, StoredRead) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shown:
-    """What a read shows of a session, each part decoded on first access."""
+    """The fields of a `PersistedSessionRead`, each decoded on first access."""
 
     read: StoredRead
     blobs: Mapping[str, bytes]
@@ -154,7 +158,7 @@ def head_read(keys: SessionKeys) -> list[Command]:
 
 
 def size_read(keys: SessionKeys) -> list[Command]:
-    """How many entries the session's other keys hold: log, nodes, jumps, dead, state."""
+    """Read the sizes of the session's other keys: log, nodes, jumps, dead, state."""
     return [
         ("LLEN", keys.log),
         ("HLEN", keys.nodes),
@@ -165,11 +169,13 @@ def size_read(keys: SessionKeys) -> list[Command]:
 
 
 def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) -> StoredHead | None:
-    """The head in `fields`; `sizes` is how many entries log, nodes, jumps, dead and state hold, if not compared yet.
+    """Decode a head; None if the session has none.
+
+    `sizes` are the numbers of entries of log, nodes, jumps, dead and state. Without them, sizes are not compared.
 
     Raises:
-        SessionEvicted: some of the session's keys are gone, others remain.
-        Corrupt: the head breaks a law.
+        SessionEvicted: some of the session's keys are missing, others remain.
+        Corrupt: the head violates an invariant.
     """
     facts, body, refs = fields.get(b"facts"), fields.get(b"body"), fields.get(b"refs")
     if facts is None:
@@ -200,6 +206,7 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
 def _check_sizes(
     keys: SessionKeys, facts: Facts | None, components: ComponentRefs | None, sizes: Sequence[int]
 ) -> None:
+    """Compare the sizes of the keys with what the head counts; without a head, every size must be 0."""
     if facts is None or components is None:
         if any(sizes):
             raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
@@ -226,10 +233,10 @@ def full_read(keys: SessionKeys) -> list[Command]:
 
 
 def private_components(head: StoredHead, state: Mapping[bytes, bytes]) -> dict[str, bytes]:
-    """The stored contents of the private components, by ref, from the session's `state`.
+    """Return the stored contents of the private components, by ref, from the session's `state`.
 
     Raises:
-        Corrupt: a field is not there.
+        Corrupt: a component that the head names is missing.
     """
     key = head.keys.state
     found: dict[str, bytes] = {}
@@ -242,6 +249,12 @@ def private_components(head: StoredHead, state: Mapping[bytes, bytes]) -> dict[s
 
 
 def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
+    """Decode a full graph and compare every count of its head with what was read; None without a head.
+
+    Raises:
+        SessionEvicted: some of the session's keys are missing, others remain.
+        Corrupt: the stored data violates an invariant.
+    """
     fields, records, dead, state, ids, jumps = replies
     head = head_reply(keys, fields, len(records), ids, jumps, len(dead), len(state))
     if head is None:
@@ -260,7 +273,7 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
             raise Corrupt("dead", keys.dead, f"{position!r} is outside the log")
         check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
     for at in hidden:
-        sizes[at] = 0  # like a record that is freed
+        sizes[at] = 0  # the size of a freed record
     places = list(compress(count(), sizes))
     if len(places) != facts.live:
         raise Corrupt("log", keys.log, f"{len(places)} live records, the head counts {facts.live}")
@@ -269,14 +282,19 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
 
 
 def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
+    """Decode the positions of tombstones; raises Corrupt if one is not an integer."""
     try:
         return frozenset(map(int, dead))
     except ValueError as error:
-        raise Corrupt("dead", keys.dead, f"a field is no position: {error}") from error
+        raise Corrupt("dead", keys.dead, f"a field is not a position: {error}") from error
 
 
 def check_leaf(keys: SessionKeys, head: StoredHead, record_at: Callable[[int], bytes | None]) -> None:
-    """Compare the head's leaf with the record at its position, where `record_at` has one."""
+    """Compare the head's leaf with the record at its position, if `record_at` returns one.
+
+    Raises:
+        Corrupt: the position is outside the log, or its record is another node.
+    """
     at, leaf = head.facts.leaf, head.body.leaf_node_id
     if head.facts.loose:
         return
@@ -288,12 +306,14 @@ def check_leaf(keys: SessionKeys, head: StoredHead, record_at: Callable[[int], b
 
 
 def check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
+    """Raise Corrupt unless the record at position `at` is intact and is the node `expected`."""
     if not is_record_of(record, expected):
         found = decode_node(record, keys.log, at).node_id
         raise Corrupt("log", keys.log, f"expected node {expected!r} at {at}, got {found!r}")
 
 
 def path_read(keys: SessionKeys, leaf: str | None) -> list[Command]:
+    """Read what determines the path that ends at `leaf` (None: the head's leaf), without the records."""
     commands: list[Command] = [
         ("HGETALL", keys.head),
         ("LRANGE", keys.jumps, 0, -1),
@@ -309,7 +329,10 @@ def path_read(keys: SessionKeys, leaf: str | None) -> list[Command]:
 
 @dataclass(frozen=True, slots=True)
 class PathPlan:
-    """Which parts of the log make up an active path, root first; `by_id` where only the whole log can tell."""
+    """The ranges of the log that form an active path, root first.
+
+    `by_id`: links are by node id, so only the whole log determines the path.
+    """
 
     head: StoredHead
     scope: ActivePath
@@ -320,15 +343,16 @@ class PathPlan:
     by_id: bool = False
 
     def read(self, nodes: StoredNodes) -> StoredRead:
+        """Build the read from the fetched nodes of the path."""
         hidden = set(self.dead)
         if nodes and nodes.place(0) > self.spans[0][0]:
-            # What the path was cut off at is an empty record, of which no tombstone tells.
+            # The path was cut off at a freed record, which has no tombstone any more.
             hidden.add(max(min(stop, nodes.place(0) - 1) for start, stop in self.spans if start < nodes.place(0)))
         return StoredRead(self.scope, self.head, nodes, self.dead, sorted(hidden), self.jumps, self.private)
 
     @property
     def fetched(self) -> Sequence[tuple[int, int]]:
-        """The spans, or the one range that covers them all where that is less work."""
+        """The spans, or the one range that covers them all if that takes less time."""
         if len(self.spans) < 2:
             return self.spans
         first, last = self.spans[0][0], self.spans[-1][1]
@@ -339,10 +363,12 @@ class PathPlan:
 
 
 def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, strict: bool) -> PathPlan | None:
-    """The ranges of the log to fetch.
+    """Compute the ranges of the log to fetch; None without a head.
 
     Raises:
-        InvalidLeaf: the head's own leaf does not resolve to a live node (only where `strict`).
+        InvalidLeaf: the head's own leaf is not a live node (only if `strict`).
+        SessionEvicted: some of the session's keys are missing, others remain.
+        Corrupt: the stored data violates an invariant.
     """
     fields, jumps, dead, state, ids, length, *place = replies
     head = head_reply(keys, fields, length, ids, len(jumps), len(dead), len(state))
@@ -363,14 +389,14 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
         try:
             at = int(place[0].removesuffix(b"u"))
         except ValueError as error:
-            raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is no position") from error
+            raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is not a position") from error
         if not 0 <= at < length:
             raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} points outside the log")
     return PathPlan(head, scope, spans_of(links, sorted(hidden), at), hidden, links, private)
 
 
 def jump_list(keys: SessionKeys, jumps: Sequence[bytes], after: int = -1) -> list[Jump]:
-    """The jumps, which ascend from behind position `after`."""
+    """Decode jumps; raises Corrupt unless their positions ascend and are above `after`."""
     try:
         pairs = [(int(position), int(parent)) for position, parent in (jump.split(b":") for jump in jumps)]
     except ValueError as error:
@@ -383,7 +409,7 @@ def jump_list(keys: SessionKeys, jumps: Sequence[bytes], after: int = -1) -> lis
 
 
 def spans_of(jumps: Sequence[Jump], hidden: Sequence[int], at: int) -> list[tuple[int, int]]:
-    """The path that ends at `at` as ranges of the log, root first; a hidden node ends it."""
+    """Compute the path that ends at position `at` as ranges of the log, root first. A hidden node cuts it off."""
     spans: list[tuple[int, int]] = []
     while at >= 0:
         index = bisect_right(jumps, at, key=itemgetter(0)) - 1
@@ -399,17 +425,23 @@ def spans_of(jumps: Sequence[Jump], hidden: Sequence[int], at: int) -> list[tupl
 
 
 SPAN_COST: Final = 7
-"""A further LRANGE takes as long as so many further records: 2.3 µs against 0.35 µs for one of 650 bytes."""
+"""Number of records that take as long as one more LRANGE: 2.3 µs, and 0.35 µs for a record of 650 bytes."""
 
 
 def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> list[Command]:
+    """Read the records of a path, and some blobs in the same round trip."""
     commands: list[Command] = [("HGET", keys.head, "facts")]
     commands += [("LRANGE", keys.log, start, stop) for start, stop in plan.fetched]
     return commands + blob_read(keys, blobs)
 
 
 def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> StoredRead | None:
-    """The path, or None where the log has changed since the plan was made, or is not as planned."""
+    """Decode the path; None if the log is another one than the plan was made for, or no record of the path is left.
+
+    Raises:
+        SessionEvicted: the log is missing.
+        Corrupt: jumps and records disagree.
+    """
     if replies[0] is None or decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
         return None
     spans = plan.spans
@@ -439,7 +471,10 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Sto
 
 
 def check_path(keys: SessionKeys, path: StoredRead, spans: Sequence[tuple[int, int]], after: int = -1) -> None:
-    """The path ends at its leaf; each span begins with a child of the node before it, as is known up to `after`."""
+    """Check that the path ends at its leaf, and that each span begins with a child of the node before it.
+
+    Spans that begin at a position up to `after` were checked before. Raises Corrupt.
+    """
     nodes = path.nodes
     if nodes is None:
         return

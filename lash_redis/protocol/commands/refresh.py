@@ -1,4 +1,4 @@
-"""Bringing a read up to date: what a session is asked for beyond it, and the read that both make together."""
+"""The commands of a refresh: fetch what a read lacks, and build the current read from both."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from lash_redis.protocol.nodes import mark_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 LIMIT: Final = 64
-"""How many new nodes a script hands over. Natively they take a second round trip, which pays from some 200 on; but no
-script shall hold the server up for long.
+"""Maximum number of new nodes that the script returns. More are fetched natively, in a second round trip.
+
+A second round trip pays from some 200 nodes on. The limit is lower, so that no script blocks the server for long.
 """
 
 Unmoved: TypeAlias = Literal["same", "far", "other", "absent"]
@@ -37,19 +38,23 @@ Unmoved: TypeAlias = Literal["same", "far", "other", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a read lacks: the head as it is, the ends of log and jumps; how long all keys are, if that is unchecked."""
+    """The data that a read lacks: the current head and the new ends of log and jumps.
+
+    `sizes` are the sizes of all keys if the server did not compare them with the head yet.
+    """
 
     fields: Mapping[bytes, bytes]
     records: Sequence[bytes]
     jumps: Sequence[bytes]
     dead: Sequence[bytes]
-    """Dead positions; none where they are those that the read knows."""
+    """Positions of the tombstones; empty if the read knows them."""
     state: Mapping[bytes, bytes] | None = None
-    """The session's private components; None where they are those that the read knows."""
+    """The private components; None if the read knows them."""
     sizes: Sequence[int] = ()
 
 
 def call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
+    """Ask the server for what the read `known` lacks."""
     nodes, facts, dead = known.nodes, known.head.facts, known.dead
     last = None if nodes is None else nodes.index_of(facts.length - 1)
     return ScriptCall(
@@ -68,6 +73,7 @@ def call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
 
 
 def reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Unmoved:
+    """Return what the read lacks, or the reply word of a script that returned no data."""
     word = status(call, reply, keys)
     if word != "newer":
         return word  # type: ignore[return-value]
@@ -80,7 +86,7 @@ def _mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
-    """What `refresh.lua` would hand over, and the last record that is known."""
+    """Read natively what `refresh.lua` would return, and the last record that the read knows."""
     facts = known.head.facts
     return [
         ("HGETALL", keys.head),
@@ -100,10 +106,12 @@ def delta_reply(replies: Sequence[Any]) -> Delta:
 
 
 def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead | None:
-    """The read brought up to date; None where it must be loaded anew, which also tells what is wrong, if something is.
+    """Build the current read from `known` and `delta`. None if the session must be loaded again.
+
+    Loading also reports the fault if stored data is damaged.
 
     Raises:
-        Corrupt, SessionEvicted: the head's, as a load raises them.
+        Corrupt, SessionEvicted: the head is damaged, as for a load.
     """
     head = head_reply(keys, delta.fields, *delta.sizes)
     nodes = known.nodes
@@ -124,20 +132,20 @@ def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead 
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """A log of which a reader holds some nodes and has just got the end."""
+    """A log of which a read has some nodes, and whose new end was fetched."""
 
     head: StoredHead
     nodes: StoredNodes
     end: Sequence[bytes]
     start: int
-    """Where the end begins."""
+    """The position at which `end` begins."""
     dead: frozenset[int]
 
     @classmethod
     def grown(
         cls, known: StoredRead, nodes: StoredNodes, head: StoredHead, delta: Delta, dead: frozenset[int]
     ) -> _Log | None:
-        """None where the nodes are not part of the log, or cannot be known to be."""
+        """Join the nodes of a read and the fetched end; None unless the nodes are known to be in the current log."""
         before, now, end = known.head.facts, head.facts, delta.records
         overlap = before.length + len(end) - now.length
         last = nodes.index_of(before.length - 1)
@@ -146,7 +154,7 @@ class _Log:
         if overlap and last is not None and end[0] != nodes.record(last):
             return None
         end = end[overlap:]
-        # The receipts tell which commits made the log, back to the 32nd; further back the last record must do.
+        # The receipts identify the last 32 commits. Older commits are identified by the last record alone.
         later = now.revision - before.revision
         shared = head.receipts[: max(0, len(head.receipts) - later * RECEIPT_BYTES)]
         if not known.head.receipts.endswith(shared) or (later == 0 and now.committed != before.committed):
@@ -160,16 +168,18 @@ class _Log:
         return cls(head, nodes, end, before.length, dead)
 
     def record(self, at: int) -> bytes | None:
-        """What lies at a position; None where it is not held."""
+        """Return the record at a position; None if neither the read nor the end has it."""
         if at >= self.start:
             return self.end[at - self.start]
         index = self.nodes.index_of(at)
         return None if index is None else self.nodes.record(index)
 
     def _with(self, pieces: Sequence[tuple[int, int]], places: list[int]) -> StoredNodes:
-        return self.nodes.pieces(pieces).extended([self.end[at - self.start] for at in places], places)
+        """Return ranges of the read's nodes, followed by the nodes at some positions of the end."""
+        return self.nodes.select(pieces).extended([self.end[at - self.start] for at in places], places)
 
     def graph(self, known: StoredRead) -> StoredRead | None:
+        """Build the full graph; None if its number of nodes differs from the head's."""
         facts, held = self.head.facts, self.nodes
         gone = sorted(index for place in self.dead - known.dead if (index := held.index_of(place)) is not None)
         edges = [-1, *gone, len(held)]
@@ -182,6 +192,11 @@ class _Log:
         return StoredRead(known.scope, self.head, nodes, self.dead)
 
     def path(self, keys: SessionKeys, known: StoredRead, jumps: Sequence[bytes]) -> StoredRead | None:
+        """Build the active path; None if it needs nodes that neither the read nor the end has.
+
+        Raises:
+            Corrupt: jumps and records disagree.
+        """
         before, now, held = known.head.facts, self.head.facts, self.nodes
         empty = {at for at, record in enumerate(self.end, self.start) if not record}
         hidden = self.dead.union(known.hidden, empty)
@@ -190,7 +205,7 @@ class _Log:
             if not held:
                 return None
             at = held.place(len(held) - 1)
-        # One that was hidden and freed since then is in the count alone: it may be any of those that are held.
+        # A node that was tombstoned and freed since then appears only in the counts. It may be any node of the read.
         unseen = before.length - before.live - len(known.hidden)
         if now.loose or at in hidden or now.length - now.live - len(hidden) != unseen:
             return None
