@@ -582,8 +582,8 @@ def test_a_damaged_blob_ends_with_2_and_its_line(carried: str, exported: Path) -
     ("lines", "reason"),
     [
         (["{"], "line 1: is not JSON"),
-        ([{"kind": "session"}], "line 1: is no header"),
-        ([{"kind": "lash-redis", "format": 1}, {"kind": "joke"}], "line 2.kind: is unknown: 'joke'"),
+        ([{"kind": "session"}], "line 1: is not the header"),
+        ([{"kind": "lash-redis", "format": 1}, {"kind": "joke"}], "line 2.kind: expected lash-redis, blob, session or end, got 'joke'"),
         ([{"kind": "lash-redis", "format": 1}, {"kind": "end", "session_count": 1, "blob_count": 0}], "line 2: counts"),
     ],
 )

@@ -1,0 +1,131 @@
+"""Export: sessions of a namespace as lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from lash_redis._validate import require_callable, require_id
+from lash_redis.cache import SessionCache
+from lash_redis.errors import InvalidRecord, SessionGone
+from lash_redis.listing import walk
+from lash_redis.models import SessionHead
+from lash_redis.models.catalogue import entry_ids
+from lash_redis.protocol import commands
+from lash_redis.protocol.heads import decode_meta
+from lash_redis.protocol.keys import SessionKeys
+from lash_redis.session.reader import Reader
+from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_line
+
+
+async def export_sessions(
+    cache: SessionCache, session_ids: Iterable[str] | None = None, progress: Progress | None = None
+) -> AsyncGenerator[str]:
+    """Export sessions as lines of JSON without newlines; all sessions of the namespace if no ids are given.
+
+    A session is exported at one revision. A session that receives commits during the export is exported once, at a
+    later revision. A session that expires during the export is left out. `progress(sessions)` is called after every
+    few sessions. Cost: two round trips for each session, up to 16 sessions at the same time. Memory holds at most these
+    sessions; refs of exported blobs are kept on disk.
+
+    Raises:
+        SessionGone: a given id has no session.
+        Corrupt, SessionEvicted: a session cannot be read. The lines before it are valid; the end is missing.
+    """
+    require_callable(progress)
+    if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
+        raise InvalidRecord("session_ids", f"expected session ids, or None for all, got {type(session_ids).__name__}")
+    yield encode_line({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
+    session_count = blob_count = 0
+    with BlobSpool.opened() as spool:
+        async for batch in _batches(cache, session_ids):
+            for session_id, found in zip(batch, await _read_batch(cache, batch), strict=True):
+                if found is None:
+                    if session_ids is None:
+                        continue
+                    raise SessionGone(None, 0, session_id)
+                line, blobs = found
+                for ref, data in blobs.items():
+                    if spool.add(ref):
+                        blob_count += 1
+                        yield encode_line({"kind": "blob", "ref": ref, "base64": b64encode(data).decode()})
+                session_count += 1
+                yield encode_line(line)
+            if progress is not None:
+                progress(session_count)
+    yield encode_line({"kind": "end", "session_count": session_count, "blob_count": blob_count})
+
+
+async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> AsyncIterator[list[str]]:
+    """Yield the ids to export in batches of at most `WINDOW`, each id once for the whole namespace."""
+    if session_ids is not None:
+        ids = [require_id("session_ids", session_id) for session_id in session_ids]
+        for at in range(0, len(ids), WINDOW):
+            yield ids[at : at + WINDOW]
+        return
+    for shard in range(cache.layout.shards):
+        seen: set[str] = set()
+        async for entries in walk(cache.shared, cache.layout.shard_keys(shard)):
+            ids = [name for name in dict.fromkeys(entry_ids(entry.entry)[0] for entry in entries) if name not in seen]
+            seen.update(ids)
+            for at in range(0, len(ids), WINDOW):
+                yield ids[at : at + WINDOW]
+
+
+async def _read_batch(cache: SessionCache, ids: Sequence[str]) -> list[Any]:
+    """Call `read_session` for each id. If one fails, the others are cancelled before the error is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            exported = [tasks.create_task(read_session(cache, session_id)) for session_id in ids]
+    except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
+        raise failures.exceptions[0] from None
+    return [task.result() for task in exported]
+
+
+async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict[str, bytes]] | None:
+    """Return a session's line and the blobs that it names, by ref; None if the session does not exist.
+
+    Raises:
+        Corrupt, SessionEvicted: the session cannot be read.
+    """
+    keys = cache.layout.session(session_id)
+    found = await Reader(cache.shared, keys).snapshot()
+    if found is None:
+        return await _read_created(cache, keys)
+    head, read = found.stored.head, found.read()
+    fields = head.fields
+    stored_meta, ttl = fields.get(b"meta"), fields.get(b"ttl")
+    line = {
+        "kind": "session",
+        "session_id": session_id,
+        "head": SessionHead(
+            session_id, read.head_revision, read.graph, read.config, read.checkpoint_ref, read.token_ledger
+        ).to_json(),
+        "checkpoint": head.body.checkpoint.to_json(),
+        "commit_id": read.commit_id,
+        "committed_ms": head.facts.committed,
+        "receipts": b64encode(fields.get(b"receipts", b"")).decode(),
+        "links_by_id": bool(head.facts.loose),
+        "ttl_ms": None if ttl is None else int(ttl),
+        "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),
+    }
+    return line, found.components
+
+
+async def _read_created(cache: SessionCache, keys: SessionKeys) -> tuple[Line, dict[str, bytes]] | None:
+    """Return the line of a session that has a meta record and no commit; None if it has no meta either."""
+    (stored,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
+    facts, record, own_ttl = stored
+    if facts is not None:  # the first commit came between the two reads
+        return await read_session(cache, keys.session_id)
+    if record is None:
+        return None
+    return {
+        "kind": "session",
+        "session_id": keys.session_id,
+        "head": None,
+        "ttl_ms": None if own_ttl is None else int(own_ttl),
+        "meta": decode_meta(record, keys.head).to_json(),
+    }, {}

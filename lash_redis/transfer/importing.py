@@ -1,0 +1,220 @@
+"""Import: the sessions of an export, stored and compared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from lash_redis._validate import require_callable, require_ref
+from lash_redis.cache import SessionCache
+from lash_redis.errors import (
+    BackendError,
+    Corrupt,
+    InvalidRecord,
+    OutcomeUnknown,
+    SessionExists,
+    SessionGone,
+    StoreError,
+)
+from lash_redis.models import ImportReport
+from lash_redis.protocol.blobs import ref_of
+from lash_redis.transfer.exporting import read_session
+from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, canonical
+from lash_redis.transfer.records import SessionRecord, decode_base64, decode_session
+
+MAX_FAILURES: Final = 1000
+"""Maximum number of failures that a report describes; all are counted."""
+
+NOT_COMPARED: Final = {"ttl_ms", "links_by_id"}
+"""Fields of a line that no read returns, so that they are not compared after the import."""
+
+
+async def import_sessions(
+    cache: SessionCache, lines: Iterable[str | bytes], progress: Progress | None = None
+) -> ImportReport:
+    """Store the sessions of an export, each completely or not at all, and read each back to compare.
+
+    Every read of an imported session equals that of the original: revision, commit id, graph, components, ledger. The
+    receipts are imported, too, so a commit that was made there and is sent again here returns its first result. The
+    session expires after its own ttl, or the cache's, counted from now.
+
+    To resume an interrupted import, run it again. A session that is stored already at the same commit is left as it is.
+    One that is stored in another state, or was deleted, is refused and reported, and the import continues.
+
+    `progress(sessions)` is called after each session. Cost: about four round trips for each session, up to 16 sessions
+    at the same time. Memory holds at most these sessions; blobs wait on disk.
+
+    Raises:
+        InvalidRecord: a line is not part of an export, or names a blob that no earlier line contains. The error names
+            line and field. The sessions before it are stored.
+        BackendError: the server failed; run the import again.
+    """
+    if isinstance(lines, str | bytes) or not isinstance(lines, Iterable):
+        raise InvalidRecord("lines", f"expected the lines of an export, got {type(lines).__name__}")
+    state = _Import(require_callable(progress))
+    free = asyncio.Semaphore(WINDOW)
+    fault: Exception | None = None
+    with BlobSpool.opened() as spool:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    for record in _sessions(state, spool, lines):
+                        await free.acquire()
+                        tasks.create_task(_import_one(cache, record, state, free))
+                except Exception as error:  # noqa: BLE001 (raised below, once the sessions in flight are stored)
+                    fault = error
+        except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
+            raise failures.exceptions[0] from None
+    if fault is not None:
+        raise fault
+    return state.report
+
+
+@dataclass(slots=True)
+class _Import:
+    """The progress of an import: its report so far, and the lines that it has read."""
+
+    progress: Progress | None
+    report: ImportReport = field(default_factory=ImportReport)
+    session_lines: int = 0
+    blob_lines: int = 0
+
+    def count(self, **counts: int) -> None:
+        self.report = replace(
+            self.report, **{name: getattr(self.report, name) + count for name, count in counts.items()}
+        )
+
+    def fail(self, session_id: str, error: StoreError) -> None:
+        self.count(failed_count=1)
+        if len(self.report.failures) < MAX_FAILURES:
+            text = f"{session_id}: {type(error).__name__}: {error}"
+            self.report = replace(self.report, failures=(*self.report.failures, text))
+
+
+# Reading the lines
+
+
+def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) -> Iterator[SessionRecord]:
+    """Yield the sessions of an export; put its blobs into the spool, and compare its end with what was read."""
+    for number, line in _parsed(lines):
+        if state.report.is_complete:
+            raise InvalidRecord(f"line {number}", "expected no line after the end")
+        match line.get("kind"):
+            case "lash-redis":
+                continue
+            case "blob":
+                _spool_blob(spool, number, line)
+                state.blob_lines += 1
+            case "end":
+                _check_end(state, number, line)
+                state.report = replace(state.report, is_complete=True)
+            case "session":
+                state.session_lines += 1
+                yield decode_session(line, number, spool)
+            case kind:
+                raise InvalidRecord(f"line {number}.kind", f"expected lash-redis, blob, session or end, got {kind!r}")
+
+
+def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
+    """Yield each line that is not blank as a JSON object with its number; the first must be a header."""
+    is_first = True
+    for number, text in enumerate(lines, 1):
+        if not isinstance(text, str | bytes):
+            raise InvalidRecord(f"line {number}", f"expected text or bytes, got {type(text).__name__}")
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
+        if not isinstance(line, dict):
+            raise InvalidRecord(f"line {number}", f"expected a JSON object, got {type(line).__name__}")
+        if is_first and (line.get("kind"), line.get("format")) != ("lash-redis", FORMAT):
+            raise InvalidRecord(f"line {number}", f"is not the header of an export: expected format {FORMAT}")
+        is_first = False
+        yield number, line
+
+
+def _spool_blob(spool: BlobSpool, number: int, line: Line) -> None:
+    ref = require_ref(f"line {number}.ref", line.get("ref"))
+    data = decode_base64(f"line {number}.base64", line.get("base64"))
+    if ref_of(data) != ref:
+        raise InvalidRecord(f"line {number}.base64", "does not hash to its ref")
+    spool.add(ref, data)
+
+
+def _check_end(state: _Import, number: int, line: Line) -> None:
+    counted = (line.get("session_count"), line.get("blob_count"))
+    if counted != (state.session_lines, state.blob_lines):
+        read = f"{state.session_lines} sessions and {state.blob_lines} blobs"
+        expected = f"{counted[0]} sessions and {counted[1]} blobs"
+        raise InvalidRecord(f"line {number}", f"counts {expected}, but {read} were read")
+
+
+# Storing a session
+
+
+async def _import_one(cache: SessionCache, record: SessionRecord, state: _Import, free: asyncio.Semaphore) -> None:
+    """Store a session and count it. A refusal is reported; a failure of the server ends the import."""
+    try:
+        await _store(cache, record, state)
+    except (BackendError, OutcomeUnknown):
+        raise
+    except StoreError as error:
+        state.fail(record.session_id, error)
+    finally:
+        free.release()
+    if state.progress is not None:
+        state.progress(state.report.session_count + state.report.failed_count)
+
+
+async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> None:
+    """Store a session, or find it stored already, and compare it with its line.
+
+    Raises:
+        SessionExists: another session has this id; nothing was written.
+        Corrupt: the stored session differs from its line.
+    """
+    store = cache.session(record.session_id)
+    head = await store.load_head()
+    if record.commit is None or record.origin is None:
+        assert record.meta is not None
+        meta = await store.load_session_meta()
+        if head is not None or meta not in (None, record.meta):
+            raise SessionExists(0, 0 if head is None else head.head_revision)
+        await store.create_meta(record.meta, record.ttl)
+        state.count(present_count=int(meta is not None), session_count=1)
+        return
+    is_present = head is not None and head.commit_id == record.commit.commit_id
+    if not is_present:
+        options = replace(
+            cache.options,
+            max_commit_nodes=None,
+            max_commit_bytes=None,
+            graph_checks="lenient" if record.is_lenient else "strict",
+        )
+        result = await store.begin(record.commit, record.origin, record.blobs, options=options, ttl=record.ttl)
+        is_present = result.replayed
+    await _compare(cache, record)
+    state.count(present_count=int(is_present), session_count=1)
+
+
+async def _compare(cache: SessionCache, record: SessionRecord) -> None:
+    """Compare the stored session with its line, unless it has received commits since.
+
+    Raises:
+        Corrupt: a field differs.
+    """
+    stored = await read_session(cache, record.session_id)
+    if stored is None:
+        raise SessionGone(None, 0, record.session_id)
+    line, _ = stored
+    if line.get("commit_id") != record.line["commit_id"]:
+        return
+    head = cache.layout.session(record.session_id).head
+    for name, value in line.items():
+        if name not in NOT_COMPARED and canonical(value) != canonical(record.line.get(name)):
+            raise Corrupt("session", head, f"its {name} differs from the imported line")
