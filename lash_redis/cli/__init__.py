@@ -1,4 +1,4 @@
-"""The command line `lash-redis`: look at sessions, carry and check them, replay, ask whether a server is fit."""
+"""The command line `lash-redis`: list, show, fork, delete, transfer and audit sessions; replay; examine a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # Replay's worker processes import this package too, and have no use for typer and rich.
+    # The worker processes of replay import this package, too, and do not need typer and rich.
     if name == "app":
         from lash_redis.cli.commands import app
 

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where that is a terminal; elsewhere nothing is drawn."""
+"""A progress bar on standard error if that is a terminal; otherwise nothing is drawn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lash_redis.cli.output import progress_screen
 
 
 class Bar:
-    """What a command tells of how far it has come. `total` None where nobody knows it."""
+    """The progress of a command. `total` is None if it is unknown."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -33,13 +33,13 @@ class Bar:
         self._progress.advance(self._task, by)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """`total` changes the total, where it is given."""
+        """Set the progress to `done`. Set the total, too, if it is given."""
         self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager
 def progress_bar(counting: Literal["steps", "bytes"] = "steps", *, hidden: bool = False) -> Iterator[Bar]:
-    """`hidden` draws nothing: where standard output is the same terminal, and the command's lines go there."""
+    """Show a bar until the end of the block. `hidden`: draw nothing, as the command prints to the same terminal."""
     screen = progress_screen()
     counted: ProgressColumn = MofNCompleteColumn() if counting == "steps" else DownloadColumn()
     columns = (TextColumn("{task.description:<9}"), BarColumn(), counted, TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""The commands: their options, and how each one ends."""
+"""The commands, with their options, help texts and exit codes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Url = Annotated[
         envvar="LASH_REDIS_URL",
         help="redis://, rediss://, unix://, redis+cluster://host:port,host:port, "
         "redis+sentinel://host:port,host:port/service, or "
-        "embedded://[directory]: a server that ends with this command.",
+        "embedded://[directory], a server that ends with this command.",
     ),
 ]
 Namespace = Annotated[str, typer.Option(envvar="LASH_REDIS_NAMESPACE", help="The namespace of the sessions.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 
 app = typer.Typer(
-    help="Agent sessions in Redis or Valkey: list, show, fork, delete, carry and check them; examine a server.",
+    help="Agent sessions in Redis or Valkey: list, show, fork, delete, transfer and audit them; examine a server.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 @contextmanager
 def _ending(as_json: bool, document: Callable[[dict[str, Any]], None] = print_json) -> Iterator[None]:
-    """Every way a command can end early, as an exit code and a line that says why; with `--json` as a document too."""
+    """Turn every error of a command into an exit code and a line on standard error; with `--json` also a document."""
 
     def ended(code: int, text: str) -> typer.Exit:
         if as_json:
@@ -66,7 +66,7 @@ def _ending(as_json: bool, document: Callable[[dict[str, Any]], None] = print_js
 
     try:
         yield
-    except typer.Abort:  # ctrl-C or ctrl-D where a question was asked: the line is not at its end
+    except typer.Abort:  # ctrl-C or ctrl-D at a question, whose line has no line end yet
         sys.stderr.write("\n")
         raise ended(INTERRUPTED, "interrupted") from None
     except KeyboardInterrupt:
@@ -85,20 +85,21 @@ def _ending(as_json: bool, document: Callable[[dict[str, Any]], None] = print_js
 def replay(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE", help="Conversations, one JSON object a line; without any, two that ship."),
+        typer.Argument(metavar="FILE", help="Conversations, one JSON object a line. Default: two examples."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes; a turn goes to the next one each time.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes, which play turns in rotation.")] = 2,
     tools: Annotated[Path | None, typer.Option(help="OpenAI list of tools: the tool state of every session.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the sessions; else they expire after an hour.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the sessions. Default: they expire in an hour.")] = False,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Play conversations turn by turn, each turn in a process that has never seen the session; then verify them all.
+    """Play conversations turn by turn through worker processes, then verify what is stored.
 
     A line is {"id", "messages"}: OpenAI chat messages, or a tree of {"id", "parent_id", "role", "text", "lang"},
-    parents before children. Every turn is read from the server, appended, and committed by compare-and-set. At the
-    end other processes compare what is stored with the file: every message, every branch, components, usage, revision.
+    parents before children. For every turn, a worker that knows nothing of the session loads it, appends the turn and
+    commits by compare-and-set. At the end, new processes compare the stored sessions with the file: every message,
+    every branch, components, usage, revision.
     """
     with _ending(as_json):
         conversations = read_conversations(files or [SHIPPED])
@@ -116,14 +117,14 @@ def replay(
 @app.command(epilog=EXIT_CODES)
 def show(
     session: Annotated[str, typer.Argument(help="The session's id.")],
-    messages: Annotated[bool, typer.Option("--messages", help="Print the active path's conversation too.")] = False,
+    messages: Annotated[bool, typer.Option("--messages", help="Print the messages of the active path, too.")] = False,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Show one session: where it stands, its graph with the active path, its tokens, its components."""
+    """Show one session: its head, its graph with the active path, its tokens, its components."""
     with _ending(as_json):
-        shown = asyncio.run(show_module.look_up(url, namespace, session))
+        shown = asyncio.run(show_module.load(url, namespace, session))
         if as_json:
             print_json(shown.to_json(messages=messages))
         else:
@@ -132,10 +133,10 @@ def show(
 
 @app.command(epilog=EXIT_CODES)
 def doctor(url: Url = "embedded://", namespace: Namespace = "default", as_json: AsJson = False) -> None:
-    """Ask whether a server is fit to keep sessions: version, eviction, persistence, clock, permissions, latency.
+    """Check whether a server is fit to store sessions: version, eviction, persistence, clock, permissions, latency.
 
-    What the server will not tell is unknown, never a failure. A scratch session in the namespace lash-doctor is
-    committed, read and maintained; it is gone after a minute.
+    A check is unknown, not failed, if the server refuses a command for it. The command also commits, reads and
+    maintains a scratch session in the namespace lash-doctor, which expires after a minute.
     """
     with _ending(as_json):
         findings = asyncio.run(doctor_module.examine(url, namespace))
@@ -154,20 +155,20 @@ def doctor(url: Url = "embedded://", namespace: Namespace = "default", as_json: 
 def list_sessions(
     limit: Annotated[int, typer.Option(min=1, max=sessions.MAX_PAGE, help="Sessions on the page.")] = 20,
     after: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Go on where a page ended: its cursor, or a session's id.")
+        str | None, typer.Option(metavar="CURSOR", help="Continue after this cursor of a page, or session id.")
     ] = None,
     parent: Annotated[str | None, typer.Option(metavar="ID", help="Only sessions with this parent.")] = None,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """List sessions, the most recently committed first, a page at a time.
+    """List one page of sessions, the most recently committed first.
 
-    Each with its last commit, revision, the number of messages of the user ("said") and the first of them.
+    Columns: last commit, revision, number of user messages ("messages") and the beginning of the first of them.
     A session that cannot be read is listed with its fault.
     """
     with _ending(as_json):
-        page = asyncio.run(sessions.look_through(url, namespace, limit=limit, after=after, parent=parent))
+        page = asyncio.run(sessions.load_page(url, namespace, limit=limit, after=after, parent=parent))
         if as_json:
             print_json(page.to_json())
         else:
@@ -176,48 +177,48 @@ def list_sessions(
 
 @app.command(epilog=EXIT_CODES)
 def watch(
-    session: Annotated[str, typer.Argument(help="The session's id; it need not be there yet.")],
+    session: Annotated[str, typer.Argument(help="The session's id; the session need not exist yet.")],
     since: Annotated[
         int | None,
-        typer.Option(min=0, metavar="REVISION", help="The revision that was seen last; without, where it stands now."),
+        typer.Option(min=0, metavar="REVISION", help="The last known revision. Default: the current one."),
     ] = None,
     url: Url = "embedded://",
     namespace: Namespace = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
 ) -> None:
-    """Print a session's revision whenever it has moved, until ctrl-C; several commits may be one line.
+    """Print each new revision of a session, until ctrl-C. Several commits may share one line.
 
-    Ends with 1 when the session was deleted, has expired or cannot be read, and with 3 after a minute without a server.
+    Exit code 1: the session was deleted, expired or cannot be read. Exit code 3: no server for a minute.
     """
     with _ending(as_json, print_json_line):
 
-        def tell(revision: int) -> None:
+        def report(revision: int) -> None:
             if as_json:
                 print_json_line({"ok": True, "session_id": session, "head_revision": revision})
             else:
                 sessions.print_revision(revision)
 
-        asyncio.run(sessions.watch(url, namespace, session, since, tell))
+        asyncio.run(sessions.watch(url, namespace, session, since, report))
 
 
 @app.command(epilog=EXIT_CODES)
 def fork(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The id of the session to begin like.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The id of the session to fork.")],
     new_id: Annotated[str, typer.Argument(metavar="NEW_ID", help="The id of the new session.")],
     leaf: Annotated[
-        str | None, typer.Option(metavar="NODE", help="Begin where SOURCE stood at this node; else where it stands.")
+        str | None, typer.Option(metavar="NODE", help="Fork at this node. Default: the leaf of SOURCE.")
     ] = None,
     ttl: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="What the new one outlives each commit by; else for ever."),
+        typer.Option(metavar="SECONDS", help="Expire the new session this long after a commit. Default: never."),
     ] = None,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Begin a new session with the conversation and the components of another, which stays as it is.
+    """Start a new session with the conversation and the components of another session, which does not change.
 
-    Ends with 1, and writes nothing, where there is no SOURCE, no such NODE, or a session NEW_ID already.
+    Exit code 1, and nothing is written, if SOURCE or NODE does not exist, or if NEW_ID exists already.
     """
     with _ending(as_json):
         forked = asyncio.run(sessions.fork(url, namespace, source, new_id, leaf, ttl))
@@ -230,20 +231,22 @@ def fork(
 @app.command(epilog=EXIT_CODES)
 def delete(
     session: Annotated[list[str], typer.Argument(metavar="SESSION", help="The sessions' ids.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Only a terminal is asked.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal, the command never asks.")
+    ] = False,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Delete sessions for good, one after the other; their ids take no writes for a day.
+    """Delete sessions permanently, one after the other. Writes to their ids are refused for a day.
 
-    Ends with 1 if one of them did not exist; the others are deleted all the same.
+    Exit code 1 if one of the sessions did not exist; the others are deleted.
     """
     with _ending(as_json):
         ids = list(dict.fromkeys(session))
         if not yes and sys.stdin.isatty():
             what = sessions.named(ids)
-            if not typer.confirm(f"Delete {what} of namespace {namespace} for good?", err=True):
+            if not typer.confirm(f"Delete {what} of namespace {namespace} permanently?", err=True):
                 raise CommandError(UNFIT, "nothing was deleted")
         reports = asyncio.run(sessions.delete(url, namespace, ids, None if as_json else screen()))
         existed = all(report.existed for report in reports.values())
@@ -258,9 +261,9 @@ def delete(
 
 @app.command(epilog=EXIT_CODES)
 def gc(url: Url = "embedded://", namespace: Namespace = "default", as_json: AsJson = False) -> None:
-    """Delete at once the blobs that no session holds, and forget sessions that expired; else both go in their time.
+    """Delete blobs that no session holds, and list entries of expired sessions. Without gc, both expire later.
 
-    Safe beside live traffic. Stopped in the middle it has done a part; run it again for the rest.
+    Safe during live traffic. If interrupted, run it again for the rest.
     """
     with _ending(as_json):
         report = asyncio.run(maintain.collect(url, namespace))
@@ -275,16 +278,16 @@ def gc(url: Url = "embedded://", namespace: Namespace = "default", as_json: AsJs
 @app.command(epilog=EXIT_CODES)
 def audit(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend counts of holders, leaked blobs and the list; never a session.")
+        bool, typer.Option("--repair", help="Repair holder counts, leaked blobs and the list; never a session.")
     ] = False,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Hold everything the namespace stores against the laws of storage: a line for each problem.
+    """Check all stored data of the namespace against the invariants of storage, and print a line for each problem.
 
-    Safe beside live traffic. Needs the right to SCAN (the account `auditor` of `acl`). Ends with 1 if a problem is
-    left that was not repaired.
+    Safe during live traffic. Needs the right to SCAN (the account `auditor` of `acl`). Exit code 1 if a problem
+    remains that was not repaired.
     """
     with _ending(as_json):
         found = asyncio.run(maintain.audit(url, namespace, repair=repair))
@@ -300,16 +303,16 @@ def audit(
 
 @app.command(epilog=EXIT_CODES)
 def preload(url: Url = "embedded://", as_json: AsJson = False) -> None:
-    """Make every script known to the server, for accounts that may not send any (`allow_eval=False`).
+    """Load every script into the server, for accounts that may not send scripts (`allow_eval=False`).
 
-    To be done again after a restart, a failover or SCRIPT FLUSH, by the account `loader` of `acl`.
+    Needs the account `loader` of `acl`. Run it again after a restart, a failover or SCRIPT FLUSH.
     """
     with _ending(as_json):
         count = asyncio.run(maintain.preload(url))
         if as_json:
             print_json({"ok": True, "scripts": count})
         else:
-            screen().print(f"the server knows all {count} scripts")
+            screen().print(f"{count} scripts loaded")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -317,18 +320,18 @@ def acl(
     namespace: Namespace = "default",
     user: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Accounts are NAME-loader and so on; else lash-NAMESPACE-loader."),
+        typer.Option(metavar="NAME", help="Prefix of the account names, as in NAME-loader. Default: lash-NAMESPACE."),
     ] = None,
     cluster: Annotated[
         bool,
-        typer.Option("--cluster", help="For the nodes of a cluster: to be run on every one."),
+        typer.Option("--cluster", help="Print the rules for a cluster. Run the commands on every node."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print an ACL SETUSER for each account that sessions need, with no right more; put the passwords in yourself.
+    """Print an ACL SETUSER command for each role, with the smallest set of rights. Replace the passwords yourself.
 
-    `loader` does everything a store does and sends scripts; `runner` runs only those that a loader has sent;
-    `auditor` may SCAN, for `audit`. Connects to nothing.
+    `loader` may do every store operation and send scripts. `runner` may only run scripts that a loader has sent.
+    `auditor` may also SCAN, for `audit`. The command connects to no server.
     """
     with _ending(as_json):
         lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user, cluster=cluster)
@@ -346,21 +349,23 @@ def export(
     session: Annotated[list[str] | None, typer.Argument(metavar="SESSION", help="The sessions' ids.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every session of the namespace.")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to; it appears when it is whole. Else standard output.")
+        Path | None, typer.Option(metavar="FILE", help="The file to create. Default: standard output.")
     ] = None,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: Annotated[bool, typer.Option("--json", help="With --output: print one JSON document.")] = False,
 ) -> None:
-    """Write sessions as JSON Lines that `import` reads: each at one revision, with all it holds.
+    """Write sessions as JSON Lines for `import`, each at one revision and with all of its data.
 
-    A failure leaves FILE as it was, and what was written so far in FILE.part.
+    FILE appears when it is complete. A failure leaves FILE unchanged, and the lines written so far in FILE.part.
     """
     with _ending(as_json):
         if bool(session) == every:
-            raise CommandError(USAGE, "takes either sessions or --all")
+            raise CommandError(USAGE, "expected either session ids or --all")
         if as_json and output is None:
-            raise CommandError(USAGE, "--json needs --output: the sessions go to standard output")
+            raise CommandError(
+                USAGE, "--json needs --output, because the sessions are written to standard output without it"
+            )
         ids = list(dict.fromkeys(session)) if session else None
         exported = asyncio.run(transfer.export(url, namespace, ids, output))
         if as_json:
@@ -373,24 +378,25 @@ def export(
 def import_sessions(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="An export; - is standard input.")],
     openai: Annotated[
-        bool, typer.Option("--openai", help='Transcripts instead, any number of files: a line is {"id", "messages"}.')
+        bool,
+        typer.Option("--openai", help='Import transcripts from any number of files: a line is {"id", "messages"}.'),
     ] = False,
     ttl: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="What sessions without a ttl of their own outlive this by."),
+        typer.Option(metavar="SECONDS", help="Expire sessions without a ttl of their own after this time."),
     ] = None,
     url: Url = "embedded://",
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Store the sessions of an export, or chat transcripts, each whole or not at all.
+    """Store the sessions of an export, or chat transcripts, each completely or not at all.
 
-    Resumable: what is stored already is left as it is, so run it again after whatever stopped it, and it goes on.
-    Ends with 1 if a session was refused (there is another of its id, or it was deleted) or the file has no end; with 2
-    at a broken line, which it names: the sessions before it are stored.
+    To resume an interrupted import, run it again: sessions that are stored already are left as they are. Exit code 1 if
+    a session was refused (its id has another session, or was deleted), or if the end of the file is missing. Exit code
+    2 at an invalid line, which the error names; the sessions before it are stored.
 
-    With `--openai` each line becomes a session with one commit of all its messages: OpenAI chat messages, or a tree as
-    `replay` reads it; the line's "model", if any, is the session's.
+    With `--openai`, each line becomes a session with one commit of all its messages: OpenAI chat messages, or a tree as
+    for `replay`. The line's "model" becomes the model of the session.
     """
     with _ending(as_json):
         if openai:
@@ -398,7 +404,7 @@ def import_sessions(
         elif len(files) == 1:
             report = asyncio.run(transfer.import_export(url, namespace, files[0], ttl))
         else:
-            raise CommandError(USAGE, "takes one export at a time; several files are for --openai")
+            raise CommandError(USAGE, "expected one file; only --openai accepts several")
         whole = transfer.is_whole(report)
         if as_json:
             print_json({"ok": whole, **report.to_json()})

@@ -1,4 +1,4 @@
-"""The one connection of a process, and commands the store itself has no call for."""
+"""The connection that the commands of one process share, and native commands that the store does not send."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lash_redis.transport.request import Lane, Request, first_key
 from lash_redis.transport.topology import Topology
 
 PATIENCE = 5.0
-"""Seconds that a person waits for a primary that somebody may name yet."""
+"""Maximum seconds for one call, including the wait for a new primary. A person waits for the result."""
 
 
 class Connection:
-    """A `Connector` that any number of `SessionCache`s may share: opened once, closed by whoever made it."""
+    """A `Connector` that several `SessionCache`s share. It is opened once; its creator closes it."""
 
     resends = False
 
@@ -52,16 +52,16 @@ class Connection:
             await self._source.close()
 
     async def ask(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """The replies to some commands.
+        """Send native commands in one round trip and return the replies.
 
         Raises:
-            BackendError: no answer, or (see `refused`) an error for one.
+            BackendError: the server did not answer, or answered with an error (see `is_refused`).
         """
         request = Request(commands, first_key(commands), lane=Lane.LARGE)
         return check_types(commands, await self._backend.send(request))
 
     async def ask_everywhere(self, *command: Any) -> list[Any]:
-        """The replies of every server, the primaries' first, to a command without a key.
+        """Send a command without a key to every server, and return the replies, those of the primaries first.
 
         Raises:
             BackendError: as for `ask`.
@@ -73,11 +73,11 @@ class Connection:
         return (await self._backend.topology()).sharded
 
     async def options_of(self, namespace: str) -> StoreOptions:
-        """The options to open a namespace with: as many shards as it has, the default if it is new."""
+        """Return options with the namespace's number of shards; the default options for a new namespace."""
         return await self.stored_options(namespace) or StoreOptions()
 
     async def stored_options(self, namespace: str) -> StoreOptions | None:
-        """`options_of`; None where nothing was ever written to the namespace."""
+        """Return `options_of`; None if the namespace is not in use."""
         default = StoreOptions()
         (stored,) = await self.ask(("GET", Layout(require_namespace(namespace), default.shards).key))
         if stored is None:
@@ -92,7 +92,7 @@ class Connection:
 
 @asynccontextmanager
 async def opened(url: str, namespace: str, *, ttl: float | None = None) -> AsyncIterator[SessionCache]:
-    """The sessions of a namespace, in as many shards as it has; closed at the end."""
+    """Open a namespace with its number of shards, and close the connection at the end."""
     source = Connection(url)
     try:
         yield SessionCache(source, namespace, ttl=ttl, options=await source.options_of(namespace))
@@ -102,7 +102,7 @@ async def opened(url: str, namespace: str, *, ttl: float | None = None) -> Async
 
 @asynccontextmanager
 async def opened_if_used(url: str, namespace: str) -> AsyncIterator[SessionCache | None]:
-    """`opened`; None where nothing was ever written to the namespace, so that it stays so."""
+    """Open a namespace as `opened` does; yield None if it is not in use, so that the command writes nothing to it."""
     source = Connection(url)
     try:
         options = await source.stored_options(namespace)
@@ -111,6 +111,6 @@ async def opened_if_used(url: str, namespace: str) -> AsyncIterator[SessionCache
         await source.close()
 
 
-def refused(error: StoreError) -> bool:
-    """Whether the server answered with an error of its own, rather than not at all."""
+def is_refused(error: StoreError) -> bool:
+    """Whether the server answered, with an error reply. False if it did not answer."""
     return isinstance(error.__cause__, exceptions.ResponseError)

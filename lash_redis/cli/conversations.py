@@ -1,12 +1,11 @@
-"""The two file formats, the turns in them, and what a session holds once some turns are played.
+"""The two formats of conversation files, their turns, and the components of a session after some turns.
 
 A chat is a line `{"id", "messages": [...]}` of OpenAI chat messages. A tree has messages
 `{"id", "parent_id", "role", "text", "lang"}`, parents before children.
 
-A message is stored as a `Conversation` record whose parts say what it says: its text, its tool calls, its tool result.
-What no part says (its role, `lang`, a null content, fields we do not know) stands under the record's key `source`, so
-that `message_of` gives back the message that was read, whatever it held. A tool's answer is the assistant's side of
-the conversation, so its role is "Assistant": "User" is what people said.
+A message is stored as a `Conversation` record. Its parts contain the text, the tool calls and the tool result. The
+record's key `source` contains everything else: the role, `lang`, a null content, unknown fields. So `message_of`
+returns exactly the message that was read. The role of a tool's answer is "Assistant"; "User" is only for people.
 """
 
 from __future__ import annotations
@@ -47,33 +46,33 @@ _TREE_ROLES = ("system", "user", "prompter", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one worker is given: a place in a conversation and what is said there; of the session only its name."""
+    """The job of one worker: the messages to append, and where. The worker must load the session itself."""
 
     session_id: str
     number: int
-    """From 0; also the revision that the turns before it have made."""
+    """From 0; also the revision after the turns before it."""
     format: Format
     node_ids: Sequence[str]
     messages: Sequence[Message]
     parent: str | None = None
-    """Tree: the node to go on from."""
+    """Tree: the node to continue from."""
     tools: ToolState | None = None
-    """With the first turn only; later ones keep what is stored."""
+    """Only for the first turn; later turns keep the stored tool state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A line of a file. `parents[i]` is the index of the message before message `i`, None for a root."""
+    """A line of a file. `parents[i]` is the index of the parent of message `i`, None for a root."""
 
     id: str
     format: Format
     messages: Sequence[Message]
     parents: Sequence[int | None] = field(repr=False)
     model: str = ""
-    """What the line says of it; "" where it says nothing."""
+    """The line's model; "" if it names none."""
 
     def node_id(self, index: int) -> str:
-        """A chat's messages have no ids: `m0`, `m1`, ..."""
+        """Return the id of a message; `m0`, `m1`, ... for a chat, whose messages have no ids."""
         return f"m{index}" if self.format == "chat" else str(self.messages[index]["id"])
 
     def parent_id(self, index: int) -> str | None:
@@ -81,6 +80,7 @@ class Conversation:
         return None if above is None else self.node_id(above)
 
     def turns(self, session_id: str, tools: ToolState | None = None) -> list[Turn]:
+        """Divide the conversation into turns. Without `tools`, the tool state has the names of the called tools."""
         tools = named_tools(self) if tools is None else tools
         return [
             Turn(
@@ -99,7 +99,10 @@ class Conversation:
         return len(self._spans())
 
     def _spans(self) -> list[range]:
-        """Tree: each message. Chat: a user's message and all up to the next; what precedes the first belongs to it."""
+        """Return the messages of each turn. In a tree, each message is a turn.
+
+        In a chat, a turn begins at a user message and ends before the next. Messages before the first one belong to it.
+        """
         if self.format == "tree":
             return [range(index, index + 1) for index in range(len(self.messages))]
         users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
@@ -107,12 +110,12 @@ class Conversation:
         return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.messages)], strict=True)]
 
     def leaves(self) -> list[int]:
-        """The messages that nothing follows."""
+        """Return the messages without children."""
         inner = set(self.parents)
         return [index for index in range(len(self.messages)) if index not in inner]
 
     def path(self, index: int | None) -> list[int]:
-        """From the root to message `index`."""
+        """Return the path from the root to message `index`."""
         path = []
         while index is not None:
             path.append(index)
@@ -124,7 +127,7 @@ class Conversation:
 
 
 def read_conversations(paths: Sequence[Path]) -> list[Conversation]:
-    """Every conversation of the files, in order. An id met again gets `~2`, `~3` and so on.
+    """Read every conversation of the files, in order. A repeated id gets the suffix `~2`, `~3` and so on.
 
     Raises:
         InputError: names file, line and field.
@@ -132,21 +135,21 @@ def read_conversations(paths: Sequence[Path]) -> list[Conversation]:
     found: dict[str, Conversation] = {}
     for path in paths:
         for conversation in conversations_in(path, Input(path).lines()):
-            name, again = conversation.id, 1
+            name, number = conversation.id, 1
             while name in found:
-                again += 1
-                name = f"{conversation.id}~{again}"
+                number += 1
+                name = f"{conversation.id}~{number}"
             found[name] = replace(conversation, id=name)
     if not found:
-        raise InputError(paths[-1], None, "", "holds no conversation")
+        raise InputError(paths[-1], None, "", "contains no conversation")
     return list(found.values())
 
 
 def conversations_in(path: Path, lines: Iterable[bytes]) -> Iterator[Conversation]:
-    """The conversations of a file's lines, one at a time; ids may come again.
+    """Yield the conversations of a file's lines. Ids may repeat.
 
     Raises:
-        InputError: names file, line and field; those before it were good.
+        InputError: a line is invalid; names file, line and field. The conversations before it are valid.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -166,7 +169,7 @@ def _parsed(path: Path, line: int | None, data: bytes) -> Any:
         at = line if line is not None else error.lineno
         raise InputError(path, at, "", f"is not JSON: {error.msg} at column {error.colno}") from error
     except (RecursionError, ValueError) as error:
-        raise InputError(path, line, "", f"is not JSON that can be read: {error}") from error
+        raise InputError(path, line, "", f"is JSON that cannot be decoded: {error}") from error
 
 
 def _conversation(line: Any) -> Conversation:
@@ -197,9 +200,9 @@ def _tree_parents(messages: Sequence[Message]) -> list[int | None]:
         where = f"messages[{index}]"
         own, parent = require_id(f"{where}.id", message.get("id")), message.get("parent_id")
         if own in places:
-            raise InvalidRecord(f"{where}.id", f"{own!r} is that of messages[{places[own]}] too")
+            raise InvalidRecord(f"{where}.id", f"{own!r} is also the id of messages[{places[own]}]")
         if parent is not None and not (isinstance(parent, str) and parent in places):
-            raise InvalidRecord(f"{where}.parent_id", f"{parent!r} is no message before this one")
+            raise InvalidRecord(f"{where}.parent_id", f"expected the id of an earlier message or null, got {parent!r}")
         _check_role(message, where, _TREE_ROLES)
         if not isinstance(message.get("text"), str):
             raise InvalidRecord(f"{where}.text", f"expected a string, got {_kind(message.get('text'))}")
@@ -232,7 +235,7 @@ def _kind(value: Any) -> str:
 
 
 def read_tools(path: Path) -> ToolState:
-    """An OpenAI list of tools (`[{"type": "function", "function": {"name", ...}}]`) as a tool state.
+    """Read an OpenAI list of tools (`[{"type": "function", "function": {"name", ...}}]`) as a tool state.
 
     Raises:
         InputError: names file and field.
@@ -249,9 +252,9 @@ def read_tools(path: Path) -> ToolState:
         function = tool.get("function") if isinstance(tool, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise InputError(path, None, f"[{index}].function.name", "expected the name of a tool")
+            raise InputError(path, None, f"[{index}].function.name", f"expected the name of a tool, got {name!r}")
         if name in entries:
-            raise InputError(path, None, f"[{index}].function.name", f"{name!r} is there twice")
+            raise InputError(path, None, f"[{index}].function.name", f"{name!r} occurs twice; names must be unique")
         try:
             check_json(function, f"[{index}].function")
         except InvalidRecord as error:
@@ -261,7 +264,7 @@ def read_tools(path: Path) -> ToolState:
 
 
 def named_tools(conversation: Conversation) -> ToolState:
-    """The tools a conversation calls, by their names alone: what is known of them where no file tells."""
+    """Return a tool state with the names of the tools that a conversation calls, used if no file defines the tools."""
     names = {
         part["tool_name"]
         for index in range(len(conversation.messages))
@@ -274,8 +277,8 @@ def named_tools(conversation: Conversation) -> ToolState:
 # A message as a record, and back
 
 
-def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:  # noqa: A002 (the word of the file)
-    """The body of a `Conversation` event that says `message`."""
+def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:  # noqa: A002 (the field's name)
+    """Encode a message as the body of a `Conversation` event."""
     source = dict(message)
     parts: list[dict[str, Any]] = []
 
@@ -286,10 +289,10 @@ def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:
     text = message.get(_TEXT_FIELD[format])
     if format == "chat" and message["role"] in _ANSWERING:
         named = {"tool_call_id": message.get("tool_call_id"), "tool_name": message.get("name")}
-        said = {key: value for key, value in named.items() if isinstance(value, str)}
-        part("ToolResult", text if isinstance(text, str) else _list_text(text), **said)
+        texts = {key: value for key, value in named.items() if isinstance(value, str)}
+        part("ToolResult", text if isinstance(text, str) else _list_text(text), **texts)
         for key, name in (("tool_call_id", "tool_call_id"), ("name", "tool_name")):
-            if name in said:
+            if name in texts:
                 del source[key]
         if isinstance(text, str):
             del source["content"]
@@ -303,9 +306,9 @@ def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:
         for call in calls:
             function = call.get("function") if isinstance(call.get("function"), dict) else {}
             named = {"tool_call_id": call.get("id"), "tool_name": function.get("name")}
-            said = {key: value for key, value in named.items() if isinstance(value, str)}
+            texts = {key: value for key, value in named.items() if isinstance(value, str)}
             arguments = function.get("arguments")
-            part("ToolCall", arguments if isinstance(arguments, str) else canonical(arguments), **said)
+            part("ToolCall", arguments if isinstance(arguments, str) else canonical(arguments), **texts)
         if _calls_of(parts) == calls:
             del source["tool_calls"]
     role = _ROLES.get(message["role"], "Assistant")
@@ -313,7 +316,7 @@ def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:
 
 
 def message_of(format: Format, record: Mapping[str, Any]) -> Message:  # noqa: A002
-    """The message that `record` was made of."""
+    """Decode the message that `record_of` encoded."""
     message: Message = {}
     parts = record.get("parts", [])
     for part in parts:
@@ -344,38 +347,39 @@ def _calls_of(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _list_text(content: Any) -> str:
-    """What can be read of a content that is a list of parts."""
+    """Return the texts of a content that is a list of parts."""
     parts = content if isinstance(content, list) else ()
     texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
     return "\n\n".join(text for text in texts if isinstance(text, str))
 
 
 def canonical(value: Any) -> str:
-    """Equal for what is the same JSON, and for nothing else (1, 1.0 and true differ)."""
+    """Encode a JSON value so that only equal values have equal texts: 1, 1.0 and true differ."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-# What a session holds beside its messages
+# The components and the usage of a session
 
 
 def tokens(messages: Sequence[Message]) -> int:
-    """A count that is easy to repeat: a token is four characters."""
+    """Return a reproducible number of tokens: one for each four characters."""
     return sum(len(canonical(message)) for message in messages) // 4
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A session's components after some turns. Each turn's values are made from the ones before, as they were read."""
+    """A session's components after some turns. Each turn computes its values from the values that it read."""
 
     turns: int = 0
     usage: TokenUsage = field(default_factory=TokenUsage)
     digest: str = ""
-    """Chained over the turns; the plugin snapshot holds it."""
+    """A hash chained over the turns, stored in the plugin snapshot."""
     image: bytes = b""
-    """Chained over the turns; the execution state."""
+    """A hash chained over the turns, stored as the execution state."""
 
     @classmethod
     def read(cls, checkpoint: HydratedSessionCheckpoint | None) -> Progress:
+        """Decode the progress from a stored checkpoint."""
         if checkpoint is None:
             return cls()
         plugins = checkpoint.plugin_snapshot.plugins if checkpoint.plugin_snapshot else {}
@@ -388,15 +392,16 @@ class Progress:
         )
 
     def after(self, deltas: Sequence[TokenLedgerEntry], messages: Sequence[Message]) -> Progress:
-        said = canonical(list(messages)).encode()
+        """Return the progress after a turn with these messages and this usage."""
+        added = canonical(list(messages)).encode()
         usage = self.usage
         for delta in deltas:
             usage += delta.usage
         return Progress(
             turns=self.turns + 1,
             usage=usage,
-            digest=hashlib.sha256(self.digest.encode() + said).hexdigest(),
-            image=hashlib.shake_256(self.image + said).digest(1024),
+            digest=hashlib.sha256(self.digest.encode() + added).hexdigest(),
+            image=hashlib.shake_256(self.image + added).digest(1024),
         )
 
     def turn_state(self) -> PersistedTurnState:
@@ -408,13 +413,13 @@ class Progress:
         return PluginSessionSnapshot({"replay": PluginSnapshotEntry(meta, (artifact,))})
 
 
-def usage_deltas(heard: Sequence[Message], said: Sequence[Message]) -> list[TokenLedgerEntry]:
-    """What a turn that says `said` after `heard` is booked as: the model's share, and that of its tools if any."""
-    answers = [message for message in said if message["role"] == "assistant"]
-    results = [message for message in said if message["role"] in _ANSWERING]
-    asked = [message for message in said if message["role"] not in ("assistant", *_ANSWERING)]
+def usage_deltas(earlier: Sequence[Message], added: Sequence[Message]) -> list[TokenLedgerEntry]:
+    """Return the usage of a turn that adds messages after earlier ones: a row for the model, and one for its tools."""
+    answers = [message for message in added if message["role"] == "assistant"]
+    results = [message for message in added if message["role"] in _ANSWERING]
+    asked = [message for message in added if message["role"] not in ("assistant", *_ANSWERING)]
     output = tokens(answers)
-    deltas = [TokenLedgerEntry("turn", "replay", TokenUsage(tokens(asked) + 1, output, tokens(heard), output // 4))]
+    deltas = [TokenLedgerEntry("turn", "replay", TokenUsage(tokens(asked) + 1, output, tokens(earlier), output // 4))]
     if results:
         deltas.append(TokenLedgerEntry("tools", "replay", TokenUsage(tokens(results) + 1)))
     return deltas

@@ -1,7 +1,7 @@
-"""`lash-redis doctor`: is this server fit to keep sessions?
+"""`lash-redis doctor`: check whether a server is fit to store sessions.
 
-Asks for no right that a store does not need: what the server will not tell is `unknown`. Leaves one key behind, the
-layout of the namespace `lash-doctor`; its scratch session is gone after a minute.
+The account needs no right that a store does not need. A finding is `unknown` if the server refuses the command for it.
+One key remains afterwards, the layout of the namespace `lash-doctor`. The scratch session expires after a minute.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lash_redis._validate import require_namespace
+from lash_redis.acl import key_patterns
 from lash_redis.cache import SessionCache
-from lash_redis.cli.connection import Connection, refused
+from lash_redis.cli.connection import Connection, is_refused
 from lash_redis.cli.output import percentile, plain, shown_bytes, shown_url
 from lash_redis.errors import BackendError, StoreError
 from lash_redis.models import (
@@ -45,7 +46,7 @@ NAMESPACE = "lash-doctor"
 SCRATCH_TTL = 60.0
 ROUNDS = 20
 CLOCK_TOLERANCE = 1.0
-"""Seconds a clock may be off before it is worth a word."""
+"""Maximum difference of the clocks, in seconds, without a warning."""
 
 MINIMUM = {"redis": (6, 2), "valkey": (7, 2)}
 
@@ -61,7 +62,7 @@ _MARKS: Mapping[State, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `advice` says what to do, "" where there is nothing to do."""
+    """The result of one check. `advice` is what the operator should do, "" for nothing."""
 
     check: str
     state: State
@@ -73,15 +74,15 @@ class Finding:
 
 
 async def examine(url: str, namespace: str) -> list[Finding]:
-    """Look at a server, or at every server of a cluster or under Sentinel: then the worst of what they say is told.
+    """Examine a server; in a cluster or under Sentinel every server, with the worst finding of each check.
 
     Raises:
-        BackendError: it cannot be reached, or does not let us in.
+        BackendError: the server cannot be reached, or refuses the credentials.
     """
     source = Connection(url)
     try:
         ping = await _timed(lambda: _ask(source, "PING"))
-        if isinstance(ping, BackendError) and not refused(ping):
+        if isinstance(ping, BackendError) and not is_refused(ping):
             raise ping
         replies = await _ask_everywhere(source, "INFO")
         infos = replies if isinstance(replies, list) else [None]
@@ -97,19 +98,19 @@ async def examine(url: str, namespace: str) -> list[Finding]:
             _worst(_persistence(info, saved, denied) for info, saved in zip(infos, snapshots, strict=True)),
             await _clock(source),
             await _layout(source, namespace),
-            *await _works(source, ping),
+            *await _check_operations(source, ping),
         ]
     finally:
         await source.close()
 
 
 def _worst(findings: Iterable[Finding]) -> Finding:
-    """Of what is found on several servers, what most needs a look."""
+    """Return the worst of several findings."""
     return min(findings, key=lambda finding: _BY_WEIGHT.index(finding.state))
 
 
 async def _ask_everywhere(source: Connection, *command: Any) -> list[Any] | BackendError:
-    """The replies of every server to a command that may be denied: then the error.
+    """Send a command to every server; return the replies, or the error if a server refuses it.
 
     Raises:
         BackendError: a server did not answer.
@@ -117,13 +118,13 @@ async def _ask_everywhere(source: Connection, *command: Any) -> list[Any] | Back
     try:
         return await source.ask_everywhere(*command)
     except BackendError as error:
-        if not refused(error):
+        if not is_refused(error):
             raise
         return error
 
 
 async def _ask(source: Connection, *command: Any) -> Any:
-    """The reply to a command that may be denied: then the error.
+    """Send a command; return the reply, or the error if the server refuses it.
 
     Raises:
         BackendError: the server did not answer.
@@ -131,14 +132,14 @@ async def _ask(source: Connection, *command: Any) -> Any:
     try:
         (reply,) = await source.ask(command)
     except BackendError as error:
-        if not refused(error):
+        if not is_refused(error):
             raise
         return error
     return reply
 
 
 async def _timed(action: Callable[[], Awaitable[Any]]) -> list[float] | BackendError:
-    """Milliseconds of each of `ROUNDS` times, or why it cannot be done."""
+    """Run an action `ROUNDS` times; return the milliseconds of each run, or the error of the first that failed."""
     times: list[float] = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -152,20 +153,20 @@ async def _timed(action: Callable[[], Awaitable[Any]]) -> list[float] | BackendE
     return times
 
 
-# What the server says of itself
+# Checks of what the server reports
 
 
 def _version(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None:
-        return Finding("version", "unknown", denied, "allow INFO to have the version checked")
+        return Finding("version", "unknown", denied, "allow this user INFO, so that the version can be checked")
     product = "valkey" if "valkey_version" in info else "redis"
     text = str(info.get(f"{product}_version", ""))
     numbers = tuple(int(part) for part in text.split(".") if part.isdigit())
     wanted = ".".join(map(str, MINIMUM[product]))
     if not numbers:
-        return Finding("version", "unknown", f"{product} names no version")
+        return Finding("version", "unknown", f"{product} reports no version")
     if numbers < MINIMUM[product]:
-        return Finding("version", "warn", f"{product} {text}", f"upgrade: tried with {product} {wanted} and later")
+        return Finding("version", "warn", f"{product} {text}", f"upgrade: tested with {product} {wanted} and later")
     return Finding("version", "ok", f"{product} {text}")
 
 
@@ -173,7 +174,7 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
     known = [info for info in primaries if info is not None and "cluster_enabled" in info]
     if not known:
         advice = "make sure that redis+cluster:// leads to a cluster, and no other URL to a node of one"
-        return Finding("cluster", "unknown", denied or "INFO does not say", advice)
+        return Finding("cluster", "unknown", denied or "INFO has no field cluster_enabled", advice)
     if not is_cluster:
         if known[0]["cluster_enabled"]:
             return Finding("cluster", "fail", "a node of a cluster", "connect by redis+cluster:// instead")
@@ -181,13 +182,18 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
     replicas = [int(info.get("connected_slaves", 0)) for info in known]
     found = f"{len(known)} primaries, {sum(replicas)} replicas"
     if min(replicas) == 0:
-        return Finding("cluster", "warn", found, "give every primary a replica: without, its sessions go with it")
+        return Finding(
+            "cluster",
+            "warn",
+            found,
+            "add a replica to every primary: without one, the loss of a primary loses its sessions",
+        )
     return Finding("cluster", "ok", found)
 
 
 def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None or "role" not in info:
-        return Finding("replication", "unknown", denied or "INFO does not say", "make sure that it is the primary")
+        return Finding("replication", "unknown", denied or "INFO has no field role", "make sure that it is the primary")
     if info["role"] != "master":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
         advice = f"connect to its primary, {primary}: a replica takes no commits"
@@ -199,7 +205,7 @@ def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
 def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None or "maxmemory_policy" not in info:
         advice = "make sure that maxmemory-policy is noeviction"
-        return Finding("eviction", "unknown", denied or "INFO does not say", advice)
+        return Finding("eviction", "unknown", denied or "INFO has no field maxmemory_policy", advice)
     policy, limit = str(info["maxmemory_policy"]), int(info.get("maxmemory", 0))
     room = f"at most {shown_bytes(limit)}" if limit else "no memory limit"
     if policy == "noeviction":
@@ -212,18 +218,22 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
 def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Finding:
     if info is None or "aof_enabled" not in info:
         advice = "make sure that appendonly is yes if sessions are to survive a restart"
-        return Finding("persistence", "unknown", denied or "INFO does not say", advice)
+        return Finding("persistence", "unknown", denied or "INFO has no field aof_enabled", advice)
     for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
         if info.get(field, "ok") != "ok":
-            return Finding("persistence", "fail", f"the last {what} could not be written", "look at its disk and log")
+            return Finding(
+                "persistence", "fail", f"the last {what} could not be written", "check the server's disk and log"
+            )
     if info["aof_enabled"]:
         return Finding("persistence", "ok", "append-only file")
     advice = "set appendonly yes if sessions are to survive a restart of the server"
     if not isinstance(saves, dict):
-        return Finding("persistence", "warn", "no append-only file (whether snapshots are made is not told)", advice)
+        return Finding(
+            "persistence", "warn", "no append-only file; snapshots unknown, because CONFIG GET is refused", advice
+        )
     if saves.get("save"):
-        return Finding("persistence", "warn", f"snapshots alone ({saves['save']})", f"{advice} to the last second")
-    return Finding("persistence", "warn", "none: in memory only", advice)
+        return Finding("persistence", "warn", f"only snapshots ({saves['save']})", f"{advice} to the last second")
+    return Finding("persistence", "warn", "none, data is only in memory", advice)
 
 
 async def _clock(source: Connection) -> Finding:
@@ -231,12 +241,13 @@ async def _clock(source: Connection) -> Finding:
     reply = await _ask(source, "TIME")
     after = time.time()
     if not isinstance(reply, tuple | list):
-        return Finding("clock", "unknown", str(reply), "allow TIME: the scripts take every deadline from it")
+        return Finding("clock", "unknown", str(reply), "allow this user TIME: scripts compute deadlines from it")
     ahead = int(reply[0]) + int(reply[1]) / 1e6 - (before + after) / 2
     found = f"{abs(ahead) * 1000:.1f} ms {'ahead' if ahead > 0 else 'behind'}"
     if abs(ahead) - (after - before) / 2 <= CLOCK_TOLERANCE:
         return Finding("clock", "ok", found)
-    return Finding("clock", "warn", found, "run NTP on both: deadlines are the server's, timestamps of nodes are ours")
+    advice = "run NTP on both: deadlines use the server's clock, timestamps of nodes the client's"
+    return Finding("clock", "warn", found, advice)
 
 
 async def _layout(source: Connection, namespace: str) -> Finding:
@@ -248,19 +259,19 @@ async def _layout(source: Connection, namespace: str) -> Finding:
         return Finding("layout", "unknown", str(stored), f"allow this user the key {layout.key}")
     options = await source.options_of(namespace)
     if Layout(namespace, options.shards).value.encode() != stored:
-        found = f"{layout.key} holds {stored.decode(errors='replace')!r}"
-        return Finding("layout", "fail", found, "use the lash_redis that wrote it, or another namespace")
+        found = f"{layout.key} is {stored.decode(errors='replace')!r}"
+        return Finding("layout", "fail", found, "use the version of lash_redis that wrote it, or another namespace")
     if options.shards == StoreOptions().shards:
         return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards")
-    advice = f"open it with StoreOptions(shards={options.shards}): the default is refused (LayoutMismatch)"
+    advice = f"open it with StoreOptions(shards={options.shards}); the default raises LayoutMismatch"
     return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards", advice)
 
 
-# Whether a store works on it
+# Checks of what a store does
 
 
-async def _works(source: Connection, ping: list[float] | BackendError) -> list[Finding]:
-    """A scratch session, committed, read and maintained; with the time that commits and reads take."""
+async def _check_operations(source: Connection, ping: list[float] | BackendError) -> list[Finding]:
+    """Commit, read and maintain a scratch session; measure the time of commits and reads."""
     options = StoreOptions(shards=1, upload_grace=SCRATCH_TTL)
     cache = SessionCache(source, NAMESPACE, ttl=SCRATCH_TTL, options=options)
     store = cache.session(f"doctor-{uuid4().hex}")
@@ -282,14 +293,14 @@ async def _works(source: Connection, ping: list[float] | BackendError) -> list[F
         await store.commit_runtime_state(_turn(store, committed))
         committed += 1
 
-    committing = await step("commit", "EVALSHA, EVAL and what commit.lua calls", lambda: _strictly(commit)) or []
+    committing = await step("commit", "EVALSHA, EVAL and what commit.lua calls", lambda: _timed_or_raise(commit)) or []
     if committing:
 
         async def read() -> None:
-            stranger = SessionCache(source, NAMESPACE, options=options)
-            await stranger.session(store.session_id).load_session(FullGraph())
+            cold = SessionCache(source, NAMESPACE, options=options)
+            await cold.session(store.session_id).load_session(FullGraph())
 
-        reading = await step("read", "MULTI, HGETALL, LRANGE", lambda: _strictly(read)) or []
+        reading = await step("read", "MULTI, HGETALL, LRANGE", lambda: _timed_or_raise(read)) or []
         meta = SessionMeta(store.session_id, "doctor", "", "")
         for name, needs, action in (
             ("node", "what node.lua calls", lambda: store.load_node("n0")),
@@ -302,15 +313,15 @@ async def _works(source: Connection, ping: list[float] | BackendError) -> list[F
             await step(name, needs, action)
     if not problems:
         done = "commit, read, node, meta, tombstone, vacuum, blob, gc"
-        problems.append(Finding("permissions", "ok", f"all of it works: {done}"))
+        problems.append(Finding("permissions", "ok", f"every operation works: {done}"))
     timed = [("ping", ping), ("commit", committing), ("resume", reading)]
     parts = [f"{name} {percentile(times, 50):.2f} ms" for name, times in timed if isinstance(times, list) and times]
     if parts:
         return [*problems, Finding("latency", "ok", f"{', '.join(parts)} (p50 of {ROUNDS})")]
-    return [*problems, Finding("latency", "unknown", "nothing could be timed")]
+    return [*problems, Finding("latency", "unknown", "no operation succeeded")]
 
 
-async def _strictly(action: Callable[[], Awaitable[Any]]) -> list[float]:
+async def _timed_or_raise(action: Callable[[], Awaitable[Any]]) -> list[float]:
     times = await _timed(action)
     if isinstance(times, BackendError):
         raise times
@@ -318,15 +329,17 @@ async def _strictly(action: Callable[[], Awaitable[Any]]) -> list[float]:
 
 
 def _problem(name: str, needs: str, error: StoreError) -> Finding:
-    if isinstance(error, BackendError) and not refused(error):
+    """Return the finding of an operation that failed; raise the error if the server did not answer."""
+    if isinstance(error, BackendError) and not is_refused(error):
         raise error
     text = str(error)
     if "NOPERM" in text.upper() or "permission" in text:
         if "key" in text:
-            advice = f"to have it tried, allow this user the keys lash2:{{{NAMESPACE}:* and lash2:layout:{NAMESPACE}"
+            patterns = " and ".join(key_patterns(NAMESPACE))
+            advice = f"allow this user the keys {patterns}, so that it can be checked"
             return Finding("permissions", "unknown", f"{name}: {text}", advice)
         return Finding("permissions", "fail", f"{name}: {text}", f"allow this user {needs}")
-    return Finding("permissions", "fail", f"{name}: {text}", "the server cannot do what a session store needs")
+    return Finding("permissions", "fail", f"{name}: {text}", "use a server that supports this operation")
 
 
 def _turn(store: RedisSessionStore, number: int) -> RuntimeCommit:
@@ -359,10 +372,10 @@ def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
     screen.print()
     counts = {state: sum(finding.state == state for finding in findings) for state in _MARKS}
     if counts["fail"]:
-        screen.print(Text("unfit: sessions cannot be kept here as it is", "bold red"))
+        screen.print(Text("unfit: fix the failures before storing sessions here", "bold red"))
     elif counts["unknown"]:
-        seen = f"fit as far as could be seen: {counts['unknown']} unknown, {counts['warn']} warnings"
-        screen.print(Text(seen, "yellow"))
+        verdict = f"fit as far as could be checked: {counts['unknown']} unknown, {counts['warn']} warnings"
+        screen.print(Text(verdict, "yellow"))
     elif counts["warn"]:
         screen.print(Text(f"fit, with {counts['warn']} warnings", "green"))
     else:

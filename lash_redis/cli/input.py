@@ -1,4 +1,4 @@
-"""The files that commands read: line by line, whatever their size, with their names in what is said of them."""
+"""The files that commands read, line by line, and errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lash_redis.cli.interrupt import interruptible
 
 
 class InputError(Exception):
-    """A file is not what it should be: where, which field, and why."""
+    """A file cannot be read or is invalid. Names the file, the line, the field and the reason."""
 
     def __init__(self, path: Path, line: int | None, field: str, reason: str) -> None:
         super().__init__(path, line, field, reason)
@@ -27,15 +27,15 @@ class InputError(Exception):
 
 
 class Input:
-    """A file, or standard input where the path is `-`. `told` hears how many bytes of it have been handed out."""
+    """A file, or standard input if the path is `-`. `progress` is called with the number of bytes read so far."""
 
-    def __init__(self, path: Path, told: Callable[[int], None] | None = None) -> None:
+    def __init__(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
         self.path = path
-        self._told = told
+        self._progress = progress
 
     @property
     def size(self) -> int | None:
-        """Bytes; None where only reading tells: of a pipe, and of what is not there."""
+        """Bytes; None if unknown: for a pipe, and for a file that does not exist."""
         try:
             status = os.fstat(sys.stdin.fileno()) if self._is_standard else os.stat(self.path)
         except OSError:
@@ -44,25 +44,25 @@ class Input:
 
     @property
     def may_wait(self) -> bool:
-        """Whether the next line may take its time: standard input is a pipe, and nothing new is in it."""
+        """Whether reading the next line may block: standard input is a pipe, and no data is available."""
         try:
             return self._is_standard and not select([sys.stdin], [], [], 0)[0]
-        except (OSError, ValueError):  # no file of the system's
+        except (OSError, ValueError):  # standard input is not a file of the operating system
             return False
 
     def lines(self) -> Iterator[bytes]:
-        """Each line with its end, without a byte order mark. One line is in memory at a time.
+        """Yield each line with its line end, without a byte order mark. One line is in memory at a time.
 
         Raises:
-            InputError: the file cannot be opened, or read on.
+            InputError: the file cannot be opened or read.
         """
         done = 0
         try:
             with self._opened() as file:
                 while line := _next_line(file):
                     first, done = done == 0, done + len(line)
-                    if self._told is not None:
-                        self._told(done)
+                    if self._progress is not None:
+                        self._progress(done)
                     yield line.removeprefix(b"\xef\xbb\xbf") if first else line
         except OSError as error:
             raise InputError(self.path, None, "", error.strerror or str(error)) from error

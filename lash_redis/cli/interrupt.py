@@ -1,4 +1,4 @@
-"""Ctrl-C while a file makes us wait."""
+"""Ctrl-C during a blocking read or write of a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let ctrl-C end a read or write that waits for a pipe.
+    """Let ctrl-C interrupt a read or write that waits for a pipe.
 
-    A running event loop only makes a note of the first ctrl-C, for the next await; a system call that waits goes on.
+    A running event loop defers the first ctrl-C to the next await, so a system call that blocks would continue.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

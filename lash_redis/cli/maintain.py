@@ -1,4 +1,4 @@
-"""`lash-redis gc` and `audit`: free what nobody holds, hold what is stored against the laws of storage; `preload`."""
+"""`lash-redis gc`, `audit` and `preload`: free unused blobs, check stored data, load the scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lash_redis.transport.connectors import by_url
 
 
 async def collect(url: str, namespace: str) -> GcReport | None:
-    """Delete the blobs that no session of the namespace holds; None where the namespace is not in use."""
+    """Delete the blobs that no session of the namespace holds; None if the namespace is not in use."""
     async with opened_if_used(url, namespace) as cache:
         if cache is None:
             return None
@@ -25,7 +25,7 @@ async def collect(url: str, namespace: str) -> GcReport | None:
 
 
 async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None:
-    """Hold everything stored against the laws of storage; None where the namespace is not in use."""
+    """Check all stored data of a namespace against the invariants of storage; None if the namespace is not in use."""
     async with opened_if_used(url, namespace) as cache:
         if cache is None:
             return None
@@ -35,7 +35,7 @@ async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None
 
 
 async def preload(url: str) -> int:
-    """Make every script known to the server; how many there are."""
+    """Load every script into the server; return the number of scripts."""
     async with SessionCache(by_url(url)) as cache:  # scripts belong to no namespace
         await cache.preload()
     return len(scripts.every())
@@ -46,26 +46,28 @@ def is_sound(report: AuditReport) -> bool:
 
 
 def print_unused(namespace: str, screen: Console) -> None:
-    screen.print(plain(f"namespace {namespace!r} is not in use: there is nothing to do"))
+    screen.print(plain(f"namespace {namespace!r} is not in use; nothing to do"))
 
 
 def print_collected(report: GcReport, screen: Console) -> None:
-    deleted = f"{report.deleted_blob_count} blobs deleted, {report.retained_blob_count} unheld ones wait for their time"
-    screen.print(plain(f"{deleted}; {report.root_count} sessions are listed"), soft_wrap=True)
+    deleted = (
+        f"{report.deleted_blob_count} blobs deleted, {report.retained_blob_count} unused blobs kept until they expire"
+    )
+    screen.print(plain(f"{deleted}; {report.root_count} sessions listed"), soft_wrap=True)
 
 
 def print_audit(report: AuditReport, screen: Console) -> None:
     for problem in report.problems:
         line = Text("repaired  " if problem.repaired else "broken    ", "yellow" if problem.repaired else "red")
         screen.print(line.append_text(plain(f"{problem.kind} {problem.key}: {problem.reason}", "")), soft_wrap=True)
-    if untold := report.problem_count - len(report.problems):
-        screen.print(Text(f"and {untold} more problems", "red"))
-    looked = f"{report.session_count} sessions, {report.node_count} nodes, {report.blob_count} blobs"
+    if omitted := report.problem_count - len(report.problems):
+        screen.print(Text(f"and {omitted} more problems", "red"))
+    checked = f"{report.session_count} sessions, {report.node_count} nodes, {report.blob_count} blobs"
     left = report.problem_count - report.repaired_count
     if left:
-        verdict = Text(f"{looked}: {report.problem_count} problems, {report.repaired_count} repaired", "bold red")
+        verdict = Text(f"{checked}: {report.problem_count} problems, {report.repaired_count} repaired", "bold red")
     elif report.problem_count:
-        verdict = Text(f"{looked}: {report.problem_count} problems, all repaired", "bold yellow")
+        verdict = Text(f"{checked}: {report.problem_count} problems, all repaired", "bold yellow")
     else:
-        verdict = Text(f"{looked}: all is as it should be", "bold green")
+        verdict = Text(f"{checked}: no problems", "bold green")
     screen.print(verdict, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands share: how they end, where they print, and how text and numbers look."""
+"""What the commands share: exit codes, output streams, and the format of texts and numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.text import Text
 OK, UNFIT, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 verification failed, server unfit, session not found, refused or unreadable; "
-    "2 usage or bad input file; 3 the server could not be reached, or refused the command; 130 interrupted."
+    "Exit codes: 0 success; 1 verification failed, server unfit, session not found, refused or unreadable; "
+    "2 wrong usage or invalid input file; 3 the server could not be reached, or refused the command; 130 interrupted."
 )
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -24,7 +24,7 @@ _SECRET = re.compile(r"((?:^|&)(?:sentinel_)?password=)[^&]*")
 
 
 class CommandError(Exception):
-    """The command ends here: what to say, and the exit code."""
+    """Ends the command with a message and an exit code."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(code, text)
@@ -33,40 +33,40 @@ class CommandError(Exception):
 
 
 def screen() -> Console:
-    """Standard output, for people. Made anew: tests and pipes replace `sys.stdout`."""
+    """Return a console on standard output. A new one each time, because tests and pipes replace `sys.stdout`."""
     return Console(file=sys.stdout, highlight=False)
 
 
 def progress_screen() -> Console:
-    """Standard error; draws nothing that moves unless it is a terminal."""
+    """Return a console on standard error."""
     return Console(file=sys.stderr, highlight=False)
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one document of `--json`."""
+    """Print the only document of a command with `--json`."""
     json.dump(document, sys.stdout, ensure_ascii=False, indent=2)
     sys.stdout.write("\n")
 
 
 def print_json_line(document: dict[str, Any]) -> None:
-    """One of the documents of a command that goes on; whoever reads has it at once."""
+    """Print one of the documents of a command that runs on, and flush it, so that a reader gets it immediately."""
     sys.stdout.write(f"{json.dumps(document, ensure_ascii=False)}\n")
     sys.stdout.flush()
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Stored text as text: no markup of ours, no escape sequences of others."""
+    """Return stored text without interpreting it as markup, and with control characters replaced."""
     return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n")), style=style)
 
 
 def one_line(text: str, width: int) -> str:
-    """The beginning of `text` on one line of at most `width` characters."""
+    """Return the beginning of `text` on one line of at most `width` characters."""
     line = " ".join(text[: 4 * width].split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def shown_url(url: str) -> str:
-    """`url` without its password."""
+    """Return `url` with `***` in place of its password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     if ":" in user:
@@ -84,6 +84,9 @@ def shown_bytes(count: int | float) -> str:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that at least `percent` of a hundred do not exceed (nearest rank); 0 of no values."""
+    """Return a percentile by the nearest-rank method: the smallest value that at least `percent` % do not exceed.
+
+    0 if there are no values.
+    """
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0

@@ -1,4 +1,4 @@
-"""`lash-redis acl`: the accounts a store needs, as commands for the server. Nothing is sent."""
+"""`lash-redis acl`: print the server commands that create the accounts of a store. Connects to no server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lash_redis.acl import ROLES, Role, rules
 from lash_redis.errors import InvalidRecord
 
 MAY: Mapping[Role, str] = {
-    "loader": "everything a store does; sends scripts that the server does not know, and may preload",
-    "runner": "everything a store does, with scripts that a loader has preloaded (allow_eval=False); runs no Lua else",
-    "auditor": "everything a store does, and looks for keys (SCAN): for audit",
+    "loader": "every store operation; may send scripts that the server does not know, and may preload",
+    "runner": "every store operation, but only with scripts that a loader has preloaded (allow_eval=False)",
+    "auditor": "every store operation, and SCAN, which audit needs",
 }
-"""What the account of each role may do, in the namespace and nowhere else."""
+"""The rights of each role, limited to the namespace."""
 
 
 def accounts(namespace: str, *, cluster: bool = False) -> list[dict[str, Any]]:
@@ -21,13 +21,13 @@ def accounts(namespace: str, *, cluster: bool = False) -> list[dict[str, Any]]:
 
 
 def lines(namespace: str, user: str, *, cluster: bool = False) -> list[str]:
-    """For each role what it may do, as a comment, and the command that makes the account `<user>-<role>` (anew).
+    """Return two lines for each role: a comment, and the command that creates or resets the account `<user>-<role>`.
 
     Raises:
-        InvalidRecord: no account can have such a name.
+        InvalidRecord: `user` is not a valid name for an account.
     """
     if not user.isprintable() or not user or any(letter.isspace() or letter in "\"'<>" for letter in user):
-        raise InvalidRecord("user", f"{user!r} is no name for an account: it takes no spaces, quotes or brackets")
+        raise InvalidRecord("user", f"expected a name without spaces, quotes and angle brackets, got {user!r}")
     found = []
     for role in ROLES:
         words = " ".join(rules(namespace, role, cluster=cluster))

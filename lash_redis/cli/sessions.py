@@ -1,4 +1,4 @@
-"""`lash-redis list`, `watch`, `fork` and `delete`: which sessions there are, where one stands, one more, one less."""
+"""`lash-redis list`, `watch`, `fork` and `delete`: commands on the sessions of a namespace."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
 from lash_redis.options import KEEP
 
 MAX_PAGE = 10_000
-"""Sessions on one page: they are in memory together."""
+"""Maximum number of sessions on one page, which are in memory together."""
 MIN_BEGINNING = 16
-"""Columns for what a session begins with; where there are fewer, the time of the last commit is left out."""
+"""Minimum width of the column with the first message. If the terminal is narrower, the time of the last commit is
+left out."""
 
 
 # list
@@ -30,7 +31,7 @@ MIN_BEGINNING = 16
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some sessions, the most recently committed first. `after` is where the next page begins, None at the end."""
+    """Some sessions, the most recently committed first. `after` is the cursor of the next page, None on the last."""
 
     sessions: Sequence[SessionPickerInfo]
     after: str | None
@@ -39,14 +40,14 @@ class Page:
         return {"ok": True, "sessions": [info.to_json() for info in self.sessions], "next": self.after}
 
 
-async def look_through(url: str, namespace: str, *, limit: int, after: str | None, parent: str | None) -> Page:
-    """One page of the namespace's sessions; empty where there are none.
+async def load_page(url: str, namespace: str, *, limit: int, after: str | None, parent: str | None) -> Page:
+    """Load one page of the namespace's sessions; an empty page if there are none.
 
     Raises:
         InvalidRecord: `after` is neither a cursor nor a listed session.
     """
     async with opened(url, namespace) as cache:
-        # One more than is shown tells whether there is another page.
+        # One session more than shown, to find whether there is another page.
         found = [info async for info in cache.sessions(limit=limit + 1, after=after, parent=parent)]
     shown = found[:limit]
     return Page(shown, shown[-1].cursor if len(found) > limit else None)
@@ -54,7 +55,7 @@ async def look_through(url: str, namespace: str, *, limit: int, after: str | Non
 
 def print_page(page: Page, namespace: str, screen: Console) -> None:
     if not page.sessions:
-        screen.print(plain(f"no sessions here in namespace {namespace!r}", "dim"))
+        screen.print(plain(f"no sessions on this page of namespace {namespace!r}", "dim"))
         return
     now = time.time()
     optional = {
@@ -68,7 +69,7 @@ def print_page(page: Page, namespace: str, screen: Console) -> None:
         "last commit": [f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" for when in committed],
         "": [ago(now - when) for when in committed],
         "rev": [str(info.head_revision) for info in page.sessions],
-        "said": [str(info.user_message_count) for info in page.sessions],
+        "messages": [str(info.user_message_count) for info in page.sessions],
     }
     taken = sum(2 + max(len(name), *map(len, cells)) for name, cells in (columns | optional).items())
     if screen.width - taken < MIN_BEGINNING:
@@ -78,18 +79,18 @@ def print_page(page: Page, namespace: str, screen: Console) -> None:
     columns |= {"begins": [one_line(info.first_user_message, room) for info in page.sessions], **optional}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
-        is_number, may_fold = name in ("rev", "said"), name in ("session", "parent", "fault")
+        is_number, may_fold = name in ("rev", "messages"), name in ("session", "parent", "fault")
         table.add_column(name, justify="right" if is_number else "left", no_wrap=not may_fold, overflow="fold")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(plain, cells))
     screen.print(table)
     if page.after is not None:
         screen.print()
-        screen.print(plain(f"more: --after {page.after}", "dim"), soft_wrap=True)
+        screen.print(plain(f"next page: --after {page.after}", "dim"), soft_wrap=True)
 
 
 def ago(seconds: float) -> str:
-    """How long ago in its largest unit; the server's clock may be ahead of ours, so a little in the future is now."""
+    """Format an age in its largest unit. A negative age is "now", because the server's clock may be ahead."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= (2 * size if unit == "days" else size):
             return f"{seconds // size:.0f} {unit} ago"
@@ -99,15 +100,15 @@ def ago(seconds: float) -> str:
 # watch
 
 
-async def watch(url: str, namespace: str, session_id: str, since: int | None, tell: Callable[[int], None]) -> None:
-    """Tell the session's revision whenever it has moved, until it has ended.
+async def watch(url: str, namespace: str, session_id: str, since: int | None, report: Callable[[int], None]) -> None:
+    """Call `report` with each new revision of a session, until the session ends. Several commits may be one call.
 
     Raises:
         SessionDeleted, SessionGone, Corrupt, BackendError: as of `RedisSessionStore.watch`.
     """
     async with opened(url, namespace) as cache, aclosing(cache.session(session_id).watch(since)) as revisions:
         async for revision in revisions:
-            tell(revision)
+            report(revision)
 
 
 def print_revision(revision: int) -> None:
@@ -121,10 +122,10 @@ def print_revision(revision: int) -> None:
 async def fork(
     url: str, namespace: str, source: str, new_id: str, leaf: str | None, ttl: float | None
 ) -> dict[str, Any]:
-    """Fork a session; the new one as a document.
+    """Fork a session; return the new one as a document.
 
     Raises:
-        CommandError: there is no such source, or there is a session `new_id`; nothing was written.
+        CommandError: `source` does not exist, or `new_id` exists; nothing was written.
         InvalidLeaf, SessionDeleted, OutcomeUnknown: as of `SessionCache.fork`.
     """
     async with opened(url, namespace) as cache:
@@ -133,7 +134,9 @@ async def fork(
         except SessionGone as error:
             raise CommandError(UNFIT, f"no session {source!r} in namespace {namespace!r}") from error
         except SessionExists as error:
-            raise CommandError(UNFIT, f"session {new_id!r} exists already, at revision {error.actual}") from error
+            raise CommandError(
+                UNFIT, f"session {new_id!r} exists already, at revision {error.actual}; choose another id"
+            ) from error
         head = await store.load_head() or SessionHeadMeta(new_id)
     return {
         "ok": True,
@@ -146,8 +149,8 @@ async def fork(
 
 
 def print_fork(document: dict[str, Any], screen: Console) -> None:
-    stands = f"{document['nodes']} nodes, leaf {document['leaf_node_id'] or 'none'}"
-    forked = f"{document['session_id']}: forked from {document['parent_session_id']} ({stands})"
+    content = f"{document['nodes']} nodes, leaf {document['leaf_node_id'] or 'none'}"
+    forked = f"{document['session_id']}: forked from {document['parent_session_id']} ({content})"
     screen.print(plain(forked), soft_wrap=True)
 
 
@@ -157,7 +160,7 @@ def print_fork(document: dict[str, Any], screen: Console) -> None:
 async def delete(
     url: str, namespace: str, session_ids: Sequence[str], screen: Console | None
 ) -> dict[str, DeleteReport]:
-    """Delete one after the other, each told on `screen` at once. After an error the rest is still there."""
+    """Delete sessions one after the other, and print each deletion on `screen`. An error leaves the rest undeleted."""
     reports: dict[str, DeleteReport] = {}
     async with opened_if_used(url, namespace) as cache:
         for session_id in session_ids:
@@ -168,7 +171,7 @@ async def delete(
 
 
 def named(session_ids: Sequence[str]) -> str:
-    """What is about to be deleted, on one line."""
+    """Name the sessions that a command is about to delete, on one line."""
     if len(session_ids) == 1:
         return f"session {one_line(plain(session_ids[0]).plain, 60)}"
     return f"{len(session_ids)} sessions"
@@ -176,8 +179,8 @@ def named(session_ids: Sequence[str]) -> str:
 
 def _print_deletion(session_id: str, report: DeleteReport, screen: Console) -> None:
     if not report.existed:
-        screen.print(plain(f"{session_id}: there is no such session", "yellow"), soft_wrap=True)
+        screen.print(plain(f"{session_id}: session not found", "yellow"), soft_wrap=True)
         return
-    gone = f"{report.node_count} nodes, {report.released_blob_count} blobs released"
-    reuse = "" if report.closed else "; a part of it was missing, its id takes writes again"
-    screen.print(plain(f"{session_id}: deleted ({gone}{reuse})"), soft_wrap=True)
+    deleted = f"{report.node_count} nodes, {report.released_blob_count} blobs released"
+    reuse = "" if report.closed else "; some of its keys were missing, so its id accepts writes again"
+    screen.print(plain(f"{session_id}: deleted ({deleted}{reuse})"), soft_wrap=True)

@@ -27,9 +27,9 @@ from lash_redis.models import (
 from lash_redis.session.reader import Reader
 
 FOLDED_RUN = 6
-"""A longer run of nodes without branches is shown by its first and last two."""
+"""Maximum length of a run of nodes without branches that is shown completely. Of a longer run, four nodes are shown."""
 FOLDED_LINE = 48
-"""A line with more entries than this is shown by its beginning and end."""
+"""Maximum number of entries of a line. Of a longer line, the beginning and the end are shown."""
 
 _COMPONENTS = ("tool_state", "plugin_snapshot", "execution_state")
 _STYLES = {"User": "cyan", "Assistant": "green", "System": "yellow"}
@@ -37,14 +37,14 @@ _STYLES = {"User": "cyan", "Assistant": "green", "System": "yellow"}
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A session and what the server knows beside it."""
+    """A session as read, with its expiry, its lease and the sizes of its components."""
 
     read: PersistedSessionRead
     nodes_in_log: int
     expires_in_ms: int | None
     lease: LeaseInfo | None
     lease_ends_in: float
-    """Seconds; below 0 where its time is up."""
+    """Seconds; negative if the lease has expired."""
     component_bytes: Mapping[str, int]
 
     def to_json(self, *, messages: bool) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def _held(read: PersistedSessionRead) -> HydratedSessionCheckpoint:
     return read.checkpoint or HydratedSessionCheckpoint()
 
 
-async def look_up(url: str, namespace: str, session_id: str) -> Shown:
+async def load(url: str, namespace: str, session_id: str) -> Shown:
     """Read a session.
 
     Raises:
-        CommandError: there is no such session.
+        CommandError: the session does not exist.
     """
     source = Connection(url)
     try:
@@ -159,7 +159,7 @@ def _head(shown: Shown) -> Panel:
 def _lease(shown: Shown) -> str:
     if shown.lease is None:
         return "free"
-    ends = f"for {_duration(round(shown.lease_ends_in * 1000))} yet" if shown.lease_ends_in > 0 else "its time is up"
+    ends = f"expires in {_duration(round(shown.lease_ends_in * 1000))}" if shown.lease_ends_in > 0 else "expired"
     return f"{shown.lease.owner}, generation {shown.lease.generation}, {ends}"
 
 
@@ -225,10 +225,10 @@ def _components(shown: Shown) -> Table:
 
 
 def graph_tree(read: PersistedSessionRead) -> Tree:
-    """A line of the conversation runs downwards; what branches off hangs below the node it branches off from.
+    """Draw the graph: a line of the conversation runs downwards, and branches are indented below their parent.
 
-    A line follows the active path where it can, else the larger branch: so the depth grows with the logarithm of the
-    number of nodes at the most, and an endless chat is not indented at all.
+    A line follows the active path if it can, else the larger branch. So the depth is at most the logarithm of the
+    number of nodes, and a chat without branches is not indented.
     """
     graph = read.graph
     children: dict[str | None, list[SessionNodeRecord]] = {}
@@ -251,12 +251,14 @@ def graph_tree(read: PersistedSessionRead) -> Tree:
     for root in sorted(roots, key=lambda node: node.node_id not in active):
         plot.draw(tree, root)
     if len(ordered) < len(graph.nodes):
-        tree.add(Text(f"{len(graph.nodes) - len(ordered)} nodes hang from no root: their parents form a cycle", "red"))
+        tree.add(Text(f"{len(graph.nodes) - len(ordered)} nodes have no root: their parents form a cycle", "red"))
     return tree
 
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
+    """The data that drawing the graph needs."""
+
     children: Mapping[str | None, Sequence[SessionNodeRecord]]
     sizes: Mapping[str, int]
     active: set[str]
@@ -264,7 +266,7 @@ class _Plot:
     known: set[str]
 
     def draw(self, onto: Tree, first: SessionNodeRecord) -> None:
-        """The line that begins with `first`, and below its nodes what branches off."""
+        """Draw the line that begins with `first`, and the branches below its nodes."""
         line: list[tuple[SessionNodeRecord, list[SessionNodeRecord]]] = []
         node: SessionNodeRecord | None = first
         while node is not None:
@@ -304,19 +306,22 @@ class _Plot:
         if node.node_id == self.leaf:
             text.append("  ◀ leaf", style="bold green")
         if node.parent_node_id is not None and node.parent_node_id not in self.known:
-            text.append("  (its parent is gone)", style="yellow")
+            text.append("  (its parent is missing)", style="yellow")
         return text
 
 
-def _folded(telling: Sequence[bool]) -> set[int]:
-    """The places of a line that are shown: what tells, the ends of the runs between; of a long line its ends."""
+def _folded(has_branches: Sequence[bool]) -> set[int]:
+    """Choose the nodes of a line to show: those with branches, and the ends of the runs between them.
+
+    Of a long line, only the beginning and the end are shown.
+    """
     shown: set[int] = set()
     start = 0
-    for end in [*(at for at, tells in enumerate(telling) if tells), len(telling)]:
+    for end in [*(at for at, branches in enumerate(has_branches) if branches), len(has_branches)]:
         run = range(start, end)
         shown.update(run if len(run) <= FOLDED_RUN else [*run[:2], *run[-2:]])
         start = end + 1
-        if end < len(telling):
+        if end < len(has_branches):
             shown.add(end)
     if len(shown) > FOLDED_LINE:
         places = sorted(shown)
@@ -340,7 +345,7 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def _parts(message: Mapping[str, Any]) -> list[tuple[str | None, str]]:
-    """What a message says, part by part: None with text, else what kind of part it is."""
+    """Return the kind and the text of each part of a message. The kind of plain text is None."""
     found: list[tuple[str | None, str]] = []
     parts = message.get("parts")
     for part in parts if isinstance(parts, list) else ():
@@ -363,7 +368,7 @@ def _parts(message: Mapping[str, Any]) -> list[tuple[str | None, str]]:
 
 
 def message_texts(path: Sequence[SessionNodeRecord]) -> list[dict[str, Any]]:
-    """The messages of a path: role, and what each part says."""
+    """Return the messages of a path: node id, role, and the kind and text of each part."""
     return [
         {
             "node_id": node.node_id,
@@ -376,7 +381,7 @@ def message_texts(path: Sequence[SessionNodeRecord]) -> list[dict[str, Any]]:
 
 
 def message_lines(message: Mapping[str, Any], *, max_lines: int | None = None) -> Group:
-    """A message for people; with `max_lines`, that much of each part."""
+    """Format a message for a terminal, with at most `max_lines` lines of each part."""
     role = message["role"]
     style = _STYLES.get(role, "magenta")
     answers = message["parts"] and all(part["kind"].startswith("from ") for part in message["parts"])

@@ -1,4 +1,4 @@
-"""`lash-redis import --openai`: chat transcripts as sessions, each one commit of all its messages."""
+"""`lash-redis import --openai`: store chat transcripts as sessions, each in one commit of all its messages."""
 
 from __future__ import annotations
 
@@ -27,25 +27,28 @@ from lash_redis.models import (
 from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
-"""Sessions under way at once."""
-FAILURES_TOLD = 1000
+"""Maximum number of sessions in flight."""
+MAX_FAILURES = 1000
+"""Maximum number of failures that a report describes; all are counted."""
 ATTEMPTS = 8
-"""How often a commit is sent when its reply is lost."""
+"""Maximum number of times that a commit is sent because its reply is lost."""
 
 
 async def import_transcripts(url: str, namespace: str, paths: Sequence[Path], ttl: float | None) -> ImportReport:
-    """Store each conversation as a session of its own id. One that holds the same messages already is left as it is.
+    """Store each conversation as a session with the conversation's id.
+
+    A session that has the same messages already is left as it is, so an interrupted import can be run again.
 
     Raises:
-        InputError: a file cannot be read, or a line is broken; the conversations before it are stored.
-        BackendError, OutcomeUnknown: the server failed; import again, it goes on.
+        InputError: a file cannot be read, or a line is invalid; the conversations before it are stored.
+        BackendError, OutcomeUnknown: the server failed; run the import again.
     """
     async with opened(url, namespace, ttl=ttl) as cache:
         return await _Import(cache).run(paths)
 
 
 class _Import:
-    """How far an import has come."""
+    """The progress of an import."""
 
     def __init__(self, cache: SessionCache) -> None:
         self._cache = cache
@@ -68,7 +71,7 @@ class _Import:
                                 if source.may_wait:
                                     await self._settled()
                     except InputError as error:
-                        broken = error  # what is under way is finished all the same
+                        broken = error  # raised below, once the sessions in flight are stored
             except* (BackendError, OutcomeUnknown) as failures:
                 raise failures.exceptions[0] from None
         if broken is not None:
@@ -76,7 +79,7 @@ class _Import:
         return ImportReport(self._stored, self._present, self._failed, tuple(self._failures), is_complete=True)
 
     async def _settled(self) -> None:
-        """Wait for all that is under way: it would stand still while a read waits."""
+        """Wait for all sessions in flight: a blocking read of the next line would stop the event loop."""
         for _ in range(WINDOW):
             await self._free.acquire()
         for _ in range(WINDOW):
@@ -88,7 +91,7 @@ class _Import:
         except (BackendError, OutcomeUnknown):
             raise
         except (HeadRevisionConflict, CommitIdReused):
-            self._fail(conversation, "there is a session of this id, and it holds other messages")
+            self._fail(conversation, "the session exists already, with other messages")
         except StoreError as error:
             self._fail(conversation, f"{type(error).__name__}: {error}")
         else:
@@ -99,28 +102,28 @@ class _Import:
 
     def _fail(self, conversation: Conversation, reason: str) -> None:
         self._failed += 1
-        if len(self._failures) < FAILURES_TOLD:
+        if len(self._failures) < MAX_FAILURES:
             self._failures.append(f"{conversation.id}: {reason}")
 
 
 async def _store(store: RedisSessionStore, conversation: Conversation) -> bool:
-    """Whether the session was there before.
+    """Store a conversation; return whether it was stored already.
 
     Raises:
-        HeadRevisionConflict, CommitIdReused: a session of this id holds other messages; it is left as it is.
+        HeadRevisionConflict, CommitIdReused: the session exists with other messages; it is left as it is.
     """
     commit = commit_of(conversation)
     try:
         return await _committed(store, commit)
     except (HeadRevisionConflict, CommitIdReused):
-        # Imported before, at another time: then its nodes may have other timestamps.
+        # If the same messages were imported at another time, their nodes have other timestamps.
         if not await _holds(store, conversation):
             raise
         return True
 
 
 async def _committed(store: RedisSessionStore, commit: RuntimeCommit) -> bool:
-    """Whether it had been committed before. Sent until the outcome is known."""
+    """Send a commit until its outcome is known; return whether it was committed before."""
     for attempt in range(ATTEMPTS):
         try:
             result = await store.commit_runtime_state(commit)
@@ -133,13 +136,13 @@ async def _committed(store: RedisSessionStore, commit: RuntimeCommit) -> bool:
 
 
 def commit_of(conversation: Conversation) -> RuntimeCommit:
-    """All messages at once, as the first commit of a session. Its id comes of what they say, whenever that is."""
+    """Return the first commit of a session, with all messages. Its id is a hash of the messages alone."""
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     nodes = []
     for index, message in enumerate(conversation.messages):
-        node_id, said = conversation.node_id(index), message.get("timestamp")
+        node_id, given = conversation.node_id(index), message.get("timestamp")
         event = EventPayload({"Conversation": record_of(conversation.format, node_id, message)})
-        timestamp = said if isinstance(said, str) else now
+        timestamp = given if isinstance(given, str) else now
         nodes.append(SessionNodeRecord(node_id, conversation.parent_id(index), timestamp, event))
     digest = hashlib.sha256(canonical(list(conversation.messages)).encode()).hexdigest()
     return RuntimeCommit(
@@ -152,7 +155,7 @@ def commit_of(conversation: Conversation) -> RuntimeCommit:
 
 
 async def _holds(store: RedisSessionStore, conversation: Conversation) -> bool:
-    """Whether the session begins with these messages; it may have gone on since."""
+    """Whether the session begins with these messages. It may have later ones, too."""
     read = await store.load_session(FullGraph())
     if read is None or len(read.graph.nodes) < len(conversation.messages):
         return False

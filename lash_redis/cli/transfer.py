@@ -1,4 +1,4 @@
-"""`lash-redis export` and `import`: sessions out of a namespace into a file of JSON Lines, and in again."""
+"""`lash-redis export` and `import`: sessions of a namespace to a file of JSON Lines, and back."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from lash_redis.transfer import export_sessions, import_sessions
 SHOWN_FAILURES = 100
 
 
-# Out
+# Export
 
 
 @dataclass(slots=True)
 class Exported:
-    """What went out."""
+    """The counts of an export."""
 
     sessions: int = 0
     blobs: int = 0
@@ -43,20 +43,20 @@ class Exported:
 
 
 async def export(url: str, namespace: str, session_ids: Sequence[str] | None, output: Path | None) -> Exported:
-    """Write sessions, all of them where no ids are given, to standard output or a file.
+    """Write sessions to a file or to standard output; all sessions if no ids are given.
 
-    The file appears when it is whole. What was written before a failure stays beside it, as `<file>.part`.
+    The file appears when it is complete. After a failure, the lines written so far are in `<file>.part`.
 
     Raises:
         CommandError: the file cannot be written.
-        SessionGone, Corrupt, SessionEvicted: a session is not there or cannot be read.
+        SessionGone, Corrupt, SessionEvicted: a session does not exist or cannot be read.
     """
     exported = Exported()
     source = Connection(url)
     try:
         cache = SessionCache(source, namespace, options=await source.options_of(namespace))
         total = len(session_ids) if session_ids is not None else await _listed(source, cache)
-        # Lines and a bar on one terminal would be neither.
+        # A bar between the lines on one terminal would make both unreadable.
         with progress_bar(hidden=output is None and sys.stdout.isatty()) as bar, _destination(output) as file:
             bar.start("sessions", total)
             last = ""
@@ -72,13 +72,14 @@ async def export(url: str, namespace: str, session_ids: Sequence[str] | None, ou
 
 
 async def _listed(source: Connection, cache: SessionCache) -> int:
-    """How many sessions the namespace lists, more or less: some may have expired."""
+    """Return about how many sessions the namespace lists: some of them may have expired."""
     shards = (cache.layout.shard_keys(shard) for shard in range(cache.layout.shards))
     return sum(await source.ask(*(("ZCARD", shard.sessions) for shard in shards)))
 
 
 @contextmanager
 def _destination(output: Path | None) -> Iterator[IO[bytes]]:
+    """Open `<output>.part`, and rename it to `output` after a success; yield standard output for None."""
     if output is None:
         yield sys.stdout.buffer
         with interruptible():
@@ -102,14 +103,14 @@ def print_exported(exported: Exported, output: Path, screen: Console) -> None:
     screen.print(plain(what), soft_wrap=True)
 
 
-# In
+# Import
 
 
 async def import_export(url: str, namespace: str, path: Path, ttl: float | None) -> ImportReport:
-    """Store the sessions of an export. They live the ttl they bring, or `ttl` seconds, from now on.
+    """Store the sessions of an export. They expire after their own ttl, or `ttl` seconds, counted from now.
 
     Raises:
-        InputError: the file cannot be read, or a line is broken; the sessions before it are stored.
+        InputError: the file cannot be read, or a line is invalid; the sessions before it are stored.
     """
     async with opened(url, namespace, ttl=ttl) as cache:
         with progress_bar("bytes") as bar:
@@ -121,7 +122,7 @@ async def import_export(url: str, namespace: str, path: Path, ttl: float | None)
                 try:
                     yield from source.lines()
                 except InputError as error:
-                    unread.append(error)  # what is under way is finished all the same
+                    unread.append(error)  # raised below, once the sessions in flight are stored
 
             try:
                 report = await import_sessions(cache, lines())
@@ -139,11 +140,11 @@ def is_whole(report: ImportReport) -> bool:
 def print_imported(report: ImportReport, screen: Console) -> None:
     for failure in report.failures[:SHOWN_FAILURES]:
         screen.print(plain(failure, "red"), soft_wrap=True)
-    if untold := report.failed_count - len(report.failures[:SHOWN_FAILURES]):
-        screen.print(Text(f"and {untold} more", "red"))
-    present = f", {report.present_count} of them were there before" if report.present_count else ""
+    if omitted := report.failed_count - len(report.failures[:SHOWN_FAILURES]):
+        screen.print(Text(f"and {omitted} more", "red"))
+    present = f", {report.present_count} of them were stored before" if report.present_count else ""
     failed = f"; {report.failed_count} failed" if report.failed_count else ""
     style = "bold green" if is_whole(report) else "bold red"
-    screen.print(Text(f"{report.session_count} sessions are stored as the file says{present}{failed}", style))
+    screen.print(Text(f"{report.session_count} sessions stored as in the file{present}{failed}", style))
     if not report.is_complete:
-        screen.print(Text("the file has no end: it was cut short", "bold red"))
+        screen.print(Text("the file is incomplete: its end line is missing; export again", "bold red"))

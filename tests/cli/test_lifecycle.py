@@ -129,7 +129,7 @@ def test_list_shows_the_latest_commit_first_and_what_each_session_is(url: str) -
     ended = run("list", "--url", url)
     assert ended.exit_code == 0
     header, *lines = ended.stdout.splitlines()
-    assert header.split() == ["session", "last", "commit", "rev", "said", "begins", "parent"]
+    assert header.split() == ["session", "last", "commit", "rev", "messages", "begins", "parent"]
     assert [line.split()[0] for line in lines] == ["four", "three", "two", "one"]
     assert lines[1].split()[-4:] == ["1", "2", "hello", "three"]
     assert lines[0].split()[-1] == "one"
@@ -149,7 +149,7 @@ def test_list_goes_on_at_its_cursor_until_there_is_none(url: str) -> None:
     assert pages == [["four", "three", "two"], ["one"]]
     shown = run("list", "--limit", "3", "--url", url).stdout
     (cursor,) = (line for line in shown.splitlines() if "--after" in line)
-    assert "one" in run("list", *cursor.removeprefix("more: ").split(), "--url", url).stdout
+    assert "one" in run("list", *cursor.removeprefix("next page: ").split(), "--url", url).stdout
     by_id = told("list", "--after", "two", "--url", url)["sessions"]
     assert [session["session_id"] for session in by_id] == ["one"]
 
@@ -175,7 +175,7 @@ def test_list_tells_the_fault_of_a_session_that_cannot_be_read(url: str) -> None
 
 
 def test_list_of_nothing_says_so_and_leaves_no_key(url: str) -> None:
-    assert run("list", "--url", url).stdout == "no sessions here in namespace 'default'\n"
+    assert run("list", "--url", url).stdout == "no sessions on this page of namespace 'default'\n"
     assert told("list", "--url", url) == {"ok": True, "sessions": [], "next": None}
     assert keys(url) == set()
 
@@ -301,7 +301,7 @@ def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
     ("arguments", "code", "reason"),
     [
         (["nobody", "new"], 1, "no session 'nobody' in namespace 'default'"),
-        (["one", "two"], 1, "session 'two' exists already, at revision 1"),
+        (["one", "two"], 1, "session 'two' exists already, at revision 1; choose another id"),
         (["one", "new", "--leaf", "m9"], 1, "'m9' does not resolve"),
         (["one", "one"], 2, "is the id of the source"),
         (["one", "new", "--ttl", "0"], 2, "ttl: expected seconds above 0"),
@@ -329,7 +329,7 @@ def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: 
     assert ended.exit_code == 1
     assert ended.stdout.splitlines() == [
         "one: deleted (2 nodes, 2 blobs released)",
-        "nobody: there is no such session",
+        "nobody: session not found",
         "two: deleted (2 nodes, 2 blobs released)",
     ]
     deleted = told("delete", "three", "three", "--yes", "--url", url)
@@ -407,14 +407,14 @@ def test_gc_deletes_what_no_session_holds(url: str) -> None:
         "deleted_blob_count": 1,
     }
     assert run("gc", "--url", url).stdout == (
-        "0 blobs deleted, 0 unheld ones wait for their time; 4 sessions are listed\n"
+        "0 blobs deleted, 0 unused blobs kept until they expire; 4 sessions listed\n"
     )
 
 
 @pytest.mark.parametrize("command", ["gc", "audit"])
 def test_maintenance_of_a_namespace_that_is_not_in_use_says_so_and_leaves_no_key(url: str, command: str) -> None:
     ended = run(command, "--namespace", "nix", "--url", url)
-    assert (ended.exit_code, ended.stdout) == (0, "namespace 'nix' is not in use: there is nothing to do\n")
+    assert (ended.exit_code, ended.stdout) == (0, "namespace 'nix' is not in use; nothing to do\n")
     assert told(command, "--namespace", "nix", "--url", url)["in_use"] is False
     assert keys(url) == set()
 
@@ -462,7 +462,7 @@ def test_preload_makes_every_script_known(url: str) -> None:
         client.script_flush()
         assert told("preload", "--url", url) == {"ok": True, "scripts": len(scripts.every())}
         assert all(client.script_exists(*(script.sha for script in scripts.every())))
-    assert run("preload", "--url", url).stdout == f"the server knows all {len(scripts.every())} scripts\n"
+    assert run("preload", "--url", url).stdout == f"{len(scripts.every())} scripts loaded\n"
 
 
 # export and import
@@ -534,10 +534,10 @@ def test_what_is_exported_and_imported_reads_the_same(carried: str, exported: Pa
 
 def test_an_import_run_again_leaves_all_as_it_is(carried: str, exported: Path) -> None:
     ended = run("import", exported, "--namespace", "new", "--url", carried)
-    assert (ended.exit_code, ended.stdout) == (0, "8 sessions are stored as the file says\n")
+    assert (ended.exit_code, ended.stdout) == (0, "8 sessions stored as in the file\n")
     again = run("import", exported, "--namespace", "new", "--url", carried)
     assert again.exit_code == 0
-    assert again.stdout == "8 sessions are stored as the file says, 8 of them were there before\n"
+    assert again.stdout == "8 sessions stored as in the file, 8 of them were stored before\n"
     same(carried)
 
 
@@ -547,7 +547,7 @@ def test_an_import_that_was_cut_between_lines_ends_with_1_and_goes_on(carried: s
     part = b"".join(lines[:half])
     ended = run("import", "-", "--namespace", "new", "--url", carried, stdin=part)
     assert ended.exit_code == 1
-    assert "the file has no end: it was cut short" in ended.stdout
+    assert "the file is incomplete: its end line is missing" in ended.stdout
     stored = sum(b'"kind":"session"' in line for line in lines[:half])
     assert 0 < stored < 8
     whole = told("import", exported, "--namespace", "new", "--url", carried)
@@ -583,7 +583,10 @@ def test_a_damaged_blob_ends_with_2_and_its_line(carried: str, exported: Path) -
     [
         (["{"], "line 1: is not JSON"),
         ([{"kind": "session"}], "line 1: is not the header"),
-        ([{"kind": "lash-redis", "format": 1}, {"kind": "joke"}], "line 2.kind: expected lash-redis, blob, session or end, got 'joke'"),
+        (
+            [{"kind": "lash-redis", "format": 1}, {"kind": "joke"}],
+            "line 2.kind: expected lash-redis, blob, session or end, got 'joke'",
+        ),
         ([{"kind": "lash-redis", "format": 1}, {"kind": "end", "session_count": 1, "blob_count": 0}], "line 2: counts"),
     ],
 )
@@ -607,7 +610,7 @@ def test_an_import_refuses_a_session_that_is_there_otherwise_and_stores_the_othe
     assert ended.exit_code == 1
     failure, verdict = ended.stdout.splitlines()
     assert failure.startswith("two: SessionExists: ")
-    assert verdict == "7 sessions are stored as the file says; 1 failed"
+    assert verdict == "7 sessions stored as in the file; 1 failed"
     report = told("import", exported, "--namespace", "new", "--url", carried, code=1)
     assert (report["present_count"], report["failed_count"], len(report["failures"])) == (7, 1, 1)
     (said,) = told_show("two", carried, "--namespace", "new")["messages"]
@@ -675,15 +678,15 @@ def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["export"], "takes either sessions or --all"),
-        (["export", "one", "--all"], "takes either sessions or --all"),
+        (["export"], "expected either session ids or --all"),
+        (["export", "one", "--all"], "expected either session ids or --all"),
         (["export", "--all", "--json"], "--json needs --output"),
         (["export", "--all", "--output", "{tmp}"], "is a directory"),
         (["export", "--all", "--output", "{tmp}/none/out"], "No such file or directory"),
         (["import", "{tmp}/none"], "No such file or directory"),
         (["import", "{tmp}"], "Is a directory"),
         (["import", "--openai", "{tmp}/none"], "No such file or directory"),
-        (["import", "a", "b"], "takes one export at a time"),
+        (["import", "a", "b"], "expected one file"),
         (["import", "-", "--ttl", "-1"], "ttl: expected seconds above 0"),
         (["import"], "FILE"),
         (["delete"], "SESSION"),
@@ -691,7 +694,7 @@ def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: P
         (["list", "--limit", "0"], "--limit"),
         (["list", "--after", "after:nonsense"], "is no cursor, nor a session that is listed"),
         (["list", "--parent", ""], "parent: must not be empty"),
-        (["acl", "--user", "a b"], "is no name for an account"),
+        (["acl", "--user", "a b"], "expected a name without spaces"),
         (["acl", "--namespace", "{a}"], "namespace"),
     ],
 )
@@ -732,7 +735,7 @@ TREE: dict[str, Any] = {
 def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) -> None:
     path = written(tmp_path / "chats.jsonl", CHAT, "", TREE)
     ended = run("import", "--openai", path, "--url", url)
-    assert (ended.exit_code, ended.stdout) == (0, "2 sessions are stored as the file says\n")
+    assert (ended.exit_code, ended.stdout) == (0, "2 sessions stored as in the file\n")
 
     async def reads(cache: SessionCache) -> None:
         chat = await cache.session("weather/1").load_session(FullGraph())
@@ -793,7 +796,7 @@ def test_a_transcript_of_an_id_that_holds_other_messages_is_refused(
     other = json.loads(json.dumps(CHAT))
     change(other)
     report = told("import", "--openai", written(tmp_path / "chats", other, TREE), "--url", url, code=1)
-    assert report["failures"] == ["weather/1: there is a session of this id, and it holds other messages"]
+    assert report["failures"] == ["weather/1: the session exists already, with other messages"]
     assert (report["session_count"], report["failed_count"]) == (1, 1)
     assert within(url, everything)["weather/1"] == before["weather/1"]
 
@@ -940,7 +943,7 @@ def test_help_says_what_the_exit_codes_mean(command: str) -> None:
     ended = run(command, "--help")
     assert ended.exit_code == 0
     text = " ".join(ended.stdout.split())
-    for code in ("0 all is well", "1 verification failed", "2 usage", "3 the server could not be reached"):
+    for code in ("0 success", "1 verification failed", "2 wrong usage", "3 the server could not be reached"):
         assert code in text
 
 

@@ -136,13 +136,13 @@ BAD_LINES: list[tuple[Any, str]] = [
     ('{"id": "a", "messages": [{"role": "user", "content": "\\ud800"}]}', "messages[0].content: is not valid Unicode"),
     (
         {"id": "a", "messages": [{"id": "x", "parent_id": "y", "role": "user", "text": ""}]},
-        "messages[0].parent_id: 'y' is no message before this one",
+        "messages[0].parent_id: expected the id of an earlier message or null, got 'y'",
     ),
     ({"id": "a", "messages": [{"id": "x", "parent_id": None, "role": "user"}]}, "messages[0].text: expected a string"),
     ({"id": "a", "messages": [{"parent_id": None, "role": "user", "text": ""}]}, "messages[0].id: expected a string"),
     (
         {"id": "a", "messages": 2 * [{"id": "x", "parent_id": None, "role": "user", "text": ""}]},
-        "messages[1].id: 'x' is that of messages[0] too",
+        "messages[1].id: 'x' is also the id of messages[0]",
     ),
 ]
 
@@ -161,7 +161,7 @@ def test_a_bad_line_ends_replay_with_2_and_its_file_line_and_field(tmp_path: Pat
 def test_a_missing_file_an_empty_file_and_bytes_that_are_no_text_end_with_2(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b'{"id": "\xff"}\n')
     assert run("replay", tmp_path / "none").exit_code == 2
-    assert "holds no conversation" in run("replay", written(tmp_path / "empty", "")).stderr
+    assert "contains no conversation" in run("replay", written(tmp_path / "empty", "")).stderr
     assert f"{tmp_path / 'bytes'}:1: is not UTF-8" in run("replay", tmp_path / "bytes").stderr
 
 
@@ -171,7 +171,7 @@ def test_a_missing_file_an_empty_file_and_bytes_that_are_no_text_end_with_2(tmp_
         ("{}", "expected a list of tools"),
         ("[\n[", ":3: is not JSON"),
         ('[{"type": "function"}]', "[0].function.name"),
-        ('[{"function": {"name": "a"}}, {"function": {"name": "a"}}]', "[1].function.name: 'a' is there twice"),
+        ('[{"function": {"name": "a"}}, {"function": {"name": "a"}}]', "[1].function.name: 'a' occurs twice"),
     ],
 )
 def test_bad_tools_end_replay_with_2(tmp_path: Path, tools: str, reason: str) -> None:
@@ -286,8 +286,8 @@ def test_a_session_that_failed_is_named_and_ends_with_1(url: str, monkeypatch: p
     monkeypatch.setattr(module, "replay", tampering)
     ended = run("replay", "--url", url)
     assert ended.exit_code == 1
-    assert "1 of 2 sessions are not what was read" in ended.stdout
-    assert "rising-dough: the session is not there" in ended.stdout
+    assert "1 of 2 sessions differ from the files" in ended.stdout
+    assert "rising-dough: the session does not exist" in ended.stdout
 
 
 @pytest.mark.slow
@@ -415,7 +415,7 @@ async def test_the_verification_sees_a_commit_that_changed(link: Connection, url
 async def test_the_verification_sees_a_turn_that_is_missing(link: Connection, url: str) -> None:
     cache = await played(link, url, CHAT, turns=2)
     faults = await faults_of(cache.session("s"), CHAT, None)
-    assert "the revision is 2, not 3" in faults
+    assert "the revision is 2, expected 3" in faults
 
 
 async def test_a_turn_that_finds_an_older_revision_than_was_committed_is_refused(link: Connection, url: str) -> None:
@@ -484,7 +484,7 @@ async def test_show_says_who_holds_the_lease(url: str) -> None:
         assert re.search(r"lease +free", free.stdout)
         await cache.session("chat").acquire_lease("worker 7", ttl=3600)
     shown = await asyncio.to_thread(run, "show", "chat", "--url", url)
-    assert re.search(r"lease +worker 7, generation 1, for 60 minutes yet", shown.stdout)
+    assert re.search(r"lease +worker 7, generation 1, expires in 60 minutes", shown.stdout)
     document = await asyncio.to_thread(run, "show", "chat", "--url", url, "--json")
     lease = json.loads(document.stdout)["lease"]
     assert (lease["owner"], lease["generation"]) == ("worker 7", 1)
@@ -546,7 +546,7 @@ def test_a_graph_that_branches_at_every_node_is_folded_too() -> None:
 
 def test_a_cycle_and_a_missing_parent_are_shown_as_what_they_are() -> None:
     gone = _drawn(_line(2, lambda at: 7 if at == 0 else 0))
-    assert any("its parent is gone" in line for line in gone)
+    assert any("its parent is missing" in line for line in gone)
 
 
 def test_stored_text_cannot_drive_the_terminal() -> None:
@@ -700,7 +700,7 @@ def test_help_says_what_the_exit_codes_mean(command: tuple[str, ...]) -> None:
     assert ended.exit_code == 0
     text = " ".join(ended.stdout.split())
     assert "embedded://[directory]" in text or command == ()
-    for code in ("1 verification failed", "2 usage", "3 the server could not be reached"):
+    for code in ("1 verification failed", "2 wrong usage", "3 the server could not be reached"):
         assert code in text
 
 

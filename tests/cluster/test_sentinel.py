@@ -34,7 +34,7 @@ def test_doctor_speaks_to_the_primary_and_shows_no_password():
     with SentinelGroup(password="hidden", sentinel_password="secret") as group:
         ended = CliRunner().invoke(app, ["doctor", "--url", group.url])
     assert "primary, 2 replicas" in ended.stdout
-    assert "all of it works" in ended.stdout
+    assert "every operation works" in ended.stdout
     assert "hidden" not in ended.stdout
     assert "secret" not in ended.stdout
 

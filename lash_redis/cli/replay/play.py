@@ -1,4 +1,4 @@
-"""`lash-redis replay`: play conversations through several processes, then hold what is stored against what was read."""
+"""`lash-redis replay`: play conversations through several processes, then compare what is stored with the files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from lash_redis.options import StoreOptions
 from lash_redis.transport.connectors import by_url
 
 TTL = 3600.0
-"""Seconds the sessions of a run outlive it, unless they are to be kept."""
+"""Seconds after which the sessions of a run expire, unless `keep` is given."""
 SHOWN_FAULTS = 12
 SHOWN_MESSAGES = 10
 
 
 @dataclass(slots=True)
 class Session:
-    """A conversation on its way through the store."""
+    """A conversation that is played as a session."""
 
     id: str
     conversation: Conversation
@@ -63,7 +63,7 @@ class Session:
 
 @dataclass(slots=True)
 class Report:
-    """What a run found."""
+    """The result of a run."""
 
     url: str
     namespace: str
@@ -71,7 +71,7 @@ class Report:
     workers: int
     kept: bool
     outlives: bool
-    """Whether the sessions can still be looked at when the command has ended."""
+    """Whether the sessions are still stored when the command has ended."""
     sessions: Sequence[Session]
     seconds: float = 0.0
     measure: str = "memory usage"
@@ -144,17 +144,17 @@ def replay(
     tools: ToolState | None = None,
     between: Callable[[str, Sequence[Session]], None] | None = None,
 ) -> Report:
-    """Play every conversation as a session, turn by turn, then check all of them in new processes.
+    """Play every conversation as a session, turn by turn, then verify all sessions in new processes.
 
-    The turns of a session follow one another, each in the next process; sessions run side by side. Here nothing of a
-    session is known but which of its turns are done. `between` is called with the server's URL before the checks.
+    The turns of a session are played one after the other, each in the next process. Sessions are played concurrently.
+    This process only knows which turns are done. `between` is called with the server's URL before the checks.
 
     Raises:
-        CommandError: the server cannot be reached, a worker died, or `memory://` was asked for.
+        CommandError: the server cannot be reached, a worker ended, or `url` is `memory://`.
     """
     if url.startswith("memory:"):
         raise CommandError(
-            USAGE, "memory:// lives in one process and replay needs several; use embedded:// or a server's URL"
+            USAGE, "memory:// is limited to one process, but replay needs several; use embedded:// or a server's URL"
         )
     by_url(url)
     prefix = f"replay-{uuid4().hex[:8]}"
@@ -185,7 +185,7 @@ def replay(
 
 @contextmanager
 def _served(url: str) -> Iterator[str]:
-    """An address that other processes can connect to."""
+    """Yield a URL that other processes can connect to; start a server for `embedded://`."""
     scheme, _, rest = url.partition("://")
     if scheme != "embedded":
         yield url
@@ -206,7 +206,7 @@ def _stored_options(url: str, namespace: str) -> StoreOptions:
 
 
 def _play(pool: Pool, sessions: Sequence[Session], bar: Bar) -> float:
-    """Seconds from the first turn sent out to the last one back; starting the processes is not counted."""
+    """Play all turns; return the seconds from the first turn to the last result, without the start of the processes."""
     by_id = {session.id: (place, session) for place, session in enumerate(sessions)}
     bar.start("playing", sum(len(session.turns) for session in sessions))
     for place, session in enumerate(sessions):
@@ -228,6 +228,7 @@ def _play(pool: Pool, sessions: Sequence[Session], bar: Bar) -> float:
 
 
 def _check(pool: Pool, report: Report, tools: ToolState | None, bar: Bar) -> None:
+    """Verify and measure every session."""
     by_id = {session.id: session for session in report.sessions}
     blobs: dict[str, int] = {}
     bar.start("verifying", len(report.sessions))
@@ -236,7 +237,7 @@ def _check(pool: Pool, report: Report, tools: ToolState | None, bar: Bar) -> Non
     for job, result in _results(pool):
         session = by_id[job.session_id]
         if isinstance(result, Failure):
-            session.faults.append(f"could not be verified: {result.text}")
+            session.faults.append(f"verification failed: {result.text}")
         else:
             assert isinstance(result, Checked)
             session.faults += result.faults
@@ -255,7 +256,7 @@ def _results(pool: Pool) -> Iterator[tuple[Job, Result]]:
 
 
 async def _sample(settings: Settings, session_id: str) -> list[dict[str, Any]]:
-    """The conversation of a session's active path, resumed once more."""
+    """Load the messages of a session's active path."""
     source = Connection(settings.url)
     try:
         cache = SessionCache(source, settings.namespace, options=settings.options)
@@ -265,7 +266,7 @@ async def _sample(settings: Settings, session_id: str) -> list[dict[str, Any]]:
         await source.close()
 
 
-# What people see
+# The printed report
 
 
 def print_report(report: Report, screen: Console) -> None:
@@ -287,16 +288,16 @@ def print_report(report: Report, screen: Console) -> None:
         table.add_row(name, *(f"{value:.2f}" for value in facts[f"{name}_ms"].values()))
     table.add_row()
     stored = facts["bytes"]
-    table.add_row("bytes", *(Text(name, style="dim") for name in ("in all", "a session", "largest")))
+    table.add_row("bytes", *(Text(name, style="dim") for name in ("total", "median", "largest")))
     table.add_row("sessions", *(shown_bytes(stored[name]) for name in ("sessions", "session_p50", "session_max")))
     table.add_row("blobs", shown_bytes(stored["blobs"]), f"{stored['blob_count']} blobs", "shared")
     measure = {
         "memory usage": "bytes by MEMORY USAGE",
-        "record bytes": "bytes of the records; MEMORY USAGE gave no answer",
+        "record bytes": "bytes of the records, because MEMORY USAGE is refused",
     }
-    note = Text(f"\nresume: a handle that knows nothing, until every node is decoded; {measure[report.measure]}", "dim")
+    note = Text(f"\nresume: a cold read, until every node is decoded; {measure[report.measure]}", "dim")
     if failed:
-        verdict = Text(f"{len(failed)} of {len(report.sessions)} sessions are not what was read", style="bold red")
+        verdict = Text(f"{len(failed)} of {len(report.sessions)} sessions differ from the files", style="bold red")
     else:
         verdict = Text(f"{report.verified} of {report.verified} sessions verified, message by message", "bold green")
     colour = "red" if failed else "green"
@@ -318,7 +319,7 @@ def _print_sample(report: Report, screen: Console) -> None:
     if not report.sample:
         return
     screen.print()
-    screen.rule(plain(f"{report.sample_id}, as it was resumed"), style="dim")
+    screen.rule(plain(f"{report.sample_id}, loaded from the server"), style="dim")
     for message in report.sample[:SHOWN_MESSAGES]:
         screen.print(message_lines(message, max_lines=6))
     left = len(report.sample) - SHOWN_MESSAGES
@@ -328,8 +329,8 @@ def _print_sample(report: Report, screen: Console) -> None:
     if report.outlives:
         where = f" --namespace {report.namespace}" if report.namespace != "default" else ""
         command = f"lash-redis show --url '{shown_url(report.url)}'{where} --messages '{report.sample_id}'"
-        until = "for good" if report.kept else f"for {TTL / 60:.0f} minutes"
-        screen.print(plain(f"The sessions stay {until}: {command}", "dim"), soft_wrap=True)
+        until = "stay stored" if report.kept else f"expire in {TTL / 60:.0f} minutes"
+        screen.print(plain(f"The sessions {until}: {command}", "dim"), soft_wrap=True)
     else:
-        ended = "The embedded server has ended with this command."
-        screen.print(Text(f"{ended} With --url redis://… or embedded:///directory the sessions stay.", style="dim"))
+        ended = "The embedded server has ended, and its sessions are deleted."
+        screen.print(Text(f"{ended} Use --url redis://… or embedded:///directory to keep sessions.", style="dim"))

@@ -1,7 +1,7 @@
-"""Worker processes, and jobs handed to them: bounded in time, never left behind.
+"""A pool of worker processes with time limits, which never outlive this process.
 
-Not `multiprocessing`: a session of its own keeps a Ctrl-C at the terminal away from a worker, and a closed connection
-ends it, whatever became of us.
+`multiprocessing` is not used, because each worker needs an operating system session of its own: a Ctrl-C at the
+terminal then does not reach it. A worker ends when its connection is closed, however this process ends.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Self
 from lash_redis.cli.replay.worker import Job, Result, Settings
 
 JOB_TIMEOUT = 120.0
-"""Seconds without a word from any worker until they are given up."""
+"""Maximum seconds without a result from any worker."""
 STOP_TIMEOUT = 2.0
-"""Seconds a worker has to end by itself before it is killed."""
+"""Maximum seconds for a worker to end; after that it is killed."""
 
 _START = "import sys; from lash_redis.cli.replay.worker import serve; serve(int(sys.argv[1]))"
 
 
 class WorkerDied(Exception):
-    """A worker ended or fell silent with a job in its hands."""
+    """A worker ended or did not answer in time."""
 
 
 class Pool:
-    """`count` workers. As a context manager it waits until all have started, and ends them when it is left."""
+    """`count` workers. As a context manager, it waits until all have started, and ends them when it is left."""
 
     def __init__(self, count: int, settings: Settings) -> None:
         self._waiting: list[deque[Job]] = [deque() for _ in range(count)]
@@ -42,21 +42,21 @@ class Pool:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
             for _ in range(count):
-                ours, theirs = Pipe()
-                self._lines.append(ours)
-                with theirs:
+                line, worker_line = Pipe()
+                self._lines.append(line)
+                with worker_line:
                     self._processes.append(
                         subprocess.Popen(
-                            [sys.executable, "-c", _START, str(theirs.fileno())],
-                            pass_fds=[theirs.fileno()],
+                            [sys.executable, "-c", _START, str(worker_line.fileno())],
+                            pass_fds=[worker_line.fileno()],
                             stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL,
                             env=environment,
                             start_new_session=True,
                         )
                     )
-                with suppress(BrokenPipeError):  # found out by `results`
-                    ours.send(settings)
+                with suppress(BrokenPipeError):  # the worker has ended, which `results` reports
+                    line.send(settings)
         except BaseException:
             self.stop()
             raise
@@ -92,12 +92,12 @@ class Pool:
         self._waiting[worker].append(job)
 
     def results(self) -> Iterator[tuple[Job, Result]]:
-        """Every result as it comes; more jobs may be put meanwhile.
+        """Yield each job with its result, in the order of completion. More jobs may be put during the iteration.
 
         Raises:
-            WorkerDied: a worker ended before it had answered, or none answered for `JOB_TIMEOUT` seconds.
+            WorkerDied: a worker ended before it answered, or none answered for `JOB_TIMEOUT` seconds.
         """
-        while self._hand_out():
+        while self._assign_jobs():
             ready = wait([self._lines[worker] for worker in self._busy], JOB_TIMEOUT)
             if not ready:
                 raise WorkerDied(f"no worker has answered for {JOB_TIMEOUT:g} seconds")
@@ -110,8 +110,8 @@ class Pool:
                     raise self._died(worker) from None
                 yield self._busy.pop(worker), result
 
-    def _hand_out(self) -> bool:
-        """Give each idle worker its next job; whether any is at work."""
+    def _assign_jobs(self) -> bool:
+        """Send each idle worker its next job; return whether any worker is busy."""
         for worker, waiting in enumerate(self._waiting):
             if waiting and worker not in self._busy:
                 self._busy[worker] = waiting.popleft()
@@ -132,7 +132,7 @@ class Pool:
         )
 
     def stop(self) -> None:
-        """End every worker. Idempotent; blocks, at most `STOP_TIMEOUT` or so."""
+        """End every worker. Idempotent. Blocks for about `STOP_TIMEOUT` seconds at most for each worker."""
         for line in self._lines:
             line.close()
         for process in self._processes:

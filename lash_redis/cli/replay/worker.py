@@ -1,7 +1,7 @@
-"""What a worker process of `replay` does: play a turn of a session it knows only by name, or check a whole session.
+"""A worker process of `replay`: it plays a turn of a session that it loads by its id, or verifies a session.
 
-A worker keeps one connection and nothing else. Each job gets a `SessionCache` of its own, so no blob, ref or revision
-comes from an earlier one: whatever a turn builds on, it has read.
+A worker keeps only its connection. Each job gets a `SessionCache` of its own, so it uses no blob, ref or revision of an
+earlier job. Everything that a turn builds on was read from the server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection as Line
 from typing import Any, Literal
 
 from lash_redis.cache import SessionCache
-from lash_redis.cli.connection import Connection, refused
+from lash_redis.cli.connection import Connection, is_refused
 from lash_redis.cli.conversations import (
     Conversation,
     Message,
@@ -48,14 +48,14 @@ from lash_redis.options import StoreOptions
 from lash_redis.session.store import RedisSessionStore
 
 ATTEMPTS = 8
-"""How often a turn is resumed anew when somebody else was faster, and sent again when the reply was lost."""
+"""Maximum attempts at a turn: it is resumed again after a conflict, and sent again after a lost reply."""
 
 CONFIG = PersistedSessionConfig(provider_id="replay", configured_model="replay")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is told before its first job."""
+    """The settings that a worker receives before its first job."""
 
     url: str
     namespace: str
@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A session, and what it should hold."""
+    """A session to verify, and its expected content."""
 
     session_id: str
     conversation: Conversation
@@ -77,7 +77,7 @@ Job = Turn | Check
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One turn: the seconds from nothing to every node decoded, and those of the commit that went through."""
+    """The result of a turn: the seconds of a cold read with every node decoded, and those of the successful commit."""
 
     pid: int
     resume: float
@@ -88,7 +88,10 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`faults` is empty where all is as it should be. Bytes are those the server reports, or of the records alone."""
+    """The result of verifying a session. Without differences, `faults` is empty.
+
+    Bytes are those that the server reports, or those of the records alone.
+    """
 
     faults: Sequence[str]
     measure: Literal["memory usage", "record bytes"]
@@ -98,7 +101,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The job could not be done. `unreachable`: nor can any other."""
+    """The job failed. `unreachable`: the server failed, so every other job would fail, too."""
 
     text: str
     unreachable: bool = False
@@ -111,10 +114,12 @@ Result = Played | Checked | Failure
 
 
 async def play(source: Connection, settings: Settings, turn: Turn) -> Played:
-    """Resume, append, commit by compare-and-set; resume again after a conflict, send again after a lost reply.
+    """Resume the session, append the turn, commit by compare-and-set.
+
+    After a conflict the session is resumed again. After a lost reply the commit is sent again.
 
     Raises:
-        Corrupt: the session is not where the turns before this one have left it.
+        Corrupt: the session lacks turns that were committed before this one.
     """
     retries = 0
     for conflicts in range(ATTEMPTS):
@@ -124,9 +129,9 @@ async def play(source: Connection, settings: Settings, turn: Turn) -> Played:
             await cache.create(SessionStoreCreateRequest(turn.session_id, SessionPolicy(model=CONFIG.configured_model)))
         began = time.perf_counter()
         read = await store.load_session(FullGraph() if turn.parent is None else ActivePath(turn.parent))
-        heard = spoken(read, turn)
+        earlier = stored_messages(read, turn)
         resumed = time.perf_counter()
-        commit = commit_of(turn, read, heard)
+        commit = commit_of(turn, read, earlier)
         sending = time.perf_counter()
         try:
             resent = await _commit(store, commit)
@@ -140,7 +145,7 @@ async def play(source: Connection, settings: Settings, turn: Turn) -> Played:
 
 
 async def _commit(store: RedisSessionStore, commit: RuntimeCommit) -> int:
-    """Send until the outcome is known; how often it had to be sent again."""
+    """Send a commit until its outcome is known; return how many times it was sent again."""
     for resent in range(ATTEMPTS):
         try:
             await store.commit_runtime_state(commit)
@@ -152,11 +157,11 @@ async def _commit(store: RedisSessionStore, commit: RuntimeCommit) -> int:
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def spoken(read: PersistedSessionRead | None, turn: Turn) -> list[Message]:
-    """The messages before this turn, as they are stored.
+def stored_messages(read: PersistedSessionRead | None, turn: Turn) -> list[Message]:
+    """Return the stored messages before this turn.
 
     Raises:
-        Corrupt: what was read is older than the turns before this one, or lacks the message to go on from.
+        Corrupt: the read lacks turns that were committed before, or the parent of this turn.
     """
     revision = 0 if read is None else read.head_revision
     if revision < turn.number:
@@ -165,12 +170,12 @@ def spoken(read: PersistedSessionRead | None, turn: Turn) -> list[Message]:
         return []
     path = read.graph.active_path()
     if turn.parent is not None and turn.format == "tree" and (not path or path[-1].node_id != turn.parent):
-        raise Corrupt("graph", turn.session_id, f"the message {turn.parent!r} to go on from is not there")
+        raise Corrupt("graph", turn.session_id, f"the parent message {turn.parent!r} is missing")
     return [message_of(turn.format, record) for node in path if (record := node.message()) is not None]
 
 
-def commit_of(turn: Turn, read: PersistedSessionRead | None, heard: Sequence[Message]) -> RuntimeCommit:
-    """The turn as a commit on what was read. The tool state goes along once; afterwards its ref alone."""
+def commit_of(turn: Turn, read: PersistedSessionRead | None, earlier: Sequence[Message]) -> RuntimeCommit:
+    """Return the turn as a commit on a read. Only the first commit sends the tool state; later ones send its ref."""
     parent = turn.parent
     if turn.format == "chat" and read is not None:
         parent = read.graph.leaf_node_id
@@ -181,7 +186,7 @@ def commit_of(turn: Turn, read: PersistedSessionRead | None, heard: Sequence[Mes
         nodes.append(SessionNodeRecord(node_id, parent, now, event))
         parent = node_id
     before = None if read is None else read.checkpoint
-    deltas = usage_deltas(heard, turn.messages)
+    deltas = usage_deltas(earlier, turn.messages)
     progress = Progress.read(before).after(deltas, turn.messages)
     return RuntimeCommit(
         session_id=turn.session_id,
@@ -205,7 +210,7 @@ def commit_of(turn: Turn, read: PersistedSessionRead | None, heard: Sequence[Mes
 
 
 async def check(source: Connection, settings: Settings, wanted: Check) -> Checked:
-    """Hold everything stored of a session against the file it came from, and measure it."""
+    """Compare a stored session with the conversation that was played, and measure its size."""
     cache = SessionCache(source, settings.namespace, ttl=settings.ttl, options=settings.options)
     store = cache.session(wanted.session_id)
     try:
@@ -216,15 +221,15 @@ async def check(source: Connection, settings: Settings, wanted: Check) -> Checke
 
 
 async def faults_of(store: RedisSessionStore, conversation: Conversation, tools: ToolState | None) -> list[str]:
-    """Where the stored session departs from the conversation that was played: messages, branches, components."""
+    """Return every difference between a stored session and its conversation: messages, branches, components, usage."""
     read = await store.load_session(FullGraph())
     if read is None:
-        return ["the session is not there"]
+        return ["the session does not exist"]
     faults: list[str] = []
 
     def compare(what: str, stored: Any, expected: Any) -> None:
         if canonical(stored) != canonical(expected):
-            faults.append(f"{what} is {_brief(stored)}, not {_brief(expected)}")
+            faults.append(f"{what} is {_brief(stored)}, expected {_brief(expected)}")
 
     turns = conversation.turns(store.session_id, tools)
     compare("the revision", read.head_revision, len(turns))
@@ -255,13 +260,13 @@ async def faults_of(store: RedisSessionStore, conversation: Conversation, tools:
 
 
 def _expected(conversation: Conversation, turns: Sequence[Turn]) -> tuple[Progress, list[dict[str, Any]]]:
-    """The components after the last turn and the ledger, from the file alone."""
+    """Compute the components after the last turn and the ledger from the file alone."""
     progress = Progress()
     ledger: dict[tuple[str, str], dict[str, int]] = {}
     done = 0
     for turn in turns:
-        heard = [conversation.messages[index] for index in conversation.path(conversation.parents[done])]
-        deltas = usage_deltas(heard, turn.messages)
+        earlier = [conversation.messages[index] for index in conversation.path(conversation.parents[done])]
+        deltas = usage_deltas(earlier, turn.messages)
         progress = progress.after(deltas, turn.messages)
         done += len(turn.messages)
         for delta in deltas:
@@ -286,7 +291,7 @@ def _brief(value: Any) -> str:
 
 
 async def _measured(source: Connection, cache: SessionCache, session_id: str, faults: Sequence[str]) -> Checked:
-    """With the bytes of the session's keys and of its blobs; a store need not be allowed MEMORY USAGE."""
+    """Measure the bytes of the session's keys and blobs; of the records alone if MEMORY USAGE is refused."""
     keys = cache.layout.session(session_id)
     own = keys.own
     try:
@@ -299,7 +304,7 @@ async def _measured(source: Connection, cache: SessionCache, session_id: str, fa
     try:
         sizes = await source.ask(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in (*own, *blobs)))
     except BackendError as error:
-        if not refused(error):
+        if not is_refused(error):
             raise
         own_reads = ("HGETALL", keys.head), ("LRANGE", keys.log, 0, -1), ("HGETALL", keys.state)
         stored = sum(map(_length, await source.ask(*own_reads)))
@@ -319,7 +324,7 @@ def _length(reply: Any) -> int:
 
 
 def serve(descriptor: int) -> None:
-    """Do the jobs that come in on a connection until it is closed."""
+    """Run the jobs that arrive on a connection until it is closed."""
     with Line(descriptor) as line, asyncio.Runner() as runner:
         settings: Settings = line.recv()
         source = Connection(settings.url)
@@ -327,18 +332,19 @@ def serve(descriptor: int) -> None:
             line.send(os.getpid())
             while True:
                 job: Job = line.recv()
-                line.send(runner.run(_done(source, settings, job)))
+                line.send(runner.run(_run(source, settings, job)))
         except (EOFError, OSError):
-            pass  # the dispatcher has gone
+            pass  # the dispatcher has ended
         finally:
             runner.run(source.close())
 
 
-async def _done(source: Connection, settings: Settings, job: Job) -> Result:
+async def _run(source: Connection, settings: Settings, job: Job) -> Result:
+    """Run a job; return a `Failure` for any error."""
     try:
         return await (play(source, settings, job) if isinstance(job, Turn) else check(source, settings, job))
     except StoreError as error:
         unreachable = isinstance(error, BackendError | OutcomeUnknown)
         return Failure(f"{type(error).__name__}: {error}", unreachable)
-    except Exception:  # noqa: BLE001 (the dispatcher reports it; this process must not take the other sessions with it)
+    except Exception:  # noqa: BLE001 (the dispatcher reports it; the other sessions of this process continue)
         return Failure(traceback.format_exc().strip())
