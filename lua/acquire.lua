@@ -1,4 +1,4 @@
--- acquire: take a session's lease if nobody else holds it; otherwise change nothing.
+-- acquire: acquire a session's lease unless another owner holds it; otherwise change nothing.
 --
 -- KEYS   1 head   hash  the field `lease`
 --        2 log    list  node records, counted
@@ -8,23 +8,23 @@
 --        6 state  hash  private components, counted
 --
 -- ARGV   1 session    str  session id, echoed
---        2 owner      str  who asks
---        3 token      str  made by the caller, without blanks: the lease is known by it
---        4 ttl        int  ms from now until the lease runs out
---        5 remains    int  ms that a head which holds nothing but a lease outlives it
+--        2 owner      str  the worker that asks
+--        3 token      str  made by the caller, without blanks; identifies the lease
+--        4 ttl        int  ms from now until the lease expires
+--        5 remains    int  ms by which a head that has only a lease outlives it
 --
 -- Reply  acquired <session> <generation> <deadline> <until> <before> <owner> <generation> <deadline>
---                                              held until <deadline> (ms since 1970), the session itself until <until>
---                                              (0: for ever); before is lapsed where it was taken from a holder whose
---                                              time was up (the last three), else ''
+--                                              the caller holds the lease until <deadline> (ms since 1970); the session
+--                                              expires at <until> (0: never); before is lapsed if another lease had
+--                                              expired (its owner, generation and deadline follow), else ''
 --        busy <session> <owner> <generation> <deadline>
---                                              somebody else holds it until then; nothing written
+--                                              another owner holds it until <deadline>; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  while a lease is held its owner's claims keep the generation, so a claim sent twice is one claim; with another
---        token the same owner takes its own lease over, and the former token is worth nothing any more.
+-- Order  an owner that acquires its own live lease again keeps the generation, so a call sent twice has the effect of
+--        one. With another token the same owner replaces its own lease, and the former token is no longer valid.
 -- Cost   one round trip, about eight commands.
 
 --@include int64

@@ -1,32 +1,32 @@
--- delete: remove all of a session at once, and keep late writers out for a while.
+-- delete: delete all keys of a session, and refuse late writes to its id for a while; a refusal deletes nothing.
 --
--- KEYS   1 head      hash  what the session holds; then, for a while, only that it was deleted
+-- KEYS   1 head      hash  the session's head; afterwards, for a while, only the deletion marker
 --        2 log       list  node records
 --        3 nodes     hash  node id -> position
 --        4 jumps     list  position:parent position
 --        5 dead      hash  position -> node id
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 expiries  zset  catalogue entry -> time until which it stays (ms)
 --        9 orphans   zset  blobs without a holder -> ms
 --       10 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
 --
 -- ARGV   1 session  str    session id, echoed
 --        2 before   bytes  refs that the client expects in the head
 --        3 grace    int    ms a blob outlives its last holder
---        4 marker   int    ms for which the id takes no writes; 0 for none
---        5 request  str    which deletion this is: the marker tells a retry what it did
+--        4 marker   int    ms during which writes to the id are refused; 0 for none
+--        5 request  str    unique to this deletion; the marker stores it, so that a retry gets the first reply
 --        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
 --
--- Reply  removed <session> <nodes> <blobs> <whole>   gone, with so many live nodes and so many components; whole is
---                                                    1 where no part was missing or unreadable, so that a marker stands
---        absent <session>                            there is no such session; nothing written
+-- Reply  removed <session> <nodes> <blobs> <whole>   deleted, with the numbers of its live nodes and components; whole
+--                                                    is 1 if no part was missing or unreadable, so that a marker is set
+--        absent <session>                            the session does not exist; nothing written
 --        refs <session> <refs>                       the head holds other refs than `before`; nothing written
 --        corrupt <session> <family> <reason>         the shard's own lists are unusable; nothing written
 --
--- Order  a session of which a part is missing leaves no marker: deleting it is how it is started anew, and a writer
---        that builds on it is refused all the same, because there is no head. Keys are unlinked first: a full server
---        takes that, and after a script's first write it takes the rest.
+-- Order  a session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
+--        builds on it is refused, too, because there is no head. UNLINK comes first: a full server accepts it, and
+--        after the first write of a script it accepts the others.
 -- Cost   one round trip, O(1): UNLINK frees large values in the background.
 
 --@include refuse

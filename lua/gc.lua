@@ -1,18 +1,18 @@
--- gc: delete blobs that nobody holds and whose time has come, and catalogue entries of sessions that expired.
+-- gc: delete unheld blobs whose time is over, and catalogue entries of expired sessions; a refusal deletes none.
 --
--- KEYS   1 orphans   zset  blobs without a holder -> ms from which they may go
+-- KEYS   1 orphans   zset  blobs without a holder -> ms from which they may be deleted
 --        2 sessions  zset  catalogue entry -> last commit (ms)
---        3 expiries  zset  catalogue entry -> until when it stays (ms)
+--        3 expiries  zset  catalogue entry -> time until which it stays (ms)
 --        4 blobs     hash  the blobs to check, one for each ref
 --
 -- ARGV   1 scope    str   echoed
 --        2 refs     str   refs of those blobs, in the order of KEYS
 --
--- Reply  swept <scope> <deleted> <settled> <expired>   so many blobs are deleted, so many refs left the orphans, so
---                                                      many sessions (100 at the most) the catalogue
+-- Reply  swept <scope> <deleted> <settled> <expired>   numbers of deleted blobs, of refs dropped from the orphans, and
+--                                                      of sessions (at most 100) dropped from the catalogue
 --        corrupt <scope> <family> <reason>             a key holds another type; nothing deleted
 --
--- Order  holders are counted here and now, so a blob that a commit took up in between stays.
+-- Order  the script reads the holders itself, so a blob that a commit has acquired meanwhile stays.
 -- Cost   one round trip, O(refs).
 
 --@include refuse

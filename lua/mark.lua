@@ -1,14 +1,14 @@
--- mark: write a head's facts as they are, so that a WAIT behind it waits for all that was written before.
+-- mark: write a head's facts unchanged, so that a WAIT behind it covers all earlier writes; a refusal writes nothing.
 --
 -- KEYS   1 head  hash  the field `facts`
 --
 -- ARGV   1 session  str  session id, echoed
 --
--- Reply  marked <session>                      written anew
---        absent <session>                      there is no head; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+-- Reply  marked <session>                      the facts are written
+--        absent <session>                      the session has no head; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
--- Order  a commit that is answered from its receipt writes nothing, and WAIT waits for what its own connection wrote.
+-- Order  a retry that a receipt answers writes nothing, and WAIT covers only writes of its own connection.
 -- Cost   one round trip, two commands.
 
 --@include refuse

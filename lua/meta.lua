@@ -1,4 +1,4 @@
--- meta: write a session's meta record; the head, its revision and its deadline stay as they are.
+-- meta: write a session's meta record; head, revision and deadline do not change; a refusal writes nothing.
 --
 -- KEYS   1 head      hash  the fields `meta`, `parent` and `ttl`
 --        2 log       list  node records, counted
@@ -7,23 +7,23 @@
 --        5 dead      hash  position -> node id, counted
 --        6 state     hash  private components, counted
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 expiries  zset  catalogue entry -> time until which it stays (ms)
 --
 -- ARGV   1 session      str    session id, echoed
---        2 mode         str    save: replace what is there; create: only if the session is new
+--        2 mode         str    save: replace the record; create: only if the session is new
 --        3 meta         bytes  the record
 --        4 parent       str    the parent it names; '' for none
---        5 default_ttl  int    ms until a session that is nothing but meta expires; 0 for never
+--        5 default_ttl  int    ms until a session that has only meta expires; 0 for never
 --        6 own_ttl      int    ms, a new session's own; 0 for never; '' for none
 --        7 grace        int    ms a catalogue entry may outlive its session
 --
 -- Reply  saved <session>                       the record is stored
 --        exists <session>                      mode is create and the session has meta; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  a session that has a head keeps its deadline: only commits and touches slide it.
+-- Order  a session that has a head keeps its deadline: only commits and touches extend it.
 -- Cost   one round trip, about a dozen commands.
 
 --@include refuse

@@ -12,10 +12,10 @@
 --
 -- Reply  node <session> <record> <position>    the node's record
 --        none <session>                        unknown or tombstoned
---        corrupt <session> <family> <reason>   stored bytes break a law
+--        corrupt <session> <family> <reason>   stored data violates an invariant
 --        evicted <session> <family> <reason>   a key of the session is gone
 --
--- Order  what the head counts is compared first: an evicted index must not read as an unknown id.
+-- Order  the script compares the sizes of the keys first, so that an evicted index is not taken for an unknown id.
 -- Cost   one round trip, O(length of the log) steps over list chunks.
 
 --@include refuse

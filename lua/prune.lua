@@ -1,17 +1,17 @@
--- prune: drop catalogue entries of sessions of which nothing is left, and former ones of sessions that began anew.
+-- prune: drop catalogue entries of sessions without keys, and former entries of sessions that were started again.
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
---        2 expiries  zset  catalogue entry -> until when it stays (ms)
+--        2 expiries  zset  catalogue entry -> time until which it stays (ms)
 --        3 keys      any   the six keys of each session to check
 --
 -- ARGV   1 scope    str    echoed
 --        2 entries  bytes  the catalogue entries of these sessions, in the order of KEYS
 --
--- Reply  pruned <scope> <count>                  so many entries are dropped
+-- Reply  pruned <scope> <count>                  the number of dropped entries
 --        corrupt <scope> <family> <reason>       a key holds another type; nothing written
 --
--- Order  the script checks the keys itself, so the entry of a session that has begun again stays. The entry of a torn
---        session, of which some key is left, stays too.
+-- Order  the script checks the keys itself, so the entry of a session that has started again stays. The entry of a
+--        session of which some keys are left stays, too.
 -- Cost   one round trip, O(entries).
 
 --@include refuse

@@ -1,17 +1,17 @@
--- put_blob: store bytes that no session holds yet; they wait a while for a commit that names them.
+-- put_blob: store bytes that no session holds yet, for a later commit that names them; a refusal stores nothing.
 --
--- KEYS   1 blob     hash  c content, u until when an upload is promised to stay, holders until each time
+-- KEYS   1 blob     hash  c content, u time until which an upload stays, holders until each time
 --        2 orphans  zset  blobs without a holder -> ms
 --
 -- ARGV   1 ref      str    sha-256 of the logical bytes, hex; echoed
 --        2 content  bytes  as stored
---        3 grace    int    ms the blob waits
+--        3 grace    int    ms for which the blob is kept without a holder
 --
--- Reply  stored <ref>                     the blob is there and stays at least `grace` ms
+-- Reply  stored <ref>                     the blob is stored and stays at least `grace` ms
 --        corrupt <ref> <family> <reason>  a key holds another type; nothing written
 --
--- Order  a blob that sessions hold keeps its content, its first writer's; only the promise is noted, and kept when
---        the last of them lets go. A shorter promise never cuts a longer one.
+-- Order  a blob that sessions hold keeps the content of its first writer. Only `u` is written, and it applies when the
+--        last holder releases the blob. An earlier time never replaces a later one.
 -- Cost   one round trip, up to six commands.
 
 --@include refuse

@@ -1,14 +1,14 @@
--- read: run native reads at one moment, where a full server refuses them in a transaction; reads only.
+-- read: run native reads at one moment, for a full server, which refuses them in a transaction; reads only.
 --
--- KEYS   1 keys      any  what the commands read, in their order
+-- KEYS   1 keys      any  the keys of the commands, in their order
 --
 -- ARGV   1 scope     str  echoed
 --        2 commands  any  for each command its name, its number of keys, its number of further words, these words
 --
 -- Reply  read <scope> <reply> ...   a reply for each command, maps as flat lists
 --
--- Order  of the commands; nothing can come between them.
--- Cost   one round trip; lists come out of Lua several times slower than natively.
+-- Order  the commands run in their order; no other command runs between them.
+-- Cost   one round trip; Redis returns lists several times slower through Lua than natively.
 
 local keys, scope, commands = 1, ARGV[1], 2
 

@@ -1,27 +1,28 @@
--- recount: hold what blobs count of their holders against the heads of their shard, at one moment; mend it if asked to.
+-- recount: compare the holders that blobs count with the heads of their shard; repair them if asked to, else only read.
 --
 -- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
 --        2 orphans   zset  blobs without a holder -> ms
---        3 blobs     hash  the blobs in question; then the head of every session of the shard
+--        3 blobs     hash  the blobs to check; then the head of every session of the shard
 --
 -- ARGV   1 scope    str    echoed
 --        2 mode     str    check or repair
 --        3 grace    int    ms a blob outlives its last holder
 --        4 count    int    number of blobs
 --        5 values   bytes  the refs of the blobs, 32 bytes each, then for every head its catalogue entry, '' for a
---                          session that was seen elsewhere
+--                          session that is not listed
 --
--- Reply  recounted <scope> <mended> <index> <stored> <counted> ...   blobs (from 0) whose holders are not those the
---                                           heads say: both as `time*holders` words, `gone` for one not stored, `lasts`
---                                           for one nobody holds and that does not expire; where mended is 1, all but
---                                           those that are gone are right now
---        moved <scope>                      the shard has other sessions than given; nothing written
+-- Reply  recounted <scope> <repaired> <index> <stored> <counted> ...
+--                                           the blobs (index from 0) whose holders differ from the heads, with both
+--                                           counts as `time*holders` words; stored is `gone` for a blob that is not
+--                                           stored, `lasts` for an unheld one that does not expire; repaired is 1 if
+--                                           all blobs except the gone ones were repaired
+--        moved <scope>                      the shard has other sessions than the given ones; nothing written
 --        corrupt <scope> <family> <reason>  a key holds another type; nothing written
 --
 -- Order  the script reads every head of the shard and the blobs in one step, so it cannot miscount commits in flight.
---        It mends nothing if it cannot read a head, because the blobs of that head are unknown, or if the catalogue
+--        It repairs nothing if it cannot read a head, because the blobs of that head are unknown, or if the catalogue
 --        lacks a session, because it may lack others.
--- Cost   one round trip, O(sessions of the shard + blobs); nothing else runs meanwhile (10 to 15 us a session).
+-- Cost   one round trip, O(sessions of the shard + blobs); it blocks the server for 10 to 15 us a session.
 
 --@include refuse
 --@include clock
@@ -45,7 +46,7 @@ for index = entries, #ARGV do
 end
 if listed ~= #KEYS - heads + 1 - unlisted then return {'moved', scope} end
 
--- A session that began anew with another parent has its former entry beside its own for a while: it is counted once.
+-- A session that was started again with another parent has two entries for a while. It is counted once.
 local now, counted, mended, looked_at = milliseconds(), {}, mode == 'repair' and 1 or 0, {}
 for index = 0, count - 1 do counted[ARGV[values + index]] = {} end
 for index = 0, #KEYS - heads do
@@ -54,7 +55,7 @@ for index = 0, #KEYS - heads do
   local head = KEYS[heads + index]
   local stored = looked_at[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
   looked_at[head] = true
-  if stored.err then unusable('head', stored) end -- a missing right is raised; another type is the session's problem
+  if stored.err then unusable('head', stored) end -- raises for a missing right; ignores a key of another type
   if not stored[1] and (stored.err or stored[2]) then mended = 0 end
   if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then mended = 0 end
   local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+ %d+ %d+$')
@@ -89,8 +90,8 @@ for index = 0, count - 1 do
     if hold == 0 or hold and hold > now then
       local holders = redis.call('HGET', blob, field)
       found[field] = holders
-      -- A session that expired holds on for less than its grace (a minute, if not longer): it cannot be counted any
-      -- more, and need not be.
+      -- An expired session's holds last for less than the grace (at least a minute). They cannot be counted any more,
+      -- so counts of such times are accepted as they are.
       if hold > 0 and hold <= now + math.max(grace, 60000) and (tonumber(holders) or 0) > (counts[field] or 0) then
         counts[field] = holders
       end

@@ -1,4 +1,4 @@
--- refresh: hand over what a reader does not know yet of a session that it has read before; reads only.
+-- refresh: return what a reader lacks of a session that it has read before; reads only.
 --
 -- KEYS   1 head     hash  facts, refs, body, receipts, ledger rows
 --        2 log      list  node records
@@ -8,28 +8,29 @@
 --        6 state    hash  private components, p plugin snapshot, x execution state
 --
 -- ARGV   1 session  str    session id, echoed
---        2 facts    str    the head's, as the reader knows them
---        3 tag      bytes  8: the commit the reader knows
---        4 mark     bytes  4: how the last record ends that the reader knows of; '' where it does not hold it
---        5 tombs    str    positions that the reader knows as dead, blanks between; '' for none or too many to say
---        6 refs     bytes  the head's, as the reader knows them
---        7 limit    int    new nodes, new jumps and dead positions to hand over at the most, of each
+--        2 facts    str    the head's facts that the reader knows
+--        3 tag      bytes  8: tag of the commit that the reader knows
+--        4 mark     bytes  4: checksum of the last record of the log that the reader knows; '' if it lacks the record
+--        5 tombs    str    positions that the reader knows as dead, separated by blanks; '' for none or too many
+--        6 refs     bytes  the head's refs that the reader knows
+--        7 limit    int    maximum number of new nodes, of new jumps and of dead positions to return
 --
--- Reply  same <session>                                  the reader would read what it has read
+-- Reply  same <session>                                  the session has not changed
 --        newer <session> <head> <log> <jumps> <dead> <state>
 --                                                        the head's fields and values; the new ends of both lists; the
 --                                                        dead positions, unless the reader knows them or there are
---                                                        none; the private components, unless it knows the refs
---        far <session>                                   more than `limit`: native commands hand it over faster
---        other <session>                                 what the reader holds is not part of it: read all anew
+--                                                        none; the private components, unless the reader knows them
+--        far <session>                                   more than `limit`: native commands return it faster
+--        other <session>                                 the reader's nodes are not part of this log: load it again
 --        absent <session>                                the session has no head
---        corrupt <session> <family> <reason>             stored bytes break a law
+--        corrupt <session> <family> <reason>             stored data violates an invariant
 --        evicted <session> <family> <reason>             a key of the session is gone
 --
--- Order  what the head counts is compared first: nothing of a torn session is new, or the same.
---        A log only grows while its epoch lasts, and so does the number of nodes hidden in it. But a failover may have
---        taken commits and tombstones back, and others in their place: hence the tag, the mark and the positions.
--- Cost   one round trip; about ten commands and what is new, however long the log.
+-- Order  the script compares the sizes of the keys first, so that it never reports a session with missing parts as the
+--        same or newer.
+--        While its epoch lasts, a log only grows, and so does the number of its hidden nodes. But a failover may have
+--        replaced commits and tombstones by others. The tag, the mark and the positions show that.
+-- Cost   one round trip, about ten commands; O(new nodes), and independent of the length of the log.
 
 --@include refuse
 --@include head

@@ -1,18 +1,18 @@
--- release: let go of a lease if the caller is its last holder; otherwise change nothing.
+-- release: release the lease if the caller still holds it; otherwise change nothing.
 --
 -- KEYS   1 head  hash  the field `lease`
 --
 -- ARGV   1 session  str  session id, echoed
---        2 owner    str  who holds it
---        3 token    str  what it was acquired with
---        4 request  str  which release this is: a retry is told what it did
+--        2 owner    str  the owner of the lease
+--        3 token    str  the token that it was acquired with
+--        4 request  str  unique to this release; the lease stores it, so that a retry gets the first reply
 --
--- Reply  released <session> <generation>       it is free; the generation stays, so it never repeats
---        lost <session> <why>                  it is expired, taken, released or gone; nothing written
+-- Reply  released <session> <generation>       the lease is free; the generation is kept, so it never repeats
+--        lost <session> <why>                  the lease is expired, taken, released or gone; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
--- Order  the token decides, so a release that comes late clears no successor.
+-- Order  the script compares the token, so a late release does not end the lease of the next holder.
 -- Cost   one round trip, three commands.
 
 --@include refuse

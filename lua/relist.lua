@@ -1,22 +1,22 @@
--- relist: put a session's entry in the catalogue as its head says; a session that is not there is left alone.
+-- relist: write a session's catalogue entry from its head; without a head, and at a refusal, change nothing.
 --
 -- KEYS   1 head      hash  facts are read
---        2 log       list  node records, must be there with the head
---        3 nodes     hash  node id -> position, likewise
---        4 jumps     list  position:parent position, likewise
---        5 dead      hash  position -> node id, likewise
---        6 state     hash  private components, likewise
+--        2 log       list  node records; must not exist without a head
+--        3 nodes     hash  node id -> position; must not exist without a head
+--        4 jumps     list  position:parent position; must not exist without a head
+--        5 dead      hash  position -> node id; must not exist without a head
+--        6 state     hash  private components; must not exist without a head
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 expiries  zset  catalogue entry -> time until which it stays (ms)
 --
 -- ARGV   1 session  str  session id, echoed
 --
--- Reply  relisted <session>                    the entry stands
---        absent <session>                      there is no head; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+-- Reply  relisted <session>                    the entry is written
+--        absent <session>                      the session has no head; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  only what the head says is written, so relisting twice is relisting once.
+-- Order  everything that is written comes from the head, so the script is idempotent.
 -- Cost   one round trip, about ten commands.
 
 --@include refuse

@@ -1,21 +1,21 @@
--- renew: let a lease run its time anew if the caller still holds it; otherwise change nothing.
+-- renew: extend the lease if the caller still holds it; otherwise change nothing.
 --
 -- KEYS   1 head  hash  the field `lease`
 --
 -- ARGV   1 session  str  session id, echoed
---        2 owner    str  who holds it
---        3 token    str  what it was acquired with
---        4 ttl      int  ms from now until it runs out; it never ends earlier than it would have
---        5 remains  int  ms that a head which holds nothing but a lease outlives it
+--        2 owner    str  the owner of the lease
+--        3 token    str  the token that it was acquired with
+--        4 ttl      int  ms from now until it expires; a later deadline is kept
+--        5 remains  int  ms by which a head that has only a lease outlives it
 --
 -- Reply  renewed <session> <generation> <deadline> <until>
---                                              held until <deadline> (ms since 1970), the session itself until <until>
---                                              (0: for ever)
---        lost <session> <why>                  it is expired, taken, released or gone; nothing written
+--                                              the caller holds the lease until <deadline> (ms since 1970); the session
+--                                              expires at <until> (0: never)
+--        lost <session> <why>                  the lease is expired, taken, released or gone; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
--- Order  a lease whose time is up is not revived, even where nobody took it: its holder may have been told so.
+-- Order  an expired lease is not renewed, even if no other worker took it: its holder may know that it expired.
 -- Cost   one round trip, three commands.
 
 --@include refuse

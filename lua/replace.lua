@@ -1,4 +1,4 @@
--- replace: publish a head revision in any way that commit.lua does not; a refusal changes nothing.
+-- replace: publish a head revision for every commit that commit.lua does not make; a refusal changes nothing.
 --
 -- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
 --        2 log       list  node records
@@ -7,16 +7,16 @@
 --        5 dead      hash  position -> node id
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 expiries  zset  catalogue entry -> time until which it stays (ms)
 --        9 orphans   zset  blobs without a holder -> ms
 --       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
---                          (acquired, then kept), then those it lets go
+--                          (acquired, then kept), then those it releases
 --
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision this commit is built on; '' for any
 --        3 builds_on     bytes  tag of the commit it is built on; '' for any
---        4 tag           bytes  8: which commit this is
---        5 meaning       bytes  8: what this commit means
+--        4 tag           bytes  8: hash of the commit id
+--        5 meaning       bytes  8: hash of what the commit changes
 --        6 before        bytes  refs that the client expects in the head
 --        7 after         bytes  refs the new head holds
 --        8 body          bytes  the client's part of the head
@@ -30,49 +30,49 @@
 --       16 count         int    number of nodes
 --       17 users         str    for each node `u` where it is a user's message, else -
 --       18 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
---       19 lease         str    generation, token and owner of the lease it is made under, a blank between; '' for none
---       20 releases      str    likewise, of a lease that ends with it
+--       19 lease         str    generation, token and owner of the lease that the commit needs, by blanks; '' for none
+--       20 releases      str    the same of the lease that the commit releases
 --       21 run           str    the sum of the nodes of this commit, if the first is at position 0: its high and its
 --                               low half; then their plain sum; then, of extend, what the nodes it drops are in the
 --                               log's sum (sums.lua)
---       22 plugin        bytes  content of a private plugin snapshot; '' where it stays as it is
---       23 execution     bytes  content of a private execution state, likewise
---       24 delta         bytes  unchanged, append or replace; faulty where the client found the nodes or the leaf
+--       22 plugin        bytes  content of a private plugin snapshot; '' if it does not change
+--       23 execution     bytes  content of a private execution state; '' if it does not change
+--       24 delta         bytes  unchanged, append or replace; faulty if the client found the nodes or the leaf
 --                               wrong; extend ...: a replacement that keeps the first of the stored nodes (regraph.lua)
 --       25 checks        str    strict or lenient
---       26 origin        str    '' an ordinary commit; new: the session must not be there; or, so too, a session that
---                               moves here: its revision before this commit and the time of this commit (ms)
---       27 history       bytes  the receipts of a session that moves here, up to its revision before
+--       26 origin        str    '' an ordinary commit; new: the session must not exist; for an imported session, which
+--                               must not exist either: its revision before this commit and the commit's time (ms)
+--       27 history       bytes  the receipts of an imported session before this commit
 --       28 meta          bytes  the meta record of a new session; '' for none
---       29 parent        str    the parent it names; '' for none
---       30 values        any    acquired + kept contents ('' where only named), the fields of the usage rows, for each
+--       29 parent        str    the parent that the meta record names; '' for none
+--       30 values        any    acquired + kept contents ('' if only named), the fields of the usage rows, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
 --                               the ids of the stored nodes that extend drops.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision> <epoch>
---                                              the new head is published; which log it is
---        lost <session> <why> <revision>       its lease is expired, taken, released or gone; the revision that an
+--                                              the new head is published; epoch identifies its log
+--        lost <session> <why> <revision>       the lease is expired, taken, released or gone; the revision that an
 --                                              earlier attempt at this commit made, else ''; nothing written
 --        replayed <session> <revision> <epoch>
---                                              this commit was made before; which log it is now; nothing written
---        reused <session>                      its id was used for another meaning; nothing written
---        conflict <session> <revision>         the head is another; nothing written
+--                                              this commit was made before; epoch of the current log; nothing written
+--        reused <session>                      another commit used this commit id; nothing written
+--        conflict <session> <revision>         the head has another revision or last commit; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        exists <session> <revision>           it was to be new and is not; nothing written
+--        exists <session> <revision>           the session must be new, but exists; nothing written
 --        refs <session> <refs>                 the head holds other refs than `before`; nothing written
 --        missing <session> <index> ...         blobs named without content that are not stored; nothing written
---        unlike <session>                      it would extend another log than the one that is stored; nothing written
---        faulty <session>                      delta is faulty and nothing else is wrong; nothing written
+--        unlike <session>                      the claim of extend is about another log; nothing written
+--        faulty <session>                      delta is faulty, and no other check failed; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
 --        leaf <session>                        the leaf does not resolve; nothing written
 --        overflow <session> <row> <counter>    a ledger counter would leave 64 bits; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  as commit.lua. This script replaces the graph, takes links by id alone (lenient checks), begins a session by a
---        fork or an import, and takes more nodes or rows than one command does.
+-- Order  as commit.lua. This script replaces the graph, accepts links by id alone (lenient checks), starts a session
+--        for a fork or an import, and accepts more nodes or rows than fit in one command.
 -- Cost   one round trip; O(nodes + blobs + rows of this commit + nodes it drops).
 
 --@include int64
@@ -90,7 +90,7 @@
 --@include components
 --@include catalogue
 
-local KEYS, ARGV = KEYS, ARGV -- a local is found faster than a global
+local KEYS, ARGV = KEYS, ARGV -- access to a local is faster
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local sessions, expiries, orphans = KEYS[7], KEYS[8], KEYS[9]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -109,7 +109,7 @@ local call, CHUNK = redis.call, 1000
 
 -- CHECK
 
--- Is the session there, is it whole, and may this commit be made?
+-- Check that the session is intact, and that this commit may be made.
 local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, false, tag,
   meaning, lease, count > 0, plugin ~= '' or execution ~= '')
 if reply then return reply end
@@ -120,12 +120,12 @@ if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(rece
 end
 if delta == 'faulty' then return {'faulty', session} end
 if before ~= stored.refs then return {'refs', session, stored.refs} end
--- A tombstone leaves the revision as it is. So the revision does not show whether the log is the one the client has.
+-- A tombstone does not change the revision. So the revision does not show whether the client knows the current log.
 local claim = read_claim(delta, facts, log)
 if claim == false then return {'unlike', session} end
 
--- What the head will be.
-local is_new = not facts -- though there may be meta, with a deadline of its own
+-- Compute the new head.
+local is_new = not facts -- but the session may have meta, with a deadline
 facts = facts or new_facts(now)
 local committed, moves = string.format('%.0f', now), false
 if origin ~= '' and origin ~= 'new' then
@@ -149,7 +149,7 @@ for row = 0, rows - 1 do known[row + 1] = call('HGET', head, ARGV[usage_rows + r
 local fields, usage = plan_usage(facts.usage, rows, usage_rows, known, 0)
 if not fields then return refuse(session, usage) end
 
--- How long it lives, and what it holds.
+-- Compute the deadline and the holds on blobs.
 local frees = is_claim(held_lease, releases)
 local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, not frees and held_lease, now)
 local had, hold = facts.hold, hold_of(deadline, grace)
@@ -165,7 +165,7 @@ if unlisted then return refuse(session, unlisted) end
 
 local replaced = replaces and facts.length > 0
 local loose = graph.loose or retaken > 0 or not replaces and facts.loose == '1'
-if drops > 0 or replaces and not is_new then -- the same positions get other nodes: this is another log
+if drops > 0 or replaces and not is_new then -- positions get other nodes, so this is another log
   facts.epoch = math.max(facts.epoch + 1, now)
 end
 if replaces then
@@ -201,12 +201,11 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include announcing
 
 if drops > 0 then
-  -- These commands store what is stored already. On a full server, or without the right to LTRIM, they fail before any
-  -- other write.
+  -- These commands change nothing. On a full server, or without the right to LTRIM, they fail before any other write.
   call('HSET', head, 'refs', before)
   call('LTRIM', log, 0, -1)
 end
--- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
+-- HSET comes first: a full server refuses it here, and after the first write of a script it refuses no other.
 call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
   'receipts', with_receipt(receipts, tag, meaning), unpack(fields, 1, math.min(CHUNK, #fields)))
 for from = CHUNK + 1, #fields, CHUNK do

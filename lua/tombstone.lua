@@ -10,11 +10,11 @@
 -- ARGV   1 session  str   session id, echoed
 --        2 ids      str   node ids, up to the end
 --
--- Reply  tombstoned <session> <count>          so many nodes are hidden that were not before
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+-- Reply  tombstoned <session> <count>          the number of nodes that are newly hidden
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  unknown, hidden and merely named ids are passed over, so calling twice is calling once.
+-- Order  the script skips ids that are unknown, hidden or only named as a parent, so it is idempotent.
 -- Cost   one round trip, O(ids).
 
 --@include refuse

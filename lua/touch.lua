@@ -1,4 +1,4 @@
--- touch: let a session live its ttl from now on; a refusal changes nothing.
+-- touch: extend a session's deadline to its ttl from now; a refusal changes nothing.
 --
 -- KEYS   1 head      hash  facts are rewritten, `ttl` where it changes
 --        2 log       list  node records
@@ -7,24 +7,25 @@
 --        5 dead      hash  position -> node id
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
+--        8 expiries  zset  catalogue entry -> time until which it stays (ms)
 --        9 blobs     hash  those the head holds: c content, holders until each time
 --
 -- ARGV   1 session      str    session id, echoed
 --        2 before       bytes  refs that the client expects in the head
 --        3 default_ttl  int    ms from now until a session without a ttl of its own expires; 0 for never
---        4 own_ttl      int    ms, the session's own from now on; 0 for never; '' as it is
+--        4 own_ttl      int    ms, the session's own from now on; 0 for never; '' to keep the current one
 --        5 grace        int    ms a blob outlives its last holder
 --
--- Reply  touched <session> <deadline>          all keys of the session live until then (ms since 1970; 0: for ever)
---        absent <session>                      there is no such session; nothing written
+-- Reply  touched <session> <deadline>          all keys of the session expire at <deadline> (ms since 1970; 0: never)
+--        absent <session>                      the session does not exist; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        refs <session> <refs>                 the head holds other refs than `before`; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a part of the session is gone; nothing written
 --
--- Order  the script checks the blobs before it moves the deadline. It reports a torn session and does not extend it.
--- Cost   one round trip; about ten commands, and a few for each blob once a grace.
+-- Order  the script checks the blobs before it moves the deadline. It reports a session with missing parts and does not
+--        extend it.
+-- Cost   one round trip; about ten commands, and once in each grace period a few for each blob.
 
 --@include refuse
 --@include head

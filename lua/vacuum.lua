@@ -1,21 +1,21 @@
--- vacuum: free the records of tombstoned nodes, some at a time; a refusal frees none.
+-- vacuum: free the records of some tombstoned nodes; a refusal frees none.
 --
 -- KEYS   1 head     hash  facts are rewritten
---        2 log      list  freed records become empty strings, so that positions never move
+--        2 log      list  freed records become empty strings, so that positions do not change
 --        3 nodes    hash  node id -> position
 --        4 jumps    list  position:parent position
 --        5 dead     hash  position -> node id
 --        6 state    hash  private components, counted
 --
 -- ARGV   1 session  str   session id, echoed
---        2 limit    int   nodes to free at the most
+--        2 limit    int   maximum number of nodes to free
 --
--- Reply  vacuumed <session> <count> <left>     so many are freed, so many are still to free
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
+-- Reply  vacuumed <session> <count> <left>     the number of freed nodes, and of those still to free
+--        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  an id may be used again once it is freed, unless a live node still names it as its parent: then it stays,
---        marked `?`, because a new node of that name would pass for the old one.
+-- Order  a freed id may be used again, unless a live node names it as its parent. Then its entry stays, with the value
+--        `?`, because a new node with this id would be taken for the old parent.
 -- Cost   one round trip, O(limit * length of the log) steps over list chunks plus O(jumps).
 
 --@include refuse
@@ -77,7 +77,7 @@ facts.dead, facts.ids = facts.dead - #positions, facts.ids - #free_ids
 
 -- WRITE
 
--- HDEL comes first: a full server takes it, and after a script's first write it takes the rest.
+-- HDEL comes first: a full server accepts it, and after the first write of a script it accepts the others.
 redis.call('HDEL', dead, unpack(positions))
 redis.call('HSET', head, 'facts', write_facts(facts))
 for _, position in ipairs(positions) do redis.call('LSET', log, position, '') end

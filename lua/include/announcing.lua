@@ -1,10 +1,10 @@
--- Tell who watches a session, on the channel that is named like its head's key; for the end of a script, below WRITE.
+-- Publish a change to the watchers of a session, on the channel with the name of its head; for the end of a script.
 --
--- What is told of a commit is its revision, the session's deadline (ms since 1970; 0: never) and the commit's tag; of a
--- deletion, `deleted`. A watcher looks at the head now and then all the same, so an account without the right to
--- publish, or a server that refuses it, makes watchers late and fails no commit.
+-- The message of a commit is its revision, the session's deadline (ms since 1970; 0: never) and the commit's tag. That
+-- of a deletion is `deleted`. A watcher also reads the head periodically. So if the account may not publish, or the
+-- server refuses it, watchers are late, but no commit fails.
 local function announce(sharded, head, message)
-  -- Redis 6.2 knows neither REDIS_VERSION_NUM nor SPUBLISH; its clusters pass PUBLISH on to all nodes.
+  -- Redis 6.2 has neither REDIS_VERSION_NUM nor SPUBLISH; its clusters forward PUBLISH to all nodes.
   if sharded and redis.REDIS_VERSION_NUM then
     redis.pcall('SPUBLISH', head, message)
   else

@@ -1,13 +1,14 @@
--- Writes to the catalogue (catalogue.lua says what it is); for below WRITE.
+-- Writes to the catalogue (see catalogue.lua); to be included below WRITE.
 
--- Drop some entries of sessions that expired, and let both keys die with their last entry. Returns how many went.
+-- Drop at most 100 entries of expired sessions, and let both keys expire with their last entry. Returns the number of
+-- dropped entries.
 local function tidy_catalogue(sessions, expiries, now)
   local ended = redis.call('ZRANGEBYSCORE', expiries, '-inf', now, 'LIMIT', 0, 100)
   if #ended > 0 then
     redis.call('ZREM', sessions, unpack(ended))
     redis.call('ZREM', expiries, unpack(ended))
   end
-  -- More sessions than times: some never expire, or the times were lost. Then the list stays.
+  -- With more sessions than times, some sessions never expire, or the times were lost. Then the list does not expire.
   local last = redis.call('ZREVRANGE', expiries, 0, 0, 'WITHSCORES')[2]
   if last and redis.call('ZCARD', expiries) >= redis.call('ZCARD', sessions) then
     redis.call('PEXPIREAT', sessions, last)
@@ -19,8 +20,8 @@ local function tidy_catalogue(sessions, expiries, now)
   return #ended
 end
 
--- Let an entry of `sessions` stay until `hold`; `0`: for ever. An entry that is alone there has no other's time beside
--- it: those are of a list that was lost, and counted they would let the new list expire.
+-- Keep an entry of `sessions` until `hold`; `0`: for ever. If it is the only entry, other times in `expiries` belong to
+-- a list that was lost. They are dropped first, because with them the new list would expire.
 local function keep_entry(sessions, expiries, entry, hold, now)
   if redis.call('ZCARD', sessions) == 1 then redis.call('UNLINK', expiries) end
   if hold == '0' then redis.call('ZREM', expiries, entry) else redis.call('ZADD', expiries, hold, entry) end

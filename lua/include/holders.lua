@@ -1,14 +1,14 @@
--- Who holds a blob: for each time until which sessions hold it (ms since 1970; 0: for ever) its hash has a field that
--- counts them. A session holds its blobs until its deadline, rounded up to a multiple of the grace: so the times of
--- many sessions are few, and a session that commits again soon need not move its holds. The hold of a session that
--- expired ends by itself, and a blob expires with the longest of its holds.
+-- The holders of a blob. For each time until which sessions hold the blob (ms since 1970; 0: for ever), its hash has a
+-- field with the number of these sessions. A session holds its blobs until its deadline, rounded up to a multiple of
+-- the grace. So many sessions share few times, and a session that commits again soon need not move its holds. The hold
+-- of an expired session ends without a write. A blob expires with the longest of its holds.
 
--- The name of that field: a string, which Redis takes faster than a number.
+-- The name of that field. It is a string, because Redis accepts strings faster than numbers.
 local function hold_of(deadline, grace)
   return deadline == 0 and '0' or string.format('%.0f', math.ceil(deadline / grace) * grace)
 end
 
--- Whether a blob is stored; nil and the rest of a reply where its key holds another type.
+-- Whether a blob is stored; nil and the rest of a reply if its key has another type.
 local function is_stored(blob)
   local size = redis.pcall('HSTRLEN', blob, 'c')
   if size == 0 then return false end
@@ -16,7 +16,7 @@ local function is_stored(blob)
   return true
 end
 
--- The numbers in these fields of a blob, 0 where there is none; nil and the rest of a reply where one is unreadable.
+-- The numbers in these fields of a blob, 0 for a missing field; nil and the rest of a reply if one is unreadable.
 local function numbers_of(blob, ...)
   local found = redis.pcall('HMGET', blob, ...)
   if found.err then return nil, unusable(string.sub(blob, -69), found) end

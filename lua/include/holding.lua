@@ -1,6 +1,6 @@
--- Writes to a blob's holders (holders.lua says what they are); for below WRITE.
+-- Writes to a blob's holders (see holders.lua); to be included below WRITE.
 
--- Until when a blob is held: 0 for ever, nil if nobody holds it. Holds that ended are dropped on the way.
+-- Drop the holds that ended, and return the time until which the blob is held: 0 for ever, nil if no session holds it.
 local function held_until(blob, now)
   local latest, ended = nil, {}
   for _, field in ipairs(redis.call('HKEYS', blob)) do
@@ -17,28 +17,28 @@ local function held_until(blob, now)
   return latest
 end
 
--- One holder more until `hold`, where `count` hold it until then already. Now and then, ended holds are dropped.
+-- Add a holder until `hold` to the `count` that hold the blob until then. After each 128 fields, drop ended holds.
 local function add_holder(blob, hold, count, now)
   redis.call('HSET', blob, hold, count + 1)
   if hold == '0' then
     redis.call('PERSIST', blob)
   else
-    -- A script's clock and that of PTTL may differ by what the script has taken so far.
+    -- TIME and PTTL may differ by the time that the script has run so far.
     local left = redis.call('PTTL', blob)
     if left ~= -1 and now + left < hold + 100 then redis.call('PEXPIREAT', blob, math.max(hold, now + left)) end
   end
   if count == 0 and redis.call('HLEN', blob) % 128 == 0 then held_until(blob, now) end
 end
 
--- One of the `count` holders until `hold` less. A blob that nobody holds then stays for the grace, or for as long as an
--- upload was promised to; it joins `free`, with the time from which gc may take it.
+-- Drop one of the `count` holders until `hold`. A blob without holders stays for the grace, or until the time promised
+-- to an upload. It is added to `free`, with the time from which gc may delete it.
 local function drop_holder(blob, hold, count, promised, grace, now, free)
   if count > 1 then
     redis.call('HSET', blob, hold, count - 1)
     return
   end
   redis.call('HDEL', blob, hold)
-  -- Most blobs are held once, so that nothing but `c` is left.
+  -- Most blobs have one holder, so that only `c` is left.
   local latest = redis.call('HLEN', blob) > 1 and held_until(blob, now) or nil
   if latest ~= 0 then redis.call('PEXPIREAT', blob, math.max(latest or now + grace, promised)) end
   if not latest then
@@ -47,8 +47,8 @@ local function drop_holder(blob, hold, count, promised, grace, now, free)
   end
 end
 
--- Put what is free on the list of orphans, beside the `waiting` there. It need not outlive its blobs, which expire by
--- themselves; now and then, that is seen to.
+-- Add free blobs to the orphans, of which `waiting` are listed. The list need not outlive its blobs, which expire
+-- anyway. So after each 32 additions, the list gets an expiry, and old entries are dropped.
 local function list_orphans(orphans, free, waiting, grace, now)
   if #free == 0 then return end
   redis.call('ZADD', orphans, unpack(free))
@@ -61,7 +61,7 @@ local function list_orphans(orphans, free, waiting, grace, now)
   end
 end
 
--- Write what plan_holds (components.lua) planned.
+-- Write the plan of plan_holds (components.lua).
 local function move_holds(plan, blobs, acquired, kept, contents, had, hold, grace, now, orphans)
   local free, held = {}, acquired + kept
   for index = 0, #KEYS - blobs do

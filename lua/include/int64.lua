@@ -1,5 +1,5 @@
--- 64-bit addition. Lua's numbers are doubles, exact only to 2^53, so larger counters are added as decimal strings
--- in three limbs of nine digits.
+-- 64-bit addition. Lua's numbers are doubles, exact only to 2^53, so larger counters are added as decimal strings, in
+-- three limbs of nine digits.
 
 local function limbs(text)
   local sign, digits = string.match(text, '^(-?)(%d+)$')
@@ -8,8 +8,8 @@ local function limbs(text)
   return factor * string.sub(digits, 1, 9), factor * string.sub(digits, 10, 18), factor * string.sub(digits, 19, 27)
 end
 
--- The sum of two decimal integers of at most 19 digits as a decimal string, or nil where it leaves -2^63 .. 2^63-1.
--- Of nine digits, because %d takes 31 bits on some machines, they are added as they are.
+-- The sum of two decimal integers of at most 19 digits as a decimal string, or nil if it leaves -2^63 .. 2^63-1.
+-- Integers of at most nine digits are added as numbers; the limit is nine, because %d takes 31 bits on some machines.
 local function add64(a, b)
   if #a < 10 and #b < 10 then return string.format('%d', a + b) end
   local high, middle, low = limbs(a)

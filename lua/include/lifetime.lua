@@ -1,6 +1,6 @@
--- Let the keys of a session expire together; for below WRITE.
+-- The expiry of a session's keys; to be included below WRITE.
 
--- The session's keys expire at `deadline` (ms since 1970; 0: never). `had`: they had a deadline before.
+-- Let all keys of the session expire at `deadline` (ms since 1970; 0: never). `had`: they had a deadline before.
 local function expire_session(facts, deadline, had, head, log, nodes, jumps, dead, state)
   if deadline > 0 then
     redis.call('PEXPIREAT', head, deadline)

@@ -1,10 +1,10 @@
--- The graph of a session where a commit does more than append to it with strict checks (graph.lua): it replaces the
--- graph, keeps only its first nodes, takes links by id alone, or puts a graph of another store here.
+-- The graph of a session for a commit that does more than append nodes with strict checks (graph.lua): the commit
+-- replaces the graph, keeps only its first nodes, accepts links by id alone, or imports a graph.
 
--- A replacement that keeps the first of the stored nodes claims
--- `extend <epoch> <nodes> <bytes> <drops> <less> <mark><low>`: which log it extends, how many records that has, how
--- long they are together, how many of the last it drops, how long those are, how the last one ends and the low half of
--- the log's sum (4 bytes each). Nil for another delta; false where another log is stored, or reads do not show all.
+-- Decode the claim of a replacement that keeps the first of the stored nodes: `extend <epoch> <nodes> <bytes> <drops>
+-- <less> <mark><low>`. These are: the epoch of the log that it extends; the number and the total bytes of its records;
+-- the number and the bytes of the last records that it drops; the checksum of the last record; the low half of the
+-- log's sum (4 bytes each). Nil for another delta; false if another log is stored, or if some of its nodes are hidden.
 local function read_claim(delta, facts, log)
   local epoch, length, bytes, drops, less, mark, low =
     string.match(delta, '^extend (%d+) (%d+) (%d+) (%d+) (%d+) (....)(....)$')
@@ -15,8 +15,8 @@ local function read_claim(delta, facts, log)
   return same and {drops = tonumber(drops), less = tonumber(less)}
 end
 
--- What dropping the nodes behind the first `base` does to the index and the jumps: how many of them are `users`, how
--- many jumps are kept; or nil and the rest of a refusal. In ARGV their ids stand from `gone` on.
+-- Plan the removal of the nodes behind the first `base`, whose ids are in ARGV from `gone` on. The plan: how many of
+-- them are messages of `users`, and how many `jumps` are kept. Or nil and the rest of a refusal.
 local function plan_cut(facts, nodes, jumps, base, drops, gone)
   local cut = {users = 0, jumps = facts.jumps}
   for from = 0, drops - 1, 1000 do
@@ -41,8 +41,8 @@ local function plan_cut(facts, nodes, jumps, base, drops, gone)
   return cut
 end
 
--- How many of the new ids are ids that are only named so far, which lenient checks let a node take; or nil and the
--- rest of a refusal. An id behind `base` is free: this commit drops its node.
+-- Count the new ids that were only named as a parent so far, which lenient checks allow; or return nil and the rest of
+-- a refusal. The id of a node behind `base` is free, because this commit drops the node.
 local function count_retaken(facts, nodes, base, strict, count, ids)
   local retaken = 0
   for from = 0, count - 1, 1000 do
@@ -60,15 +60,15 @@ local function count_retaken(facts, nodes, base, strict, count, ids)
   return retaken
 end
 
--- The node that an id names to a commit `as` (see plan_links): as locate says it, nil for a node that the commit drops.
+-- Find the node of an id for a commit `as` (see plan_links): what locate returns, but nil for a node that it drops.
 local function find(id, facts, nodes, dead, as)
   local place, position = locate(redis.call('HGET', nodes, id), facts, dead)
   if as.drops > 0 and type(place) == 'number' and place >= as.base then return nil end
   return place, position
 end
 
--- The position of the node that a stored `id` names as the parent of the `index`-th new one, -1 where it is only named;
--- or nil and the rest of a refusal. `plan` learns of names and loose links.
+-- Return the position of the stored node `id`, the parent of the `index`-th new node, -1 if it is only named; or nil
+-- and the rest of a refusal. Adds new names and loose links to `plan`.
 local function place_parent(id, index, facts, nodes, dead, as, plan)
   local place, position = find(id, facts, nodes, dead, as)
   if place == 'broken' then return nil, broken_index() end
@@ -88,10 +88,10 @@ local function place_parent(id, index, facts, nodes, dead, as, plan)
   return -1
 end
 
--- Where the new nodes hang and where the leaf is, or nil and the rest of a refusal. `as` says how: `replaces` the whole
--- graph, `base` the position of the first new node, `strict` checks, `moves` here from another store, `drops` so many
--- nodes. The plan: new `jumps`; `names`, fields and values of ids that are only named; the position of the `leaf`;
--- `loose`, where a link is by id alone.
+-- Plan the links of the new nodes and the leaf, or return nil and the rest of a refusal. `as` describes the commit: it
+-- `replaces` the whole graph; `base`, the position of the first new node; `strict` checks; it `moves` the session here
+-- from another store; `drops`, the number of dropped nodes. The plan: new `jumps`; `names`, fields and values for ids
+-- that are only named; the position of the `leaf`; `loose`, whether a link is by id alone.
 local function plan_links(facts, nodes, dead, as, count, ids, leaf)
   local plan, links, base = {jumps = {}, names = {}, named = {}, leaf = -1}, ids + count, as.base
   for index = 0, count - 1 do
