@@ -1,4 +1,4 @@
-"""README and docs: links resolve, examples run, commands exist, the README stays short, the prose stays plain."""
+"""README and docs: links resolve, examples run, commands exist, the README stays short. For prose: test_prose.py."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_command_that_does_not_exist_is_found(command):
     assert fault_of(command) is not None
 
 
-# Length and prose
+# Length
 
 
 def test_the_readme_has_at_most_150_lines_and_1000_words():
@@ -254,44 +254,7 @@ def test_the_readme_keeps_its_two_commands():
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
 
 
-INSTEAD = {
-    r"whoever|whatever|nobody|somebody|anybody": "name the actor: caller, worker, server, script",
-    r"look(s|ed|ing)? (at|for|up)": "decode, access, read, search",
-    r"t(ell|ells|old|elling) (it|them|us|you|of|apart)|(is|are|was|were|be) told": "report, distinguish",
-    r"says? (so|that|which|what|who)|is said": "report, publish, specify",
-    r"let(s|ting)? go( of)?": "release",
-    r"anew|afresh": "again, reload",
-    r"comes? (round|to be)|came (round|to)": "repeats, results in",
-    r"go(es)? by": "uses",
-    r"stands? in the way|stands? (there|beside|behind|for)": "remaining overhead; is stored",
-    r"believed|borne|thawed|thaws|in vain|hence|thereof|wherever": "use the standard word",
-    r"hands? (out|over|it out)": "returns",
-    r"laws?": "invariant",
-    r"all the same|as it were|so to speak|mend(s|ed)?": "leave it out; repair",
-    r"of ours|ours alone|our own": "of this package",
-    r"in one go|the bare thing": "at once; a bare operation",
-}
-"""Words of a style that has to be decoded, and what to write instead."""
-
 HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
-
-
-def unplain(text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
-        plain = CODE.sub("`code`", line)
-        for words, instead in INSTEAD.items():
-            for found in re.finditer(rf"\b({words})\b", plain, re.IGNORECASE):
-                yield f"{number}: {found[0]!r} ({instead})"
-
-
-@EVERY_PAGE
-def test_the_prose_is_plain(page):
-    assert list(unplain(prose_of(page))) == []
-
-
-def test_an_old_word_is_found_in_prose_and_not_in_code():
-    text = "A part that is gone is told.\n`is told`\nWhoever asks waits.\n"
-    assert [line.partition(" (")[0] for line in unplain(text)] == ["1: 'is told'", "3: 'Whoever'"]
 
 
 @EVERY_PAGE
