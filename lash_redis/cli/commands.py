@@ -261,7 +261,7 @@ def delete(
 
 @app.command(epilog=EXIT_CODES)
 def gc(url: Url = "embedded://", namespace: Namespace = "default", as_json: AsJson = False) -> None:
-    """Delete blobs that no session holds, and list entries of expired sessions. Without gc, both expire later.
+    """Delete blobs that no session holds, and catalogue entries of expired sessions. Without gc, both expire later.
 
     Safe during live traffic. If interrupted, run it again for the rest.
     """
@@ -391,9 +391,10 @@ def import_sessions(
 ) -> None:
     """Store the sessions of an export, or chat transcripts, each completely or not at all.
 
-    To resume an interrupted import, run it again: sessions that are stored already are left as they are. Exit code 1 if
-    a session was refused (its id has another session, or was deleted), or if the end of the file is missing. Exit code
-    2 at an invalid line, which the error names; the sessions before it are stored.
+    To resume an interrupted import, run it again: sessions that are stored already are left as they are.
+
+    Exit code 1 if a session was refused (its id belongs to another session, or was deleted), or if the end of the file
+    is missing. Exit code 2 at an invalid line, which the error names; the sessions before it are stored.
 
     With `--openai`, each line becomes a session with one commit of all its messages: OpenAI chat messages, or a tree as
     for `replay`. The line's "model" becomes the model of the session.

@@ -217,7 +217,7 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
 
 def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Finding:
     if info is None or "aof_enabled" not in info:
-        advice = "make sure that appendonly is yes if sessions are to survive a restart"
+        advice = "make sure that appendonly is yes if sessions must survive a restart"
         return Finding("persistence", "unknown", denied or "INFO has no field aof_enabled", advice)
     for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
         if info.get(field, "ok") != "ok":
@@ -226,7 +226,7 @@ def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Fin
             )
     if info["aof_enabled"]:
         return Finding("persistence", "ok", "append-only file")
-    advice = "set appendonly yes if sessions are to survive a restart of the server"
+    advice = "set appendonly yes if sessions must survive a restart of the server"
     if not isinstance(saves, dict):
         return Finding(
             "persistence", "warn", "no append-only file; snapshots unknown, because CONFIG GET is refused", advice
@@ -377,6 +377,7 @@ def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
         verdict = f"fit as far as could be checked: {counts['unknown']} unknown, {counts['warn']} warnings"
         screen.print(Text(verdict, "yellow"))
     elif counts["warn"]:
-        screen.print(Text(f"fit, with {counts['warn']} warnings", "green"))
+        warnings = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
+        screen.print(Text(f"fit, with {warnings}", "green"))
     else:
         screen.print(Text("fit", "bold green"))
