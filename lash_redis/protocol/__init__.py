@@ -1,1 +1,1 @@
-"""What is sent, what is stored, and how it is encoded. No I/O."""
+"""Requests, replies and stored forms, and their encoding. No I/O."""

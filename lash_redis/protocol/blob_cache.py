@@ -1,4 +1,4 @@
-"""What this process knows of blobs: the bytes it has seen, and where they are stored."""
+"""Caches of this process for blobs: their bytes, and the keys at which they are known to be stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class _Recent(Generic[Key, Value]):
-    """Values by key, least recently used first out. What would take a quarter of the room by itself is not kept."""
+    """A cache that evicts the least recently used value. A value larger than a quarter of `max_bytes` is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -37,16 +37,16 @@ class _Recent(Generic[Key, Value]):
 
 
 class BlobCache(_Recent[str, bytes]):
-    """Bytes by ref. Right for ever: a ref is the hash of its bytes."""
+    """The bytes of blobs, by ref. Entries never become stale, because a ref is the hash of its bytes."""
 
     def put(self, ref: str, data: bytes) -> None:
         self._keep(ref, data, len(data))
 
 
 class WrittenTools(_Recent[bytes, tuple[BlobRef, bytes]]):
-    """Tool states as they were written, by their fingerprint (`components.fingerprint_of`).
+    """Encoded tool states and their refs, by fingerprint (`components.fingerprint_of`).
 
-    A session has the same tools turn after turn, and so have all sessions of an app: they are encoded and hashed once.
+    The tools of a session, and of all sessions of an application, rarely change. So they are encoded and hashed once.
     """
 
     def put(self, fingerprint: bytes, ref: BlobRef, data: bytes) -> None:
@@ -54,9 +54,9 @@ class WrittenTools(_Recent[bytes, tuple[BlobRef, bytes]]):
 
 
 class KnownBlobs:
-    """Blob keys that were stored when last seen: a commit names such a blob without sending it.
+    """The keys of blobs that were stored at the last access. A commit names such a blob without sending its bytes.
 
-    A guess, not a truth: a script that finds the blob gone answers `missing`, and its bytes are sent after all.
+    An entry may be stale. Then the script answers `missing`, and the client sends the commit again with the bytes.
     """
 
     LIMIT = 100_000
