@@ -127,8 +127,8 @@ class Reader:
         namespace, strict = self._namespace, self._strict
         lost: tuple[int, str] | None = None
         for _ in range(MAX_TURNS):
-            replies = await self._at_one_revision(commands.reads.path_read(self._keys, leaf))
-            plan = commands.reads.path_plan(self._keys, leaf, replies, strict=strict)
+            replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
+            plan = commands.paths.path_plan(self._keys, leaf, replies, strict=strict)
             if plan is None:
                 return None
             if plan.by_id:
@@ -137,9 +137,9 @@ class Reader:
             stored: commands.reads.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
             contents: list[bytes | None] = []
             if plan.spans or unknown:
-                replies = await namespace.read(commands.reads.span_read(self._keys, plan, unknown), atomic=True)
+                replies = await namespace.read(commands.paths.span_read(self._keys, plan, unknown), atomic=True)
                 parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                stored = commands.reads.span_reply(self._keys, plan, parts)
+                stored = commands.paths.span_reply(self._keys, plan, parts)
             if stored is None:
                 break
             missing = namespace.take_blobs(self._keys, unknown, contents, known)

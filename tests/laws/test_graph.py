@@ -495,7 +495,7 @@ async def test_the_path_of_a_head_whose_leaf_is_hidden_is_an_error_not_an_empty_
     assert await path(store) == ["a"]
 
 
-@broken_by(Python("protocol.commands.reads:path_plan", lenient_read, "hands out an empty path"))
+@broken_by(Python("protocol.commands.paths:path_plan", lenient_read, "hands out an empty path"))
 async def test_a_hidden_leaf_never_reads_as_a_session_without_messages(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.tombstone_nodes(["b"])

@@ -662,7 +662,7 @@ def as_unknown(plan):
     Lua("tombstone", "place >= facts.length", "place > facts.length"),
     Lua("commit", "place >= facts.length", "place > facts.length"),
     Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),
-    Python("protocol.commands.reads:path_plan", as_unknown, "takes it for an unknown id"),
+    Python("protocol.commands.paths:path_plan", as_unknown, "takes it for an unknown id"),
 )  # fmt: skip
 async def test_an_index_entry_just_behind_the_log_is_corrupt_for_whoever_looks_at_it(open_cache, client, keyspace):
     """Position 3 of the nodes `a`, `b` and `c`, which are at 0 to 2: of `a`, and of the tombstoned `b`."""

@@ -451,7 +451,7 @@ def test_a_node_reply_that_holds_another_node_is_corrupt():
 
 def test_nothing_stored_is_no_session():
     assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
-    assert commands.reads.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
+    assert commands.paths.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
     assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
     assert commands.reads.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
 
@@ -467,7 +467,7 @@ def test_entries_without_a_head_are_an_eviction():
         with pytest.raises(SessionEvicted):
             commands.reads.full_reply(KEYS, replies)
         with pytest.raises(SessionEvicted):
-            commands.reads.path_plan(KEYS, None, replies, strict=True)
+            commands.paths.path_plan(KEYS, None, replies, strict=True)
     for sizes in ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]):
         with pytest.raises(SessionEvicted):
             commands.reads.head_reply(KEYS, {}, *sizes)

@@ -11,16 +11,14 @@ from lash_redis.errors import Corrupt
 from lash_redis.models import ActivePath
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.paths import check_path, jump_list, spans_of
 from lash_redis.protocol.commands.reads import (
     StoredHead,
     StoredRead,
     check_leaf,
-    check_path,
     head_reply,
-    jump_list,
     positions,
     private_components,
-    spans_of,
 )
 from lash_redis.protocol.heads import RECEIPT_BYTES, tag_of
 from lash_redis.protocol.keys import SessionKeys
