@@ -1,1 +1,1 @@
-"""One session's store: what a handle does and what it knows."""
+"""One session: its store, and the reads, commits, leases and watches behind it."""

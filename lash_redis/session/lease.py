@@ -1,4 +1,4 @@
-"""A session's lease in the hands of its holder: renewed, released, kept while a block runs."""
+"""A session's lease, as its holder uses it: renew it, release it, or keep it renewed while a block runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lash_redis.transport.given import end_if_cancelled
 log = logging.getLogger("lash_redis")
 
 RENEWALS: Final = 3
-"""How often a lease is renewed within its time, so that one renewal that fails is not the end of it."""
+"""Renewals within one ttl. With three, a lease outlives one failed renewal."""
 
 
 class LeaseHolder(Protocol):
-    """What renews and releases a lease on the server: `Leasing`."""
+    """The object that renews and releases a lease on the server: `Leasing`."""
 
     async def renew(self, lease: LeaseClaim, ttl: float) -> None: ...
 
@@ -33,38 +33,41 @@ class LeaseHolder(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Lease(LeaseClaim):
-    """The right to work on a session alone, from `RedisSessionStore.acquire_lease`.
+    """The exclusive right to work on a session, from `RedisSessionStore.acquire_lease`.
 
-    It puts workers that ask for it one after the other, so that who comes later can see whether the model was called
-    already; it is no lock on the session. Who may write is decided by the revision a commit builds on; a commit that
-    carries the lease (`RuntimeCommit.lease`) is refused besides once the lease is lost.
+    Workers that acquire it run one after the other, so a later one can see whether the model was called already. It
+    does not lock the session: the revision that a commit builds on decides whether the commit is applied. A commit that
+    carries the lease (`RuntimeCommit.lease`) is also refused once the lease is lost.
 
-    `async with` releases it at the end of the block; where it is lost by then there is nothing left to release, which
-    is no error. `renewing` keeps it as long as a block takes.
+    `async with` releases it at the end of the block. A lease that is lost by then is not an error. `renewing` keeps it
+    renewed while a block runs.
     """
 
     ttl: Seconds = 30.0
-    """Seconds it lives after it was acquired or renewed."""
+    """Seconds from acquiring or renewing the lease until it expires."""
     displaced: LeaseInfo | None = None
-    """The holder whose time was up when this lease was acquired; None where the lease was free or one's own.
+    """The holder whose lease had expired when this one was acquired; None if the lease was free, or the owner's own.
 
-    None, too, where the reply was lost and the claim was sent again: then it was this holder's already.
+    It is also None if the reply was lost and the claim was sent again, because the lease was then the owner's already.
     """
     _holder: Annotated[LeaseHolder | None, Rule.IN_MEMORY] = field(default=None, repr=False)
     _ends: Annotated[float, Rule.IN_MEMORY] = field(default=0.0, repr=False)
 
     @property
     def remaining(self) -> float:
-        """Seconds it surely still has, 0 if none, by this process's own clock since it asked. Not after `from_json`."""
+        """Seconds that the lease has at least left; 0 if it expired.
+
+        This process's clock decides, from the moment it sent the request. After `from_json` it is 0 until a renewal.
+        """
         return max(0.0, self._ends - monotonic())
 
     async def renew(self, ttl: float | None = None) -> Self:
-        """Let it live `ttl` seconds from now (default: as long as before); never shorter than it would have.
+        """Extend the lease to `ttl` seconds from now (default: the ttl it has). It never shortens the lease.
 
         Raises:
-            LeaseLost: its time was up, it was taken over or released; nothing was written.
+            LeaseLost: it expired, was taken over or was released; nothing was written.
             SessionDeleted: the session was deleted.
-            OutcomeUnknown: the reply was lost; renewing again settles it.
+            OutcomeUnknown: the reply was lost; renew again, the operation is idempotent.
         """
         holder, ttl = self._bound(), self.ttl if ttl is None else ttl
         asked = monotonic()
@@ -73,34 +76,35 @@ class Lease(LeaseClaim):
         return self
 
     async def release(self) -> None:
-        """Let go of it. Its generation stays with the session, so the next holder's is one higher.
+        """Release the lease. Its generation stays with the session, so the next holder's is one higher.
 
         Raises:
-            LeaseLost: it was not held any more; whoever holds it now is left alone.
+            LeaseLost: the caller no longer held it; the lease of another holder is not touched.
             SessionDeleted: the session was deleted.
-            OutcomeUnknown: the reply was lost; a lease that is still held runs out by itself.
+            OutcomeUnknown: the reply was lost; if the lease is still held, it expires at its deadline.
         """
         await self._bound().release(self)
         self._ends = 0.0
 
     @asynccontextmanager
     async def renewing(self, every: float | None = None) -> AsyncIterator[Self]:
-        """Renew it in the background while the block runs; the block ends with `LeaseLost` the moment it is lost.
+        """Renew the lease in the background while the block runs; cancel the block when the lease is lost.
 
-        One that has no time left by this process's clock, or was adopted, is renewed first.
-        `every`: seconds between renewals, at most a third of `ttl`, which is the default. The block is cancelled, as
-        `asyncio.timeout` does it, when a renewal is refused, or when no renewal has come through until the lease's time
-        is up by this process's clock. A process that was frozen learns of it as soon as it runs again. A block that
-        has come to its end is not told any more.
+        `every`: seconds between renewals, at most a third of `ttl`, which is the default. A lease that has no time left
+        by this process's clock, or was adopted, is renewed first.
+
+        The block is cancelled, as by `asyncio.timeout`, when a renewal is refused, or when the lease expires by this
+        process's clock before a renewal succeeds. A process that was frozen cancels the block as soon as it runs again.
+        If the block has already ended, a lost lease raises nothing.
 
         Raises:
             LeaseLost, SessionDeleted: the lease was lost while the block ran.
-            Corrupt, SessionEvicted: so it was, because the session broke.
+            Corrupt, SessionEvicted: the same, because the session's keys are damaged or missing.
         """
         interval = seconds_to_ms("every", self.ttl / RENEWALS if every is None else every) / 1000
         if interval > self.ttl / RENEWALS + 0.001:
-            raise InvalidRecord("every", f"expected at most a third of the lease's {self.ttl} seconds, got {every!r}")
-        if self.remaining == 0:  # the server knows better, above all of one that was adopted
+            raise InvalidRecord("every", f"expected at most a third of the ttl ({self.ttl} s), got {every!r}")
+        if self.remaining == 0:  # the server may still have it, above all if it was adopted
             await self.renew()
         task = asyncio.current_task()
         assert task is not None
@@ -124,11 +128,11 @@ class Lease(LeaseClaim):
                 task.uncancel()
             raise
         else:
-            if _result_of(keeper) is not None:  # the block was cancelled and did not learn of it
+            if _result_of(keeper) is not None:  # the block was cancelled and ended before it noticed
                 task.uncancel()
 
     async def _keep(self, interval: float, task: asyncio.Task[object]) -> StoreError:
-        """Renew until it is lost; then cancel `task` and say why."""
+        """Renew the lease until it is lost; then cancel `task` and return the reason."""
         lost: StoreError = LeaseLost(self.session_id, self.owner, "expired")
         while self.remaining > 0:
             end_if_cancelled()
@@ -139,7 +143,7 @@ class Lease(LeaseClaim):
                 async with asyncio.timeout(self.remaining):
                     await self.renew()
             except (BackendError, OutcomeUnknown, TimeoutError) as error:
-                log.warning("the lease of session %r could not be renewed: %s", self.session_id, error)
+                log.warning("renewing the lease of session %r failed and is retried: %s", self.session_id, error)
             except StoreError as error:
                 lost = error
                 break
@@ -147,7 +151,7 @@ class Lease(LeaseClaim):
         return lost
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As it travels by JSON: without its holder, to be adopted elsewhere."""
+        """Pickle like `to_json`: without the holder, to be adopted by another store."""
         return type(self).from_json, (self.to_json(),)
 
     def __copy__(self) -> Self:
@@ -158,7 +162,7 @@ class Lease(LeaseClaim):
 
     def _bound(self) -> LeaseHolder:
         if self._holder is None:
-            raise InvalidRecord("lease", "belongs to no store; give it to RedisSessionStore.adopt_lease")
+            raise InvalidRecord("lease", "is not bound to a store; pass it to RedisSessionStore.adopt_lease first")
         return self._holder
 
     async def __aenter__(self) -> Self:
@@ -174,7 +178,7 @@ class Lease(LeaseClaim):
         except StoreError:
             if error is None:
                 raise
-            log.warning("the lease of session %r could not be released", self.session_id, exc_info=True)
+            log.warning("releasing the lease of session %r failed; it will expire", self.session_id, exc_info=True)
 
 
 def _result_of(keeper: asyncio.Task[StoreError]) -> StoreError | None:

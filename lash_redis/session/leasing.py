@@ -1,4 +1,4 @@
-"""Acquiring, renewing and releasing the lease of one session."""
+"""Acquire, renew and release the lease of one session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lash_redis.session.namespace import Namespace
 
 
 class Leasing:
-    """The lease of one session. `touch` extends the session where it would expire before its lease."""
+    """The lease operations of one session. `touch` extends a session that would expire before its lease."""
 
     def __init__(self, namespace: Namespace, keys: SessionKeys, touch: Callable[[], Awaitable[object]]) -> None:
         self._namespace = namespace
@@ -81,6 +81,6 @@ class Leasing:
         commands.lease.release_reply(call, self._keys, lease, await self._namespace.run(call))
 
     async def _outlive(self, held: commands.lease.Acquired) -> None:
-        """Touch a session that would expire before its lease: it then lives at least as long as that."""
+        """Touch the session if it would expire before its lease. It then lives at least as long as the lease."""
         if 0 < held.until_ms < held.deadline_ms:
             await self._touch()

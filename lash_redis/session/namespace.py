@@ -1,4 +1,4 @@
-"""What the stores of one namespace share: the connection, the layout, and what this process knows of the blobs."""
+"""What the stores of one namespace share: the connections, the layout, and the caches of this process."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ log = logging.getLogger("lash_redis")
 
 @contextmanager
 def continuing(count: int, done: str) -> Iterator[None]:
-    """A further step of a write: its failure must not deny that earlier ones were applied."""
+    """Turn a `BackendError` of a later step of a write into `OutcomeUnknown`, because earlier steps were applied."""
     try:
         yield
     except BackendError as error:
         if not count:
             raise
-        raise OutcomeUnknown(f"{error.message}; {count} {done} before, call again for the rest") from error
+        raise OutcomeUnknown(f"{error.message}; {count} {done} before that, call again for the rest") from error
 
 
 BEGINNING = ("commit", "replace", "meta", "put_blob")
-"""The scripts that put something where nothing was: the first of them to run fixes the layout."""
+"""The scripts that can create keys in an empty namespace. The first of them to run stores the layout."""
 
 
 class Namespace:
-    """One per `SessionCache`. The first call makes sure that the namespace is laid out as this client writes it.
+    """Runs scripts and reads of one namespace; one for each `SessionCache`.
 
-    `ttl_ms` is what a session outlives its last commit by; 0 for ever.
+    The first call compares the stored layout with this client's. `ttl_ms` is the time from a session's last commit
+    until it expires; 0 for never.
     """
 
     def __init__(self, connector: Connector, layout: Layout, options: StoreOptions, ttl_ms: int) -> None:
@@ -57,13 +58,14 @@ class Namespace:
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
+        """Refusals to wait that were logged already."""
         self._asks_replicas = False
         self._replicas: Self | None = None
 
     @property
     def replicas(self) -> Self:
-        """The same namespace, as replicas know it: they are asked for reads, once, and may be behind."""
+        """The same namespace, read from a replica: without a retry, and possibly stale."""
         if self._replicas is None:
             self._replicas = copy(self)
             self._replicas._asks_replicas = True
@@ -83,7 +85,7 @@ class Namespace:
         is_large: bool = False,
         earlier: Earlier | None = None,
     ) -> Any:
-        """The reply to a script. `writes`, `earlier` and what is raised: as for `Backend.send`.
+        """Run a script and return its reply. For `writes`, `earlier` and the errors see `Backend.send`.
 
         `is_large`: the size of the reply depends on the caller's data.
         """
@@ -96,9 +98,9 @@ class Namespace:
     async def run_durably(
         self, call: commands.calls.ScriptCall, durability: Durability | None, earlier: Earlier | None = None
     ) -> tuple[Any, bool | None]:
-        """The reply to a script that writes, and whether what it wrote is known to be as safe as `durability` asks.
+        """Run a script that writes; return its reply, and whether the server confirmed `durability` in time.
 
-        Waiting is part of the same round trip. A server that refuses to wait is logged once.
+        The wait is part of the same round trip. A refusal to wait is logged once.
         """
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
@@ -109,9 +111,9 @@ class Namespace:
         request.commands = [*request.commands, wait]
         request.lane, request.waits = Lane.WAITING, durability.timeout_ms / 1000
         reply, waited = await self._backend.send(request, writes=True, earlier=earlier)
-        if isinstance(waited, Exception) and str(waited) not in self._told:
-            self._told.add(str(waited))
-            log.warning("commits are made, but whether they are durable is unknown: %s: %s", wait[0], waited)
+        if isinstance(waited, Exception) and str(waited) not in self._logged:
+            self._logged.add(str(waited))
+            log.warning("commits are applied, but the server refused %s, so durable is False: %s", wait[0], waited)
         return reply, commands.durability.wait_reply(durability, waited)
 
     def _script_request(self, call: commands.calls.ScriptCall) -> Request:
@@ -121,7 +123,7 @@ class Namespace:
     async def read(
         self, trip: Sequence[commands.calls.Command], *, atomic: bool, faults: bool = False, is_small: bool = False
     ) -> list[Any]:
-        """The replies to native commands that read. `faults` and what is raised: as for `check_types`.
+        """Send native commands that read, and return their replies. For `faults` and the errors see `check_types`.
 
         `is_small`: the size of the replies does not depend on the caller's data.
         """
@@ -138,11 +140,11 @@ class Namespace:
         return await self._backend.listener(key, again=again)
 
     def scan(self, count: int) -> AsyncIterator[list[bytes]]:
-        """`Backend.scan` for every key of the namespace's shards. For maintenance only."""
+        """Scan every key of the namespace's shards, see `Backend.scan`. For maintenance only."""
         return self._backend.scan(f"lash2:{{{self.layout.namespace}:*", count)
 
     async def _check_layout(self, *, writes: bool) -> None:
-        """Compare the stored layout with ours; the first write stores it.
+        """Compare the stored layout with this client's; the first write stores it.
 
         Raises:
             LayoutMismatch: they differ; nothing was written.
@@ -154,17 +156,17 @@ class Namespace:
             return
         if stored != value.encode():
             found = stored.decode(errors="replace")
-            reason = f"is stored with {found!r}, this client uses {value!r} (StoreOptions.shards)"
+            reason = f"expected the layout {value!r}, got {found!r}; pass the StoreOptions.shards it is stored with"
             raise LayoutMismatch(self.layout.namespace, reason)
         self._laid_out = True
 
     # Blobs
 
     async def collect(self, shard: ShardKeys) -> int:
-        """Delete the blobs of a shard that nobody holds and whose time has come; returns how many.
+        """Delete the blobs of a shard that no session holds and whose grace period is over; return how many.
 
-        Entries of sessions that expired leave the catalogue. A round trip to look and one to delete for every 500 blobs
-        or 100 entries.
+        It also removes entries of expired sessions from the catalogue. Two round trips, one to read and one to delete,
+        for every 500 blobs or 100 entries.
         """
         deleted = 0
         while True:
@@ -179,7 +181,7 @@ class Namespace:
                 return deleted
 
     def cached_blobs(self, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], list[BlobRef]]:
-        """Of `refs`: the bytes this process has, and the refs it lacks."""
+        """Return the bytes of those `refs` that this process has, and the other refs."""
         have: dict[str, bytes] = {}
         lack: list[BlobRef] = []
         for ref in refs:
@@ -193,18 +195,18 @@ class Namespace:
     def take_blobs(
         self, keys: SessionKeys, refs: Sequence[BlobRef], contents: Sequence[bytes | None], into: dict[str, bytes]
     ) -> Corrupt | None:
-        """Check and keep blobs just read; the error to raise if one of them stays missing."""
+        """Verify and cache blobs just read. Return the error to raise if one is missing and stays so."""
         for ref, content in zip(refs, contents, strict=True):
             key = keys.blob(ref)
             if content is None:
-                return SessionEvicted("blob", key, "is gone, the head names it")
+                return SessionEvicted("blob", key, "is missing, but the head names it")
             into[ref] = decode_blob(ref, content, key)
             self.cached.put(ref, into[ref])
             self.known.add(key)
         return None
 
     async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], Corrupt | None]:
-        """The bytes of blobs, from this process or in one round trip; and the error if one is missing."""
+        """Return the bytes of blobs, and an error if one is missing. At most one round trip."""
         have, lack = self.cached_blobs(refs)
         contents = await self.read(commands.reads.blob_read(keys, lack), atomic=False) if lack else []
         return have, self.take_blobs(keys, lack, contents, have)
@@ -219,11 +221,11 @@ class Namespace:
         return ref
 
     async def uploaded_blob(self, ref: str) -> bytes | None:
-        """The bytes of a blob from this process or from the shard that `put_blob` puts it in."""
+        """Return the bytes of a blob from this process or from the shard that `put_blob` stores it in."""
         return self.cached.get(ref) or await self._blob_in([self.layout.shard_of(ref)], ref)
 
     async def blob(self, ref: str) -> bytes | None:
-        """The bytes of a blob, wherever it is: in this process, where `put_blob` puts it, in any shard."""
+        """Return the bytes of a blob: from this process, from the shard that `put_blob` uses, or from any shard."""
         data = await self.uploaded_blob(ref)
         return await self._blob_in(range(self.layout.shards), ref) if data is None else data
 

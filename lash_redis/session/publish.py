@@ -1,4 +1,4 @@
-"""Publishing a commit: the script call is sent again until its reply says what became of the commit."""
+"""Publish a commit: send the script call, corrected if necessary, until the reply decides the commit's outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lash_redis.protocol.heads import RECEIPTS
 from lash_redis.protocol.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
-from lash_redis.session.reader import MAX_TURNS, Reader
+from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.transport.failures import Earlier
 
@@ -34,7 +34,7 @@ log = logging.getLogger("lash_redis")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A commit that was applied, now or by an earlier attempt, and what its handle knows of the head since."""
+    """An applied commit (by this or an earlier attempt), and what the handle knows of the head after it."""
 
     result: RuntimeCommitResult
     seen: Seen
@@ -42,7 +42,7 @@ class Published:
 
 @dataclass(slots=True)
 class _Attempts:
-    """One commit on its way: what is sent, and what became of earlier attempts."""
+    """One commit in flight: what the next attempt sends, and the outcome of earlier attempts."""
 
     prepared: PreparedCommit
     before: ComponentRefs
@@ -50,8 +50,8 @@ class _Attempts:
     options: StoreOptions
     own_ttl: int | None
     origin: commands.commit.Origin | None
-    looked_for: set[BlobRef] = field(default_factory=set)
-    """Blobs whose bytes were sent or searched for once already."""
+    supplied: set[BlobRef] = field(default_factory=set)
+    """Refs that an earlier attempt was found to lack. One without bytes that is missing again is an error."""
     earlier: Earlier = field(default_factory=Earlier)
 
 
@@ -72,19 +72,20 @@ class Publisher:
         own_ttl: int | None,
         origin: commands.commit.Origin | None = None,
     ) -> Published:
-        """Apply the commit once, or raise what it is refused for.
+        """Apply the commit once, or raise the error of its refusal.
 
         `seen` is what the handle knows. `own_ttl` is the session's own ttl in ms, 0 for never, None to keep it. With an
-        `origin` the session must be new. One round trip, if the head holds the components that `seen` names and the
-        server has the blobs that are sent by ref only; else one more for each correction.
+        `origin` the session must be new. One round trip if the head holds the components that `seen` names, and the
+        server has the blobs that are sent by ref only. Each correction takes one more.
 
         Raises:
-            BackendError: the session changed under every one of `MAX_TURNS` attempts; nothing was written.
+            BackendError: the session changed during each of `MAX_ATTEMPTS` attempts; nothing was written.
             OutcomeUnknown: the reply was lost.
+            Everything else that `RedisSessionStore.commit_runtime_state` raises.
         """
         before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
         attempts = _Attempts(prepared, NO_REFS if origin is not None else before, options, own_ttl, origin)
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             made = self._call(attempts)
             reply, durable = await self._namespace.run_durably(made.call, options.durability, attempts.earlier)
             try:
@@ -94,7 +95,10 @@ class Publisher:
             if isinstance(outcome, RuntimeCommitResult):
                 return await self._settle(outcome, made.after, reply, durable, attempts, seen)
             await self._correct(attempts, outcome)
-        raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} attempts to commit")
+        raise BackendError(
+            f"session {self._keys.session_id!r} changed during each of {MAX_ATTEMPTS} attempts to commit; nothing was "
+            "written, retry later"
+        )
 
     def _call(self, attempts: _Attempts) -> commands.commit.CommitCall:
         namespace = self._namespace
@@ -115,7 +119,7 @@ class Publisher:
         attempts: _Attempts,
         outcome: commands.calls.RefsMoved | commands.commit.BlobsMissing | commands.commit.SendWhole,
     ) -> None:
-        """Change what the next attempt sends, by what the script lacked."""
+        """Change what the next attempt sends: it adds what the script's reply reported as missing or moved."""
         match outcome:
             case commands.calls.RefsMoved(refs):
                 attempts.before = refs
@@ -135,7 +139,7 @@ class Publisher:
         """Add the bytes of blobs that the session's shard lacks.
 
         Raises:
-            MissingBlob: the bytes of one of them are nowhere to be found.
+            MissingBlob: the bytes of one of them are in no shard and not in this process.
         """
         prepared = attempts.prepared
         for ref in refs:
@@ -145,9 +149,9 @@ class Publisher:
             if data is not None:
                 prepared.bodies = {**prepared.bodies, ref: data}
                 prepared.contents.pop(ref, None)
-            elif ref in attempts.looked_for:
+            elif ref in attempts.supplied:
                 raise commands.commit.missing_blob(prepared, ref)
-        attempts.looked_for.update(refs)
+        attempts.supplied.update(refs)
 
     async def _settle(
         self,
@@ -181,7 +185,7 @@ class Publisher:
         return Published(result if durable is None else replace(result, durable=durable), now)
 
     def _learn(self, prepared: PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
-        """Remember the log that a commit left, for the next one of a graph with the same base, which is returned."""
+        """Remember the log that a commit left, for the next commit of a graph with the same base; return that base."""
         delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
         if isinstance(delta, ReplaceFull):
             base = delta.graph.lineage.base
@@ -194,7 +198,7 @@ class Publisher:
     async def _result_behind(
         self, conflict: HeadRevisionConflict, attempts: _Attempts, epoch: int | None
     ) -> RuntimeCommitResult:
-        """The result of an earlier attempt whose reply was lost and whose receipt later commits have displaced.
+        """Return the result of an earlier attempt whose reply was lost and whose receipt later commits displaced.
 
         A stored node that only this commit can have added proves that it was applied. `epoch` is the log's, as the
         handle knew it before the first attempt.
@@ -220,18 +224,19 @@ class Publisher:
             if head is not None and head.facts.epoch == epoch and head.facts.live == head.facts.length:
                 raise conflict
         raise OutcomeUnknown(
-            f"commit: the reply to an earlier attempt was lost, and its receipt is gone: {conflict}"
+            f"commit: the reply to an earlier attempt was lost, and later commits displaced its receipt: {conflict}; "
+            "load the session to see whether the commit was applied"
         ) from conflict
 
     async def _confirmed(self, durability: Durability) -> bool:
-        """Whether what an earlier attempt wrote is as safe as `durability` asks.
+        """Whether the server confirms `durability` for what an earlier attempt wrote.
 
-        WAIT covers only the writes of its own connection, so a write is made that changes nothing.
+        WAIT covers only the writes of its own connection, so a write that changes nothing precedes it.
         """
         call = commands.durability.mark_call(self._keys)
         try:
             reply, durable = await self._namespace.run_durably(call, durability)
         except (BackendError, OutcomeUnknown):
-            log.warning("whether a commit of session %r is durable is unknown", self._keys.session_id, exc_info=True)
+            log.warning("the durability of a commit of session %r is unknown", self._keys.session_id, exc_info=True)
             return False
         return commands.calls.status(call, reply, self._keys) == "marked" and durable is True

@@ -1,4 +1,4 @@
-"""How a session is read: whole, along a path, brought up to date."""
+"""Read a session: the full graph, one path, or only what is new since an earlier read."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 from lash_redis.session.namespace import Namespace
 
-MAX_TURNS = 8
-"""How often a read or commit starts again because the session moved under it, before it gives up."""
+MAX_ATTEMPTS: Final = 8
+"""Attempts of a read or commit that the session changes during, before it fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One revision of a session as it is stored: the head, the graph, the components' bytes."""
+    """One stored revision of a session: the head, the graph, and the bytes of the components."""
 
     stored: commands.reads.StoredRead
     held: Mapping[str, bytes]
-    """The components that are blobs, by ref."""
+    """The bytes of the components that are blobs, by ref."""
 
     @property
     def components(self) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ class Snapshot:
 
 
 class Reader:
-    """The reads of one session. Each read carries what it was made of, for a refresh."""
+    """The reads of one session. Each read keeps its origin (the stored form), which a refresh compares."""
 
     def __init__(self, namespace: Namespace, keys: SessionKeys) -> None:
         self._namespace = namespace
@@ -56,7 +56,7 @@ class Reader:
         return self._keys
 
     async def head(self) -> commands.reads.StoredHead | None:
-        """The head, None if there is none. One round trip."""
+        """Return the head, None if there is none. One round trip."""
         trip = commands.reads.head_read(self._keys)
         return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
 
@@ -93,9 +93,14 @@ class Reader:
         return await self._path(scope.leaf_node_id)
 
     async def snapshot(self) -> Snapshot | None:
-        """All that is stored of the session at one revision, None if it has no head."""
+        """Return everything that is stored of the session at one revision; None if it has no head.
+
+        Raises:
+            BackendError: the session changed during each of `MAX_ATTEMPTS` reads.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key is missing.
+        """
         lost: tuple[int, str] | None = None
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             stored = commands.reads.full_reply(
                 self._keys, await self._at_one_revision(commands.reads.full_read(self._keys))
             )
@@ -105,18 +110,20 @@ class Reader:
             blobs, missing = await self._namespace.blobs(self._keys, head.components.held)
             if missing is None:
                 return Snapshot(stored, blobs)
-            # A blob that is missing once may just have been let go; missing at the same revision again, it is gone.
+            # A commit may release a blob between the two round trips. A blob missing twice at one revision is lost.
             if lost == (head.facts.revision, missing.key):
                 raise missing
             lost = head.facts.revision, missing.key
-        raise BackendError(f"session {self._keys.session_id!r} changed under {MAX_TURNS} reads in a row")
+        raise BackendError(
+            f"session {self._keys.session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later"
+        )
 
     async def _at_one_revision(self, trip: Sequence[commands.calls.Command]) -> list[Any]:
-        """The replies of commands that begin with the head, as they were at one moment.
+        """Return the replies to commands that begin with the head, all of one revision.
 
-        A transaction would make the server answer each command twice. The head's facts change with whatever changes
-        what these commands read, so facts that are the same at both ends prove the same; where they differ, a
-        transaction follows.
+        A transaction would make the server reply to each command twice. Every write that changes what these commands
+        read also changes the head's facts. Equal facts before and after therefore prove that all replies are of one
+        revision. If they differ, a transaction follows.
         """
         *replies, facts = await self._namespace.read([*trip, commands.audit.facts_read(self._keys)], atomic=False)
         if facts == replies[0].get(b"facts"):
@@ -126,7 +133,7 @@ class Reader:
     async def _path(self, leaf: str | None) -> PersistedSessionRead | None:
         namespace, strict = self._namespace, self._strict
         lost: tuple[int, str] | None = None
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
             plan = commands.paths.path_plan(self._keys, leaf, replies, strict=strict)
             if plan is None:
@@ -151,7 +158,10 @@ class Reader:
         return await self._path_by_id(leaf)
 
     async def _path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
-        """The path cut out of the whole graph: where only ids express the links, or the log will not hold still."""
+        """Read the full graph and cut the path out of it.
+
+        This is for a path that only ids link, and for a log that changed during every attempt to read ranges of it.
+        """
         found = await self.snapshot()
         if found is None:
             return None
@@ -164,13 +174,13 @@ class Reader:
         return replace(read, graph=path).from_origin(stored)
 
     async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
-        """The path to `leaf` and the bytes of the components, of one revision. None if there is no head.
+        """Return the path to `leaf` and the bytes of the components, of one revision; None if there is no head.
 
         Raises:
             InvalidLeaf: `leaf` is unknown or tombstoned.
         """
         missing: Corrupt | None = None
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             read = await self.load(ActivePath(leaf))
             if read is None:
                 return None
@@ -189,7 +199,7 @@ class Reader:
         known = commands.reads.origin_of(read)
         if known is None or known.head.keys != self._keys or (self._strict and _is_cut(read)):
             return await self.load(read.scope)
-        keys = known.head.keys  # whose names are made already
+        keys = known.head.keys  # their names are computed already
         call = commands.refresh.call(keys, known)
         delta = commands.refresh.reply(call, keys, await self._namespace.run(call, writes=False))
         if delta == "same":
@@ -216,7 +226,7 @@ class Reader:
 
 
 DECODE_SECONDS: Final = 0.002
-"""How long decoding holds the event loop before other tasks run. A single node may take longer."""
+"""Maximum time that decoding blocks the event loop before other tasks run. A single node may take longer."""
 
 
 async def _decode(nodes: Sequence[SessionNodeRecord]) -> None:
@@ -229,5 +239,5 @@ async def _decode(nodes: Sequence[SessionNodeRecord]) -> None:
 
 
 def _is_cut(read: PersistedSessionRead) -> bool:
-    """Whether it is a path to a head's leaf that does not resolve: only a store with lenient checks hands one out."""
+    """Whether `read` is a path to a head's leaf that is not live. Only a store with lenient checks returns one."""
     return not read.graph.nodes and read.graph.leaf_node_id is not None and read.scope == ActivePath()

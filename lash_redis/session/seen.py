@@ -1,4 +1,4 @@
-"""What a handle knows of the session from the last outcome of its own."""
+"""What a handle remembers of the session from its last call."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lash_redis.protocol.component_refs import ComponentRefs
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The head that a handle saw last. It is one value, assigned once for each outcome, so its parts agree."""
+    """The head that a handle saw last. It is one immutable value, so its fields always describe the same head."""
 
     components: ComponentRefs | None = None
-    """The components of that head; None if they are not known."""
+    """The components of that head; None if unknown."""
     head: tuple[int, str] | None = None
-    """Its revision, and the id of the commit that made it."""
+    """Its revision, and the id of the commit that made it; None if unknown."""
     epoch: int | None = None
-    """Which log it has; None if that is not known."""
+    """The epoch of its log; None if unknown."""
     base: ReferenceType[Base] | None = None
-    """What its graph grew from, for as long as a graph of that base exists."""
+    """The base of its graph's lineage, as long as a graph of that base exists."""
     unsettled: bytes = b""
     """The fingerprint of the last commit if its outcome is unknown."""

@@ -1,4 +1,4 @@
-"""One session's store: sends what `commands.py` makes and brings the replies back."""
+"""The store of one session: the methods that a runtime calls. `protocol/commands/` builds calls and decodes replies."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.publish import Publisher
-from lash_redis.session.reader import MAX_TURNS, Reader
+from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 
@@ -66,10 +66,11 @@ Answer = TypeVar("Answer")
 
 
 class RedisSessionStore:
-    """`RuntimePersistence` for one session. Made by `SessionCache.session`; making one does no I/O.
+    """The `RuntimePersistence` of one session. `SessionCache.session` makes it, without I/O.
 
-    A handle is cheap and may be made for every request. It remembers the refs of the revision it last saw, so that a
-    commit after a load (or after a commit) is one round trip; any number of handles may serve one session.
+    A handle is cheap, so an application can make one for every request. It remembers the component refs of the revision
+    it saw last, so that a commit after a load or a commit takes one round trip. Any number of handles can share a
+    session.
     """
 
     def __init__(self, namespace: Namespace, session_id: str) -> None:
@@ -97,49 +98,52 @@ class RedisSessionStore:
     # Reads
 
     async def load_session(self, scope: SessionReadScope, *, decode: bool = False) -> PersistedSessionRead | None:
-        """The session at one revision, or None if it has no head.
+        """Load the session at one revision; None if it has no head.
 
-        `FullGraph()` has every live node in insertion order and the head's leaf verbatim. `ActivePath()` has the nodes
-        from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or tombstoned). Nodes,
-        config, ledger and components are decoded when they are accessed. One round trip if this process knows the tool
-        state, else two; an active path takes two. O(nodes returned). With `StoreOptions.slide_on_load` a `touch`
-        follows: one round trip more.
+        `FullGraph()` returns every live node in insertion order, and the head's leaf as it is stored. `ActivePath()`
+        returns the nodes from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or
+        tombstoned). Treat reads as immutable. Nodes, config, ledger and components are decoded when they are accessed.
 
-        Accessing many payloads in a row holds the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table rows
-        for some 13. With `decode` all nodes are decoded before this returns, and other tasks run every 2 ms, or after a
-        node that takes longer. In total small messages then take up to 1.4 times as long, table rows no longer.
+        One round trip if this process has the tool state cached, else two. An active path takes two. O(nodes returned).
+        With `StoreOptions.slide_on_load` a `touch` follows, which takes one more.
+
+        Accessing many payloads in a row blocks the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table
+        rows for about 13 ms. With `decode` all nodes are decoded before the method returns. Other tasks then run every
+        2 ms, or after a node that takes longer. In total, small messages take up to 1.4 times as long that way, and
+        table rows the same time.
 
         Raises:
-            UnsupportedReadScope: `scope` is neither.
-            InvalidLeaf: `ActivePath()`, and the head's leaf is tombstoned (with strict checks).
-            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is gone. A node's record, the
-                config, the ledger and a private component are verified when they are decoded: then accessing them
-                raises Corrupt.
+            UnsupportedReadScope: `scope` is neither a `FullGraph` nor an `ActivePath`.
+            InvalidLeaf: `scope` is `ActivePath()`, and the head's leaf is tombstoned (with strict checks).
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing. A node's record, the
+                config, the ledger and a private component are verified when they are decoded. If one is damaged,
+                accessing it raises Corrupt.
 
         Source: RuntimePersistence::load_session.
         """
         return await self._seen(await self._ask(lambda reader: reader.load(scope, decode=decode)))
 
     async def _ask(self, question: Callable[[Reader], Awaitable[Answer | None]]) -> Answer | None:
-        """The answer of a replica where `read_from` asks for one and it has the session whole, else of the primary."""
+        """Read from a replica if `read_from` is "replica". If that fails or finds nothing, read from the primary."""
         if self._namespace.options.read_from == "replica":
-            with suppress(Corrupt, InvalidLeaf, BackendError):  # it may be behind, so the primary decides
+            with suppress(Corrupt, InvalidLeaf, BackendError):  # a replica may be stale, so the primary decides
                 answer = await question(Reader(self._namespace.replicas, self._keys))
                 if answer is not None:
                     return answer
         return await question(self._reader)
 
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
-        """What `load_session(read.scope)` would return now, made of `read` and what is new since; None without a head.
+        """Return what `load_session(read.scope)` would return now, but fetch only what is new; None without a head.
 
         If nothing is new it returns `read` itself. That takes one round trip of a few hundred bytes for any size of
-        session. Up to 64 new nodes come in the same round trip, more in a second one. Components that this process
-        lacks take one more, as in `load_session`. Nodes that `read` has decoded stay decoded.
+        session. Up to 64 new nodes arrive in the same round trip, more in a second one. Components that this process
+        does not have take one more, as in `load_session`. Nodes that `read` has decoded stay decoded.
 
-        It loads the session again if `read` is no longer a part of it: its graph was replaced, it was deleted and began
-        again, or a failover removed commits. It does the same if the path turned to nodes that `read` does not hold, if
-        nodes were tombstoned and freed since, and if links are by id alone. For a read without an origin (see
-        `PersistedSessionRead`) it loads the full graph. With `StoreOptions.slide_on_load` a `touch` follows.
+        It reloads the session if `read` is no longer a prefix of it: the graph was replaced, the session was deleted
+        and created again, or a failover lost commits. It also reloads if the path now contains nodes that `read` does
+        not have, if nodes were tombstoned and vacuumed since, or if nodes are linked by id only. For a read without an
+        origin (see `PersistedSessionRead`) it loads the full graph. With `StoreOptions.slide_on_load` a `touch`
+        follows.
 
         Raises:
             SessionBindingMismatch: `read` is of another session.
@@ -160,14 +164,14 @@ class RedisSessionStore:
         if not self._namespace.options.slide_on_load:
             return read
         try:
-            return read if await self.touch() else None  # it expired in between
+            return read if await self.touch() else None  # it expired between the two calls
         except SessionDeleted:
             return None
         except SessionEvicted:
-            return read  # whole by what this process had of it; but what is torn is not kept alive
+            return read  # complete, thanks to blobs cached here; but an incomplete session is not kept alive
 
     async def load_head(self) -> SessionHeadMeta | None:
-        """Where the session stands, without its graph or components. One round trip, O(rows of the ledger)."""
+        """Load the head without graph and components; None if there is none. One round trip, O(rows of the ledger)."""
         head = await self._ask(Reader.head)
         if head is None:
             return None
@@ -177,38 +181,41 @@ class RedisSessionStore:
         return head.meta()
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
-        """A live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
+        """Load a live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
 
         Source: RuntimePersistence::load_node.
         """
         return await self._reader.node(node_id)
 
     async def load_session_meta(self) -> SessionMeta | None:
-        """The meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
+        """Load the meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
         return await self._ask(Reader.meta)
 
     async def watch(
         self, since: commands.watching.Since = None, *, poll: float = POLL, patience: float = PATIENCE
     ) -> AsyncGenerator[int, None]:
-        """The head's revision, whenever its commit is not the one seen last; several commits may be told as one.
+        """Yield the head's revision whenever the head's commit is not the one seen last.
 
-        `since` is the head that the caller has seen: what a load, a look or a commit answered, or the revision alone
-        (0: any head is news; but only what was answered tells a revision from one that came round again after a
-        failover). None: what comes after this call's own first look. A session that is not there yet is waited for.
+        No revision is missed, across reconnects and failovers, but one yield may stand for several commits. After a
+        failover that lost a commit, a revision may be yielded again, or a lower one. Changes of meta, tombstones and
+        touches are not reported. The watch waits for a session that does not exist yet.
 
-        None is missed, across reconnects and failovers; after a failover that lost a commit, a revision may come again,
-        or a lower one. Meta, tombstones and touches are no news. A revision is known a fraction of a millisecond after
-        its commit; one that was not said (by a writer who may not publish, on a connection that died silently) within
-        `poll` seconds. Takes a connection of the client of its own, and two commands every `poll` seconds: for many
-        sessions see `SessionCache.watch`.
+        `since` is the head that the caller has seen: the result of a load, of `load_head` or of a commit, or a revision
+        (0: any head is new). A revision alone cannot be told from the same revision of another commit, which a failover
+        can cause. With None, the watch yields what follows its own first poll.
 
-        Leaving the loop ends it, at once where the iterator is closed (`aclose`, or `contextlib.aclosing`).
+        A revision is known a fraction of a millisecond after its commit. If its notification was not published (the
+        writer's account may not publish) or was lost (the connection died silently), it is known within `poll` seconds.
+        A watch takes one connection of its own and two commands every `poll` seconds. For many sessions use
+        `SessionCache.watch`.
+
+        Leaving the loop ends the watch. Closing the iterator (`aclose`, or `contextlib.aclosing`) ends it immediately.
 
         Raises:
-            SessionDeleted: the session was deleted, now or before.
-            SessionGone: it was there and is not: expired, evicted, or lost in a failover.
-            Corrupt, SessionEvicted: its head is unreadable, or gone while other keys of it remain.
-            BackendError: the server refused, or an outage outlasted `patience` seconds; watch again, with the last
+            SessionDeleted: the session was deleted, now or earlier.
+            SessionGone: the session existed and does not now: it expired, was evicted, or was lost in a failover.
+            Corrupt, SessionEvicted: the head is unreadable, or missing while other keys of the session remain.
+            BackendError: the server refused, or an outage outlasted `patience` seconds. Watch again, with the last
                 revision as `since`.
         """
         async with SessionWatch(self._namespace, poll=poll, patience=patience) as watch:
@@ -223,43 +230,48 @@ class RedisSessionStore:
     async def commit_runtime_state(
         self, commit: RuntimeCommit, *, ttl: float | Keep | None = KEEP, durability: Durability | None = None
     ) -> RuntimeCommitResult:
-        """Publish the next revision, all of it or nothing; the session lives its ttl anew.
+        """Publish the next revision atomically, and restart the session's ttl. A refusal writes nothing.
 
-        The same commit sent again, by whoever, returns the first attempt's result with `replayed=True` while it is
-        among the session's last 32 (later it is refused by its revision, or, with `expected_head_revision=None`, which
-        compares nothing and overwrites whatever head there is, applied again). One round trip when this handle knows
-        the refs the head holds (after a load or a commit, or when the commit carries them); a second where it does not
-        or where a blob turns out not to be stored. Cost grows with the commit, not with the session.
+        A commit that is sent again, by any worker, returns the result of the first attempt with `replayed=True`. That
+        holds while it is among the session's last 32 commits. Later its revision is refused. With
+        `expected_head_revision=None`, which overwrites any head without a comparison, it is then applied again.
 
-        `ttl` becomes the session's own: seconds it outlives its last commit or touch, None for ever. Without it the
-        session keeps its own, or goes by the cache's. It is no part of a commit's meaning: a retry does not change it.
+        One round trip if this handle knows the refs that the head holds (after a load or a commit, or from the commit
+        itself). A second one if it does not, or if a blob turns out not to be stored. The cost grows with the commit,
+        not with the session.
 
-        A commit that names the revision this handle saw last, and no `builds_on`, builds on the commit that was seen.
+        `ttl` becomes the session's own: seconds from its last commit or touch until it expires, None for never. Without
+        it the session keeps its own ttl, or that of the cache. A retry does not change the ttl, which is no part of the
+        commit's meaning.
 
-        A `ReplaceFull` of a graph that grew out of a read of this session, or out of a graph that this cache committed
-        to it, by its own methods (`append_*`, `with_leaf`, `first`), sends what comes behind the stored nodes that it
-        keeps, and the ids of those it drops. It is a replacement all the same, also to a retry. Nodes that a caller
-        accessed or made may have been changed in place and are compared, about 2 µs each; from the first that differs
-        on, all are sent. The limits of `StoreOptions` count what is sent. Any other graph is sent whole: one put
-        together by hand, one that keeps less than half of the stored nodes, and, in a second round trip, one of another
-        log than is stored or of a log with tombstones.
+        A commit without `builds_on` whose expected revision is the one that this handle saw last builds on the commit
+        that was seen.
 
-        `durability` (default: that of `StoreOptions`) waits, in the same round trip, until the commit is as safe as it
-        says. One that could not be confirmed in time is made all the same: `durable` of the result is then False.
+        A `ReplaceFull` sends only the nodes behind the stored ones that it keeps, and the ids of those it drops. Its
+        graph must have grown, by its own methods (`append_*`, `with_leaf`, `first`), out of a read of this session or
+        out of a graph that this cache committed to it. It still counts as a replacement, also for a retry. Nodes that a
+        caller accessed or made may have been changed in place. They are compared, about 2 µs each, and from the first
+        that differs all are sent. The limits of `StoreOptions` count what is sent. Every other graph is sent whole: one
+        that was put together by hand, and one that keeps less than half of the stored nodes. In a second round trip,
+        so is a graph of another log than the stored one, or of a log with tombstones.
+
+        `durability` (default: `StoreOptions.durability`) waits for replicas or the disk in the same round trip. The
+        commit stays applied if the confirmation does not arrive in time, and the result's `durable` is then False.
 
         Raises:
             SessionBindingMismatch: the commit is for another session.
             SessionDeleted: the session was deleted.
-            LeaseLost: the lease it was made under is not held any more.
-            InvalidRecord, CommitTooLarge: it cannot be stored as it is.
-            HeadRevisionConflict, SessionGone: the head is not the one it was built on; load, decide, commit anew.
-            CommitIdReused: its id was used for another meaning.
-            NodeIdCollision, InvalidParent, InvalidLeaf: its nodes do not fit the graph.
-            MissingBlob: it names a component by ref that is not stored.
-            Corrupt, SessionEvicted: the session cannot be built upon.
-            OutcomeUnknown: the reply was lost; send the same commit again. Where the receipt is gone, too, because more
-                than 32 others committed before this call could, a node that it adds settles it; not so one that adds
-                none, and where others have dropped nodes since.
+            LeaseLost: the commit carries a lease that is no longer held.
+            InvalidRecord, CommitTooLarge: the commit cannot be stored as it is.
+            HeadRevisionConflict, SessionGone: the head is not the one that the commit was built on. Load, and make a
+                new commit.
+            CommitIdReused: the commit id was used for other content.
+            NodeIdCollision, InvalidParent, InvalidLeaf: the nodes do not fit the stored graph.
+            MissingBlob: a component is named by a ref that is not stored.
+            Corrupt, SessionEvicted: the stored session is damaged or incomplete.
+            OutcomeUnknown: the reply was lost. Send the same commit again. If more than 32 other commits displaced its
+                receipt before this call could retry, the stored nodes decide whether it was applied. They cannot if
+                the commit adds no node, or if others have dropped nodes since; then it stays unknown.
 
         Source: RuntimePersistence::commit_runtime_state.
         """
@@ -296,12 +308,13 @@ class RedisSessionStore:
         options: StoreOptions,
         ttl: float | Keep | None = KEEP,
     ) -> RuntimeCommitResult:
-        """Publish the commit that a fork or an import begins a session with, if there is no such session.
+        """Publish the first commit of a session, for a fork or an import.
 
         `blobs` are the bytes of the components that the commit names by ref.
 
         Raises:
-            SessionExists: there is one.
+            SessionExists: the session exists already; nothing was written.
+            Everything else that `commit_runtime_state` raises.
         """
         prepared = prepare_commit(commit, options, self._namespace.written)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
@@ -326,7 +339,7 @@ class RedisSessionStore:
             try:
                 await self.gc_unreachable()
             except StoreError:
-                # The commit stands; what could not be collected now is collected the next time or expires.
+                # The commit is applied. Blobs that were not collected now are collected the next time, or expire.
                 log.warning("garbage collection after a commit of session %r failed", self.session_id, exc_info=True)
 
     async def update(
@@ -338,25 +351,27 @@ class RedisSessionStore:
         ttl: float | Keep | None = KEEP,
         durability: Durability | None = None,
     ) -> RuntimeCommitResult:
-        """The way to write: `fn` makes a commit of what it sees; on a conflict it sees what is new and is asked again.
+        """Load the session, call `fn` with the read, and commit what it returns; after a conflict refresh and repeat.
 
-        `fn` is called once per attempt with the session as it then is, and makes a new commit each time: one that was
-        refused is not sent again. It sees None before the first commit, and where the session is gone (it expired, was
-        evicted or lost), also behind `since`: its commit then begins it anew, without meta or a ttl of its own. A
-        commit without `expected_head_revision` is made to build on what `fn` was shown. Attempts are `attempts` at the
-        most, with random exponential pauses from 10 ms; so what is paid for, such as a model call, belongs before
-        `update` or under a lease, not into `fn`.
+        `fn` is called once per attempt and must return a new commit each time: a refused commit is not sent again. It
+        gets None before the first commit, and also if the session is gone (it expired, was evicted or lost) although
+        `since` was passed. Its commit then starts a new session, without meta or a ttl of its own. A commit without
+        `expected_head_revision` builds on the read that `fn` got.
 
-        The first attempt loads the session, or refreshes `since`, a read of it that the caller still has; each further
-        one refreshes what the one before saw. So a process that keeps the read of its last turn makes the next in two
-        round trips, and a conflict costs what the others wrote, however long the session is. `fn` sees what `since` is
-        a read of: its active path, if it is one; without `since`, the full graph.
+        There are at most `attempts` attempts, with random exponential pauses from 10 ms. Make expensive calls, such as
+        a model call, before `update` or under a lease, not in `fn`.
+
+        The first attempt loads the session, or refreshes `since`, a read that the caller still has. Each further one
+        refreshes the read before. A process that keeps the read of its last turn therefore makes the next one in two
+        round trips. A conflict costs only what the other workers wrote, for any length of the session. `fn` gets a
+        read of the same scope as `since` (an active path, for example), or of the full graph without `since`.
 
         Raises:
             SessionBindingMismatch: `since` or the commit is of another session.
-            HeadRevisionConflict: the last attempt's, when all lost.
-            OutcomeUnknown: its `commit` is the one to send again; calling `update` again could make the turn twice.
-            What else `refresh` and `commit_runtime_state` raise, and `fn`: none of it is tried again.
+            HeadRevisionConflict: the conflict of the last attempt.
+            OutcomeUnknown: send the error's `commit` again with `commit_runtime_state`. Calling `update` again could
+                store the turn twice.
+            Everything else that `refresh`, `commit_runtime_state` and `fn` raise. These errors are not retried.
         """
         if not callable(fn):
             raise InvalidRecord("fn", f"expected a function, got {type(fn).__name__}")
@@ -378,7 +393,7 @@ class RedisSessionStore:
                     read = await self.refresh(read)
                 made = fn(read)
                 commit = await made if isawaitable(made) else made
-                require_type("the commit that fn made", commit, RuntimeCommit)
+                require_type("the result of fn", commit, RuntimeCommit)
                 if commit.commit_id in refused:
                     raise refused[commit.commit_id]
                 if commit.expected_head_revision is None:
@@ -395,11 +410,13 @@ class RedisSessionStore:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def save_session_meta(self, meta: SessionMeta) -> None:
-        """Replace the meta record; the head and its revision stay. One round trip.
+        """Replace the meta record. The head and its revision do not change. One round trip.
 
         Raises:
             SessionBindingMismatch: the record is for another session.
-            InvalidRecord: names the field that cannot be stored.
+            InvalidRecord: a field cannot be stored; the error names it.
+            SessionDeleted: the session was deleted.
+            OutcomeUnknown: the reply was lost; call again.
 
         Source: RuntimePersistence::save_session_meta.
         """
@@ -409,7 +426,7 @@ class RedisSessionStore:
         await self._write_meta(meta, "save")
 
     async def create_meta(self, meta: SessionMeta, ttl: float | Keep | None) -> None:
-        """Write the meta record unless there is one."""
+        """Write the meta record if there is none."""
         await self._write_meta(meta, "create", own_ttl_ms(ttl))
 
     async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"], own_ttl: int | None = None) -> None:
@@ -420,19 +437,19 @@ class RedisSessionStore:
         await self._run(call)
 
     async def touch(self, *, ttl: float | Keep | None = KEEP) -> bool:
-        """Let the session live its ttl from now on, as a commit would; False if there is no such session.
+        """Restart the session's ttl, as a commit does; False if the session does not exist.
 
-        Head, revision and place in the catalogue stay. `ttl` becomes the session's own: seconds, None for ever. One
-        round trip when this handle knows the refs the head holds, else two.
+        The head, the revision and the place in the catalogue do not change. `ttl` becomes the session's own, in
+        seconds; None for never. One round trip if this handle knows the refs that the head holds, else two.
 
         Raises:
             SessionDeleted: the session was deleted.
-            SessionEvicted, Corrupt: a part of it is gone or unreadable; its deadline stays.
-            OutcomeUnknown: the reply was lost; call again.
+            SessionEvicted, Corrupt: a key of it is missing or unreadable; its deadline does not change.
+            OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
         """
         own_ttl = own_ttl_ms(ttl)
         namespace = self._namespace
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.touch_call(
                 self._keys, self._last.components or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
             )
@@ -440,50 +457,54 @@ class RedisSessionStore:
             if not isinstance(outcome, commands.calls.RefsMoved):
                 return outcome
             self._last = replace(self._last, components=outcome.refs)
-        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to touch it")
+        raise self._contended("touch")
 
     # Leases
 
     async def acquire_lease(
         self, owner: str, ttl: float = 30.0, *, token: str | None = None, wait: float = 0.0
     ) -> Lease:
-        """The right to work on the session alone for `ttl` seconds, so that no other worker pays for the same turn.
+        """Acquire the exclusive right to work on the session for `ttl` seconds.
 
-        `owner` names the worker, as nobody else does; the same owner asking again takes its own lease over, with a new
-        token: the former one is worth nothing any more. `token` is made here unless given; asking again with the same
-        token, while the lease is held, is one claim. The generation is one higher at each change of hands, whether the
-        lease was released or ran out, as long as the session lives; one that nobody ever committed to is forgotten a
-        day after its last lease. `wait`: seconds to keep asking while somebody else holds it, with random pauses.
+        Only one worker at a time then pays for a turn, such as for a model call.
 
-        A held lease keeps its session alive: one that would expire first is touched, and no commit or touch lets it
-        end earlier, however short its ttl. One round trip.
+        `owner` identifies the worker and must be unique to it. If the same owner acquires again, it takes over its own
+        lease with a new token, and the former token becomes invalid. `token` is generated by default. Acquiring again
+        with the same token while the lease is held is one claim. `wait`: seconds to retry while another owner holds the
+        lease, with random pauses.
+
+        The generation is one higher for each new holder, whether the lease was released or expired. It is kept as long
+        as the session. In a session without any commit it is forgotten a day after the last lease.
+
+        A held lease keeps its session alive: a session that would expire first is touched, and no commit or touch makes
+        it expire earlier, however short the ttl. One round trip.
 
         Raises:
-            LeaseBusy: somebody else holds it; says who and until when.
-            SessionDeleted, SessionEvicted, Corrupt: there is nothing to work on.
-            OutcomeUnknown: the reply was lost; asking again with the same owner settles it.
+            LeaseBusy: another owner holds the lease; the error has the owner and the deadline.
+            SessionDeleted, SessionEvicted, Corrupt: the session was deleted, or is incomplete or damaged.
+            OutcomeUnknown: the reply was lost; call again with the same owner.
         """
         return await self._leasing.acquire(owner, ttl, token, wait)
 
     def adopt_lease(self, lease: Lease) -> Lease:
-        """A lease that came from elsewhere (`Lease.from_json`), to be renewed and released here. No I/O.
+        """Bind a lease from another process (`Lease.from_json`) to this store, to renew and release it. No I/O.
 
         Raises:
-            SessionBindingMismatch: it is another session's.
+            SessionBindingMismatch: the lease is of another session.
         """
         return self._leasing.adopt(lease)
 
     async def load_lease(self) -> LeaseInfo | None:
-        """Who holds the session's lease, or held it until its time was up; None if it is free. One round trip.
+        """Load who holds the session's lease, or held it until it expired; None if it is free. One round trip.
 
-        For people to look at: who may write is known only to the commit that is checked.
+        Use it for display only. Whether a worker may write is decided when its commit is checked.
         """
         return await self._leasing.load()
 
     async def delete(self) -> DeleteReport:
-        """`SessionCache.delete` for this session."""
+        """Delete this session. See `SessionCache.delete`."""
         namespace, request = self._namespace, uuid4().hex
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.delete_call(
                 self._keys, self._last.components or NO_REFS, request, namespace.options, sharded=namespace.sharded
             )
@@ -492,7 +513,12 @@ class RedisSessionStore:
                 self._last = Seen()
                 return outcome
             self._last = replace(self._last, components=outcome.refs)
-        raise BackendError(f"session {self.session_id!r} changed under {MAX_TURNS} attempts to delete it")
+        raise self._contended("delete")
+
+    def _contended(self, verb: str) -> BackendError:
+        return BackendError(
+            f"session {self.session_id!r} changed during each of {MAX_ATTEMPTS} attempts to {verb} it; retry later"
+        )
 
     async def _run(self, call: commands.calls.ScriptCall) -> list[Any]:
         reply: list[Any] = await self._namespace.run(call)
@@ -500,14 +526,14 @@ class RedisSessionStore:
         return reply
 
     async def tombstone_nodes(self, ids: Sequence[str]) -> None:
-        """Hide `ids` from every read; their bytes stay until `vacuum`.
+        """Hide nodes from every read; their bytes stay until `vacuum`.
 
-        Unknown and already hidden ids are skipped. The head, its revision and the leaf do not change: hiding a node of
-        the active path cuts the path there. One round trip per 1,000 ids.
+        Unknown and already hidden ids are skipped. The head, its revision and the leaf do not change. Hiding a node of
+        the active path truncates the path there. One round trip per 1,000 ids.
 
         Raises:
-            Corrupt: an entry points outside the log; nothing of that chunk was hidden.
-            OutcomeUnknown: the reply was lost; call again, hiding twice is hiding once.
+            Corrupt: an index entry points outside the log; nothing of that chunk was hidden.
+            OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
 
         Source: RuntimePersistence::tombstone_nodes.
         """
@@ -521,12 +547,12 @@ class RedisSessionStore:
                 await self._run(call)
 
     async def vacuum(self) -> VacuumReport:
-        """Free the records of tombstoned nodes; returns how many. One round trip per 500.
+        """Free the records of tombstoned nodes, and return how many were freed. One round trip per 500.
 
-        An id may be used again afterwards, unless a live node names it as its parent now: then it stays reserved.
+        Their ids can then be used again, except those that a live node names as its parent.
 
         Raises:
-            OutcomeUnknown: the reply was lost; call again for the rest (what was freed is not counted twice).
+            OutcomeUnknown: the reply was lost; call again for the rest. Freed nodes are not counted twice.
 
         Source: RuntimePersistence::vacuum.
         """
@@ -540,9 +566,9 @@ class RedisSessionStore:
     async def gc_unreachable(self) -> GcReport:
         """Delete the blobs of this session's shard that no session holds.
 
-        `root_count` is 1 if the session has a head; `retained_blob_count` counts its manifest and the distinct blobs
-        it holds. Works from holder counts, never by scanning; safe beside commits in flight. Three round trips, and
-        two more for every 500 blobs.
+        `root_count` is 1 if the session has a head. `retained_blob_count` counts its manifest and the distinct blobs
+        that it holds. The holder counts decide, without a scan. It is safe while commits are in flight. Three round
+        trips, and two more for every 500 blobs.
 
         Raises:
             Corrupt: the head cannot be read; nothing was deleted.
