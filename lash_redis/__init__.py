@@ -1,4 +1,4 @@
-"""Agent sessions in Redis or Valkey: resumed in one read, committed by one atomic compare-and-set."""
+"""Store chat and agent sessions in Redis or Valkey: resume one in one read, commit a turn in one atomic step."""
 
 from lash_redis.cache import SessionCache, connect
 from lash_redis.errors import (

@@ -1,4 +1,4 @@
-"""A namespace of sessions on one Redis: what its stores share, and the way to get one."""
+"""The entry point: a `SessionCache` has the sessions of one namespace, and `connect` makes it from a URL."""
 
 from __future__ import annotations
 
@@ -52,14 +52,15 @@ from lash_redis.transport.connectors import by_url, given
 class SessionCache:
     """The sessions of one namespace, on one client.
 
-    `client` is a `redis.asyncio.Redis` or `RedisCluster` that returns bytes. It is never configured and never closed.
-    A `Redis` is used through its own methods: each call takes a connection of its pool, and calls beyond its
-    `max_connections` wait. Make it without a retry policy, which makes outcomes unknown. A `RedisCluster` and the
-    client of `Sentinel.master_for` are read for their settings, and connections like theirs are opened for this cache.
+    `client` is a `redis.asyncio.Redis` or `RedisCluster` that returns bytes. The cache never configures or closes it.
+    A `Redis` is used through its own methods: each call takes a connection of its pool, and calls above its
+    `max_connections` wait. Make it without a retry policy: a client that resends by itself hides whether a command was
+    applied. From a `RedisCluster` and the client of `Sentinel.master_for` the cache only takes the settings, and opens
+    connections of its own.
 
-    `ttl` is the seconds a session outlives its last commit, None for ever. Constructing does no I/O and needs no
-    running loop. One cache serves any number of sessions and concurrent tasks; one that `connect` made also any number
-    of event loops, and processes forked after it was made.
+    `ttl` is the time from a session's last commit until it expires, in seconds; None for never. Constructing a cache
+    does no I/O and needs no running event loop. One cache serves any number of sessions and concurrent tasks. A cache
+    that `connect` made also serves any number of event loops, and processes forked after it was made.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class SessionCache:
 
     @property
     def layout(self) -> Layout:
-        """Which keys the namespace's sessions have."""
+        """The names of the keys in which the namespace's sessions are stored."""
         return self.shared.layout
 
     @property
@@ -113,22 +114,24 @@ class SessionCache:
     async def aclose(self) -> None:
         """Close what `connect` opened: the connections of this event loop and process, and an embedded server.
 
-        A client that was given stays open.
+        A client that the caller passed stays open.
         """
         await self.shared.close()
 
     def session(self, session_id: str) -> RedisSessionStore:
-        """The store of one session. No I/O; the session need not exist."""
+        """Return the store of one session. No I/O; the session need not exist."""
         return RedisSessionStore(self.shared, session_id)
 
     async def create(self, request: SessionStoreCreateRequest, *, ttl: float | Keep | None = KEEP) -> RedisSessionStore:
-        """The store of a session that has meta: written now from `request`, or kept as it is if there is some.
+        """Write the meta record of a session from `request`, unless it has one, and return the session's store.
 
-        `ttl` becomes the new session's own: seconds it outlives its last commit or touch, None for ever; without it the
-        cache's holds. Idempotent. One round trip. Source: SessionStoreFactory::create_store.
+        `ttl` becomes the new session's own: seconds from its last commit or touch until it expires, None for never.
+        Without it the cache's ttl applies. Idempotent. One round trip.
 
         Raises:
-            SessionDeleted: the session was deleted; its id takes no writes for a while.
+            SessionDeleted: the session was deleted; writes to its id are refused until the deletion marker expires.
+
+        Source: SessionStoreFactory::create_store.
         """
         require_type("request", request, SessionStoreCreateRequest)
         require_type("SessionStoreCreateRequest.policy", request.policy, SessionPolicy)
@@ -145,19 +148,19 @@ class SessionCache:
     async def fork(
         self, source: str, new_id: str, leaf_node_id: str | None = None, *, ttl: float | Keep | None = KEEP
     ) -> RedisSessionStore:
-        """A new session that begins where `source` stands, or stood at `leaf_node_id`; `source` stays untouched.
+        """Create a session from the current state of `source`, or from its path to `leaf_node_id`.
 
-        The new one has the visible active path to that leaf, the config and all components at revision 1, an empty
-        ledger, and `source` as its parent. From then on both go their own ways. The tool state is shared where both ids
-        fall into one shard; the other components are copied. O(length of the path): it is read and committed by this
-        process.
+        `source` does not change, and the two sessions are independent afterwards. The new session has the visible
+        active path to that leaf, the config and all components at revision 1, an empty ledger, and `source` as its
+        parent. The tool state is shared if both ids belong to one shard. The other components are copied. O(length of
+        the path): this process reads and commits it.
 
         Raises:
-            SessionExists: there is a session `new_id`, if only its meta.
-            SessionDeleted: there was one, and it was deleted.
-            SessionGone: there is no head to fork from.
+            SessionExists: the session `new_id` exists, even if only its meta record does.
+            SessionDeleted: the session `new_id` was deleted.
+            SessionGone: `source` has no head.
             InvalidLeaf: `leaf_node_id` is unknown or tombstoned.
-            OutcomeUnknown: the reply was lost: there may be a session `new_id` now.
+            OutcomeUnknown: the reply was lost; check whether the session `new_id` exists.
         """
         if leaf_node_id is not None:
             require_id("leaf_node_id", leaf_node_id)
@@ -184,32 +187,34 @@ class SessionCache:
         return target
 
     async def delete(self, session_id: str) -> DeleteReport:
-        """Remove all of a session at once: its graph, its ledger, its meta, its holds on blobs, its line in the list.
+        """Delete a session atomically: its graph, ledger and meta, its holds on blobs, and its place in the list.
 
-        Its id then takes no writes for `StoreOptions.deletion_marker_ttl`: late writers get `SessionDeleted`. Not so
-        where a part of the session was missing or unreadable: there, deleting is how to start it anew. An unknown id,
-        or one deleted before, is reported as not existing. Two round trips, O(1): large values are freed in the
-        background. Works on a full server.
+        Writes to its id are then refused with `SessionDeleted` for `StoreOptions.deletion_marker_ttl`, so that a late
+        writer cannot recreate it. If a key of the session was missing or unreadable, no marker is left, so that the
+        session can be started again. An unknown or already deleted id is reported as not existing. Two round trips,
+        O(1): the server frees large values in the background. It works on a server whose memory is full.
 
         Raises:
-            OutcomeUnknown: the reply was lost; delete again.
+            OutcomeUnknown: the reply was lost; call again.
         """
         return await self.session(session_id).delete()
 
     async def sessions(
         self, *, limit: int | None = None, after: SessionPickerInfo | str | None = None, parent: str | None = None
     ) -> AsyncIterator[SessionPickerInfo]:
-        """The namespace's sessions, the most recently committed first; those only created stand at their creation.
+        """List the namespace's sessions, the most recently committed first.
 
-        `limit` ends the list after so many lines. `after` begins it behind a line seen before: that line, its `cursor`,
-        or the id of its session while that is listed. A session that is committed to while you page moves to the top:
-        none is listed twice by one iteration, and what has not moved is never left out (if its parent stays the same).
-        `parent` keeps only sessions with that parent; it is looked up in the list itself, at some 100,000 entries a
-        second.
+        A session without a commit is listed at its time of creation. `limit` is the maximum number of sessions. `after`
+        continues behind an earlier item: that item, its `cursor`, or its session id while that session is listed.
+        `parent` lists only sessions with that parent. It filters the list itself, at about 100,000 entries a second.
 
-        A hundred lines cost three round trips, whatever the sessions hold; a fourth where expired ones turn up, which
-        are dropped. Only a session whose first user message was tombstoned has its graph read. A session that cannot be
-        read is listed with its `fault`. Bounded in memory; any number of sessions.
+        A session that is committed to during the iteration moves to the top. One iteration lists no session twice, and
+        omits none that did not move (if its parent stays the same). A session that cannot be read is listed with its
+        `fault`.
+
+        A hundred sessions take three round trips, for any size of the sessions. If some have expired, a fourth one
+        removes their entries. The graph is read only if a session's first user message was tombstoned. Memory is
+        bounded for any number of sessions.
         """
         if limit is not None:
             require_int("limit", limit, 0)
@@ -236,26 +241,31 @@ class SessionCache:
         if place is None:
             place = await place_of(self.shared, require_id("after", after))
             if place is None:
-                raise InvalidRecord("after", f"{after!r} is no cursor, nor a session that is listed")
+                raise InvalidRecord("after", f"expected a cursor or the id of a listed session, got {after!r}")
         return place
 
     def watch(self, *, poll: float = POLL, patience: float = PATIENCE) -> SessionWatch:
-        """Watch many sessions at once: `async with cache.watch() as watch`, `watch.add(session_id)`, `async for`.
+        """Watch many sessions over one connection: `async with cache.watch() as watch`, `watch.add(id)`, `async for`.
 
-        One connection of the client, in a cluster one for each server, besides those that its calls use. A revision is
-        known a fraction of a millisecond after its commit, and costs no command. Each session is looked at (two
-        commands) when it is added, after a reconnect, when its deadline has passed, and `poll` seconds after the last
-        time: so also what was not said is found, by a writer who may not publish, or on a connection that died
-        silently. After an outage of `patience` seconds the iteration ends with BackendError.
+        A revision is known a fraction of a millisecond after its commit, and costs no command. The watch takes one
+        connection of its own, in a cluster one for each server.
+
+        The head of each session is polled (two commands) when the session is added, after a reconnect, when its
+        deadline has passed, and `poll` seconds after the last poll. That finds revisions whose notification was not
+        published (the writer's account may not publish) or was lost (the connection died silently). After an outage of
+        `patience` seconds the iteration raises BackendError.
         """
         return SessionWatch(self.shared, poll=poll, patience=patience)
 
     async def gc(self, progress: Callable[[int, int], None] | None = None) -> GcReport:
-        """`RedisSessionStore.gc_unreachable` for every shard: delete the blobs that no session holds.
+        """Delete the blobs that no session holds, in every shard, as `RedisSessionStore.gc_unreachable` does in one.
 
-        Entries of sessions that expired leave the list, too. `progress(done, shards)` is called after each shard.
-        `root_count` is the number of sessions listed, `retained_blob_count` that of blobs no session holds and that
-        were promised to stay.
+        It also removes the entries of expired sessions from the list. `progress(done, shards)` is called after each
+        shard. `root_count` is the number of listed sessions. `retained_blob_count` is the number of blobs that no
+        session holds and whose grace period is not over.
+
+        Raises:
+            OutcomeUnknown: a reply was lost, or a later step failed; call again for the rest.
         """
         require_callable(progress)
         deleted = waiting = listed = 0
@@ -270,39 +280,41 @@ class SessionCache:
         return GcReport(root_count=listed, retained_blob_count=waiting, deleted_blob_count=deleted)
 
     async def audit(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> AuditReport:
-        """Hold everything the namespace stores against the laws of storage.
+        """Verify everything that the namespace stores against the invariants of the storage layout.
 
-        Every session: its keys against its head, every record and link, marks, counts, receipts, deadlines, its place
-        in the catalogue. Every blob: its bytes against its ref, its holders against the heads. `repair` mends counts of
-        holders, lets go of blobs that leaked, and lists sessions that the catalogue lost; it never changes what a
-        session says, and touches no blob of a shard of which a session cannot be read or is not listed. What it does
-        not mend it tells. `progress(done, sessions)` is called after each step.
+        Of every session it verifies the keys against the head, every record and link, the tombstones, counts, receipts
+        and deadlines, and the place in the catalogue. Of every blob it verifies the bytes against the ref, and the
+        holders against the heads. `progress(done, sessions)` is called after each step.
 
-        Right beside live traffic. Bounded steps: 50 sessions or 4 MiB, 50 blobs; only where holders differ, one script
-        looks at all heads of a shard (10 to 15 µs each). The keyspace is SCANned once for every 100,000 sessions, so
-        the account needs that right; memory is bounded by them and by the largest session.
+        `repair` corrects the counts of holders, releases leaked blobs, and lists sessions that the catalogue lost. It
+        never changes the content of a session. It changes no blob of a shard in which a session is unreadable or not
+        listed. The report has every problem that was not repaired.
+
+        It is correct while other clients write. Steps are bounded: 50 sessions or 4 MiB, or 50 blobs. If holders
+        differ, one script reads all heads of a shard (10 to 15 µs each). The keyspace is SCANned once for every 100,000
+        sessions, which the account must be allowed to. Memory is bounded by these sessions and by the largest session.
 
         Raises:
-            BackendError: SCAN is denied, or the server failed; steps done before stand.
+            BackendError: SCAN is denied, or the server failed; repairs that were made before it stay.
         """
         if type(repair) is not bool:
             raise InvalidRecord("repair", f"expected True or False, got {repair!r}")
         return await Audit(self.shared, repair=repair, progress=require_callable(progress)).run()
 
     async def preload(self) -> None:
-        """Make every script known to the server, for accounts that may not send scripts (`allow_eval=False`).
+        """Load every script into the servers, for accounts that may not send scripts (`allow_eval=False`).
 
-        To be done again after a restart, a failover or SCRIPT FLUSH. Needs the right to SCRIPT LOAD.
+        Do it again after a restart, a failover or SCRIPT FLUSH. The account needs the right to SCRIPT LOAD.
         """
         await self.shared.preload()
 
     # Blobs
 
     async def put_blob(self, data: bytes) -> BlobRef:
-        """Store bytes under the SHA-256 of them; a commit may then name the ref as one of its components.
+        """Store bytes under their SHA-256, and return it as the ref that a commit can name for a component.
 
-        A component's bytes are MessagePack of its record, an execution state's those of a byte string. Held by no
-        session, they stay for `StoreOptions.upload_grace` seconds. One round trip.
+        The bytes of a component are the MessagePack of its record; those of an execution state are the MessagePack of a
+        byte string. Until a session holds them, they are kept for `StoreOptions.upload_grace` seconds. One round trip.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidRecord("data", f"expected bytes, got {type(data).__name__}")
@@ -310,11 +322,11 @@ class SessionCache:
         return await self.shared.put_blob(bytes(data))
 
     async def get_blob(self, ref: str) -> bytes | None:
-        """The bytes of a blob, or None if no shard of the namespace has it.
+        """Return the bytes of a blob, or None if no shard of the namespace has it.
 
-        A blob that `put_blob` stored is one round trip. A tool state lies in the shard of the sessions that hold it,
-        which a ref does not tell: a second round trip asks every shard. A plugin snapshot or execution state that a
-        commit brought lies with its session, and a manifest in its head: neither is a blob.
+        A blob that `put_blob` stored takes one round trip. A tool state is stored in the shard of the sessions that
+        hold it. The ref does not contain the shard, so a second round trip reads from every shard. A plugin snapshot or
+        an execution state of a commit is stored with its session, and a manifest in its head. Neither is a blob.
 
         Raises:
             Corrupt: the stored bytes do not hash to `ref`.
@@ -325,20 +337,24 @@ class SessionCache:
 def connect(
     url: str, *, namespace: str = "default", ttl: float | None = None, options: StoreOptions | None = None
 ) -> SessionCache:
-    """A `SessionCache` on its own connection, closed by `async with` or `aclose`. Nothing connects before an await.
+    """Make a `SessionCache` with connections of its own. `async with` or `aclose` closes them.
 
-    `redis://`, `rediss://` and `unix://` take the options of `redis.asyncio.from_url`. So do
-    `redis+cluster://host:port,host:port` (any nodes of the cluster, which name the others) and
-    `redis+sentinel://host:port,host:port/service[/database]`; `rediss+cluster://` and `rediss+sentinel://` use TLS.
-    Under Sentinel, user and password are those of the data nodes; those of the sentinels are `?sentinel_username=` and
-    `?sentinel_password=`. `?max_connections=` (100) bounds the connections to one server: one for small commands, up to
-    8 for large transfers, the others for commits that wait for replicas or the disk. `?socket_connect_timeout=` (3) and
-    `?socket_timeout=` (5) are seconds for one connection attempt and for one reply; `StoreOptions.call_timeout` is for
-    the whole call. `embedded://[directory]` starts a server of this process at first use and stops it at the end; with
-    a directory its data stays. `memory://` is fakeredis in this process: for tests, no durability, no other process.
+    It connects at the first awaited call. The URL schemes:
+
+    `redis://`, `rediss://`, `unix://`: one server, with the options of `redis.asyncio.from_url`.
+    `redis+cluster://host:port,host:port`: a cluster. Any of its nodes will do, because it names the others.
+    `redis+sentinel://host:port,host:port/service[/database]`: the primary that Sentinel names. User and password are
+    those of the data nodes. Those of the sentinels are `?sentinel_username=` and `?sentinel_password=`.
+    `rediss+cluster://`, `rediss+sentinel://`: the same over TLS.
+    `embedded://[directory]`: a server of this process, from the first use to the end. With a directory its data stays.
+    `memory://`: fakeredis in this process, for tests. It has no durability, and no other process shares it.
+
+    `?max_connections=` (100) limits the connections to one server: one for small commands, up to 8 for large transfers,
+    the others for commits that wait for replicas or the disk. `?socket_connect_timeout=` (3) and `?socket_timeout=` (5)
+    are the seconds for one connection attempt and for one reply. `StoreOptions.call_timeout` is for a whole call.
 
     Raises:
-        InvalidRecord: names the argument that is wrong.
+        InvalidRecord: an argument is invalid; the error names it.
         BackendError: the package behind `embedded://` or `memory://` is not installed.
     """
     return SessionCache(by_url(url), namespace, ttl=ttl, options=options)
@@ -347,7 +363,7 @@ def connect(
 def _working_directory() -> str | None:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it was removed under the process
+    except FileNotFoundError:  # the directory was removed while the process runs in it
         return None
 
 

@@ -1,4 +1,4 @@
-"""The sessions of a namespace in the order of their last commits: pages for people, walks for maintenance."""
+"""List the sessions of a namespace in the order of their last commits: in pages for users, or all for maintenance."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lash_redis.session.namespace import Namespace
 from lash_redis.session.reader import Reader
 
 PAGE = 100
-"""Lines fetched at once."""
+"""Sessions fetched at once."""
 
 MAX_CHUNK = 1000
-"""Entries of one shard fetched at once, at the most, unless more have one and the same time."""
+"""Maximum entries of one shard fetched at once. It is exceeded only if more entries have the same time."""
 
 
 @dataclass(slots=True)
 class _Scan:
-    """How far a shard's entries have been read, in one direction."""
+    """How far the entries of a shard have been read, in one direction."""
 
     keys: ShardKeys
     at: Cursor | None
@@ -36,26 +36,29 @@ class _Scan:
         return read(self.keys, self.at, self.chunk)
 
     def take(self, entries: Sequence[Cursor]) -> list[Cursor]:
-        """Those of the entries just read that are new: a chunk begins with the time at which the last one ended."""
+        """Return the new ones of the entries just read. A chunk begins with the time at which the last one ended."""
         last = self.at
         fresh = [each for each in entries if last is None or (each < last if self.descending else each > last)]
         self.is_done = len(entries) < self.chunk
         if fresh:
             self.at = fresh[-1]
-        # Where a whole chunk lies at one time, only a longer one comes past it: ranks move under us, times do not.
+        # If a whole chunk has one time, only a longer one gets past it. Ranks change during the scan, times do not.
         at_one_time = bool(entries) and entries[0].committed_ms == entries[-1].committed_ms
         self.chunk = 2 * self.chunk if at_one_time else min(2 * self.chunk, MAX_CHUNK)
         return fresh
 
 
 def first_chunk(limit: int | None, shards: int) -> int:
-    """How many entries to ask each shard for at first: a few more than its even share of what is wanted."""
+    """Return how many entries to read from each shard first: a few more than its even share of `limit`."""
     share = min(PAGE if limit is None else limit, PAGE) / shards
     return min(MAX_CHUNK, max(4, round(3 * share)))
 
 
 async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
-    """Where a session stands in the list, if it does. Two round trips: its entry may name a parent."""
+    """Return the place of a session in the list, None if it is not listed.
+
+    Two round trips, because the entry contains the parent's id, which is read first.
+    """
     keys = namespace.layout.session(session_id)
     (parent,) = await namespace.read([commands.audit.parent_read(keys)], atomic=False)
     entry = catalogue_entry(session_id, None if parent is None else parent.decode())
@@ -64,9 +67,9 @@ async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
 
 
 class Listing:
-    """One pass over the catalogue of a namespace, most recent first: the shards' lists merged.
+    """One pass over the catalogue of a namespace, most recent first. It merges the lists of the shards.
 
-    What is read of a shard and not yet given out waits here, so a pass reads every entry once.
+    Entries that were read and not returned yet are buffered by shard, so a pass reads every entry once.
     """
 
     def __init__(self, namespace: Namespace, after: Cursor | None, parent: str | None, first_chunk: int) -> None:
@@ -74,44 +77,44 @@ class Listing:
         self._parent = parent
         layout = namespace.layout
         self._scans = [_Scan(layout.shard_keys(shard), after, first_chunk) for shard in range(layout.shards)]
-        self._waiting: list[deque[Cursor]] = [deque() for _ in self._scans]
+        self._buffered: list[deque[Cursor]] = [deque() for _ in self._scans]
 
     async def entries(self, count: int) -> list[Cursor]:
-        """The next entries, fewer than `count` only at the end."""
+        """Return the next entries; fewer than `count` only at the end."""
         found: list[Cursor] = []
         while len(found) < count:
             await self._fill()
-            nexts = [(waiting[0], at) for at, waiting in enumerate(self._waiting) if waiting]
-            if not nexts:
+            candidates = [(buffer[0], at) for at, buffer in enumerate(self._buffered) if buffer]
+            if not candidates:
                 break
             while len(found) < count:
-                latest, at = max(nexts)
+                latest, at = max(candidates)
                 found.append(latest)
-                nexts.remove((latest, at))
-                waiting = self._waiting[at]
-                waiting.popleft()
-                if waiting:
-                    nexts.append((waiting[0], at))
-                elif not nexts or not self._scans[at].is_done:
+                candidates.remove((latest, at))
+                buffer = self._buffered[at]
+                buffer.popleft()
+                if buffer:
+                    candidates.append((buffer[0], at))
+                elif not candidates or not self._scans[at].is_done:
                     break
         return found
 
     async def _fill(self) -> None:
-        """Make sure that every shard that has more to give has something waiting."""
+        """Read from every shard whose buffer is empty, until it has an entry or the shard is exhausted."""
         while True:
-            dry = [at for at, scan in enumerate(self._scans) if not self._waiting[at] and not scan.is_done]
-            if not dry:
+            empty = [at for at, scan in enumerate(self._scans) if not self._buffered[at] and not scan.is_done]
+            if not empty:
                 return
-            replies = await self._namespace.read([self._scans[at].command() for at in dry], atomic=False)
-            for at, reply in zip(dry, replies, strict=True):
+            replies = await self._namespace.read([self._scans[at].command() for at in empty], atomic=False)
+            for at, reply in zip(empty, replies, strict=True):
                 for entry in self._scans[at].take(commands.catalogue.entries_reply(reply)):
                     if self._parent is None or entry_ids(entry.entry)[1] == self._parent:
-                        self._waiting[at].append(entry)
+                        self._buffered[at].append(entry)
 
     async def lines(self, count: int) -> list[SessionPickerInfo] | None:
-        """The lines of the next `count` entries that are sessions still; None at the end.
+        """Return the lines of those of the next `count` entries whose session still exists; None at the end.
 
-        Two round trips, a third where entries of sessions that are gone turn up (they are dropped from the catalogue).
+        Two round trips. If sessions have expired, a third one removes their entries from the catalogue.
         """
         entries = await self.entries(count)
         if not entries:
@@ -121,13 +124,13 @@ class Listing:
 
 
 async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[SessionPickerInfo | None]:
-    """A line for each entry, None where nothing is left of the session."""
+    """Return a line for each entry; None for a session that no longer exists."""
     layout = namespace.layout
     keys = [layout.session(entry_ids(entry.entry)[0]) for entry in entries]
     trip = [command for each in keys for command in commands.catalogue.line_read(each)]
     replies = await namespace.read(trip, atomic=False, faults=True)
     lines: list[SessionPickerInfo | None] = [None] * len(entries)
-    begun: dict[int, commands.catalogue.Line] = {}
+    incomplete: dict[int, commands.catalogue.Line] = {}
     gone: list[int] = []
     for at, (reply, others) in enumerate(zip(replies[::2], replies[1::2], strict=True)):
         try:
@@ -140,17 +143,17 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
         else:
             lines[at] = line.info
             if line.first != -1:
-                begun[at] = line
-    await _add_first_messages(namespace, begun, lines)
+                incomplete[at] = line
+    await _add_first_messages(namespace, incomplete, lines)
     if gone:
         await _prune(namespace, [entries[at].entry for at in gone])
     return lines
 
 
 async def _add_first_messages(
-    namespace: Namespace, begun: dict[int, commands.catalogue.Line], lines: list[SessionPickerInfo | None]
+    namespace: Namespace, incomplete: dict[int, commands.catalogue.Line], lines: list[SessionPickerInfo | None]
 ) -> None:
-    known = {at: line for at, line in begun.items() if line.first >= 0}
+    known = {at: line for at, line in incomplete.items() if line.first >= 0}
     trip = [commands.catalogue.first_read(line) for line in known.values()]
     records = await namespace.read(trip, atomic=False, faults=True)
     for (at, line), record in zip(known.items(), records, strict=True):
@@ -160,9 +163,9 @@ async def _add_first_messages(
             finished = replace(line.info, fault=commands.catalogue.fault_of(error))
         if finished is not None:
             lines[at] = finished
-            del begun[at]
-    # The first message was tombstoned, or the log is another by now: the graph itself has to tell.
-    for at, line in begun.items():
+            del incomplete[at]
+    # The first message was tombstoned, or the log was replaced since: read the graph.
+    for at, line in incomplete.items():
         try:
             found = await Reader(namespace, line.keys).snapshot()
             if found is None:
@@ -184,10 +187,10 @@ async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
 
 
 async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
-    """Every entry of a shard, the oldest commits first: one that is committed to meanwhile moves ahead of us.
+    """Yield every entry of a shard, the oldest commits first.
 
-    An entry is given once, wherever it moves; a session that began anew with another parent may have two. A round trip
-    for every `chunk` entries.
+    A session that is committed to during the walk moves ahead of it, so none is missed. An entry is yielded once. A
+    session that was created again with another parent may have two entries. A round trip for every `chunk` entries.
     """
     scan, seen = _Scan(shard, None, chunk, descending=False), set[bytes]()
     while not scan.is_done:

@@ -1,4 +1,4 @@
-"""What the lash runtime asks of a store, and how it gets its state out of one."""
+"""The store contract of the lash runtime, and functions that load and refresh a runtime's session state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from lash_redis.models import (
 
 @runtime_checkable
 class RuntimePersistence(Protocol):
-    """The contract; `RedisSessionStore` documents each method. Source: lash-core, `store.rs`, 0.1.0-alpha.1."""
+    """The contract of a session store. `RedisSessionStore` documents each method.
+
+    Source: lash-core, `store.rs`, 0.1.0-alpha.1.
+    """
 
     async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None: ...
 
@@ -43,7 +46,7 @@ class RuntimePersistence(Protocol):
 
 @runtime_checkable
 class Refreshing(RuntimePersistence, Protocol):
-    """A store of one session that brings a read up to date by what is new since; beyond the contract."""
+    """A store that can also refresh a read by fetching only what is new. This is an addition to the contract."""
 
     @property
     def session_id(self) -> str: ...
@@ -52,7 +55,7 @@ class Refreshing(RuntimePersistence, Protocol):
 
 
 async def load_persisted_session_state(store: RuntimePersistence) -> PersistedSessionState | None:
-    """The state of a session with its full graph, or None if it has no head."""
+    """Load the state of a session with its full graph; None if it has no head."""
     read = await store.load_session(FullGraph())
     return None if read is None else PersistedSessionState.from_read(read)
 
@@ -60,7 +63,7 @@ async def load_persisted_session_state(store: RuntimePersistence) -> PersistedSe
 async def load_persisted_session_state_active_path(
     store: RuntimePersistence, leaf_node_id: str | None = None
 ) -> PersistedSessionState | None:
-    """The state of a session with the path to `leaf_node_id` (default: the head's leaf), or None if it has no head.
+    """Load the state of a session with the path to `leaf_node_id` (default: the head's leaf); None without a head.
 
     A full replacement committed from such a state deletes every other branch.
     """
@@ -69,10 +72,10 @@ async def load_persisted_session_state_active_path(
 
 
 async def refresh_persisted_session_state(store: RuntimePersistence, state: PersistedSessionState) -> None:
-    """Bring `state` up to what is stored; without a head it stays as it is. What it says beyond that is let go.
+    """Replace `state` by what is stored, and drop its uncommitted changes. Without a head it stays unchanged.
 
-    What the store does not own stays too: the live provider, session id, turn limit, autonomy and prompt of the policy.
-    A `Refreshing` store fetches only what is new since the full read that `state` comes from, if it comes from one.
+    Fields that the store does not own stay too: the live provider, session id, turn limit, autonomy and prompt of the
+    policy. If `state` comes from a full read, a `Refreshing` store fetches only what is new since that read.
     """
     known = state._read
     if known is not None and isinstance(store, Refreshing) and store.session_id == known.session_id:

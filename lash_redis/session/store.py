@@ -201,8 +201,8 @@ class RedisSessionStore:
         touches are not reported. The watch waits for a session that does not exist yet.
 
         `since` is the head that the caller has seen: the result of a load, of `load_head` or of a commit, or a revision
-        (0: any head is new). A revision alone cannot be told from the same revision of another commit, which a failover
-        can cause. With None, the watch yields what follows its own first poll.
+        (0: any head is new). A revision alone does not identify its commit: if a failover gave the same revision to
+        another commit, that commit counts as seen. With None, the watch yields what follows its own first poll.
 
         A revision is known a fraction of a millisecond after its commit. If its notification was not published (the
         writer's account may not publish) or was lost (the connection died silently), it is known within `poll` seconds.

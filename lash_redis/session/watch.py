@@ -257,7 +257,7 @@ class SessionWatch:
         return random.uniform(0, min(longest, 0.05 * 2.0 ** min(self._failure_count - 1, 20)))
 
     def _note_failure(self, error: BaseException) -> None:
-        """Count a failure. A timeout does not replace an earlier error, which says more about the cause."""
+        """Count a failure. A timeout does not replace an earlier error, which is more specific."""
         self._failure_count += 1
         if self._failure is None or not isinstance(error, TimeoutError):
             self._failure = error

@@ -692,7 +692,7 @@ def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: P
         (["delete"], "SESSION"),
         (["delete", "", "--yes"], "must not be empty"),
         (["list", "--limit", "0"], "--limit"),
-        (["list", "--after", "after:nonsense"], "is no cursor, nor a session that is listed"),
+        (["list", "--after", "after:nonsense"], "expected a cursor or the id of a listed session"),
         (["list", "--parent", ""], "parent: must not be empty"),
         (["acl", "--user", "a b"], "expected a name without spaces"),
         (["acl", "--namespace", "{a}"], "namespace"),
