@@ -11,6 +11,7 @@ import asyncio
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,12 +20,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, memory, reads, refresh, report, startup
+from bench import commits, fleet, memory, reads, refresh, report, startup, workers
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "workers", "peers", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +75,20 @@ async def measured(url: str, groups: list[str], *, quick: bool) -> tuple[dict[st
     return head, rows
 
 
+def on_tcp(binary: Path | None, groups: list[str], *, quick: bool) -> list[report.Row]:
+    """The groups with processes or a relay, each on a server of its own."""
+    rows: list[report.Row] = []
+    if "workers" in groups:
+        with EmbeddedServer(binary=binary, port=0) as server:
+            rows += workers.measured(server.url, quick=quick)
+    if "peers" in groups and find_spec("agents"):
+        from bench import peers  # imports every store of peers-requirements.txt
+
+        with EmbeddedServer(binary=binary, port=0) as server:
+            rows += peers.pairs(server, quick=quick)
+    return rows
+
+
 def main() -> None:
     options = parsed()
     groups = options.only or list(GROUPS)
@@ -85,10 +100,13 @@ def main() -> None:
                 head, rows = asyncio.run(measured(server.url, groups, quick=options.quick))
         except BackendError as error:
             sys.exit(f"bench: {error}")
+        rows += on_tcp(binary, groups, quick=options.quick)
         if "startup" in groups and not runs:
             rows += startup.measured(3 if options.quick else 7)
         head["seconds"] = round(perf_counter() - started)
         print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
+        if {"workers", "peers"} & {*groups} and not find_spec("agents"):
+            print("The lines beside RedisSession need openai-agents: `make bench-peers` measures them.\n")
         runs.append({"header": head, "rows": [row.json() for row in rows]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

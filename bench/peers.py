@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import count, cycle
+from itertools import count, cycle, product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -142,12 +142,17 @@ class Work:
         return Contender(lambda worker: worker.resume(), make)
 
 
-async def lines_of(every: Sequence[stores.Store], said: Sequence[stores.Message], seconds: float) -> list[Line]:
+async def lines_of(
+    every: Sequence[stores.Store],
+    said: Sequence[stores.Message],
+    seconds: float,
+    works: Sequence[str] = ("resume", "commit"),
+) -> list[Line]:
     lines = []
     for size in SIZES:
         work = Work(every, said, size)
         await work.begin()
-        for what in ("resume", "commit"):
+        for what in works:
             contenders = work.contenders(what)
             times = await interleaved(contenders, await rounds_within(contenders, seconds))
             lines += [_line(times, name, what, size) for name in contenders]
@@ -184,6 +189,40 @@ async def counted(url: str, said: Sequence[stores.Message]) -> dict[str, dict[st
                         for what in ("commit", "resume")
                     }
     return seen
+
+
+COMMIT, KNOWN, COLD = "commit", "resume, tool state known", "resume, nothing known"
+BUDGETS = {
+    (COMMIT, 0.0): dict.fromkeys(SIZES, 0.5),
+    (COMMIT, 0.5): dict.fromkeys(SIZES, 0.4),
+    (KNOWN, 0.0): {10: 1.0, 1000: 0.7, 5000: 0.8},
+    (KNOWN, 0.5): {10: 1.0},
+}
+"""Ours / `RedisSession`, by the work and the ms that the server is further away, then by the number of messages."""
+
+
+def pairs(server: EmbeddedServer, *, quick: bool) -> list[report.Row]:
+    """The lines of `python -m bench`: ours and `RedisSession` alone, on a server with a TCP port."""
+    said, rows = messages([SHIPPED]), []
+    for rtt, what in product((0.0, 0.5), (COMMIT, KNOWN, COLD)):
+        with further_off(server.url, rtt) if rtt else nullcontext(server.url) as url:
+            rows += asyncio.run(_pairs(url, rtt, what, said, 2.5 if quick else SECONDS))
+    return rows
+
+
+async def _pairs(url: str, rtt: float, what: str, said: Sequence[stores.Message], seconds: float) -> list[report.Row]:
+    ours, other, rows = stores.Ours(has_tools=what != COLD), stores.OpenAI(), []
+    async with redis.from_url(url) as client:
+        await client.flushall()
+    async with ours.opened(url), other.opened(url):
+        lines = await lines_of([ours, other], said, seconds, [what.partition(",")[0]])
+    for mine, theirs in zip(lines[::2], lines[1::2], strict=True):
+        texts = [f"{line.p50_us:,.0f} / {line.p99_us:,.0f} µs" for line in (mine, theirs)]
+        numbers = {"rounds": mine.rounds, "ours_p50_us": mine.p50_us, "other_p50_us": theirs.p50_us}
+        name = f"{what}, {mine.messages:,} messages{f', {rtt:g} ms added' * bool(rtt)} / RedisSession"
+        budget = BUDGETS.get((what, rtt), {}).get(mine.messages)
+        rows.append(report.Row(name, texts[0], texts[1], 1 / theirs.over_ours[1], budget, numbers=numbers))
+    return rows
 
 
 # What goes wrong
@@ -330,6 +369,10 @@ def distance(rtt: float, here: float, there: float, every: Sequence[stores.Store
     )
 
 
+def _is_beside(name: str, beside: Sequence[str]) -> bool:
+    return name == stores.Ours.name or name.startswith(tuple(beside))
+
+
 async def measured(
     url: str, far: str, rtt: float, said: Sequence[stores.Message], seconds: float, beside: Sequence[str]
 ) -> dict[str, Any]:
@@ -343,7 +386,7 @@ async def measured(
         found = [] if beside else await verdicts(url, said, seen)
         await client.flushall()
     async with AsyncExitStack() as opened:
-        every = [each for each in stores.every() if not beside or each.name.startswith((stores.Ours.name, *beside))]
+        every = [each for each in stores.every() if not beside or _is_beside(each.name, beside)]
         for store in every:
             await opened.enter_async_context(store.opened(far))
         lines = await lines_of(every, said, seconds)

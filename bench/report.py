@@ -28,13 +28,17 @@ class Row:
     budget: float | None = None
     unit: str = "x"
     numbers: dict[str, Any] = field(default_factory=dict)
+    is_least: bool = False
+    """Whether the budget is the least value instead of the largest."""
 
     @property
     def met(self) -> bool | None:
-        return None if self.budget is None else self.value <= self.budget
+        if self.budget is None:
+            return None
+        return self.value >= self.budget if self.is_least else self.value <= self.budget
 
     def cells(self) -> list[str]:
-        budget = "" if self.budget is None else f"≤ {_plain(self.budget)}{self.unit}"
+        budget = "" if self.budget is None else f"{'≥' if self.is_least else '≤'} {_plain(self.budget)}{self.unit}"
         met = {None: "", True: "yes", False: "**no**"}[self.met]
         return [self.what, self.ours, self.other, f"{_plain(self.value)}{self.unit}", budget, met]
 

@@ -97,7 +97,8 @@ async def record(url: str, sessions: int = SESSIONS, turns: int = TURNS) -> Reco
 
 
 async def _heard(wire: Wire, operation: Any) -> list[Call]:
-    wire.heard = requests = []
+    requests: list[bytes] = []
+    wire.heard = requests
     await operation
     wire.heard = None
     return [Call(request) for request in requests]
@@ -262,7 +263,7 @@ def durable(binary: Path | None = None) -> Iterator[str]:
         address = urlsplit(primary.url)
         client.execute_command("REPLICAOF", address.hostname, address.port)
         deadline = monotonic() + 30
-        while client.info("replication")["master_link_status"] != "up":  # type: ignore[index]
+        while client.info("replication")["master_link_status"] != "up":
             assert monotonic() < deadline, "the replica did not connect within 30 seconds"
             sleep(0.05)
         yield primary.url

@@ -193,14 +193,17 @@ class Refreshed(OurWorker):
 
 
 class Ours(Store):
-    """As a worker that never saw the session resumes it: no component is at hand."""
+    """In a worker that never read the session. Unless it `has_tools`, it does not have the tool state either."""
 
     name = "lash_redis"
     keeps_state = branches = True
 
+    def __init__(self, *, has_tools: bool = False) -> None:
+        self.options = StoreOptions() if has_tools else StoreOptions(blob_cache_bytes=0)
+
     @asynccontextmanager
     async def opened(self, url: str) -> AsyncIterator[None]:
-        async with connect(url, namespace="peers", options=StoreOptions(blob_cache_bytes=0)) as self._cache:
+        async with connect(url, namespace="peers", options=self.options) as self._cache:
             yield
 
     def worker(self, session_id: str) -> OurWorker:

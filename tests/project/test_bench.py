@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bench import check, report, scale, workload
+from bench import check, report, scale, workers, workload
 from bench.measure import Contender, Times, in_turn, percentiles, spread, traffic, wire_to
 from bench.network import further_off
 from lash_redis import SessionCache
@@ -66,6 +66,25 @@ def test_a_table_is_as_wide_as_its_widest_cells() -> None:
     assert report.markdown([["what", "µs"], ["a commit", "7"]]) == (
         "| what     | µs |\n|----------|----|\n| a commit | 7  |"
     )
+
+
+def test_a_budget_is_the_largest_or_the_least_value() -> None:
+    largest, least = (report.Row("", "", "", 1.1, 1.0, is_least=is_least) for is_least in (False, True))
+    assert (largest.met, least.met) == (False, True)
+    assert (largest.cells()[4], least.cells()[4]) == ("≤ 1x", "≥ 1x")
+
+
+@pytest.mark.parametrize("side", [workers.OURS, workers.BARE])
+async def test_all_tasks_of_all_processes_make_their_commits(url: str, side: str) -> None:
+    processes = [workers.Worker(side, url, f"{side}-{number}", "2") for number in range(2)]
+    try:
+        assert [process.answer() for process in processes] == ["ready", "ready"]
+        block = workers.run_block(processes, 2, 3)
+    finally:
+        for process in processes:
+            process.close()
+    assert len(block.calls) == 2 * 2 * 3
+    assert block.a_second > 0
 
 
 @pytest.mark.parametrize(
