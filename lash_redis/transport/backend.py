@@ -14,24 +14,18 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
-from redis import exceptions
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from lash_redis.errors import BackendError, StoreError
+from lash_redis.errors import BackendError, OutcomeUnknown, StoreError
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
-from lash_redis.transport import full_server
-from lash_redis.transport.failures import FAILURES, Earlier, OutOfTime, is_out_of_memory, is_transient, outcome
+from lash_redis.transport import full_server, remedies
+from lash_redis.transport.failures import FAILURES, Earlier, OutOfTime, is_out_of_memory, is_transient
 from lash_redis.transport.node import Node
 from lash_redis.transport.request import Command, Lane, Request
 from lash_redis.transport.topology import Topology
 
 Result = TypeVar("Result")
-
-NOT_LOADED: Final = (
-    "the server does not have the script {!r}, and allow_eval is False: run SessionCache.preload() or "
-    "lash-redis preload from an account that may SCRIPT LOAD"
-)
 
 SHORTEST_ATTEMPT: Final = 0.02
 """Seconds of a call's time below which no further attempt is made."""
@@ -213,6 +207,7 @@ class _Attempts:
         """The error that says most: not one that says only that time was up."""
         self._first: BaseException | None = first
         self._request = request
+        self._asked = request.asked
         self._writes = writes
         self._resends = resends
         self._earlier = earlier
@@ -227,7 +222,7 @@ class _Attempts:
     def note(self, error: BaseException) -> None:
         self._earlier.note(error, self._request.script, resends=self._resends)
         if not isinstance(error, OutOfTime):
-            self.told = error
+            self.told, self._asked = error, self._request.asked
 
     def is_worth_another(self, error: BaseException) -> bool:
         return is_transient(error) and not self._request.replica
@@ -246,9 +241,9 @@ class _Attempts:
         return lambda state: min(grown(state), max(0.0, self._left))
 
     def error(self) -> StoreError:
-        if isinstance(self.told, exceptions.NoScriptError):
-            return BackendError(NOT_LOADED.format(self._request.name))
-        return outcome(self.told, self._request.name, may_have_written=self._writes and self._earlier.maybe_applied)
+        """The error that the caller gets."""
+        message = remedies.message(self.told, self._request.name, self._asked)
+        return OutcomeUnknown(message) if self._writes and self._earlier.maybe_applied else BackendError(message)
 
 
 class _Place:

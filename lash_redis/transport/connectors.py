@@ -155,7 +155,7 @@ class InMemory(Own):
         from fakeredis import FakeAsyncRedis, FakeServer
 
         self._server = self._server or FakeServer()
-        return OneServer(GivenNode(FakeAsyncRedis(server=self._server), is_own=True))
+        return OneServer(GivenNode(FakeAsyncRedis(server=self._server), address="memory://", is_own=True))
 
 
 def by_url(url: str) -> Connector:

@@ -22,6 +22,7 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from lash_redis.transport import remedies
 from lash_redis.transport.connection import Connection
 from lash_redis.transport.failures import DENIED, Unreachable, Unusable
 
@@ -126,13 +127,14 @@ class Dialer:
         address = address_of(where)
         if isinstance(error, DENIED):
             were_given = any(self._settings.get(name) for name in ("username", "password", "credential_provider"))
-            verdict = "refused the credentials" if were_given else "requires a password"
-            return type(error)(f"{address} {verdict}: {error}")
+            if were_given:
+                return type(error)(f"{address} refused the credentials: {error}; {remedies.CREDENTIALS_IN_URL}")
+            return type(error)(f"{address} requires a password; {remedies.PASSWORD_IN_URL}")
         cause = _cause(error)
         if isinstance(cause, ssl.SSLError):
             return _tls_error(cause, address)
         if isinstance(error, exceptions.ResponseError) and "DB index" in str(error):
-            return Unusable(f"{address} has no database {self._settings.get('db')}: {error}")
+            return Unusable(f"{address} has no database {self._settings.get('db')}: {error}; {remedies.DATABASE}")
         if isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError):
             return error
         missing = self._missing_file()
@@ -175,7 +177,9 @@ def _cause(error: BaseException) -> BaseException:
 
 def _tls_error(error: ssl.SSLError, address: str) -> Exception:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Unusable(f"the certificate of {address} was not accepted: {error.verify_message}")
+        verdict = error.verify_message
+        remedy = remedies.certificate_remedy(verdict)
+        return Unusable(f"the certificate of {address} was not accepted: {verdict}; {remedy}")
     reason = error.reason or str(error)
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
         return Unusable(f"{address} does not speak TLS; if it is a port without TLS, use redis://")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.sentinel import MasterNotFoundError
 
-from lash_redis.errors import BackendError, Corrupt, OutcomeUnknown, StoreError
+from lash_redis.errors import BackendError, Corrupt
 from lash_redis.protocol.keys import family_of
 from lash_redis.protocol.scripts import Script
 from lash_redis.transport.request import Command, key_of
@@ -224,12 +224,6 @@ class Earlier:
         resent = resends and isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError)
         if may_be_applied(error, script) or (resent and not isinstance(error, NOT_NOW + DENIED)):
             self.maybe_applied = True
-
-
-def outcome(error: BaseException, name: str, *, may_have_written: bool) -> StoreError:
-    """The error that the caller of a failed call gets."""
-    text = f"{name}: {'OOM ' if is_out_of_memory(error) else ''}{str(error) or type(error).__name__}"
-    return OutcomeUnknown(text) if may_have_written else BackendError(text)
 
 
 def first_error(replies: list[Any]) -> Exception | None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import redis.asyncio as redis
 from redis import exceptions
+from redis.asyncio.connection import SSLConnection
 
+from lash_redis.transport import remedies
 from lash_redis.transport.dialer import address_of
 from lash_redis.transport.failures import NoReply, OutOfTime, first_error, is_wrong_type
 from lash_redis.transport.node import Node
@@ -21,11 +23,13 @@ class GivenNode(Node):
     out of time is cancelled; redis-py then closes the connection. `is_own`: the client is closed with the node.
     """
 
-    def __init__(self, client: redis.Redis, *, is_own: bool = False) -> None:
-        super().__init__(address_of({"host": "a given client", **client.connection_pool.connection_kwargs}))
+    def __init__(self, client: redis.Redis, *, address: str | None = None, is_own: bool = False) -> None:
+        settings = {"host": "a given client", **client.connection_pool.connection_kwargs}
+        super().__init__(address or address_of(settings))
         self._client: Any = client  # Any, because redis-py leaves execute_command untyped
         self._is_own = is_own
         self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
+        self._was_answered = False
 
     @property
     def listener(self) -> redis.Redis:
@@ -44,10 +48,22 @@ class GivenNode(Node):
         try:
             async with asyncio.timeout_at(request.deadline), self._turns:
                 is_sent = True
-                return await self._exchange(request)
+                replies = await self._exchange(request)
         except TimeoutError:
             error = NoReply if is_sent else OutOfTime
             raise error(f"{self.address} did not answer before the call's time was up") from None
+        self._was_answered = True
+        return replies
+
+    def explained(self, error: BaseException) -> str:
+        pool = self._client.connection_pool
+        return remedies.explained_of_given(
+            error,
+            self.address,
+            database=pool.connection_kwargs.get("db") or 0,
+            is_encrypted=issubclass(pool.connection_class, SSLConnection),
+            was_answered=self._was_answered,
+        )
 
     async def _exchange(self, request: Request) -> list[Any]:
         if len(request.commands) == 1:

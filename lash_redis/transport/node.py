@@ -13,6 +13,7 @@ import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis.protocol.scripts import Script
+from lash_redis.transport import remedies
 from lash_redis.transport.connection import Connection
 from lash_redis.transport.dialer import Dialer, Where, address_of
 from lash_redis.transport.failures import NotSent, OutOfTime, first_error
@@ -49,6 +50,10 @@ class Node(ABC):
     def is_busy(self) -> bool:
         """Whether requests are in flight, or wait for a connection."""
         return False
+
+    def explained(self, error: BaseException) -> str:
+        """What an error of a request to this server says, with its address and the remedy."""
+        return remedies.explained(error, self.address)
 
     @abstractmethod
     async def close(self) -> None:

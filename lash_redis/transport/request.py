@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from lash_redis.protocol.scripts import Script
 
@@ -19,6 +19,15 @@ KEYLESS: Final = frozenset(
 
 KEY_BEHIND_A_WORD: Final = frozenset({"MEMORY", "OBJECT"})
 """Commands whose key follows a subcommand."""
+
+
+class Server(Protocol):
+    """The server that a request was sent to, as far as the message of a failure needs it: a `Node`."""
+
+    address: str
+
+    def explained(self, error: BaseException) -> str:
+        """The text of an error of a request to this server, with its address and the remedy."""
 
 
 class Lane(Enum):
@@ -56,6 +65,8 @@ class Request:
     """Seconds for which the server may hold the reply back on purpose: the timeout of WAIT."""
     deadline: float = inf
     """When the call ends, by the event loop's clock. The backend sets it."""
+    asked: Server | None = None
+    """The server that was asked last, for the message of a failure. The topology sets it."""
 
     @property
     def name(self) -> str:

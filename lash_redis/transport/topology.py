@@ -86,13 +86,13 @@ class Topology(ABC):
         Raises:
             redis.exceptions.RedisError: `failures` tells what it means.
         """
-        asked = at
+        request.asked, asked = None, at
         is_asking = with_text = False
         for _ in range(REDIRECTS):
             known = self._map or await self._discovered(request.deadline)
             if at is None and self.sharded and len(request.commands) > 1 and self._has_several_slots(request):
                 return await self._spread(request, known)
-            node = asked or self._choose(known, request)
+            request.asked = node = asked or self._choose(known, request)
             try:
                 if request.script is None or node.knows(request.script):
                     return await node.exchange(request, asking=is_asking)
@@ -194,6 +194,7 @@ class Topology(ABC):
         except exceptions.AskError as error:
             self._redirected(error, known, node)
         except exceptions.RedisError as error:
+            request.asked = node
             if may_be_stale(error):
                 self._invalidate(known)
             raise
