@@ -16,6 +16,7 @@ import redis.asyncio as redis
 
 import lash_redis
 from lash_redis import BackendError, InvalidRecord, SessionCache, StoreOptions
+from lash_redis.transport import urls
 from lash_redis.transport.request import Request
 from tests.support.builders import append, commit
 from tests.support.scripted import PATIENCE, backend_of
@@ -127,6 +128,16 @@ async def first_error(url: str) -> Exception | None:
         except BackendError as error:
             return error
     return None
+
+
+@pytest.mark.parametrize(
+    ("options", "is_checked"),
+    [("", True), ("?ssl_cert_reqs=required", True), ("?ssl_cert_reqs=none", False), ("?ssl_check_hostname=no", False)],
+)
+def test_the_host_name_of_a_certificate_is_checked_with_every_redis_py(options: str, is_checked: bool) -> None:
+    """Before version 6 the default of redis-py is not to check it."""
+    made = urls.dialer(urls.read(f"rediss://host{options}"))
+    assert made._settings["ssl_check_hostname"] is is_checked
 
 
 @pytest.mark.parametrize("place", PLACES)
