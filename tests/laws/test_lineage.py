@@ -159,7 +159,7 @@ async def test_growing_and_cutting_a_read_decodes_none_of_its_nodes(store):
     graph = (await full(store)).graph
     grown = graph.append_message({"id": "x", "role": "User"}).append_event({}).with_leaf("x")
     await store.commit_runtime_state(commit(1, ReplaceFull(grown)))
-    decoded = graph.lineage.base.nodes._shelf.nodes
+    decoded = graph.lineage.base.nodes._shared.nodes
     assert not any(decoded)
     cut = grown.first(101).first(99)
     assert sum(each is not None for each in decoded) == 1  # the new leaf
@@ -412,7 +412,7 @@ def in_threads(work: Callable[[int], Any], count: int = 4) -> list[Any]:
 
 def publishing_each(_: Any) -> Any:
     def published(self: Any, at: int, decoded: SessionNodeRecord) -> SessionNodeRecord:
-        self._shelf.nodes[at] = decoded
+        self._shared.nodes[at] = decoded
         return decoded
 
     return published

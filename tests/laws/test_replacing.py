@@ -570,8 +570,8 @@ def reading_again(claim: Any) -> Any:
     """`Kept.claim` of the log as it is when the claim is sent, which is not the one that was compared."""
 
     def claimed(kept: Any) -> bytes:
-        log, shelf, key = kept.log, kept.log.nodes._shelf, kept.log.nodes.key
-        more = shelf.records[len(log) :]
+        log, shared, key = kept.log, kept.log.nodes._shared, kept.log.nodes.key
+        more = shared.records[len(log) :]
         run = Run.of(timeless_part(record, key, 0) for record in more)
         return bytes(claim.fget(replace(kept, log=log.extended(more, run))))
 
