@@ -39,16 +39,10 @@ INSTEAD = {
 """Words of a style that has to be decoded, and what to write instead."""
 
 NOT_CHECKED_YET = (
-    "lash_redis/cache.py",
-    "lash_redis/errors.py",
-    "lash_redis/listing.py",
     "lash_redis/models/",
     "lash_redis/options.py",
     "lash_redis/protocol/commands/commit.py",
-    "lash_redis/protocol/commands/watching.py",
     "lash_redis/protocol/prepared_commit.py",
-    "lash_redis/runtime.py",
-    "lash_redis/session/",
     "lash_redis/transport/",
     "lua/commit.lua",
     "lua/include/admission.lua",
