@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from statistics import median
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time
 from typing import Any
 
 import msgpack
@@ -77,10 +77,11 @@ async def serve(side: str, url: str, number: str, most: str) -> None:
             gc.collect()
             print('"prepared"', flush=True)
             await asyncio.to_thread(sys.stdin.readline)
-            started = perf_counter_ns()
+            started, used = perf_counter_ns(), process_time()
             blocks = [commit(contender, calls) for contender, calls in zip(contenders, prepared, strict=False)]
             taken = await asyncio.gather(*blocks)
-            print(json.dumps([started, perf_counter_ns(), [*chain(*taken)]]), flush=True)
+            used = process_time() - used
+            print(json.dumps([started, perf_counter_ns(), used, [*chain(*taken)]]), flush=True)
 
 
 async def commit(contender: Contender, calls: Sequence[tuple[Any, ...]]) -> list[float]:
@@ -111,6 +112,8 @@ class Worker(check.Worker):
 @dataclass(frozen=True, slots=True)
 class Block:
     a_second: float
+    processor_us: float
+    """Processor time of the worker processes for each commit."""
     calls: Sequence[float]
     """µs of each commit."""
 
@@ -121,9 +124,9 @@ def run_block(workers: Sequence[Worker], tasks: int, count: int) -> Block:
         for worker in workers:
             worker.send(*request)
         answers = [worker.answer() for worker in workers]
-    starts, ends, calls = zip(*answers, strict=True)
+    starts, ends, used, calls = zip(*answers, strict=True)
     taken = [*chain(*calls)]
-    return Block(len(taken) / (max(ends) - min(starts)) * 1e9, taken)
+    return Block(len(taken) / (max(ends) - min(starts)) * 1e9, sum(used) / len(taken) * 1e6, taken)
 
 
 @contextmanager
@@ -169,7 +172,8 @@ def rows_of(
         for side in (OURS, other):
             p50, p99 = percentiles([*chain(*(block.calls for block in blocks[side]))])
             numbers[side] = median(block.a_second for block in blocks[side])
-            texts.append(f"{numbers[side]:,.0f} a second; {p50:,.0f} / {p99:,.0f} µs")
+            processor = median(block.processor_us for block in blocks[side])
+            texts.append(f"{numbers[side]:,.0f} a second; {p50:,.0f} / {p99:,.0f} µs; {processor:,.0f} µs of processor")
         asked = f"{processes} process{'es' * (processes > 1)} with {tasks} tasks{' each' * (processes > 1)}"
         budget = least if other == BARE else None
         yield Row(
