@@ -1,4 +1,4 @@
-"""The records of a session: pure data, no I/O. What each looks like outside Python is in `wire`."""
+"""The records of a session: pure data without I/O. `wire` defines how each one is encoded as JSON and MessagePack."""
 
 from lash_redis.models.commit import (
     Append,

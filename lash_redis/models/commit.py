@@ -1,4 +1,4 @@
-"""What a commit asks for, and what it is answered."""
+"""The request of a commit: the change of the graph, the new config and checkpoint, the usage and the leases."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ReplaceFull(Variant):
         return self.graph.leaf_node_id
 
     def _encode(self, form: Form) -> Any:
-        # A newtype variant: the graph stands directly under the tag.
+        # A newtype variant of serde: the graph is the value of the tag, without a field name between them.
         return {"ReplaceFull": encode_fields(self, form)["graph"]}
 
     @classmethod
@@ -64,13 +64,13 @@ GraphCommitDelta: TypeAlias = Unchanged | Append | ReplaceFull
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCommit(Record):
-    """One turn to be saved, all of it or nothing.
+    """One turn of a session, which the server saves atomically.
 
-    `graph` and `usage_deltas` are changes. `config` and `checkpoint` are whole values: a field that is left out is
-    reset, and a component that is left out is dropped. Start from `read.config` and `read.checkpoint`; the ref of a
-    component alone keeps its stored body.
+    `graph` and `usage_deltas` are changes. `config` and `checkpoint` are whole values: an omitted field is reset, and
+    an omitted component is dropped. Start from `read.config` and `read.checkpoint`. A ref without a body keeps the
+    stored body.
 
-    The same object sent again is a retry: the server finds the receipt of the first attempt by `commit_id`.
+    To retry a commit, send the same object again. The server finds the receipt of the first attempt by `commit_id`.
     """
 
     session_id: Id
@@ -105,10 +105,10 @@ class RuntimeCommit(Record):
 
     @classmethod
     def persisted_state(cls, state: PersistedSessionState, usage_deltas: Sequence[TokenLedgerEntry] = ()) -> Self:
-        """The whole graph where the state is new or asks for it (`graph_replace_required`), else only the leaf.
+        """Make a commit of a state: the whole graph if the state is new or `graph_replace_required`, else the leaf.
 
-        A graph that has grown asks for it, or names what is new by `persisted_state_with_graph_commit`: a leaf that is
-        not stored is refused as `InvalidLeaf`.
+        For new nodes, set `graph_replace_required`, or pass them to `persisted_state_with_graph_commit`. Otherwise the
+        new leaf is not stored, and the server refuses the commit with `InvalidLeaf`.
 
         Source: RuntimeCommit::persisted_state.
         """
@@ -123,7 +123,7 @@ class RuntimeCommit(Record):
     def persisted_state_with_graph_commit(
         cls, state: PersistedSessionState, graph: GraphCommitDelta, usage_deltas: Sequence[TokenLedgerEntry] = ()
     ) -> Self:
-        """Everything of `state` but its graph, which changes by `graph`.
+        """Make a commit of a state with the graph change `graph`. `state.session_graph` is not read.
 
         Source: RuntimeCommit::persisted_state_with_graph_commit.
         """

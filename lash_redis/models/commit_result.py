@@ -1,4 +1,4 @@
-"""What a commit returns."""
+"""The result of a commit."""
 
 from __future__ import annotations
 

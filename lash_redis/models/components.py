@@ -1,4 +1,4 @@
-"""The parts of a session that are stored as blobs, and the checkpoint that holds them together."""
+"""The components of a session (tool state, plugin snapshot, execution state), and the checkpoint with their refs."""
 
 from __future__ import annotations
 

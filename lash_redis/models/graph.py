@@ -1,6 +1,6 @@
-"""The message graph: nodes in the order they were added, each naming its parent, and a leaf.
+"""The message graph: nodes in the order in which they were added, each with the id of its parent, and a leaf.
 
-What users see is the active path, from the leaf up to the root. Nodes off that path are orphans: kept, not shown.
+Users see the active path, which leads from a root to the leaf. Nodes off that path are orphans: stored, but not shown.
 """
 
 from __future__ import annotations
@@ -78,20 +78,20 @@ class SessionGraph(Record):
 
     @classmethod
     def from_base(cls, base: Base, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None) -> Self:
-        """A graph of all the nodes of `base`, which is the log that they were read from."""
+        """Make a graph of all nodes of `base`, the log from which they were read."""
         graph = cls(nodes, leaf_node_id)
         object.__setattr__(graph, "_lineage", Lineage(base, len(nodes)))
         return graph
 
     @property
     def lineage(self) -> Lineage:
-        """The base that this graph grew from. One that was put together by hand is the first of its own."""
+        """The base that this graph grew from. A graph that the caller constructed gets a new base."""
         if self._lineage is None:
             object.__setattr__(self, "_lineage", Lineage(Base()))
         assert self._lineage is not None
         return self._lineage
 
-    # Looking
+    # Queries
 
     def node_index(self, node_id: str | None) -> int | None:
         return None if node_id is None else self._index().get(node_id)
@@ -101,9 +101,9 @@ class SessionGraph(Record):
         return None if place is None else self.nodes[place]
 
     def active_path(self) -> list[SessionNodeRecord]:
-        """The nodes from the root to the leaf; empty where the leaf is None or unknown.
+        """Return the nodes from the root to the leaf; an empty list if the leaf is None or unknown.
 
-        A parent that is not in the graph ends the path.
+        The path begins at the first ancestor whose parent is not in the graph.
         """
         path = [self.nodes[place] for place in self._upwards(self.leaf_node_id)]
         path.reverse()
@@ -113,7 +113,7 @@ class SessionGraph(Record):
         return any(self.nodes[place].node_id == node_id for place in self._upwards(self.leaf_node_id))
 
     def orphaned_node_ids(self) -> list[str]:
-        """The ids of the nodes off the active path, in list order."""
+        """Return the ids of the nodes off the active path, in list order."""
         active = {node.node_id for node in self.active_path()}
         return [node.node_id for node in self.nodes if node.node_id not in active]
 
@@ -130,18 +130,18 @@ class SessionGraph(Record):
         return SessionReadModel(tuple(events), tuple(messages.values()), tuple(tool_calls))
 
     def user_message_count(self) -> int:
-        """How many messages of users the whole graph holds, orphans included."""
+        """Count the messages of users in the whole graph, orphans included."""
         return sum(1 for _ in self._user_messages())
 
     def first_user_message(self) -> str:
-        """The text of the first message of a user in list order, orphans included; "" where there is none."""
+        """Return the text of the first message of a user in list order, orphans included; "" if there is none."""
         message = next(self._user_messages(), None)
         return "" if message is None else message_text(message)
 
     def message_tree(self) -> list[MessageTreeNode]:
-        """Every message of the graph, as a forest: a message hangs from its nearest ancestor that is a message.
+        """Return every message of the graph as a forest. A message's parent is its nearest ancestor that is a message.
 
-        A tree node is active where its id is that of a message on the active path.
+        A tree node is active if its id is that of a message on the active path.
         """
         active = {message.get("id") for message in self.read_model().messages}
         placed = {
@@ -164,10 +164,10 @@ class SessionGraph(Record):
             raise Corrupt("graph", min(tree_node.node_id for tree_node in unrooted), "parent cycle")
         return roots
 
-    # Changing
+    # Changes, each of which returns another graph
 
     def with_leaf(self, leaf_node_id: str | None) -> SessionGraph:
-        """The same nodes with another leaf, known or not."""
+        """Return a graph with the same nodes and another leaf. The id of the leaf may be unknown."""
         graph = SessionGraph(self.nodes, leaf_node_id)
         object.__setattr__(graph, "_places", self._places)
         object.__setattr__(graph, "_lineage", self.lineage)
@@ -176,9 +176,9 @@ class SessionGraph(Record):
     set_leaf_node_id = branch_to = with_leaf
 
     def first(self, count: int) -> SessionGraph:
-        """Only the first `count` nodes (negative: all but the last so many), the leaf on the last of them.
+        """Return a graph of the first `count` nodes, whose leaf is the last of them.
 
-        What came behind is dropped; to keep it as a branch, see `branch_to`.
+        A negative `count` drops that many nodes at the end. To keep the later nodes as a branch, use `branch_to`.
         """
         size = len(range(len(self.nodes))[:count])
         nodes = self.nodes.first(size) if isinstance(self.nodes, NodeSequence) else self.nodes[:size]
@@ -187,11 +187,14 @@ class SessionGraph(Record):
         return graph
 
     def fork_current_path(self) -> SessionGraph:
-        """Only the nodes of the active path; the leaf keeps its name even where no node has it."""
+        """Return a graph of the nodes of the active path. The leaf id is kept even if no node has it."""
         return SessionGraph(tuple(self.active_path()), self.leaf_node_id)
 
     def heal_orphaned_leaf(self) -> SessionGraph:
-        """This graph where its leaf is None or known, else one whose leaf is the last message in list order, if any."""
+        """Return a graph with a valid leaf: this graph if its leaf is None or known.
+
+        An unknown leaf is replaced by the last message in list order, or by None if there is no message.
+        """
         if self.leaf_node_id is None or self.node_index(self.leaf_node_id) is not None:
             return self
         last = next((node for node in reversed(self.nodes) if node.message() is not None), None)
@@ -204,19 +207,23 @@ class SessionGraph(Record):
         return self._grown(self.leaf_node_id, [PluginPayload(plugin_type, body)])
 
     def append_message(self, message: dict[str, Any]) -> SessionGraph:
-        """The node takes the message's id, or `message:<id>`, `message:<id>:2` and so on where that is taken.
+        """Append a message below the leaf; the new node becomes the leaf.
 
-        A message without an id is given one.
+        The node gets the id of the message. If that id is taken, the node gets `message:<id>`, `message:<id>:2` and so
+        on. A message without an id gets a random one.
         """
         return self._grown(self.leaf_node_id, [message])
 
     def append_active_read_delta(
         self, messages: Sequence[dict[str, Any]], tool_calls: Sequence[dict[str, Any]]
     ) -> SessionGraph:
-        """What the active path does not say yet: messages by their id, tool calls by their content."""
-        said = self.read_model()
-        known = {message.get("id") for message in said.messages}
-        recorded = {_compact(record) for record in said.tool_calls}
+        """Append the messages and tool calls that the active path does not contain yet.
+
+        Messages are compared by id, tool calls by content.
+        """
+        present = self.read_model()
+        known = {message.get("id") for message in present.messages}
+        recorded = {_compact(record) for record in present.tool_calls}
         fresh = [message for message in _distinct(messages) if message.get("id") not in known]
         calls = {text: record for record in tool_calls if (text := _compact(record)) not in recorded}
         return self._grown(self.leaf_node_id, [*fresh, *map(_invocation, calls.values())])
@@ -224,21 +231,21 @@ class SessionGraph(Record):
     def replace_active_read_state(
         self, messages: Sequence[dict[str, Any]], tool_calls: Sequence[dict[str, Any]]
     ) -> SessionGraph:
-        """A graph whose active path says exactly this, branching off where the present one first says otherwise.
+        """Return a graph whose active path contains exactly these messages and tool calls.
 
-        No node is dropped: what is no longer on the path stays as an orphan. Nodes that say neither message nor tool
-        call are kept as far as the path is.
+        The new path branches off at the first difference from the present path. No node is dropped: nodes that leave
+        the path become orphans. Other nodes, such as plugin records, stay on the path up to the first difference.
         """
         wanted = deque(_distinct(messages))
         calls = deque(tool_calls)
-        said: set[Any] = set()
+        matched: set[Any] = set()
         kept = None
         for node in self.active_path():
             message, invocation = node.message(), inside(node.event(), "Tool", "Invocation")
-            if message is not None and not _is_transient(message) and message.get("id") not in said:
+            if message is not None and not _is_transient(message) and message.get("id") not in matched:
                 if not wanted or _compact(wanted[0]) != _compact(message):
                     break
-                said.add(wanted.popleft().get("id"))
+                matched.add(wanted.popleft().get("id"))
             elif invocation is not None:
                 if not calls or _compact(calls[0]) != _compact(invocation.get("record")):
                     break
@@ -253,13 +260,16 @@ class SessionGraph(Record):
         return self._places
 
     def _has_id(self, node_id: str) -> bool:
-        """Whether a node has this id: of stored nodes without decoding them, and without an index of them all."""
+        """Whether a node has this id.
+
+        Stored nodes are searched first, without decoding them. The index of all nodes is built only on a match.
+        """
         if self._places is None and isinstance(self.nodes, NodeSequence) and not self.nodes.has_id(node_id):
             return False
         return node_id in self._index()
 
     def _upwards(self, node_id: str | None) -> Iterator[int]:
-        """The places of a node and its ancestors, leaf first."""
+        """Yield the indexes of a node and its ancestors, the node first."""
         index, seen = self._index(), set[int]()
         while node_id is not None and (place := index.get(node_id)) is not None:
             if place in seen:
@@ -275,7 +285,7 @@ class SessionGraph(Record):
                 yield message
 
     def _grown(self, leaf: str | None, additions: Sequence[NodePayload | dict[str, Any]]) -> SessionGraph:
-        """One node more for each payload or message, in a line below `leaf`."""
+        """Append one node for each payload or message, as a chain below `leaf`."""
         nodes: list[SessionNodeRecord] = []
         fresh: dict[str, int] = {}
         for addition in additions:
@@ -304,7 +314,7 @@ class SessionGraph(Record):
 
 
 def stable_key(record: Mapping[str, Any]) -> str:
-    """What tells one tool call from another: its call id, or a hash of tool, arguments and output."""
+    """Return the key that identifies a tool call: its call id, or a hash of tool, arguments and output."""
     if call_id := record.get("call_id"):
         return str(call_id)
     content = _compact([record.get("tool"), record.get("args"), record.get("output")])
@@ -325,7 +335,7 @@ def _is_transient(message: dict[str, Any]) -> bool:
 
 
 def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages that are not transient, the first of each id; a message without an id is like no other."""
+    """Return the messages that are not transient, only the first of each id. Messages without an id are all kept."""
     seen: set[Any] = set()
     distinct = []
     for message in messages:
@@ -337,7 +347,10 @@ def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """The readable parts with a blank line between them. An image is named; tool calls and results are left out."""
+    """Return the readable parts of a message, separated by blank lines.
+
+    An image becomes `[Image attached]`. Tool calls and tool results are omitted.
+    """
     texts = []
     parts = message.get("parts")
     for part in parts if isinstance(parts, list) else ():

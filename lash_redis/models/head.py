@@ -1,4 +1,4 @@
-"""Where a session stands, and what a read of it brings."""
+"""The head of a session, the scope of a read, and the read itself."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SessionReadScope: TypeAlias = FullGraph | ActivePath
 
 
 class ReadOrigin:
-    """What a read was made of. The store that made the read continues from it in a refresh."""
+    """The base of a read, from which the store that made the read continues in a refresh."""
 
     __slots__ = ()
 
@@ -105,10 +105,10 @@ class PersistedSessionRead(Record, Unread):
 
     @property
     def scope(self) -> SessionReadScope:
-        """What a refresh reads: what was read, and `FullGraph()` where this read does not know."""
+        """The scope that a refresh reads: the scope of this read, or `FullGraph()` if the read has no origin."""
         return FullGraph() if self._origin is None else self._origin.scope
 
     def from_origin(self, origin: ReadOrigin) -> Self:
-        """This read, which a refresh continues from `origin` from now on. For stores only."""
+        """Set the origin from which a refresh continues, and return this read. For stores only."""
         object.__setattr__(self, "_origin", origin)
         return self

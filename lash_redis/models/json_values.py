@@ -15,7 +15,7 @@ MIN_I64, MAX_I64 = -(2**63), 2**63 - 1
 
 
 class Fault(Exception):
-    """A value that its field does not take. `path` grows leftwards while the fault unwinds."""
+    """A value that its field does not accept. Each level that the fault passes prepends its step to `path`."""
 
     def __init__(self, reason: str, path: str = "") -> None:
         self.reason = reason
@@ -34,13 +34,13 @@ def refuse(value: object, wanted: str) -> NoReturn:
 
 
 def check_json(value: object, path: str) -> Any:
-    """Return `value` as JSON gives it back, with sorted keys: equal to `value` if that is JSON.
+    """Check that a value is JSON, and return an equal value of plain types whose keys are sorted.
 
-    JSON here is None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict with
-    such keys, at most `MAX_JSON_DEPTH` containers deep.
+    JSON here is None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict. The
+    keys of a dict are such strings. Containers are nested at most `MAX_JSON_DEPTH` deep.
 
     Raises:
-        InvalidRecord: names the path to the first offending value.
+        InvalidRecord: a value is not JSON; `field` is the path to the first such value.
     """
     try:
         return canonical(value, 1)
@@ -82,7 +82,7 @@ def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
             check_key(key)
         item = value[key]
         kind = type(item)
-        # Most values are decided here, because a call for each would take longer than the rest.
+        # Most values are checked inline, because a function call for each would take longer than all other work.
         if not ((kind is str and item.isascii()) or kind in _ATOMS or (kind is int and MIN_I64 <= item <= MAX_U64)):
             try:
                 item = CONTAINERS.get(kind, canonical)(item, depth + 1)
@@ -123,7 +123,7 @@ def check_text(value: str) -> None:
 
 def check_key(key: object) -> None:
     if not isinstance(key, str):
-        raise Fault(f"is not JSON: its key {key!r} is no string")
+        raise Fault(f"is not JSON: its key {key!r} is not a string")
     try:
         check_text(key)
     except Fault as fault:

@@ -1,4 +1,4 @@
-"""The exclusive right to work on a session: what a lease stores. `lash_redis.session.lease` renews and releases it."""
+"""The records of a lease, the exclusive right to work on a session. `session.lease` renews and releases it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LeaseInfo(Record):
 
 @dataclass(slots=True, eq=False)
 class LeaseClaim(Record):
-    """A lease that a commit is checked against; only `deadline` changes, when the lease is renewed."""
+    """A lease that the server verifies before it makes a commit. Only `deadline` changes, when the lease is renewed."""
 
     session_id: Id
     """The session that the lease is for."""

@@ -1,4 +1,4 @@
-"""Where a graph's nodes come from: the base that graphs grown out of one another share, and their node sequences."""
+"""The lineage of a graph: the base that it shares with the graphs derived from it, and sequences of stored nodes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lash_redis.models.node import SessionNodeRecord
 
 
 class Base:
-    """What graphs have in common that grew out of one another by their own methods. Compared by identity.
+    """The common origin of graphs that were derived from one another by their own methods. Compared by identity.
 
-    The base of a read is the log that was read. Any other is a mark without content.
+    The base of a read is the log that was read. Any other base is an object without content.
     """
 
     __slots__ = ("__weakref__",)
@@ -22,9 +22,9 @@ class Base:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lineage:
-    """A base, and how many of a graph's first nodes are the base's own first nodes.
+    """A base, and the number of a graph's first nodes that are the first nodes of the base.
 
-    Pickles and deep copies of a graph have none: their nodes are other objects than the base's.
+    Pickles and deep copies of a graph have no lineage, because their nodes are other objects than those of the base.
     """
 
     base: Base
@@ -33,7 +33,7 @@ class Lineage:
     """The number of the graph's first nodes that are the base's own; 0 for none."""
 
     def first(self, count: int) -> Lineage:
-        """The lineage of a graph's first `count` nodes."""
+        """Return the lineage of a graph's first `count` nodes."""
         return self if count >= self.kept else Lineage(self.base, count)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,16 +41,16 @@ class Lineage:
 
 
 class NodeSequence(Sequence[SessionNodeRecord]):
-    """An immutable sequence of nodes that can be cut and searched without decoding them.
+    """An immutable sequence of nodes that can be sliced and searched without decoding the nodes.
 
-    Equal to any sequence of equal nodes.
+    It equals any sequence of equal nodes.
     """
 
     __slots__ = ()
 
     @abstractmethod
     def first(self, count: int) -> NodeSequence:
-        """The first `count` nodes, 0 to all of them."""
+        """Return the first `count` nodes; `count` is from 0 to the number of nodes."""
 
     @abstractmethod
     def has_id(self, node_id: str) -> bool:
@@ -69,7 +69,7 @@ class NodeSequence(Sequence[SessionNodeRecord]):
 
 
 class GrownNodes(NodeSequence):
-    """Stored nodes and nodes added behind them."""
+    """A sequence of stored nodes, followed by added nodes."""
 
     __slots__ = ("_added", "_stored")
 
@@ -124,7 +124,7 @@ class GrownNodes(NodeSequence):
 
 
 def grown(nodes: Sequence[SessionNodeRecord], added: Sequence[SessionNodeRecord]) -> Sequence[SessionNodeRecord]:
-    """`nodes` and `added` behind them. Stored nodes stay undecoded."""
+    """Return a sequence of `nodes` followed by `added`. Stored nodes are not decoded."""
     if isinstance(nodes, GrownNodes):
         return nodes.grown(added)
     if isinstance(nodes, NodeSequence):

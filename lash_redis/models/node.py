@@ -38,7 +38,7 @@ _PAYLOADS: dict[str, type[EventPayload] | type[PluginPayload]] = {"event": Event
 
 @dataclass(frozen=True, slots=True)
 class SessionNodeRecord(Record):
-    """One node of the graph. JSON holds the keys of the payload beside the node's own."""
+    """One node of the graph. In JSON, the keys of the payload and of the node are in one object."""
 
     node_id: Id
     """The id of the node, unique in its session."""
@@ -53,11 +53,11 @@ class SessionNodeRecord(Record):
         return self.payload.event if isinstance(self.payload, EventPayload) else None
 
     def message(self) -> dict[str, Any] | None:
-        """The message, if this node is one of the conversation."""
+        """Return the message if this node is a message of the conversation, else None."""
         return inside(self.event(), "Conversation")
 
     def user_message(self) -> dict[str, Any] | None:
-        """The message, if this node is a user's."""
+        """Return the message if this node is a user's message, else None."""
         message = self.message()
         return message if message is not None and message.get("role") == "User" else None
 
@@ -94,7 +94,7 @@ def field_of(value: Any, key: str) -> Any:
 
 
 def inside(value: Any, *keys: str) -> dict[str, Any] | None:
-    """The object that lies under `keys`, if there is one: events are free-form and need not hold it."""
+    """Return the object at the nested `keys`, or None. Events are free-form, so any of the keys may be absent."""
     for key in keys:
         value = field_of(value, key)
     return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""What maintenance did."""
+"""The results of maintenance calls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class GcReport(Record):
     root_count: U64 = 0
     """The number of sessions that were counted."""
     retained_blob_count: U64 = 0
-    """The number of blobs that stay.
+    """The number of blobs that were kept.
 
-    Of one session: those that it refers to, its manifest included. Of a cache: blobs without a holder whose grace has
-    not ended.
+    For one session: the blobs that it refers to, its manifest included. For a cache: the blobs without a holder whose
+    grace has not ended.
     """
     deleted_blob_count: U64 = 0
     """The number of blobs that were deleted."""
@@ -83,7 +83,7 @@ class ImportReport(Record):
     """The result of an import."""
 
     session_count: U64 = 0
-    """The number of sessions that are stored as the file says."""
+    """The number of sessions that are now stored with the content that the file contains."""
     present_count: U64 = 0
     """The number of those sessions that were stored before the import."""
     failed_count: U64 = 0

@@ -1,4 +1,4 @@
-"""What a session is set to: its policy, the part of it that is stored, its turn state, and its meta."""
+"""The settings of a session: its policy, the stored part of the policy, its turn state, and its meta record."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class PersistedSessionConfig(Record):
 
 @dataclass(frozen=True, slots=True)
 class ProviderHandle(Record):
-    """A provider by its kind, with a config that only that kind understands.
+    """A provider: its kind, and the config of that kind.
 
-    JSON is flat: the keys of the config beside `type`, which holds the kind. The config therefore has no key `type`,
-    and an empty config is read back as None.
+    JSON is flat: one object contains the keys of the config and the key `type`, whose value is the kind. The config
+    therefore has no key `type`, and an empty config is read back as None.
     """
 
     kind: str = "unconfigured"
@@ -97,7 +97,7 @@ class ProviderHandle(Record):
         if not isinstance(config, dict):
             raise Fault(f"expected a JSON object, got {type(config).__name__}", ".config")
         if "type" in config:
-            raise Fault("must not hold the key 'type'", ".config")
+            raise Fault("must not contain the key 'type', which JSON uses for the kind", ".config")
         if not isinstance(self.kind, str):
             raise Fault(f"expected a string, got {type(self.kind).__name__}", ".kind")
         try:
@@ -183,7 +183,7 @@ class SessionPickerInfo(Record):
 
     @property
     def cursor(self) -> str:
-        """Where this line stands in the list, as text to keep between two pages."""
+        """The place of this line in the list, as text. Pass it to get the page that follows."""
         return Cursor(self.last_commit_ms, catalogue_entry(self.session_id, self.parent_session_id)).text
 
 
@@ -191,7 +191,7 @@ _CURSOR = re.compile(r"after:([0-9]{1,16}):([A-Za-z0-9_-]+=*)")
 
 
 class Cursor(NamedTuple):
-    """A place in the list of sessions, which goes from the greatest to the least."""
+    """A place in the list of sessions, which is in descending order of these two fields."""
 
     committed_ms: int
     """The time of the session's last commit, in ms since 1970 by the server's clock."""
@@ -204,7 +204,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """None where `text` is no cursor."""
+        """Decode a cursor; return None if `text` is not a cursor."""
         found = _CURSOR.fullmatch(text)
         try:
             return found and cls(int(found[1]), b64decode(found[2], altchars=b"-_", validate=True))

@@ -1,4 +1,4 @@
-"""The session as a runtime holds it in memory between commits."""
+"""The state of a session that a runtime keeps in memory between commits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lash_redis.models.wire import U64, Record, Rule
 
 @dataclass(slots=True)
 class PersistedSessionState(Record):
-    """The session as a runtime holds it between commits; the only record that changes.
+    """The state of a session that a runtime keeps in memory between commits. It is mutable.
 
     If a component has both a ref and a snapshot, the snapshot is newer.
     """
@@ -65,11 +65,11 @@ class PersistedSessionState(Record):
     _read: Annotated[PersistedSessionRead | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )
-    """The full read this state comes from, for the next refresh to begin at."""
+    """The full read from which this state was made. The next refresh continues from it."""
 
     @classmethod
     def from_read(cls, read: PersistedSessionRead) -> Self:
-        """The state a read describes; the provider is "unconfigured", since it is not stored.
+        """Make a state from a read. The provider is "unconfigured", because it is not stored.
 
         Source: persisted_session_state_from_read.
         """
@@ -107,7 +107,7 @@ class PersistedSessionState(Record):
         return state
 
     def adopt(self, read: PersistedSessionRead) -> None:
-        """Become what `read` says, except for what the store does not keep of the live policy."""
+        """Replace every field by the content of `read`. The parts of the live policy that are not stored stay."""
         live = self.policy
         fresh = type(self).from_read(read)
         fresh.policy = replace(
@@ -122,7 +122,7 @@ class PersistedSessionState(Record):
             setattr(self, each.name, getattr(fresh, each.name))
 
     def apply_persisted_commit_result(self, result: RuntimeCommitResult) -> None:
-        """Build on `result` from here on. The snapshots it stored are let go, so the next commit carries only refs."""
+        """Make the next commit build on `result`. Stored snapshots are released, so the next commit sends only refs."""
         manifest = result.manifest
         if self.tool_state_snapshot is not None:
             self.tool_state_generation = self.tool_state_snapshot.generation
@@ -139,13 +139,16 @@ class PersistedSessionState(Record):
         self.graph_replace_required = False
 
     def set_execution_state_snapshot(self, snapshot: bytes | None) -> None:
-        """None removes the execution state from the next checkpoint; empty bytes do not."""
+        """Set the execution state of the next commit. None removes it; empty bytes are a value."""
         self.execution_state_snapshot = snapshot
         if snapshot is None:
             self.execution_state_ref = None
 
     def heal_orphaned_leaf(self) -> bool:
-        """Give a graph whose leaf is unknown another; True where it was. The next commit then sends the whole graph."""
+        """Replace an unknown leaf by the last message; return whether the leaf was replaced.
+
+        After a replacement, the next commit sends the whole graph. See `SessionGraph.heal_orphaned_leaf`.
+        """
         healed = self.session_graph.heal_orphaned_leaf()
         if healed is self.session_graph:
             return False
@@ -154,5 +157,5 @@ class PersistedSessionState(Record):
         return True
 
     def usage_report(self, pending: Iterable[TokenLedgerEntry] = ()) -> SessionUsageReport:
-        """The ledger and the entries not committed yet, merged."""
+        """Report the sums of the ledger and of `pending`, the entries that are not committed yet."""
         return SessionUsageReport.from_ledger(merge_token_ledger([*self.token_ledger, *pending]))

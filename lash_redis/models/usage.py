@@ -1,4 +1,4 @@
-"""Tokens: what one turn used, and the ledger of a session."""
+"""Token usage: the counts of one turn, and the ledger of a session with its sums."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TokenUsage(Record):
     """Tokens that the model used for reasoning. They are part of the total."""
 
     def total(self) -> int:
-        """Input, output and reasoning; cached input is already part of neither."""
+        """Return the sum of input, output and reasoning tokens. Cached input tokens are not part of it."""
         return self.input_tokens + self.output_tokens + self.reasoning_tokens
 
     def is_zero(self) -> bool:
@@ -69,12 +69,12 @@ class TokenLedgerEntry(Record):
 
 
 def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerEntry]:
-    """One entry per (source, model), counters added, in order of first appearance.
+    """Merge entries to one for each source and model, with added counters, in order of first appearance.
 
-    An entry whose four counters are all zero is left out; a sum that comes to zero stays.
+    An entry whose four counters are all zero is omitted. A sum of zero is kept.
 
     Raises:
-        InvalidRecord: a sum leaves the 64-bit range; names source, model and counter.
+        InvalidRecord: a sum is outside the signed 64-bit range; the error names source, model and counter.
     """
     merged: dict[tuple[str, str], TokenUsage] = {}
     for entry in entries:
@@ -87,7 +87,7 @@ def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerE
             if not MIN_I64 <= getattr(usage, counter) <= MAX_I64:
                 raise InvalidRecord(
                     f"token_ledger[source={entry.source!r}, model={entry.model!r}].{counter}",
-                    "adds up to more than 64 bits hold",
+                    f"expected a sum in {MIN_I64}..{MAX_I64}, got {getattr(usage, counter)}",
                 )
     return [TokenLedgerEntry(source, model, usage) for (source, model), usage in merged.items()]
 
@@ -151,7 +151,7 @@ class SessionUsageReport(Record):
 
     @classmethod
     def from_ledger(cls, entries: Iterable[TokenLedgerEntry]) -> Self:
-        """The entries as they are: one row each, nothing merged or dropped."""
+        """Report the sums of the entries, with one row for each entry. No entry is merged or dropped."""
         whole = TokenUsage()
         by_source: dict[str, TokenUsage] = {}
         by_model: dict[str, TokenUsage] = {}

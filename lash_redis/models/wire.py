@@ -1,14 +1,14 @@
-"""The shape a record has outside Python: declared once in its annotations, compiled once per class, both ways.
+"""The JSON and MessagePack forms of records, declared by annotations and compiled once for each class.
 
-A record is a dataclass that inherits `Record`. Each field's annotation names a shape (`str`, `U64`, `Json`, another
-record, `Sequence[...]`, `X | None`, ...), and a `Rule` beside it says where the field departs from the ordinary:
-written unless it is an option that is None, defaulted on read exactly where the constructor defaults it.
+A record is a dataclass that inherits `Record`. The annotation of a field names its shape: `str`, `U64`, `Json`, another
+record, `Sequence[...]`, `X | None` and so on. By default a field is written unless it is optional and None. On read, a
+missing field gets the default of the constructor. A `Rule` in the annotation changes this for one field.
 
-Two forms come out of one walk. `to_json` gives JSON values; `to_msgpack` gives the same with byte strings as `bytes`
-and every free-form object sorted by key, so equal content packs to equal bytes. `from_json` reads both.
+`to_json` returns JSON values. `to_msgpack` returns the same tree, with byte strings as `bytes` and every free-form
+object sorted by key, so that equal content packs to equal bytes. `from_json` reads both.
 
-Nothing is checked when a record is built, everything when it is written or read. A fault is raised where it is found
-with an empty path, and each level it passes on its way out adds its own step; a sound record pays nothing for paths.
+A record is checked when it is written or read, not when it is constructed. A `Fault` is raised with an empty path. Each
+level that it passes prepends its step. So paths cost nothing for a valid record.
 """
 
 from __future__ import annotations
@@ -48,36 +48,36 @@ from lash_redis.models.json_values import (
 
 
 class Form(Enum):
-    """What a record is written as."""
+    """The form in which a record is written."""
 
     JSON = auto()
     MSGPACK = auto()
     PACKED = auto()
-    """As for MessagePack, with free-form JSON packed already where `packing` decides on it."""
+    """The values of MSGPACK, in which free-form JSON is packed already if `fast_packing` accepts it."""
 
 
 class Shape(NamedTuple):
-    """How one kind of value is written in a form, and read. Both raise `Fault`."""
+    """The functions that encode and decode one kind of value. Both raise `Fault`."""
 
     encode: Callable[[Any, Form], Any]
     decode: Callable[[Any], Any]
     exact: str = ""
-    """A condition on `value`, in Python, under which both return `value` itself: it saves the call."""
+    """A Python condition on `value` under which both functions return `value` itself, so that the call is skipped."""
 
 
 class Rule(Enum):
-    """Where a field departs from the ordinary. Put beside its type: `Annotated[str, Rule.REQUIRED]`."""
+    """An exception from the default encoding of a field, written in its annotation: `Annotated[str, Rule.REQUIRED]`."""
 
     REQUIRED = auto()
-    """Must be present on read, although the constructor has a default."""
+    """The field must be present on read, although the constructor has a default."""
     NULLABLE = auto()
-    """Written as null when None; other options are left out."""
+    """None is written as null. Without this rule, an optional field that is None is omitted."""
     OMIT_EMPTY = auto()
-    """Left out when empty."""
+    """An empty value is omitted."""
     NONE_IF_MISSING = auto()
-    """Reads as None when missing, whatever the constructor's default is."""
+    """A missing field is read as None, even if the constructor has another default."""
     IN_MEMORY = auto()
-    """Neither written nor read."""
+    """The field is neither written nor read."""
 
 
 def _encode_json(value: Any, form: Form) -> Any:
@@ -166,7 +166,7 @@ _SCALARS: dict[Any, Shape] = {
 }
 
 
-# Shapes made of shapes
+# Composite shapes
 
 
 def _optional(inner: Shape) -> Shape:
@@ -229,7 +229,7 @@ def _map_of(inner: Shape) -> Shape:
 
 
 def _record_of(*classes: type[Record]) -> Shape:
-    """One record class, or the variants of a tagged union."""
+    """Return the shape of one record class, or of a tagged union of several."""
     wanted = "a " + " or ".join(cls.__name__ for cls in classes)
 
     def encode(value: Any, form: Form) -> Any:
@@ -245,7 +245,7 @@ def _record_of(*classes: type[Record]) -> Shape:
 
 
 def shape_of(hint: Any) -> Shape:
-    """The shape an annotation names."""
+    """Return the shape that an annotation names."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return next((mark for mark in arguments if isinstance(mark, Shape)), None) or shape_of(arguments[0])
@@ -273,7 +273,7 @@ class _Written(NamedTuple):
     name: str
     shape: Shape
     omits_none: bool
-    """Whether the field is left out where its encoded value is None."""
+    """Whether the field is omitted if its encoded value is None."""
 
 
 class _Read(NamedTuple):
@@ -284,7 +284,7 @@ class _Read(NamedTuple):
 
 
 class _Fields(NamedTuple):
-    """The fields of a record class, as they are written and as they are read."""
+    """How the fields of a record class are written and read."""
 
     written: Sequence[_Written]
     read: Sequence[_Read]
@@ -316,10 +316,10 @@ def _has_fields(cls: Any) -> bool:
 
 @cache
 def _encoder(cls: Any) -> Callable[[Any, Form], dict[str, Any]]:
-    """A function that encodes the fields of a record, in declaration order.
+    """Return a function that encodes the fields of a record, in declaration order.
 
-    It is compiled at first use, as dataclasses compile `__init__`. A loop over the fields takes three times as long,
-    and a commit encodes some ten records.
+    The function is compiled at first use, as dataclasses compile `__init__`. A loop over the fields takes three times
+    as long, and a commit encodes some ten records.
     """
     lines = ["def encode(record, form):", " out, name = {}, ''", " try:", "  pass"]
     scope: dict[str, Any] = {"Fault": Fault}
@@ -332,14 +332,14 @@ def _encoder(cls: Any) -> Callable[[Any, Form], dict[str, Any]]:
             lines += [f"  name = '{name}'", f"  value = encode_{at}(value, form)"]
         lines.append(f"  {'if value is not None: ' if omits_none else ''}out['{name}'] = value")
     lines += [" except Fault as fault:", "  raise fault.under('.' + name) from None", " return out"]
-    exec("\n".join(lines), scope)  # the names and shapes of fields make the source
+    exec("\n".join(lines), scope)  # the source contains only the names and conditions of declared fields
     encode: Callable[[Any, Form], dict[str, Any]] = scope["encode"]
     return encode
 
 
 @cache
 def _decoder(cls: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function that makes the keyword arguments of a record from an object. It is compiled at first use."""
+    """Return a function that decodes an object to the keyword arguments of a record. It is compiled at first use."""
     lines = ["def decode(values):", " out, name = {}, ''", " try:", "  pass"]
     scope: dict[str, Any] = {"Fault": Fault}
     for at, (name, shape, required, none_if_missing) in enumerate(_fields_of(cls).read):
@@ -355,36 +355,38 @@ def _decoder(cls: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         elif none_if_missing:
             lines += ["  else:", f"   out['{name}'] = None"]
     lines += [" except Fault as fault:", "  raise fault.under('.' + name) from None", " return out"]
-    exec("\n".join(lines), scope)  # the names and shapes of fields make the source
+    exec("\n".join(lines), scope)  # the source contains only the names and conditions of declared fields
     decode: Callable[[dict[str, Any]], dict[str, Any]] = scope["decode"]
     return decode
 
 
 def encode_fields(record: Any, form: Form) -> dict[str, Any]:
-    """The fields of a record in declaration order."""
+    """Encode the fields of a record, in declaration order."""
     cls: Any = type(record)
     return _encoder(cls)(record, form)
 
 
 def decode_fields(cls: Any, value: Any) -> dict[str, Any]:
-    """The keyword arguments that build `cls`; unknown keys are ignored."""
+    """Decode an object to the keyword arguments of `cls`. Unknown keys are ignored."""
     return _decoder(cls)(value) if isinstance(value, dict) else refuse(value, "an object")
 
 
 class Stored(Protocol):
-    """The bytes of a record that nobody has looked at yet."""
+    """The bytes of a record whose fields are not decoded yet."""
 
     def load(self, record: Any, name: str) -> Any:
-        """The value of field `name`, also set on `record` (by `object.__setattr__`), perhaps with others.
+        """Decode field `name`, set it on `record` by `object.__setattr__`, and return its value.
 
-        Once all are set it may set `_stored` to None: then the record is known to have been looked at.
+        It may set other fields, too. Once all fields are set, it may set `_stored` to None, which marks the record as
+        accessed.
         """
 
 
 class Unread:
-    """A record whose unset fields are fetched from `_stored` the first time they are looked at.
+    """A record whose unset fields are decoded from `_stored` at their first access.
 
-    Otherwise it is like any other; copies and pickles of it are plain records. What `load` raises, the look raises.
+    Otherwise it behaves like any record. Copies and pickles of it are plain records. The access raises what `load`
+    raises.
     """
 
     __slots__ = ("_stored",)
@@ -395,49 +397,49 @@ class Unread:
         object.__setattr__(record, "_stored", stored)
         return record
 
-    if not TYPE_CHECKING:  # to a type checker there are no attributes but the fields
+    if not TYPE_CHECKING:  # with this method, a type checker would accept any attribute
 
         def __getattr__(self, name: str) -> Any:
-            # Python comes here only for a slot that is unset. `_stored` is no field, so it cannot come here twice.
+            # Python calls this only for an unset slot. `_stored` is not a field, so the call cannot recurse.
             if name in type(self).__match_args__:
                 stored = self._stored
-                if stored is None:  # another thread has looked since
+                if stored is None:  # another thread has decoded the fields since
                     return object.__getattribute__(self, name)
                 return stored.load(self, name)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
 
 class Record:
-    """Base of every record. A record of a special shape overrides `_encode` and `_decode`, and nothing else.
+    """The base of every record. A record with a special form overrides only `_encode` and `_decode`.
 
-    `path` names the record in errors; without one it is called by its class.
+    `path` is the name of the record in errors. The default is the name of its class.
     """
 
     __slots__ = ()
 
     def to_json(self, path: str | None = None) -> Any:
-        """JSON values; free-form parts are the record's own, not copies.
+        """Encode the record as JSON values. Free-form parts are the record's own objects, not copies.
 
         Raises:
-            InvalidRecord: a field holds what its shape does not take.
+            InvalidRecord: a field has a value that its shape does not accept.
         """
         return self._written(Form.JSON, path)
 
     def to_msgpack(self, path: str | None = None) -> Any:
-        """What `msgpack.packb` takes; equal content gives equal bytes.
+        """Encode the record as a tree for `msgpack.packb`. Equal content packs to equal bytes.
 
         Raises:
-            InvalidRecord: a field holds what its shape does not take.
+            InvalidRecord: a field has a value that its shape does not accept.
         """
         return self._written(Form.MSGPACK, path)
 
     def to_packing(self, path: str | None = None) -> Any:
-        """What `packing.pack_record` takes: like `to_msgpack`, and refused alike."""
+        """Encode the record as a tree for `packing.pack_record`. It raises the same errors as `to_msgpack`."""
         return self._written(Form.PACKED, path)
 
     @classmethod
     def from_json(cls, value: Any, path: str | None = None) -> Self:
-        """The record that `to_json` or `to_msgpack` wrote. Unknown keys are ignored.
+        """Decode a record that `to_json` or `to_msgpack` encoded. Unknown keys are ignored.
 
         Raises:
             InvalidRecord: a required key is missing, or a value has the wrong type.
@@ -462,7 +464,7 @@ class Record:
 
 
 class Variant(Record):
-    """One case of a union, tagged with its class name: `{"Name": {fields}}`, or `"Name"` where it has none."""
+    """One case of a union, tagged with its class name: `{"Name": {fields}}`, or `"Name"` if it has no fields."""
 
     __slots__ = ()
 

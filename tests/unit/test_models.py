@@ -484,7 +484,7 @@ def test_any_json_is_taken_and_comes_back_as_it_was(value: Any) -> None:
         (2**64, "is an integer outside -2**63..2**64-1"),
         (-(2**63) - 1, "is an integer outside -2**63..2**64-1"),
         ("a\udc00", "is not valid Unicode: surrogates not allowed at 1"),
-        ({1: 2}, "is not JSON: its key 1 is no string"),
+        ({1: 2}, "is not JSON: its key 1 is not a string"),
         ({"\ud800": 2}, "its key '\\ud800' is not valid Unicode: surrogates not allowed at 0"),
     ],
 )
