@@ -1,4 +1,4 @@
-"""Checks of what a caller gives. Each returns the value or raises `InvalidRecord`, which names the field."""
+"""Checks of arguments. Each `require_` function returns the value or raises `InvalidRecord`, which names the field."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import Any, Final, TypeGuard
 from lash_redis.errors import InvalidRecord
 
 MAX_SECONDS: Final = 100 * 365 * 86_400
-"""A hundred years: no duration is longer."""
+"""The longest duration in seconds: 100 years."""
 MAX_ID_BYTES: Final = 65_536
-"""Bytes of an id in UTF-8."""
+"""The largest size of an id, in bytes of UTF-8."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def require_type(field: str, value: object, kind: type) -> None:
+    """Raise `InvalidRecord` if `value` is not an instance of `kind`."""
     if not isinstance(value, kind):
         raise InvalidRecord(field, f"expected {kind.__name__}, got {type(value).__name__}")
 
 
 def require_namespace(namespace: object) -> str:
-    """`namespace`, if it may stand between the braces of a key and in an ACL pattern."""
+    """Return a namespace that is valid in the hash tag of a key and in an ACL pattern."""
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise InvalidRecord(
             "namespace",
-            f"{namespace!r} is not 1 to 64 letters, digits, dots, dashes or underscores (a letter or digit first)",
+            "expected 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit, "
+            f"got {namespace!r}",
         )
     return namespace
 
 
 def require_id(field: str, value: object) -> str:
-    """`value`, if it is a non-empty string of at most 65,536 UTF-8 bytes."""
+    """Return an id: a non-empty string of at most 65,536 bytes in UTF-8."""
     if not isinstance(value, str):
         raise InvalidRecord(field, f"expected a string, got {type(value).__name__}")
     if not value:
@@ -41,27 +43,32 @@ def require_id(field: str, value: object) -> str:
     except UnicodeEncodeError as error:
         raise InvalidRecord(field, f"is not valid Unicode: {error.reason}") from error
     if size > MAX_ID_BYTES:
-        raise InvalidRecord(field, f"is {size} bytes long, over the limit of {MAX_ID_BYTES}")
+        raise InvalidRecord(field, f"expected at most {MAX_ID_BYTES} bytes of UTF-8, got {size}")
     return value
 
 
 def is_plain_id(value: object) -> bool:
-    """Whether `require_id` takes a value for sure. Cheaper, and needs no name of a field; False decides nothing."""
+    """Whether a value is an ASCII id, which `require_id` accepts.
+
+    This check is cheaper. A value for which it is False may still be a valid id.
+    """
     return type(value) is str and value.isascii() and 0 < len(value) <= MAX_ID_BYTES
 
 
 def is_ref(ref: object) -> TypeGuard[str]:
+    """Whether a value is a blob ref: 64 lowercase hex digits."""
     return isinstance(ref, str) and len(ref) == 64 and not ref.strip("0123456789abcdef")
 
 
 def require_ref(path: str, ref: object) -> str:
+    """Return a blob ref, or raise `InvalidRecord`."""
     if not is_ref(ref):
         raise InvalidRecord(path, f"expected the 64 lowercase hex digits of a SHA-256, got {ref!r}")
     return ref
 
 
-def _told(value: Any) -> str:
-    """`value` as a message shows it; Python writes out no int of thousands of digits."""
+def _shown(value: Any) -> str:
+    """Return the text of a value for an error message. Python refuses to convert an int of thousands of digits."""
     try:
         return repr(value)
     except ValueError:
@@ -69,29 +76,29 @@ def _told(value: Any) -> str:
 
 
 def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value`, if it is an int within bounds."""
+    """Return an int from `low` to `high`, both included; `high=None` for no upper bound."""
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InvalidRecord(name, f"expected a whole number, {bounds}, got {_told(value)}")
+        raise InvalidRecord(name, f"expected a whole number, {bounds}, got {_shown(value)}")
     return value
 
 
 def require_callable(progress: Any) -> Any:
-    """`progress`, if it can be called or is None."""
+    """Return `progress`, which must be callable or None."""
     if progress is not None and not callable(progress):
         raise InvalidRecord("progress", f"expected a function, got {type(progress).__name__}")
     return progress
 
 
 def seconds_to_ms(name: str, value: Any) -> int:
-    """`value` seconds as whole milliseconds, at least 1; refuses what is not a positive number of at most 100 years."""
+    """Convert seconds to whole milliseconds, at least 1. `value` must be above 0 and at most 100 years."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"expected seconds above 0 and at most 100 years, got {_told(value)}")
+        raise InvalidRecord(name, f"expected seconds above 0 and at most 100 years, got {_shown(value)}")
     return max(1, round(value * 1000))
 
 
 def require_seconds(name: str, value: Any) -> float:
-    """`value`, if it is a number of seconds from 0 to 100 years."""
+    """Return a number of seconds from 0 to 100 years, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
-        raise InvalidRecord(name, f"expected seconds, 0 to 100 years, got {_told(value)}")
+        raise InvalidRecord(name, f"expected seconds, 0 to 100 years, got {_shown(value)}")
     return float(value)

@@ -1,4 +1,4 @@
-"""Everything a host may set, with its unit and its default."""
+"""The options of a `SessionCache`, with units and defaults."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lash_redis._validate import require_int, seconds_to_ms
 from lash_redis.errors import InvalidRecord
 
 MAX_SHARDS: Final = 1024
-"""How many hash tags a namespace can be spread over."""
+"""The largest number of hash tags of a namespace."""
 
 
 class BlobProfile(Enum):
     """The size from which a blob is compressed (zlib level 1).
 
-    A ref is of the uncompressed bytes, so profiles can be mixed.
+    A ref is the hash of the uncompressed bytes, so caches with different profiles can share a namespace.
     """
 
     LOW_LATENCY = None
@@ -39,7 +39,7 @@ class StoreGcPolicy:
 
 
 MAX_WAIT_MS: Final = 5_000
-"""A commit waits no longer for its durability."""
+"""The longest wait of a commit for its durability, in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Fsync:
     """
 
     replicas: int = 0
-    """The number of replicas, 0 to 1,000, that must have it on disk besides the primary."""
+    """The number of replicas, 0 to 1,000, that must have the commit on disk in addition to the primary."""
     timeout_ms: int = 1_000
     """The longest wait in ms, 1 to 5,000. The commit is made even if the time ends first."""
 
@@ -81,6 +81,7 @@ Durability: TypeAlias = Replicas | Fsync
 
 
 def require_durability(name: str, durability: Any) -> Durability | None:
+    """Return `durability`, or raise `InvalidRecord` if it is not a `Replicas`, a `Fsync` or None."""
     if durability is not None and not isinstance(durability, Replicas | Fsync):
         raise InvalidRecord(name, f"expected Replicas, Fsync or None, got {durability!r}")
     return durability
@@ -88,10 +89,16 @@ def require_durability(name: str, durability: Any) -> Durability | None:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """The behaviour of a `SessionCache`. Two caches of one namespace may differ in every option but `shards`."""
+    """The behaviour of a `SessionCache`. All caches of one namespace must have the same `shards`.
+
+    They may differ in every other option.
+    """
 
     graph_checks: Literal["strict", "lenient"] = "strict"
-    """`strict` refuses unknown parents and leaves; `lenient` accepts them. Both refuse a node id that is taken."""
+    """Whether unknown parents and leaves are refused (`strict`) or accepted (`lenient`).
+
+    Both refuse a node id that is taken.
+    """
 
     blob_profile: BlobProfile = BlobProfile.LOW_LATENCY
     """The size from which new blobs are compressed. The default is never."""
@@ -109,7 +116,7 @@ class StoreOptions:
     """Whether `load_session` restarts the ttl of a session, as a commit does. It costs one more round trip."""
 
     deletion_marker_ttl: float = 86_400.0
-    """Seconds for which the id of a deleted session takes no writes; 0 for none."""
+    """Seconds for which the id of a deleted session accepts no writes; 0 for none."""
 
     durability: Durability | None = None
     """What a commit waits for in its round trip, reported by `RuntimeCommitResult.durable`.
@@ -135,35 +142,35 @@ class StoreOptions:
     blob_grace: float = 60.0
     """The longest time in seconds that a blob outlives its last holder.
 
-    A read that has just learned the ref still finds the blob. Blobs and the catalogue store deadlines rounded up to a
-    multiple of it. With a longer grace, sessions with a sliding ttl write less.
+    During the grace, a read that already has the ref still finds the blob. Blobs and the catalogue store deadlines
+    rounded up to a multiple of it. With a longer grace, sessions with a sliding ttl write less.
     """
 
     upload_grace: float = 3600.0
     """Seconds that a blob of `put_blob` waits for a commit that names it."""
 
     blob_cache_bytes: int = 64 * 1024 * 1024
-    """The memory in bytes for blobs that this process keeps; 0 for none.
+    """The size in bytes of the cache of blobs in this process; 0 for no cache.
 
-    A tool state that many sessions share is then fetched once. As many bytes again hold tool states that this process
-    wrote, so that an unchanged one is encoded and hashed once.
+    A process then fetches a tool state that many sessions share only once. A second cache of the same size keeps the
+    tool states that this process wrote. An unchanged tool state is then encoded and hashed only once.
     """
 
     max_commit_bytes: int | None = 64 * 1024 * 1024
-    """The largest size in bytes of what one commit sends: nodes, bodies, usage and head. None for the limit of Redis.
+    """The largest number of bytes that one commit sends: nodes, bodies, usage and head. None for the limit of Redis.
 
-    It also limits one upload and one meta record. Nodes that a replacement keeps are not sent.
+    It also limits one upload and one meta record. Nodes that a replacement keeps are not sent and do not count.
     """
 
     max_commit_nodes: int | None = 50_000
     """The largest number of nodes that one commit sends; None for no limit."""
 
     call_timeout: float | None = None
-    """Seconds for a whole call, with its retries and connection attempts. The wait of `durability` is added.
+    """The longest time of a call in seconds, retries and connection attempts included.
 
-    None: 8 s for one server, and for servers that were never reached; 60 s in a cluster and under Sentinel. A cluster
-    replaces a silent primary after 15 s, Sentinel after 30 s. When the time ends, a call raises `BackendError` if
-    nothing was applied, and `OutcomeUnknown` if a reply was lost.
+    The wait of `durability` is added. None means 8 s for one server and for servers that were never reached, and 60 s
+    in a cluster and under Sentinel. A cluster replaces a silent primary after 15 s, Sentinel after 30 s. When the time
+    ends, a call raises `BackendError` if nothing was applied, and `OutcomeUnknown` if a reply was lost.
     """
 
     retry_max_delay: float = 1.0
@@ -207,10 +214,10 @@ class StoreOptions:
 
 
 class Keep(Enum):
-    """What a `ttl` argument says by default."""
+    """The default of a `ttl` argument."""
 
     TTL = "keep"
-    """The session's own ttl stays, or the cache's where it has none of its own."""
+    """Keep the session's own ttl. If it has none, the ttl of the cache applies."""
 
     def __repr__(self) -> str:
         return "KEEP"
@@ -220,7 +227,7 @@ KEEP: Final = Keep.TTL
 
 
 def own_ttl_ms(ttl: float | Keep | None) -> int | None:
-    """A session's own ttl in ms, 0 for never; None where it keeps what it has."""
+    """Convert a `ttl` argument to a session's own ttl in ms: 0 for no expiry, None to keep the present one."""
     if ttl is KEEP:
         return None
     return 0 if ttl is None else seconds_to_ms("ttl", ttl)
