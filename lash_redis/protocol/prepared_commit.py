@@ -1,4 +1,4 @@
-"""A commit that is checked, encoded and hashed once, however often it has to be sent."""
+"""Prepare a commit: check, encode and hash it once, for all attempts to send it."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
 MAX_USAGE_ROWS: Final = 10_000
-"""Distinct (source, model) pairs of one commit; the script looks each of them up."""
+"""The largest number of distinct (source, model) pairs in one commit. The script reads the row of each pair."""
 
 
 @dataclass(slots=True)
 class PreparedCommit:
-    """A commit encoded once, however often it has to be sent."""
+    """A commit that is encoded once, for all attempts to send it."""
 
     commit: RuntimeCommit
     checkpoint: SessionCheckpoint
     checkpoint_ref: BlobRef
     refs: Refs
     bodies: Mapping[BlobRef, bytes]
-    """Logical bytes of the components that are at hand, those that came as bodies above all."""
+    """The logical bytes of components by ref: those that the commit contains, and any that were added later."""
     body: bytes
     meaning: bytes
     rows: Sequence[Sequence[Any]]
@@ -75,21 +75,21 @@ class PreparedCommit:
     links: list[str] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
     users: str = ""
-    """For each node `u` where it is a user's message, else `-`."""
+    """One character for each node: `u` for a user's message, else `-`."""
     nodes: Sequence[SessionNodeRecord] = ()
     fault: Refused | None = None
-    """What is structurally wrong, raised only if nothing of higher precedence is (a retry, a conflict)."""
+    """The structural fault of the graph, or None. A retry or a conflict takes precedence over it."""
     run: Run = field(default_factory=Run)
-    """What `nodes` add to the sum of a log."""
+    """The contribution of `nodes` to the sum of a log."""
     log: StoredLog | None = None
-    """What is stored where it is made, as far as that is known."""
+    """The log that the client expects to be stored; None if unknown."""
     kept: Kept | None = None
-    """Of a replacement: what it keeps of `log`. The nodes are then those behind that."""
+    """The part of `log` that a replacement keeps. `nodes` are then only the nodes that follow it."""
     contents: dict[BlobRef, bytes] = field(default_factory=dict)
     """The stored form of the components that were sent."""
 
     def content(self, ref: BlobRef, profile: BlobProfile) -> bytes:
-        """The stored form of a component, empty where its bytes are not at hand."""
+        """Return the stored form of a component; empty bytes if its body is not in `bodies`."""
         content = self.contents.get(ref)
         if content is None:
             data = self.bodies.get(ref)
@@ -97,26 +97,27 @@ class PreparedCommit:
         return content
 
     def size(self) -> int:
-        """Bytes of the head, the nodes, the bodies and the usage rows."""
+        """Return the size of the head, the nodes, the bodies and the names of the usage rows, in bytes."""
         parts = [self.body, *self.records, *self.bodies.values(), *(row[0] for row in self.rows)]
         return sum(map(len, parts))
 
     def fingerprint(self) -> bytes:
-        """A hash of what is sent of the graph, timestamps included."""
+        """Return a hash of the meaning and of the nodes that are sent, timestamps included."""
         return sha256(b"".join([self.meaning, *self.records])).digest()
 
 
 def prepare_commit(
     commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: StoredLog | None = None
 ) -> PreparedCommit:
-    """Check, encode and hash a commit; of a replacement that begins like `log`, only the nodes behind what it keeps.
+    """Check, encode and hash a commit.
 
-    `log` is the log that the caller expects to be stored. The meaning of the commit does not depend on it. Tools that
-    are among those `written` are neither encoded nor hashed again. O(what is sent).
+    `log` is the log that the caller expects to be stored. If a replacement begins with nodes of `log`, only the nodes
+    after them are encoded. The meaning of the commit does not depend on `log`. A tool state that is in `written` is not
+    encoded and hashed again. Cost: linear in the bytes that are sent.
 
     Raises:
-        InvalidRecord: names the field that cannot be stored.
-        CommitTooLarge: over a limit of `options`.
+        InvalidRecord: a field cannot be stored; the error names it.
+        CommitTooLarge: the commit is over a limit of `options`.
     """
     _check_fields(commit)
     delta, leaf = commit.graph, commit.graph.leaf_node_id
@@ -145,10 +146,10 @@ def prepare_commit(
     if not isinstance(delta, Unchanged):
         _prepare_nodes(prepared, delta, options)
         if prepared.kept and prepared.fault:
-            with suppress(CommitTooLarge):  # then the fault of the part is raised
+            with suppress(CommitTooLarge):  # if the whole graph is too large, the fault of the part is kept
                 return prepare_commit(commit, options, written)
-    means = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_meant(prepared)]
-    prepared.meaning = sha256(pack(means, "RuntimeCommit")).digest()[:TAG_BYTES]
+    meaning = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_in_meaning(prepared)]
+    prepared.meaning = sha256(pack(meaning, "RuntimeCommit")).digest()[:TAG_BYTES]
     require_size("the bytes of a commit", prepared.size(), options)
     return prepared
 
@@ -157,7 +158,7 @@ _DELTAS: Final = (Unchanged, Append, ReplaceFull)
 
 
 def _check_fields(commit: RuntimeCommit) -> None:
-    """Check what is not checked where it is encoded."""
+    """Check the fields that no encoder checks."""
     require_id("RuntimeCommit.session_id", commit.session_id)
     require_id("RuntimeCommit.commit_id", commit.commit_id)
     if commit.builds_on is not None:
@@ -179,14 +180,17 @@ def _check_fields(commit: RuntimeCommit) -> None:
         require_id("RuntimeCommit.graph.leaf_node_id", delta.leaf_node_id)
 
 
-def _nodes_meant(prepared: PreparedCommit) -> tuple[int, int, int]:
-    """How many nodes the commit puts in place and their sum, by which it is the same however much of them it sends."""
+def _nodes_in_meaning(prepared: PreparedCommit) -> tuple[int, int, int]:
+    """Return the part of a commit's meaning that describes its nodes: their count and the two halves of their sum.
+
+    Kept nodes are included, so that the meaning is the same for a commit that sends only a part of its nodes.
+    """
     count, before = (0, Sum()) if prepared.kept is None else (prepared.kept.count, prepared.kept.sum)
     return count + len(prepared.records), *before.plus(prepared.run, count)
 
 
 def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) -> tuple[Refs, dict[BlobRef, bytes]]:
-    """The refs of the checkpoint's components, and the bytes of those that come as bodies (a body beats a ref)."""
+    """Return the refs of the components, and the bytes of those with a body. A body takes precedence over a ref."""
     refs: list[BlobRef | None] = []
     bodies: dict[BlobRef, bytes] = {}
     kinds: tuple[type[Any], ...] = (ToolState, PluginSessionSnapshot, bytes)
@@ -225,7 +229,8 @@ def _written_tools(tools: ToolState, path: str, written: WrittenTools) -> tuple[
 
 def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     if isinstance(commit.usage_deltas, str) or not isinstance(commit.usage_deltas, Sequence):
-        raise InvalidRecord("RuntimeCommit.usage_deltas", "expected a sequence of TokenLedgerEntry")
+        got = type(commit.usage_deltas).__name__
+        raise InvalidRecord("RuntimeCommit.usage_deltas", f"expected a sequence of TokenLedgerEntry, got {got}")
     for at, entry in enumerate(commit.usage_deltas):
         require_type(f"RuntimeCommit.usage_deltas[{at}]", entry, TokenLedgerEntry)
         entry.to_msgpack(f"RuntimeCommit.usage_deltas[{at}]")
@@ -245,7 +250,7 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
 
 
 def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> None:
-    """Encode and link the nodes behind those that a replacement keeps."""
+    """Encode and link the nodes of a commit, except those that a replacement keeps."""
     if isinstance(delta, ReplaceFull):
         prepared.delta, nodes, where = "replace", delta.graph.nodes, "RuntimeCommit.graph.graph.nodes"
     else:
@@ -260,7 +265,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
         what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
         raise CommitTooLarge(what, len(nodes) - kept, options.max_commit_nodes)
     if not isinstance(nodes, tuple | NodeSequence):
-        nodes = tuple(nodes)  # some sequences take no slices
+        nodes = tuple(nodes)  # some sequences do not support slices
     prepared.nodes = nodes[kept:] if kept else nodes
     places, collision = _encode_nodes(prepared, where, kept)
     orphan = _link_nodes(prepared, places, is_strict=options.graph_checks == "strict")
@@ -292,7 +297,7 @@ def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> tuple[dict
 
 
 def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_strict: bool) -> Refused | None:
-    """Name the parent of each node as the script takes it. Return the first parent that comes behind its child."""
+    """Add the link of each node in the form of the script. Return the fault of the first parent after its child."""
     orphan: Refused | None = None
     for at, node in enumerate(prepared.nodes):
         parent = node.parent_node_id
@@ -311,7 +316,7 @@ def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_stric
 
 
 def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
-    """A node's record, and the part of it that belongs to a commit's meaning (all but the timestamp)."""
+    """Encode a node. Return its record, and the part that belongs to a commit's meaning (all but the timestamp)."""
     require_type(path, node, SessionNodeRecord)
     node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
     if not is_plain_id(node_id):
@@ -335,7 +340,7 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
 
 
 def first_new_node(prepared: PreparedCommit) -> SessionNodeRecord | None:
-    """A node whose presence proves that this commit was applied; None if it adds none that was not stored before."""
+    """Return a node whose presence proves that this commit was applied; None if the commit adds no new node."""
     if prepared.delta == "append":
         return next(iter(prepared.nodes), None)
     if prepared.kept is None:
@@ -345,7 +350,10 @@ def first_new_node(prepared: PreparedCommit) -> SessionNodeRecord | None:
 
 
 def log_after(prepared: PreparedCommit, key: str, epoch: int) -> StoredLog | None:
-    """The log of `epoch` at `key` after a commit that was not made before; None where that is not known."""
+    """Return the log of `epoch` at `key` after this commit; None if the log before it is unknown.
+
+    The commit must not be a retry that was answered from its receipt.
+    """
     log, kept, delta = prepared.log, prepared.kept, prepared.commit.graph
     if isinstance(delta, ReplaceFull):
         if kept is None:

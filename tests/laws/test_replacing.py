@@ -786,7 +786,7 @@ async def test_a_record_that_is_damaged_and_was_not_accessed_stays_so_behind_a_r
 
 
 ONE_MEANING = Python(
-    "protocol.prepared_commit:_nodes_meant",
+    "protocol.prepared_commit:_nodes_in_meaning",
     lambda _: lambda prepared: (len(prepared.records), *Sum().plus(prepared.run, 0)),
     "takes what is new for the meaning",
 )

@@ -1,4 +1,4 @@
-"""Commit: a turn encoded once, sent with the refs that the client expects in the head, and the script's reply."""
+"""The call of a commit, with the refs that the client expects in the head, and the reply of the script."""
 
 from __future__ import annotations
 
@@ -43,23 +43,27 @@ from lash_redis.protocol.sums import Sum
 
 @dataclass(frozen=True, slots=True)
 class SendWhole:
-    """What the replacement would keep is not what is stored, or what it adds does not fit: prepare it without a log.
+    """A request to prepare a replacement without a log, and to send the whole graph.
 
-    Whether it is refused, and why, is for the whole of it to say.
+    The stored log differs from the prefix that the replacement keeps, or the added nodes were refused. The script then
+    checks the whole graph, and accepts it or refuses it for its own reason.
     """
 
     refusal: StoreError | None
-    """Why what it adds does not fit, to be raised where the whole is over a limit."""
+    """Why the script refused the added nodes, or None. The caller raises it if the whole graph is over a limit."""
 
 
 def carried_refs(commit: RuntimeCommit) -> ComponentRefs:
-    """The refs a commit carries: where nothing better is known, a guess at those of the head it was built on."""
+    """Return the refs in a commit, as a guess at the refs of the head that it builds on.
+
+    It is used if nothing better is known.
+    """
     refs = (getattr(commit.checkpoint, f"{name}_ref") for name in COMPONENTS)
     return ComponentRefs.guessed([ref if is_ref(ref) else None for ref in refs])
 
 
 def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionCheckpoint:
-    """The checkpoint with its components named by their refs alone."""
+    """Return the checkpoint with the refs of its components and without their bodies."""
     if checkpoint is None:
         return HydratedSessionCheckpoint()
     return HydratedSessionCheckpoint(
@@ -72,27 +76,31 @@ def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionChec
 
 
 _FIRST_BLOB: Final = 9
-"""Where the blobs begin in the keys of a commit."""
+"""The index of the first blob in the KEYS of a commit."""
 CHUNK: Final = 500
-"""Nodes or usage rows that `commit.lua` takes at once; `replace.lua` takes more, in chunks."""
+"""The largest number of nodes or usage rows that `commit.lua` takes. `replace.lua` takes more, in chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a session begins with, beside its first commit, where it must be new.
+    """The initial content of a session that must be new, in addition to its first commit.
 
-    A session that moves here begins at a `revision` of its own, with the receipts up to it and the time of the commit.
+    An imported session begins at the `revision` of its source, with the earlier receipts and the time of the commit.
     """
 
     meta: SessionMeta | None = None
+    """The meta record; None for none."""
     revision: int | None = None
+    """The revision of the commit at its source; None for a session that is not imported."""
     committed_ms: int = 0
+    """The time of the commit at its source, in ms since 1970."""
     history: bytes = b""
+    """The receipts before the commit, as stored in a head."""
     meaning: bytes = b""
-    """What the commit's own receipt said where it was made; empty: what it says here."""
+    """The meaning in the receipt of the commit at its source; empty for the meaning that is computed here."""
 
     def args(self, options: StoreOptions) -> tuple[Any, Any, Any, Any]:
-        """`origin`, `history`, `meta` and `parent` of the script."""
+        """Return the arguments `origin`, `history`, `meta` and `parent` of `replace.lua`."""
         meta = b"" if self.meta is None else encoded_meta(self.meta, options)
         parent = "" if self.meta is None else self.meta.parent_session_id or ""
         return ("new" if self.revision is None else f"{self.revision} {self.committed_ms}", self.history, meta, parent)
@@ -100,7 +108,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class BlobsMissing:
-    """These refs are not stored: send again with their bytes."""
+    """A request to send the commit again with the bytes of these blobs, which are not stored."""
 
     refs: tuple[BlobRef, ...]
 
@@ -125,10 +133,11 @@ def call(
     origin: Origin | None = None,
     sharded: bool = False,
 ) -> CommitCall:
-    """`before`: the refs that the client expects in the head. `known`: keys of blobs that it expects to be stored.
+    """Build the call of `commit.lua`, or of `replace.lua` for a commit that `commit.lua` does not make.
 
-    `own_ttl_ms` becomes the session's own ttl, 0 for never. With an `origin` the session must be new. `sharded`: the
-    server is a cluster.
+    `before` contains the refs that the client expects in the head. `known` contains the keys of blobs that it expects
+    to be stored; their bytes are not sent. `own_ttl_ms` becomes the session's own ttl, 0 for no expiry. With an
+    `origin`, the session must be new. `sharded` means that the server is a cluster.
     """
     commit = prepared.commit
     after = _after(prepared, before)
@@ -185,7 +194,7 @@ def call(
 def _moved_holds(
     before: ComponentRefs, after: ComponentRefs
 ) -> tuple[Sequence[BlobRef], Sequence[BlobRef], Sequence[BlobRef]]:
-    """The blobs that the new head acquires, those that it keeps, and those that it releases."""
+    """Return the blobs that the new head acquires, those that it keeps, and those that it releases."""
     wanted, present = after.held, before.held
     if wanted == present:
         return (), wanted, ()
@@ -197,7 +206,7 @@ def _moved_holds(
 
 
 def _values(prepared: PreparedCommit) -> list[Any]:
-    """The usage rows, and the nodes unless a structural fault keeps them from being sent."""
+    """Return the usage rows and the nodes as arguments. Nodes with a structural fault are not sent."""
     values = [row[0] for row in prepared.rows]
     for row in prepared.rows:
         values += row[1:]
@@ -211,9 +220,10 @@ def _values(prepared: PreparedCommit) -> list[Any]:
 
 
 def _after(prepared: PreparedCommit, before: ComponentRefs) -> ComponentRefs:
-    """What the head will hold.
+    """Return the refs of the head after the commit.
 
-    A component that stays, stays where it is. Another one is private if it can be and its bytes are at hand.
+    An unchanged component keeps its kind. A new one is private if it is not the tool state and its body is sent.
+    Otherwise it is held.
     """
     if prepared.refs == before.refs:
         return before
@@ -231,7 +241,7 @@ def _after(prepared: PreparedCommit, before: ComponentRefs) -> ComponentRefs:
 def _private_contents(
     prepared: PreparedCommit, before: ComponentRefs, after: ComponentRefs, profile: BlobProfile
 ) -> list[bytes]:
-    """For each component that can be private its content, empty where the script has nothing to store."""
+    """Return the content of each component that can be private; empty if the script stores nothing for it."""
     sent = []
     for at in range(1, len(COMPONENTS)):
         ref = after.refs[at]
@@ -243,7 +253,11 @@ def _private_contents(
 def reply(
     call: ScriptCall, prepared: PreparedCommit, keys: SessionKeys, reply: Any
 ) -> RuntimeCommitResult | RefsMoved | BlobsMissing | SendWhole:
-    """The result, or what to change before the same commit is sent again; raises whatever the script refused it for."""
+    """Decode the reply: the result, or the change to make before the commit is sent again.
+
+    Raises:
+        StoreError: the script refused the commit; nothing was written.
+    """
     commit = prepared.commit
     match status(call, reply, keys):
         case "committed" | "replayed" as word:
@@ -293,13 +307,14 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             row, counter = prepared.rows[reply[2]], _COUNTERS[reply[3]]
             source, model = ledger_key(row[0])
             return InvalidRecord(
-                "RuntimeCommit.usage_deltas", f"{counter} of source {source!r}, model {model!r} would leave 64 bits"
+                "RuntimeCommit.usage_deltas", f"{counter} of source {source!r}, model {model!r} would exceed 64 bits"
             )
-    return BackendError(f"commit answered {word!r}")
+    return BackendError(f"unexpected reply {word!r} of the script commit")
 
 
 _COUNTERS: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
 
 
 def missing_blob(prepared: PreparedCommit, ref: BlobRef) -> MissingBlob:
+    """Return the error for a ref that the commit refers to and that is not stored."""
     return MissingBlob(ref, COMPONENTS[prepared.refs.index(ref)])
