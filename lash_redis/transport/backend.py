@@ -1,7 +1,7 @@
-"""The border between the store and its servers: one budget of time for a call, retries, and the error of a failed call.
+"""The interface between the store and its servers: one time budget for a call, retries, and the error of a failed call.
 
-A retry is safe. A commit is recognised by its receipt, and every other write that is done twice in a row leaves what it
-leaves once. Only where another client writes between the two does a repeated meta record or tombstone win over it.
+A retry is safe. The server recognises a repeated commit by its receipt, and every other write is idempotent. There is
+one exception: if another client writes between the two attempts, a repeated meta record or tombstone overwrites it.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from lash_redis.transport.topology import Topology
 Result = TypeVar("Result")
 
 SHORTEST_ATTEMPT: Final = 0.02
-"""Seconds of a call's time below which no further attempt is made."""
+"""The least time, in seconds, that must be left for a further attempt."""
 
 
 @runtime_checkable
 class Connector(Protocol):
-    """How a process gets to its servers."""
+    """The way in which a process connects to its servers."""
 
     @property
     def resends(self) -> bool:
-        """Whether a given client sends a command again by itself, so that its last error does not tell all."""
+        """Whether a given client retries a command by itself. Its last error then does not cover all attempts."""
         ...
 
     @property
     def sharded(self) -> bool:
-        """Whether it leads to a cluster, whose channels belong to a slot as keys do."""
+        """Whether the servers are a cluster, in which a channel belongs to a slot, as a key does."""
         ...
 
     async def open(self) -> Topology:
-        """A topology for this process and event loop. The backend closes it."""
+        """Make a topology for this process and event loop. The backend closes it."""
         ...
 
     async def close(self) -> None:
-        """End what all processes and event loops share."""
+        """Close the resources that all processes and event loops share."""
         ...
 
 
 class Backend:
-    """Sends requests, within one budget of time for each call.
+    """Sends requests, with one time budget for each call.
 
-    A forked child and another event loop get a topology of their own, because a reply on a shared connection would go
-    to the process that reads first. What an event loop has ends with it.
+    Each process and each event loop has its own topology. On a connection that a forked child shares, a reply would
+    reach the process that reads first. A topology ends with its event loop.
     """
 
     def __init__(self, connector: Connector, options: StoreOptions) -> None:
@@ -68,14 +68,14 @@ class Backend:
     async def send(
         self, request: Request, *, writes: bool = False, earlier: Earlier | None = None, at: Node | None = None
     ) -> list[Any]:
-        """The replies to a request from the server that owns its key, or from the server `at`.
+        """Send a request to the server that owns its key, or to the server `at`, and return the replies.
 
-        `writes`: whether a lost reply leaves it unknown what is stored. `earlier` learns whether attempts before the
-        one that was answered may have been applied.
+        `writes` means that the outcome is unknown if a reply is lost. `earlier` records whether an attempt that failed
+        may have been applied.
 
         Raises:
-            OutcomeUnknown: it may have been applied: a reply was lost, or a script failed after its first write.
-            BackendError: the server refused, or no attempt reached it.
+            OutcomeUnknown: the request may have been applied: a reply was lost, or a script failed after a write.
+            BackendError: the server refused the request, or no attempt succeeded; no write was applied.
         """
         topology = await self.topology()
         if request.deadline == inf:
@@ -90,17 +90,17 @@ class Backend:
         return await self._send_again(lambda: topology.send(request, at), attempts)
 
     async def everywhere(self, *command: Any) -> list[Any]:
-        """The replies of every server, the primaries first, to a command without a key that may be repeated."""
+        """Send an idempotent command without a key to every server; return the replies, those of primaries first."""
         return await self._at_each([command], replicas=True)
 
     async def preload(self) -> None:
-        """Load every script into every server, replicas among them: one of those may be the primary tomorrow."""
+        """Load every script into every server, replicas included, because a replica may be promoted."""
         await self._at_each([("SCRIPT", "LOAD", script.text) for script in scripts.every()], replicas=True)
 
     async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
-        """Every key that matches, in batches; a key may come twice. For maintenance only.
+        """Yield every key that matches, in batches. A key may occur twice. For maintenance only.
 
-        While slots move from one node of a cluster to another, a key that moves may be missed.
+        While a slot moves from one node of a cluster to another, its keys may be missed.
         """
         for node in await self._nodes(replicas=False):
             cursor = b"0"
@@ -112,9 +112,9 @@ class Backend:
                     break
 
     async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
-        """A client of redis-py for the one server that publishes on the channel named like `key`.
+        """Return a client of redis-py for the server that owns `key` and the channel of the same name.
 
-        `again`: discover the topology first, because the last listener failed.
+        `again` discovers the topology first, because the last listener failed.
         """
         topology = await self.topology()
         if again:
@@ -150,7 +150,7 @@ class Backend:
         return await self._send_again(discovered, attempts)
 
     async def _send_again(self, attempt: Callable[[], Awaitable[Result]], attempts: _Attempts) -> Result:
-        """The result of the first attempt that succeeds after one that failed; else the error of the whole call."""
+        """Retry after a failed attempt; return the first result, or raise the error of the whole call."""
         retrying = AsyncRetrying(
             stop=attempts.is_over,
             wait=attempts.pause(self._options.retry_max_delay),
@@ -169,12 +169,12 @@ class Backend:
         try:
             return await retrying(once)
         except FAILURES:
-            raise attempts.error() from attempts.told
+            raise attempts.error() from attempts.cause
 
     # Processes and event loops
 
     async def topology(self) -> Topology:
-        """Where requests of this process and event loop go; opened by the first of them."""
+        """Return the topology of this process and event loop. The first request opens it."""
         places = _places_of_the_running_loop()
         place = places.get(self)
         if place is None or place.process != os.getpid():
@@ -188,7 +188,7 @@ class Backend:
         return place.topology
 
     async def close(self) -> None:
-        """Close what this process and event loop opened, and what all of them share. From here nothing is sent."""
+        """Close the topology of this process and event loop, and what all of them share. Later requests fail."""
         places = _places_of_the_running_loop()
         place = places.get(self)
         places[self] = _Place(is_closed=True)
@@ -200,11 +200,11 @@ class Backend:
 
 
 class _Attempts:
-    """The failed attempts of one call, and what they come to."""
+    """The failed attempts of one call, and the error that results from them."""
 
     def __init__(self, request: Request, first: BaseException, writes: bool, resends: bool, earlier: Earlier) -> None:
-        self.told = first
-        """The error that says most: not one that says only that time was up."""
+        self.cause = first
+        """The error that the caller sees: the last one that is not `OutOfTime`, because that one names no cause."""
         self._first: BaseException | None = first
         self._request = request
         self._asked = request.asked
@@ -214,7 +214,7 @@ class _Attempts:
         self._clock = asyncio.get_running_loop().time
 
     def raise_first(self) -> None:
-        """Raise the error of the attempt that was made before there was a reason to count them."""
+        """Raise the error of the first attempt, once. That attempt was made before this object existed."""
         first, self._first = self._first, None
         if first is not None:
             raise first
@@ -222,32 +222,32 @@ class _Attempts:
     def note(self, error: BaseException) -> None:
         self._earlier.note(error, self._request.script, resends=self._resends)
         if not isinstance(error, OutOfTime):
-            self.told, self._asked = error, self._request.asked
+            self.cause, self._asked = error, self._request.asked
 
     def is_worth_another(self, error: BaseException) -> bool:
         return is_transient(error) and not self._request.replica
 
     @property
     def _left(self) -> float:
-        """Seconds of the call's time in which an attempt can still begin."""
+        """The time, in seconds, in which a further attempt may begin."""
         return self._request.deadline - self._clock() - SHORTEST_ATTEMPT
 
     def is_over(self, _: RetryCallState) -> bool:
         return self._left <= 0
 
     def pause(self, longest: float) -> Callable[[RetryCallState], float]:
-        """Pauses that grow exponentially from 50 ms, with full jitter, and end before the call's time."""
+        """Return pauses that grow exponentially from 50 ms, with full jitter, and end before the deadline."""
         grown = wait_random_exponential(multiplier=0.05, max=longest)
         return lambda state: min(grown(state), max(0.0, self._left))
 
     def error(self) -> StoreError:
-        """The error that the caller gets."""
-        message = remedies.message(self.told, self._request.name, self._asked)
+        """Return the error of the call: `OutcomeUnknown` if an attempt may have written, else `BackendError`."""
+        message = remedies.message(self.cause, self._request.name, self._asked)
         return OutcomeUnknown(message) if self._writes and self._earlier.maybe_applied else BackendError(message)
 
 
 class _Place:
-    """What one process has in one event loop."""
+    """The topology of one process in one event loop."""
 
     def __init__(self, *, is_closed: bool = False) -> None:
         self.is_closed = is_closed
@@ -256,7 +256,7 @@ class _Place:
         self.topology: Topology | None = None
 
     def __del__(self) -> None:
-        """Close the connections of a cache that was dropped without being closed; a forked child leaves them alone."""
+        """Close the connections of a cache that was dropped without being closed; not in a forked child."""
         if self.topology is not None and self.process == os.getpid():
             self.topology.abandon()
 
@@ -265,7 +265,11 @@ _PLACES: Final = "_lash_redis_places"
 
 
 def _places_of_the_running_loop() -> WeakKeyDictionary[Backend, _Place]:
-    """Kept by the loop: kept anywhere else, connections would keep the loop alive, because they refer to it."""
+    """Return the topologies of the running event loop by backend.
+
+    They are an attribute of the loop. In any other place they would keep the loop alive, because connections refer to
+    it.
+    """
     loop = asyncio.get_running_loop()
     places: WeakKeyDictionary[Backend, _Place] | None = getattr(loop, _PLACES, None)
     if places is None:

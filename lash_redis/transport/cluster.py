@@ -1,4 +1,4 @@
-"""A Redis Cluster: any node tells which node owns which slot."""
+"""A Redis Cluster, whose slot map any node reports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from redis import exceptions
 from lash_redis.protocol.keys import SLOTS
 from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopology
-from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, told
+from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, report_of
 from lash_redis.transport.node import Node, OwnNode
 from lash_redis.transport.request import Request
 from lash_redis.transport.topology import Map, Owner
 
 
 class Cluster(Group):
-    """The nodes of a cluster. `remap` turns an address that a node names into one that can be reached from here.
+    """The nodes of a cluster. `remap` translates an address that a node reports into one that this process can reach.
 
-    redis-py's own cluster client is not used: it sends ASKING on another connection than the command, and closes
+    The cluster client of redis-py is not used. It sends ASKING on another connection than the command, and closes
     connections that are in use.
     """
 
@@ -53,11 +53,11 @@ class Cluster(Group):
         return None
 
     async def _discover(self) -> Map:
-        """Ask one node after another: first the one that a redirect named, then all that were ever known."""
+        """Ask one node after another: the node of the last redirect, then the last known nodes, then the seeds."""
         known = random.sample(self._last, len(self._last)) + random.sample(self._seeds, len(self._seeds))
         asked = dict.fromkeys([self._hinted, *known] if self._hinted else known)
         self._hinted = None
-        said: list[str] = []
+        reports: list[str] = []
         refused: Exception | None = None
         for address in asked:
             try:
@@ -65,19 +65,21 @@ class Cluster(Group):
                     (ranges,) = await self._node_at(address).exchange(Request([("CLUSTER", "SLOTS")]))
             except (exceptions.RedisError, OSError) as error:
                 if "cluster support disabled" in str(error):
-                    error = WrongTopology(f"{address[0]}:{address[1]} is no node of a cluster: use redis:// ({error})")
-                said.append(told(f"{address[0]}:{address[1]}", error))
+                    error = WrongTopology(
+                        f"{address[0]}:{address[1]} is not a node of a cluster; use redis:// ({error})"
+                    )
+                reports.append(report_of(f"{address[0]}:{address[1]}", error))
                 refused = error if isinstance(error, (*DENIED, Unusable, exceptions.ResponseError)) else refused
                 continue
             if ranges:
-                return self._drawn(ranges, address[0])
-            said.append(f"{address[0]}:{address[1]}: serves no slots and knows no node that does")
-        if refused is not None and not isinstance(refused, exceptions.ClusterDownError) and len(said) == len(asked):
+                return self._map_of(ranges, address[0])
+            reports.append(f"{address[0]}:{address[1]}: its slot map is empty")
+        if refused is not None and not isinstance(refused, exceptions.ClusterDownError) and len(reports) == len(asked):
             raise refused
-        raise NoPrimary("no node of the cluster could be asked: " + "; ".join(said))
+        raise NoPrimary("no node of the cluster returned the slot map: " + "; ".join(reports))
 
-    def _drawn(self, ranges: Sequence[Any], host: str) -> Map:
-        """The map of a reply to CLUSTER SLOTS; a node that names no host is at the host that answered."""
+    def _map_of(self, ranges: Sequence[Any], host: str) -> Map:
+        """Decode a reply to CLUSTER SLOTS. A node without a host has the host of the node that answered."""
         by_slot: list[Owner | None] = [None] * SLOTS
         owners: dict[tuple[Address, ...], Owner] = {}
         for low, high, *members in ranges:

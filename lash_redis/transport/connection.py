@@ -1,7 +1,7 @@
 """One connection to a server: any number of requests in flight, replies in the order of the requests.
 
 The replies of a cancelled request are read and dropped, so the connection stays usable. A reply that does not arrive in
-time fails its own request; the connection then takes no further requests and closes when the others in flight have
+time fails its own request. The connection then accepts no further requests, and closes when the others in flight have
 ended. Bytes that are not RESP, and a lost connection, fail every request in flight.
 """
 
@@ -17,16 +17,17 @@ import hiredis
 from lash_redis.transport.failures import ConnectionLost, NoReply, NotSent, OutOfTime, reply_error
 
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds to wait until a closed connection is gone."""
+"""The longest wait, in seconds, until a closed connection has ended."""
 
 _Pending = tuple["asyncio.Future[list[Any]]", int, list[Any], float, float]
-"""A request in flight: its future, how many replies it gets, those that came, its deadline, when it was sent."""
+"""A request in flight: its future, the number of its replies, the replies so far, its deadline, the time of sending."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection that is open and authenticated. `transport.set_protocol` hands it over.
+    """An open and authenticated connection, which takes over the transport of redis-py.
 
-    `on_unusable` is called once, when no further request may be sent: the connection was lost, or a reply is late.
+    `on_unusable` is called once, as soon as no further request may be sent: the connection was lost, or a reply is
+    late.
     """
 
     def __init__(self, address: str, on_unusable: Callable[[Connection], None]) -> None:
@@ -44,30 +45,30 @@ class Connection(asyncio.Protocol):
         self.used_at = self._loop.time()
 
     def take_over(self, transport: asyncio.Transport, kept: Any) -> None:
-        """Read from and write to `transport` from now on. `kept` is what must live as long as the connection."""
+        """Read from and write to `transport` from now on. `kept` is an object that must live as long as it."""
         self._transport, self._kept = transport, kept
         transport.set_protocol(self)
-        if transport.is_closing():  # it was lost before the hand-over, and the former protocol was told
+        if transport.is_closing():  # it was lost earlier, and only the former protocol was notified
             self.connection_lost(None)
 
     @property
     def in_flight(self) -> int:
-        """Requests whose replies have not arrived, the cancelled ones included."""
+        """The number of requests whose replies have not arrived, cancelled requests included."""
         return len(self._pending)
 
     # Sending
 
     def ask(self, wire: bytes, count: int, deadline: float, timeout: float) -> asyncio.Future[list[Any]]:
-        """Send packed commands; the future gets their `count` replies, errors among them.
+        """Send packed commands; the future gets their `count` replies, errors included.
 
-        An idle connection is written to at once. What several tasks send while requests are in flight goes out in one
-        write at the end of the event loop's turn.
+        On an idle connection, the bytes are written at once. While requests are in flight, the requests of all tasks
+        are joined to one write at the end of the event loop's iteration.
 
-        Raises, by the future:
-            NotSent: the connection was unusable already.
+        The future raises:
+            NotSent: the connection was unusable already; nothing was sent.
             OutOfTime: `deadline` had passed already; nothing was sent.
             ConnectionLost: the connection ended before all replies had arrived.
-            NoReply: `deadline` passed, by the event loop's clock, or `timeout` seconds.
+            NoReply: `deadline` passed by the event loop's clock, or `timeout` seconds passed.
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if not self.is_usable:
@@ -75,7 +76,7 @@ class Connection(asyncio.Protocol):
             return future
         now = self._loop.time()
         if deadline <= now:
-            future.set_exception(OutOfTime(f"the call's time was up before it was sent to {self.address}"))
+            future.set_exception(OutOfTime(f"the deadline of the call passed before it was sent to {self.address}"))
             return future
         pending = self._pending
         if not pending:
@@ -116,18 +117,18 @@ class Connection(asyncio.Protocol):
                 if not future.done():
                     future.set_result(replies)
         except (hiredis.HiredisError, MemoryError, TypeError, UnicodeError) as error:  # TypeError: an array as a key
-            self._fail(ConnectionLost(f"{self.address} sent what is no valid RESP: {error}"))
+            self._fail(ConnectionLost(f"{self.address} sent bytes that are not valid RESP: {error}"))
             return
         self.used_at = self._loop.time()
         self._drop_pushes()
         if not self.is_usable:
-            self.close()  # what was late has come, and nothing else is in flight
+            self.close()  # the late replies have arrived, and no other request is in flight
 
     def _drop_pushes(self) -> None:
-        """Read what arrives while no request is in flight. Only RESP3 pushes may."""
+        """Read and drop the RESP3 pushes that arrive while no request is in flight. Any other reply is an error."""
         while (reply := self._reader.gets()) is not False:
             if type(reply) is not hiredis.PushNotification:
-                self._fail(ConnectionLost(f"{self.address} sent a reply to no request"))
+                self._fail(ConnectionLost(f"{self.address} sent a reply without a request"))
                 return
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -154,7 +155,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _retire(self) -> None:
-        """Take no further request."""
+        """Accept no further request."""
         if self.is_usable:
             self.is_usable = False
             self._on_unusable(self)
@@ -164,12 +165,12 @@ class Connection(asyncio.Protocol):
         self._fail(ConnectionLost(f"the connection to {self.address} was closed"))
 
     def abandon(self) -> None:
-        """Close from outside of any task: the cache was dropped without being closed, perhaps in another thread."""
+        """Close from any thread, without a task, for a cache that was dropped without being closed."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.close)
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is gone, for a second at most."""
+        """Wait until the connection has ended, for `CLOSE_TIMEOUT` at most."""
         await asyncio.wait([self.closed], timeout=CLOSE_TIMEOUT)
 
     # Time
@@ -180,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
-        """Fail the requests whose time is up. The connection is then suspect, and takes no further request."""
+        """Fail the requests whose deadline has passed. The connection then accepts no further request."""
         self._timer = None
         now = self._loop.time()
         late = [each for each in self._pending if each[3] <= now]

@@ -1,4 +1,4 @@
-"""How a process gets to its servers: from a URL, or over a client that the caller made."""
+"""The ways to connect to servers: by a URL, or with a client that the caller made."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ SETTINGS: Final = frozenset(
         "username",
     }
 )  # fmt: skip
-"""The settings of a given client, beside those of TLS, that this package's connections are made with."""
+"""The settings of a given client that this package uses for its own connections, next to the settings of TLS."""
 
 
 class Own:
-    """Connections that this package opens. None of them sends again by itself; only the backend does."""
+    """Connections that this package opens. Only the backend retries; a connection does not."""
 
     resends = False
     sharded = False
 
     async def close(self) -> None:
-        """End what all processes and event loops share: nothing."""
+        """Do nothing, because processes and event loops share no resource."""
 
 
 class ByUrl(Own):
-    """`redis://`, `rediss://` and `unix://`, with the options that `redis.asyncio.from_url` takes."""
+    """One server by `redis://`, `rediss://` or `unix://`, with the options of `redis.asyncio.from_url`."""
 
     def __init__(self, url: str) -> None:
         parts = urls.read(url)
         if parts.scheme == "unix":
             if parts.path in ("", "/"):
-                raise InvalidRecord("url", "takes the path of a socket, as in unix:///run/redis.sock")
+                raise InvalidRecord("url", "expected the path of a socket, as in unix:///run/redis.sock")
             if "@" in parts.path:
                 raise InvalidRecord("url", "has an '@' in its path; write %40 for it, and %2F for a '/' in a password")
             self._where: dict[str, Any] = {"path": unquote(parts.path)}
             self._dialer = urls.dialer(parts)
             return
         if len(parts.hosts) > 1:
-            raise InvalidRecord("url", "takes one host; several are for redis+cluster:// and redis+sentinel://")
+            raise InvalidRecord("url", "expected one host; for several, use redis+cluster:// or redis+sentinel://")
         ((host, port),) = parts.hosts
         self._where = {"host": host or "localhost", "port": port}
         self._dialer = urls.dialer(parts, database=urls.database(parts.path))
@@ -72,7 +72,7 @@ class ByUrl(Own):
 
 
 class ByCluster(Own):
-    """`redis+cluster://`, or `rediss+cluster://` over TLS: any nodes of the cluster, which name the others."""
+    """A cluster by `redis+cluster://`, or `rediss+cluster://` over TLS. Any of its nodes can be in the URL."""
 
     sharded = True
 
@@ -80,7 +80,7 @@ class ByCluster(Own):
         parts = urls.read(url)
         self._seeds = _named(parts)
         if urls.database(parts.path):
-            raise InvalidRecord("url", "names a database, but a cluster has only database 0")
+            raise InvalidRecord("url", "names a database, but a cluster has only database 0; leave it out")
         self._dialer = urls.dialer(parts)
 
     async def open(self) -> Topology:
@@ -88,10 +88,10 @@ class ByCluster(Own):
 
 
 class BySentinel(Own):
-    """`redis+sentinel://`, or `rediss+sentinel://` over TLS: sentinels, and the name of the service they watch.
+    """A service by `redis+sentinel://`, or `rediss+sentinel://` over TLS: the sentinels and the name of the service.
 
-    User and password are those of the data nodes; the sentinels' are `?sentinel_username=` and `?sentinel_password=`.
-    TLS is for both.
+    The user and password of the URL are for the data nodes. `?sentinel_username=` and `?sentinel_password=` are for the
+    sentinels. TLS is used for both.
     """
 
     def __init__(self, url: str) -> None:
@@ -99,7 +99,9 @@ class BySentinel(Own):
         self._sentinels = _named(parts)
         service, _, database = parts.path.strip("/").partition("/")
         if not service or "@" in service:
-            raise InvalidRecord("url", "takes the name of a service behind the sentinels, and perhaps a database")
+            raise InvalidRecord(
+                "url", "expected a service name after the sentinels, as in redis+sentinel://host/name/0"
+            )
         self._service = unquote(service)
         options = dict(parts.options)
         own = {
@@ -119,15 +121,15 @@ class BySentinel(Own):
 
 
 def _named(parts: urls.Url) -> list[Address]:
-    """The hosts of a URL that must name each of them."""
+    """Return the hosts of a URL in which no host may be empty."""
     for place, (host, _) in enumerate(parts.hosts, 1):
         if not host:
-            raise InvalidRecord("url", f"has an address that is not host:port, at position {place}")
+            raise InvalidRecord("url", f"invalid address at position {place}: expected host:port")
     return parts.hosts
 
 
 class Embedded(Own):
-    """A server process that this package starts when it is first needed."""
+    """A server process that this package starts at the first request."""
 
     def __init__(self, directory: Path | None) -> None:
         from lash_redis.embedded import EmbeddedServer, wheel_binary
@@ -144,7 +146,7 @@ class Embedded(Own):
 
 
 class InMemory(Own):
-    """fakeredis in this process, used as a given client is."""
+    """A fakeredis server in this process, used through its client like a given client."""
 
     def __init__(self) -> None:
         self._server: FakeServer | None = None
@@ -159,14 +161,14 @@ class InMemory(Own):
 
 
 def by_url(url: str) -> Connector:
-    """How to get to the servers of a URL. Connects to nothing and starts nothing yet.
+    """Return the connector of a URL. It neither connects nor starts a server yet.
 
     Raises:
-        InvalidRecord: the URL cannot be understood. No part of it is quoted, because it may hold a password.
-        BackendError: the package behind `embedded://` or `memory://` is not installed.
+        InvalidRecord: the URL is invalid. The message quotes no part of it, because a part may contain a password.
+        BackendError: the package that `embedded://` or `memory://` needs is not installed.
     """
     if not isinstance(url, str):
-        raise InvalidRecord("url", f"takes a string, not {type(url).__name__}")
+        raise InvalidRecord("url", f"expected a string, got {type(url).__name__}")
     scheme, separator, rest = url.partition("://")
     match scheme if separator else "":
         case "redis" | "rediss" | "unix":
@@ -181,29 +183,29 @@ def by_url(url: str) -> Connector:
             return InMemory()
     raise InvalidRecord(
         "url",
-        "takes redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, "
-        "rediss+sentinel://, embedded://[directory] or memory://",
+        "unknown scheme: expected redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, "
+        "redis+sentinel://, rediss+sentinel://, embedded://[directory] or memory://",
     )
 
 
 def _directory(rest: str) -> Path | None:
     if "?" in rest or "#" in rest:
-        raise InvalidRecord("url", "takes no options behind embedded://; in a directory write %3F for '?', %23 for '#'")
+        raise InvalidRecord("url", "embedded:// has no options; in a directory write %3F for '?', %23 for '#'")
     return Path(unquote(rest)) if rest else None
 
 
-# Over a client of the caller's
+# With a client of the caller
 
 
 class Given:
-    """The caller's own client: used through its own methods, never configured, never closed."""
+    """A client of the caller. This package uses its methods, and never configures or closes it."""
 
     sharded = False
 
     def __init__(self, client: redis.Redis) -> None:
         settings = client.connection_pool.connection_kwargs
         retry = settings.get("retry")
-        # Without a policy of its own a connection still tries once more where it was asked to retry on some errors.
+        # A connection without a retry policy still retries once if it was set to retry on some errors.
         implied = bool(settings.get("retry_on_error") or settings.get("retry_on_timeout"))
         self.resends = implied if retry is None else getattr(retry, "_retries", 1) != 0
         self._client = client
@@ -211,15 +213,15 @@ class Given:
 
     async def open(self) -> Topology:
         if self._process != os.getpid():
-            raise BackendError("this client was made before the process forked; a child needs a client of its own")
+            raise BackendError("the client was made before the process forked; make a new client in the child")
         return OneServer(GivenNode(self._client))
 
     async def close(self) -> None:
-        """The caller closes it."""
+        """Do nothing: the caller closes the client."""
 
 
 class GivenSentinel(Own):
-    """`Sentinel.master_for` of the caller, read for its settings. The cache opens connections like its."""
+    """The pool of a caller's `Sentinel.master_for`. The cache opens its own connections with the same settings."""
 
     def __init__(self, pool: SentinelConnectionPool) -> None:
         manager = pool.sentinel_manager
@@ -240,13 +242,13 @@ class GivenSentinel(Own):
 
 
 def _place(pool: redis.ConnectionPool) -> tuple[Address, Dialer]:
-    """A given sentinel's address, and how connections are made like its."""
+    """Return the address of a given sentinel, and a dialer with its settings."""
     settings = {"socket_timeout": DISCOVERY_TIMEOUT, **pool.connection_kwargs}
     return (settings["host"], int(settings["port"])), _like(pool.connection_class, settings)
 
 
 class GivenCluster(Own):
-    """A `RedisCluster` of the caller, read for its settings. The cache opens connections like its."""
+    """A `RedisCluster` of the caller. The cache opens its own connections with the same settings."""
 
     sharded = True
 
@@ -266,10 +268,10 @@ def _like(kind: type, settings: dict[str, Any]) -> Dialer:
 
 
 def given(client: object) -> Connector:
-    """How to get to the servers of a client that the caller made.
+    """Return the connector of a client that the caller made.
 
     Raises:
-        InvalidRecord: it is no client of `redis.asyncio`, or it would not return the stored bytes.
+        InvalidRecord: it is not a client of `redis.asyncio`, or it would not return the stored bytes.
     """
     checked = checked_client(client)
     if isinstance(checked, redis.RedisCluster):
@@ -281,16 +283,18 @@ def given(client: object) -> Connector:
 
 
 def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
-    """`client`, if this package can work with it."""
+    """Return a client that this package can work with, or raise `InvalidRecord`."""
     if isinstance(client, redis.RedisCluster):
         settings = client.connection_kwargs
         if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
-            raise InvalidRecord("client", "reads from replicas, which may be behind; make it without that")
+            raise InvalidRecord(
+                "client", "reads from stale replicas; make it without read_from_replicas and load_balancing_strategy"
+            )
     elif isinstance(client, redis.Redis):
         settings = client.connection_pool.connection_kwargs
     else:
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
-        raise InvalidRecord("client", f"takes a redis.asyncio.Redis or RedisCluster, not {kind}")
+        raise InvalidRecord("client", f"expected a redis.asyncio.Redis or RedisCluster, got {kind}")
     if settings.get("decode_responses"):
         raise InvalidRecord(
             "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"

@@ -1,7 +1,7 @@
-"""Opening connections: redis-py connects and authenticates, then hands its transport to our protocol.
+"""Open connections: redis-py connects and authenticates, then `Connection` takes over the transport.
 
-redis-py knows URLs, TLS, credential providers, client names, databases and both versions of RESP. Once a connection is
-greeted, nothing of redis-py reads from it or writes to it.
+redis-py implements URLs, TLS, credential providers, client names, databases and both versions of RESP. After the
+greeting, redis-py neither reads from the connection nor writes to it.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from lash_redis.transport.connection import Connection
 from lash_redis.transport.failures import DENIED, Unreachable, Unusable
 
 Where: TypeAlias = Mapping[str, Any]
-"""Where a server listens: `host` and `port`, or `path`."""
+"""The address of a server: `host` and `port`, or `path`."""
 
 CONNECT_TIMEOUT: Final = 3.0
-"""Seconds to open, encrypt and authenticate a connection. `?socket_connect_timeout=` overrides it."""
+"""The time, in seconds, to open, encrypt and authenticate a connection. `?socket_connect_timeout=` overrides it."""
 REPLY_TIMEOUT: Final = 5.0
-"""Seconds to wait for a reply before the connection is given up. `?socket_timeout=` overrides it."""
+"""The longest wait for a reply, in seconds, before the connection is given up. `?socket_timeout=` overrides it."""
 MAX_CONNECTIONS: Final = 100
-"""Connections to one server, those of watches not counted. `?max_connections=` overrides it."""
+"""The largest number of connections to one server, watches not counted. `?max_connections=` overrides it."""
 
 NEVER: Final = Retry(NoBackoff(), 0)
 UNBOUNDED: Final = 2**31 - 1
 PROBE_TIMEOUT: Final = 0.5
-"""Seconds to find out whether a port takes connections at all, for an error message."""
+"""The time, in seconds, to test whether a port accepts connections, for an error message."""
 
 NO_NOTICES: dict[str, Any] = {}
-"""Without the maintenance notices of Redis Enterprise, which are pushes that only redis-py's own parser handles."""
+"""Settings without the maintenance notices of Redis Enterprise, pushes that only the parser of redis-py handles."""
 if "maint_notifications_config" in signature(AbstractConnection.__init__).parameters:  # redis-py 7 and later
     from redis.maint_notifications import MaintNotificationsConfig
 
     NO_NOTICES["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
 
 FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
-"""The settings that name a file."""
+"""The settings whose value is a path."""
 
 
 def address_of(where: Where) -> str:
-    """How messages name a server; never with credentials."""
+    """Return the name of a server for messages, without credentials."""
     return f"unix socket {where['path']}" if "path" in where else f"{where.get('host')}:{where.get('port')}"
 
 
 async def _as_reader(connection: AbstractConnection) -> None:
-    """Greet a node of a cluster so that, as a replica, it answers reads instead of naming its primary."""
+    """Greet a replica of a cluster so that it answers reads instead of redirecting them to its primary."""
     await connection.on_connect()
     await connection.send_command("READONLY")
     await connection.read_response()
 
 
 class Dialer:
-    """How connections are made: all with the same settings. None of them sends anything twice by itself."""
+    """Opens connections with the same settings. No connection retries by itself."""
 
     def __init__(self, kind: type[AbstractConnection], settings: Mapping[str, Any]) -> None:
         settings = {**settings, **NO_NOTICES, "retry": NEVER}
@@ -76,20 +76,20 @@ class Dialer:
         self._kind = kind
         self._settings = settings
         self._is_encrypted = issubclass(kind, SSLConnection)
-        kind(**settings)  # connects to nothing, but refuses a wrong setting
+        kind(**settings)  # opens no connection, but raises on a wrong setting
         self.shapes: dict[Any, Any] = dict(self.client().response_callbacks)
-        """How redis-py shapes the reply to a command, by its name."""
+        """The functions by which redis-py converts replies, by command name."""
 
     async def open(self, where: Where, on_unusable: Callable[[Connection], None], *, replica: bool) -> Connection:
-        """A connection that is authenticated. `replica`: one on which a replica of a cluster answers reads.
+        """Open and authenticate a connection. With `replica`, a replica of a cluster answers reads on it.
 
         Raises:
-            Unreachable: a later attempt may succeed.
-            Unusable: it cannot; the settings are wrong.
+            Unreachable: no connection could be opened; a later attempt may succeed.
+            Unusable: no attempt can succeed, because a setting is wrong.
             redis.exceptions.RedisError: the server refused, for example because it is loading its data.
         """
         connection = Connection(address_of(where), on_unusable)
-        # All of it is timed at once here. redis-py would time each write by `wait_for`, which before Python 3.12 may
+        # One timeout covers all steps. redis-py would time each write by `wait_for`, which before Python 3.12 may
         # swallow a cancellation.
         dialed = self._kind(
             **self._settings,
@@ -107,7 +107,7 @@ class Dialer:
         except BaseException:
             await dialed.disconnect(nowait=True)
             raise
-        # redis-py has read the replies to its greeting and nothing else: a server pushes only what a client asked for.
+        # redis-py has read only the replies to its greeting, because a server pushes only what a client subscribed to.
         writer, dialed._reader, dialed._writer = dialed._writer, None, None
         if writer is None:
             raise Unreachable(f"{connection.address} closed the connection at once")
@@ -115,7 +115,7 @@ class Dialer:
         return connection
 
     def client(self, **where: Any) -> redis.Redis:
-        """A client of redis-py with the same settings, for the connections of a watch."""
+        """Return a client of redis-py with the same settings, for the connections of a watch."""
         timeouts = {"socket_timeout": self.reply_timeout, "socket_connect_timeout": self.connect_timeout}
         pool = redis.ConnectionPool(
             connection_class=self._kind, max_connections=UNBOUNDED, **{**self._settings, **timeouts, **where}
@@ -123,7 +123,7 @@ class Dialer:
         return redis.Redis.from_pool(pool)
 
     async def _explained(self, error: Exception, where: Where) -> Exception:
-        """The error to raise: it names the address and the likely cause."""
+        """Return the error to raise, which names the address and the likely cause."""
         address = address_of(where)
         if isinstance(error, DENIED):
             were_given = any(self._settings.get(name) for name in ("username", "password", "credential_provider"))
@@ -148,7 +148,7 @@ class Dialer:
         return Unreachable(f"cannot connect to {address}: {_reason(cause)}")
 
     def _missing_file(self) -> str | None:
-        """Which setting names a file that does not exist."""
+        """Return a message about a setting whose file does not exist; None if all exist."""
         for name in FILES:
             path = self._settings.get(name)
             if path and not os.path.exists(path):
@@ -156,17 +156,17 @@ class Dialer:
         return None
 
     async def _silence(self, where: Where, address: str) -> str:
-        """Why nothing was answered: is nothing there, or does it not speak what we speak?"""
+        """Explain a connection timeout: no server listens, or the server speaks another protocol."""
         limit = f"within {self.connect_timeout:g} seconds"
-        if "path" in where or not await _takes_connections(where):
+        if "path" in where or not await _accepts_connections(where):
             return f"cannot connect to {address}: no answer {limit}; check the address and the firewall"
         if self._is_encrypted:
             return f"{address} did not answer the TLS handshake {limit}; if it is a port without TLS, use redis://"
-        return f"{address} took the connection and did not answer {limit}; is it a Redis server?"
+        return f"{address} accepted the connection and did not answer {limit}; is it a Redis server?"
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The innermost error of the operating system behind an error of redis-py."""
+    """Return the innermost OSError in the causes of an error; the error itself if there is none."""
     found, each = error, error.__cause__ or error.__context__
     while each is not None:
         if isinstance(each, OSError):
@@ -187,7 +187,7 @@ def _tls_error(error: ssl.SSLError, address: str) -> Exception:
 
 
 def _reason(cause: BaseException) -> str:
-    """What the operating system said. asyncio joins the failures of several addresses in one text."""
+    """Return the text of the operating system's error. asyncio joins the failures of several addresses in one text."""
     number = re.search(r"\[Errno (\d+)\]", str(cause))
     if number is None or isinstance(cause, socket.gaierror):
         return str(cause) or type(cause).__name__
@@ -195,7 +195,7 @@ def _reason(cause: BaseException) -> str:
     return f"{os.strerror(int(number[1]))}{hint}"
 
 
-async def _takes_connections(where: Where) -> bool:
+async def _accepts_connections(where: Where) -> bool:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
             _, writer = await asyncio.open_connection(where["host"], where["port"])

@@ -1,7 +1,7 @@
-"""What an error means: may the call be retried, may it have been applied, may the topology be stale.
+"""Classify errors: may the call be retried, may it have been applied, may the topology be stale.
 
-Errors come from three places: replies of a server, our connections, and the methods of a client that the caller gave.
-All are classes of redis-py or descend from one, so that one module can judge them all.
+Errors come from three sources: replies of a server, this package's connections, and the methods of a given client. All
+are classes of redis-py or derive from one, so that one module can classify them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lash_redis.protocol.keys import family_of
 from lash_redis.protocol.scripts import Script
 from lash_redis.transport.request import Command, key_of
 
-# What our own connections raise
+# Errors of this package's connections
 
 
 class NotSent(exceptions.ConnectionError):
@@ -37,7 +37,7 @@ class Unusable(NotSent):
 
 
 class OutOfTime(NotSent):
-    """The call's time was up before the request was sent. An earlier attempt's error says more."""
+    """The deadline of the call passed before the request was sent. The error of an earlier attempt names the cause."""
 
 
 class Closed(NotSent):
@@ -61,9 +61,9 @@ class WrongTopology(exceptions.ResponseError):
 
 
 FAILURES: Final = (exceptions.RedisError, RuntimeError)
-"""What sending raises. A RuntimeError is asyncio's, for a given client whose event loop has ended."""
+"""The errors that sending raises. asyncio raises RuntimeError for a given client whose event loop has ended."""
 
-# What servers reply
+# Error replies of servers
 
 REPLY_CLASSES: Final[dict[str, type[exceptions.ResponseError]]] = {
     "ASK": exceptions.AskError,
@@ -78,18 +78,18 @@ REPLY_CLASSES: Final[dict[str, type[exceptions.ResponseError]]] = {
     "READONLY": exceptions.ReadOnlyError,
     "TRYAGAIN": exceptions.TryAgainError,
 }
-"""The class of an error reply, by its first word. The word is then no part of the message, as in redis-py."""
+"""The class of an error reply by its first word. As in redis-py, the message does not contain that word."""
 
 CONNECTION_CLASSES: Final[dict[str, type[exceptions.ConnectionError]]] = {
     "LOADING": exceptions.BusyLoadingError,
     "NOAUTH": exceptions.AuthenticationError,
     "WRONGPASS": exceptions.AuthenticationError,
 }
-"""The same for replies that redis-py counts among connection errors."""
+"""The same for replies that redis-py classifies as connection errors."""
 
 
 def reply_error(text: str) -> Exception:
-    """The exception for an error reply. hiredis' parser calls it."""
+    """Return the exception for an error reply. The parser of hiredis calls this function."""
     word, _, rest = text.partition(" ")
     known = REPLY_CLASSES.get(word) or CONNECTION_CLASSES.get(word)
     try:
@@ -99,7 +99,7 @@ def reply_error(text: str) -> Exception:
 
 
 DENIED: Final = (exceptions.AuthenticationError, exceptions.AuthorizationError)
-"""Connection errors by descent, but answers: another attempt gets the same one."""
+"""Subclasses of ConnectionError that are replies: another attempt gets the same reply."""
 
 NOT_NOW: Final = (
     exceptions.BusyLoadingError,
@@ -111,13 +111,13 @@ NOT_NOW: Final = (
 """The server answered that it cannot do this now. Nothing was applied; a later attempt may succeed."""
 
 NOT_NOW_WORDS: Final = ("READONLY", "NOREPLICAS")
-"""The same inside an error message, where redis-py has no class for it: a script's call was refused."""
+"""Words in error messages of a script whose call was refused for now. redis-py has no class for these errors."""
 
 STARTS_NOT_NOW: Final = ("BUSY ", "UNBLOCKED")
-"""Replies of a server that runs another script, and of one that ended a wait because its role changed."""
+"""Starts of transient replies: the server runs another script, or it ended a wait because its role changed."""
 
 REFUSED_WRITE: Final = ("-OOM", "-READONLY", "MISCONF", "NOREPLICAS")
-"""Errors that the first write of a script gets or none of them, so that nothing was written."""
+"""Errors that refuse the first write of a script. A later write never gets them, so nothing was written."""
 
 STALE: Final = (
     exceptions.ClusterDownError,
@@ -125,7 +125,7 @@ STALE: Final = (
     exceptions.ReadOnlyError,
     exceptions.TimeoutError,
 )
-"""Errors that may mean that another server serves the key. LOADING and MASTERDOWN are among them by descent."""
+"""Errors after which another server may serve the key. LOADING and MASTERDOWN are subclasses of these."""
 
 NOT_SENT_BY_REDIS_PY: Final = (
     "No connection available",
@@ -133,10 +133,13 @@ NOT_SENT_BY_REDIS_PY: Final = (
     "Timeout connecting",
     "Too many connections",
 )
-"""How messages of redis-py begin where it sent nothing. The last but two replaces a READONLY reply under Sentinel."""
+"""Starts of messages of redis-py that mean that it sent nothing.
+
+Under Sentinel, "The previous master is now a slave" replaces a READONLY reply.
+"""
 
 NOT_CONNECTED: Final = (ConnectionRefusedError, FileNotFoundError, PermissionError, socket.gaierror)
-"""Causes of an error of redis-py before a connection was open."""
+"""Causes of an error that redis-py raises before a connection is open."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -152,14 +155,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def may_be_stale(error: BaseException) -> bool:
-    """Whether the error may mean that another server serves the key by now."""
+    """Whether another server may serve the key now."""
     if isinstance(error, (*DENIED, Unusable)):
         return False
     return isinstance(error, STALE) or (isinstance(error, exceptions.ResponseError) and "NOREPLICAS" in str(error))
 
 
 def may_be_applied(error: BaseException, script: Script | None) -> bool:
-    """Whether the request that failed with `error` may have been applied all the same."""
+    """Whether the request that failed with `error` may have been applied."""
     if isinstance(error, RuntimeError):
         return True
     if isinstance(error, NOT_NOW + DENIED):
@@ -176,7 +179,7 @@ def _was_not_sent(error: BaseException) -> bool:
 
 
 def _failed_below_write(error: BaseException, script: Script) -> bool:
-    """Whether a script failed after its first write may have run: Redis does not undo what it wrote."""
+    """Whether a script failed at or below its WRITE line. Redis does not undo what the script wrote before."""
     line = re.search(r"user_script:(\d+)", str(error))
     if line is None or int(line[1]) < script.write_line:
         return False
@@ -195,7 +198,7 @@ def is_wrong_type(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether what failed may succeed a little later, or on another server. For calls that retry on their own."""
+    """Whether a call may succeed later, or on another server. For callers with their own retries."""
     if isinstance(error, BackendError) and error.__cause__ is not None:
         error = error.__cause__
     return is_transient(error) or isinstance(error, exceptions.MovedError | exceptions.AskError | OSError)
@@ -210,24 +213,24 @@ def _has_cause(error: BaseException, kinds: type[BaseException] | tuple[type[Bas
     return False
 
 
-# What a call comes to
+# The outcome of a call
 
 
 @dataclass(slots=True)
 class Earlier:
-    """Whether an attempt of a call that failed may have been applied all the same."""
+    """Whether a failed attempt of a call may have been applied."""
 
     maybe_applied: bool = False
 
     def note(self, error: BaseException, script: Script | None, *, resends: bool) -> None:
-        """Judge a failed attempt. `resends`: a given client sends again by itself, so its last error is not all."""
+        """Record a failed attempt. `resends`: a given client retries by itself, so an earlier error may be hidden."""
         resent = resends and isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError)
         if may_be_applied(error, script) or (resent and not isinstance(error, NOT_NOW + DENIED)):
             self.maybe_applied = True
 
 
 def first_error(replies: list[Any]) -> Exception | None:
-    """The first error among the replies of a read that is not about a key's type."""
+    """Return the first error among the replies of a read, WRONGTYPE excepted; None if there is none."""
     for reply in replies:
         if isinstance(reply, Exception) and not is_wrong_type(reply):
             return reply
@@ -235,10 +238,12 @@ def first_error(replies: list[Any]) -> Exception | None:
 
 
 def check_types(commands: Sequence[Command], replies: list[Any], *, faults: bool = False) -> list[Any]:
-    """The replies of a read. `faults`: a `Corrupt` stands in place of a reply about a key of another type.
+    """Return the replies of a read after a check of the types of its keys.
+
+    With `faults`, a `Corrupt` replaces the reply for a key of another type, and nothing is raised.
 
     Raises:
-        Corrupt: a key holds another type, and `faults` is False.
+        Corrupt: a key has another type, and `faults` is False.
     """
     for place, reply in enumerate(replies):
         if isinstance(reply, Exception):

@@ -1,4 +1,4 @@
-"""Reads on a server whose memory is full: it refuses even a read inside MULTI, but not one inside a script."""
+"""Atomic reads on a server whose memory is full. It refuses a read in MULTI, but accepts the same read in a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lash_redis.transport.request import Command, Request
 
 
 def in_script(request: Request) -> Request:
-    """A request for the script that runs the commands of an atomic read."""
+    """Return a request for the script that runs the commands of an atomic read."""
     keys: list[Any] = []
     words: list[Any] = []
     for name, *rest in request.commands:
@@ -23,7 +23,7 @@ def in_script(request: Request) -> Request:
 
 
 def shaped(commands: Sequence[Command], reply: Any) -> list[Any]:
-    """The replies that the commands would have had."""
+    """Convert the reply of the script to the replies of the commands."""
     _, _, *replies = reply
     return [
         dict(zip(each[::2], each[1::2], strict=True)) if command[0] == "HGETALL" else each

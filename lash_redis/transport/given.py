@@ -1,4 +1,4 @@
-"""A server behind a client that the caller made: used through its own methods, never configured, never closed."""
+"""A server behind a client that the caller made. This package uses its methods, and never configures or closes it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from lash_redis.transport.request import Request
 
 
 class GivenNode(Node):
-    """As many requests are in flight at once as the client has connections; others wait.
+    """A server that is reached through a client of redis-py.
 
-    A request costs what redis-py's own methods cost, and takes a connection of its own for its time. A call that runs
-    out of time is cancelled; redis-py then closes the connection. `is_own`: the client is closed with the node.
+    Each request in flight takes one connection of the client. Requests above its `max_connections` wait. A request
+    costs as much as a method of redis-py. At its deadline a call is cancelled, and redis-py closes the connection. With
+    `is_own`, the client is closed with the node.
     """
 
     def __init__(self, client: redis.Redis, *, address: str | None = None, is_own: bool = False) -> None:
@@ -37,7 +38,7 @@ class GivenNode(Node):
         return client
 
     def abandon(self) -> None:
-        """redis-py closes a client that is dropped."""
+        """Do nothing: redis-py closes a client that is dropped."""
 
     async def close(self) -> None:
         if self._is_own:
@@ -51,7 +52,7 @@ class GivenNode(Node):
                 replies = await self._exchange(request)
         except TimeoutError:
             error = NoReply if is_sent else OutOfTime
-            raise error(f"{self.address} did not answer before the call's time was up") from None
+            raise error(f"{self.address} did not answer before the deadline of the call") from None
         self._was_answered = True
         return replies
 
@@ -84,9 +85,9 @@ class GivenNode(Node):
 
 
 def end_if_cancelled() -> None:
-    """Raise CancelledError in a task that was cancelled and did not notice.
+    """Raise CancelledError in a task whose cancellation was swallowed.
 
-    redis-py sends under `asyncio.wait_for`, which before Python 3.12 swallows a cancellation when all is sent.
+    redis-py sends in `asyncio.wait_for`, which before Python 3.12 swallows a cancellation once all bytes are sent.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

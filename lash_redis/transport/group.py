@@ -1,4 +1,4 @@
-"""Topologies of several servers: nodes come and go, and are closed when they are members no more."""
+"""Topologies of several servers, whose nodes are opened and closed as members join and leave."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lash_redis.transport.topology import Topology
 Address: TypeAlias = tuple[str, int]
 
 DISCOVERY_TIMEOUT: Final = 2.0
-"""Seconds that one server has to name the others before the next one is asked."""
+"""The longest wait, in seconds, for the map from one server before the next one is asked."""
 
 
-def told(address: str, error: BaseException) -> str:
-    """What one server's failure says, with its address."""
+def report_of(address: str, error: BaseException) -> str:
+    """Return the text of one server's failure, with its address."""
     text = str(error) or f"no answer within {DISCOVERY_TIMEOUT:g} seconds"
     return text if address in text else f"{address}: {text}"
 
 
 class Group(Topology):
-    """Servers of which one after the other is asked for the map."""
+    """Several servers, which are asked for the map one after another."""
 
     fails_over = True
 
@@ -33,7 +33,7 @@ class Group(Topology):
         self._members: dict[tuple[Address, bool], OwnNode] = {}
 
     def _node_at(self, address: Address, *, replica: bool = False) -> OwnNode:
-        """The node at an address. `replica`: as one that is asked for reads only."""
+        """Return the node at an address. A `replica` receives only reads."""
         node = self._members.get((address, replica))
         if node is None:
             where = dict(zip(("host", "port"), address, strict=True))
@@ -41,7 +41,7 @@ class Group(Topology):
         return node
 
     async def _close_all_but(self, members: Iterable[Node]) -> None:
-        """Once nothing is in flight to them."""
+        """Close the connections to all other servers. A server with requests in flight is closed at a later call."""
         kept = set(members)
         for place, node in list(self._members.items()):
             if node not in kept and not node.is_busy:

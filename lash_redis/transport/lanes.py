@@ -1,7 +1,7 @@
-"""The connections to one server: which of them a request takes, and when they are opened.
+"""The connections to one server: which one a request takes, and when each is opened.
 
-Requests of different kinds take different connections (see `Lane`), so that a lease does not wait behind thirty
-megabytes of messages, or behind a WAIT.
+Requests of different kinds take different connections (see `Lane`), so that the renewal of a lease does not wait for
+30 MB of messages, or for a WAIT.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lash_redis.transport.request import Lane
 from lash_redis.transport.wire import pack
 
 LARGE_BYTES: Final = 64 * 1024
-"""A request of more bytes leaves the lane of the small ones."""
+"""The largest size, in bytes, of a request in the lane of small ones."""
 LARGE_CONNECTIONS: Final = 8
-"""Connections to one server for large transfers at most."""
+"""The largest number of connections to one server for large transfers."""
 
 PING: Final = pack([("PING",)])
 
@@ -26,8 +26,8 @@ PING: Final = pack([("PING",)])
 class Lanes:
     """All connections to one server, at most `limit`.
 
-    `open_` makes a connection. One without traffic for `idle_limit` seconds (0: never) is probed before it is used, and
-    given up if it does not answer within `reply_timeout`.
+    `open_` makes a connection. After `idle_limit` seconds without traffic (0: never), a connection is probed before its
+    next use. It is given up if it does not answer within `reply_timeout` seconds.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Lanes:
         self._waiting = Group(self, waiting) if waiting else self._large
 
     def group(self, lane: Lane, size: int) -> Group:
-        """Where a request of `size` bytes goes."""
+        """Return the connections for a request of `size` bytes."""
         if lane is Lane.SMALL and size <= LARGE_BYTES:
             return self._small
         return self._waiting if lane is Lane.WAITING else self._large
 
     @property
     def lines(self) -> list[Line]:
-        """The place of every connection."""
+        """The lines of all lanes."""
         return [line for group in {self._small, self._large, self._waiting} for line in group.lines]
 
     def drop(self, connection: Connection) -> None:
-        """Use a connection no more."""
+        """Remove a connection, so that no further request takes it."""
         for line in self.lines:
             if line.connection is connection:
                 line.connection = None
@@ -72,12 +72,12 @@ class Group:
     def __init__(self, lanes: Lanes, limit: int) -> None:
         self.lines: list[Line] = []
         self.turns = asyncio.Semaphore(limit)
-        """Held by each request that makes the server block its connection: no other request waits behind it."""
+        """A request during which the server blocks the connection holds one, so that no other request waits for it."""
         self._lanes = lanes
         self._limit = limit
 
     def pick(self) -> Line:
-        """An idle line; else another one, up to the limit; else the least loaded."""
+        """Return a line for a request: an idle line, else a new one up to the limit, else the least loaded one."""
         lines = self.lines
         if self._limit == 1 and lines:
             return lines[0]
@@ -88,6 +88,7 @@ class Group:
         return best
 
     async def wait_for_turn(self, deadline: float) -> None:
+        """Acquire a turn, or raise OutOfTime at the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self.turns.acquire()
@@ -96,36 +97,36 @@ class Group:
 
 
 class Line:
-    """A place for one connection: opened when it is first needed, and again after it was lost."""
+    """A place for one connection. The connection is opened at the first request, and again after it was lost."""
 
     __slots__ = ("_lanes", "_opening", "connection", "users")
 
     def __init__(self, lanes: Lanes) -> None:
         self.connection: Connection | None = None
         self.users = 0
-        """Requests that took this line and have not ended."""
+        """The number of requests that took this line and have not ended."""
         self._lanes = lanes
         self._opening: asyncio.Future[Connection] | None = None
 
     @property
     def load(self) -> int:
-        """Requests whose replies are to come on this line, those of cancelled callers included."""
+        """The number of requests that wait for replies on this line, those of cancelled callers included."""
         return max(self.users, self.connection.in_flight) if self.connection else self.users
 
     @property
     def is_idle(self) -> bool:
-        """Whether the connection had no traffic for so long that it has to be probed."""
+        """Whether the connection had no traffic for `idle_limit` seconds, so that it must be probed."""
         connection, limit = self.connection, self._lanes.idle_limit
         if not limit or connection is None or connection.in_flight:
             return False
         return asyncio.get_running_loop().time() - connection.used_at >= limit
 
     async def opened(self, deadline: float) -> Connection:
-        """The connection of this line. All who need it wait for one attempt to open it.
+        """Return the connection of this line, opened if necessary. Concurrent callers wait for the same attempt.
 
         Raises:
             OutOfTime: it was not ready at the deadline.
-            redis.exceptions.RedisError: as `Dialer.open` raises it.
+            redis.exceptions.RedisError: any error of `Dialer.open`.
         """
         if self.is_idle and await self._answers(deadline):
             assert self.connection is not None
@@ -138,7 +139,9 @@ class Line:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait([opening])
         except TimeoutError:
-            raise OutOfTime(f"no connection to {self._lanes.address} was ready before the call's time was up") from None
+            raise OutOfTime(
+                f"no connection to {self._lanes.address} was ready before the deadline of the call"
+            ) from None
         if opening.cancelled():
             raise NotSent(f"the connections to {self._lanes.address} were closed")
         return opening.result()
@@ -152,7 +155,7 @@ class Line:
             self.connection = connection
 
     async def _answers(self, deadline: float) -> bool:
-        """Whether an idle connection is alive: a firewall may have dropped it in silence."""
+        """Probe an idle connection, which a firewall may have dropped silently; return whether it is alive."""
         assert self.connection is not None
         try:
             await self.connection.ask(PING, 1, deadline, self._lanes.reply_timeout)
@@ -173,7 +176,7 @@ def _load(line: Line) -> int:
 
 
 def _shares(limit: int) -> tuple[int, int, int]:
-    """How many of a node's connections are for small requests, large ones and those that wait; 0: they share."""
+    """Return the numbers of connections for small, large and waiting requests. With 0, a lane shares another's."""
     if limit < 3:
         return 1, limit - 1, 0
     large = min(LARGE_CONNECTIONS, (limit - 1) // 2)

@@ -1,4 +1,4 @@
-"""One server: how a request is exchanged for its replies, and which scripts the server is known to have."""
+"""One server: exchange requests for replies, and remember which scripts the server has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lash_redis.transport.wire import pack
 
 
 class Node(ABC):
-    """One server, however this process is connected to it."""
+    """One server, with connections of this package or of a given client."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -32,13 +32,13 @@ class Node(ABC):
 
     @abstractmethod
     async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
-        """The replies to a request, in one round trip.
+        """Send a request and return its replies, in one round trip.
 
-        An error about the type of a key stays among them, and so does one of a command behind a script. `asking`: the
-        server is about to take over the key's slot, and serves it to a request that says so.
+        WRONGTYPE errors, and errors of commands after a script, are returned among the replies. With `asking`, ASKING
+        is sent first, so that a server that imports the key's slot serves the request.
 
         Raises:
-            redis.exceptions.RedisError: any other error; `failures` tells what it means.
+            redis.exceptions.RedisError: any other error; `failures` classifies it.
         """
 
     @property
@@ -48,7 +48,7 @@ class Node(ABC):
 
     @property
     def is_busy(self) -> bool:
-        """Whether requests are in flight, or wait for a connection."""
+        """Whether requests are in flight or wait for a connection."""
         return False
 
     def explained(self, error: BaseException) -> str:
@@ -57,11 +57,11 @@ class Node(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """End the connections that this package opened."""
+        """Close the connections that this package opened."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """The same without waiting, for a cache that was dropped without being closed."""
+        """Close the connections without waiting, for a cache that was dropped without being closed."""
 
     # Scripts
 
@@ -70,15 +70,15 @@ class Node(ABC):
         return script.sha in self._known_scripts
 
     def forget_scripts(self) -> None:
-        """The server may have been restarted, or replied that it does not know a script."""
+        """Forget which scripts the server has, after a lost connection or a NOSCRIPT reply."""
         self._known_scripts.clear()
 
     async def introduce(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
-        """`exchange` for a script that the server may not have; the first such request goes alone.
+        """Exchange a request whose script the server may not have. Only one such request is in flight at a time.
 
-        Others with the same script wait for its reply and then send the SHA-1, so that the bytes of concurrent commits
-        are not sent twice. None waits for a request that waits for replicas. `with_text`: the server replied that it
-        does not have the script.
+        Other requests with the same script wait for its reply and then send the SHA-1. So the bytes of concurrent
+        commits are not sent twice. No request waits for one that itself waits for replicas. With `with_text`, the
+        server has replied that it does not have the script.
         """
         script = request.script
         assert script is not None
@@ -103,7 +103,7 @@ class Node(ABC):
             introduced.set()
 
     async def _run_with_text(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
-        """The replies to a script, whose text is sent where it is needed and allowed."""
+        """Run a script by its SHA-1, and send its text if that is necessary and allowed."""
         if not (with_text and request.may_send_text):
             try:
                 return await self.exchange(request, asking=asking)
@@ -114,7 +114,7 @@ class Node(ABC):
 
 
 class OwnNode(Node):
-    """A server that this package connects to. `replica`: connect as a reader of a cluster's replica."""
+    """A server to which this package opens connections. With `replica`, a replica of a cluster answers reads."""
 
     def __init__(self, dialer: Dialer, where: Where, *, replica: bool = False) -> None:
         super().__init__(address_of(where))
@@ -135,8 +135,8 @@ class OwnNode(Node):
 
     async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
         if asking and request.script is None and len(request.commands) > 1:
-            # While a slot moves, a node that is asked key by key takes keys that have not come yet for absent ones. It
-            # refuses a transaction until all have come.
+            # While a slot moves, the importing node reports keys that have not arrived yet as absent. It refuses a
+            # transaction until all of its keys have arrived.
             request = replace(request, atomic=True)
         commands = _framed(request, asking=asking) if asking or request.atomic else request.commands
         wire = pack(commands)
@@ -164,7 +164,7 @@ class OwnNode(Node):
         return replies
 
     def _shaped(self, request: Request, replies: list[Any]) -> list[Any]:
-        """The replies of a read as redis-py shapes them, the same by both versions of RESP."""
+        """Convert the replies of a read as redis-py does, to the same values for both versions of RESP."""
         if request.atomic:
             *queued, executed = replies
             if not isinstance(executed, list):
@@ -187,7 +187,7 @@ class OwnNode(Node):
         return await self._dialer.open(self._where, self._retire, replica=self._replica)
 
     def _retire(self, connection: Connection) -> None:
-        """Use a connection no more; it closes when what is in flight on it has ended."""
+        """Send no further request on a connection. It closes when the requests in flight have ended."""
         self.forget_scripts()
         self._lanes.drop(connection)
         self._retired.add(connection)
@@ -217,12 +217,12 @@ class OwnNode(Node):
             connection.close()
             await connection.wait_closed()
         if self._listener is not None:
-            with suppress(exceptions.RedisError, OSError):  # a connection that is lost cannot be closed in order
+            with suppress(exceptions.RedisError, OSError):  # a lost connection cannot be closed cleanly
                 await self._listener.aclose()
 
 
 def _framed(request: Request, *, asking: bool) -> Sequence[Command]:
-    """The commands of a request between those that they need around them."""
+    """Return the commands of a request with ASKING, MULTI and EXEC around them, as far as it needs them."""
     first: list[Command] = [("ASKING",)] if asking else []
     if request.atomic:
         return [*first, ("MULTI",), *request.commands, ("EXEC",)]

@@ -1,4 +1,4 @@
-"""What is sent in one round trip: the commands, where they go, and how long the caller waits."""
+"""A request: the commands of one round trip, the server that gets them, and the time that the caller waits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Command: TypeAlias = Sequence[Any]
 KEYLESS: Final = frozenset(
     {"ACL", "CLUSTER", "CONFIG", "INFO", "PING", "ROLE", "SCAN", "SCRIPT", "SENTINEL", "TIME", "WAIT", "WAITAOF"}
 )
-"""Commands of this package that name no key: any primary may answer them."""
+"""Commands without a key that this package sends. Any primary may answer them."""
 
 KEY_BEHIND_A_WORD: Final = frozenset({"MEMORY", "OBJECT"})
-"""Commands whose key follows a subcommand."""
+"""Commands in which the key follows a subcommand."""
 
 
 class Server(Protocol):
@@ -31,12 +31,12 @@ class Server(Protocol):
 
 
 class Lane(Enum):
-    """Which of a node's connections a request takes, so that requests of different kinds do not wait for each other."""
+    """The group of connections that a request takes. Requests of different lanes do not wait for each other."""
 
     SMALL = "small"
     """Short commands with short replies: leases, head checks, and scripts with less than 64 KiB of arguments."""
     LARGE = "large"
-    """Reads whose size the caller's data decides, and scripts with more arguments than that."""
+    """Reads whose size depends on the caller's data, and scripts with more than 64 KiB of arguments."""
     WAITING = "waiting"
     """Requests during which the server blocks the connection: WAIT and WAITAOF."""
 
@@ -45,47 +45,50 @@ class Lane(Enum):
 class Request:
     """Commands for one server in one round trip.
 
-    All keys of an `atomic` request lie in one slot. The commands of any other request may be spread over the nodes of
-    a cluster; commands without a key then go where the first key lives.
+    All keys of an `atomic` request are in one slot. The commands of any other request may be sent to several nodes of a
+    cluster. Commands without a key are then sent to the node of the first key.
     """
 
     commands: Sequence[Command]
     key: Any = None
-    """The key that decides which server is asked; None: any primary."""
+    """The key whose server gets the request; None for any primary."""
     lane: Lane = Lane.SMALL
     atomic: bool = False
-    """Send as one MULTI, so that all commands see one moment."""
+    """Whether the commands are sent as one MULTI, so that all of them see the same state."""
     script: Script | None = None
-    """The script that the first command runs by its SHA-1. Its error fails the request; later ones are replies."""
+    """The script that the first command runs by its SHA-1, or None.
+
+    An error of the script fails the request. Errors of later commands are replies.
+    """
     may_send_text: bool = True
-    """Whether a server that does not have the script may be sent its text."""
+    """Whether the text may be sent to a server that does not have the script."""
     replica: bool = False
-    """Ask a replica of the key's primary if there is one. It is asked once, without retries."""
+    """Whether a replica of the key's primary is asked, if there is one. It is asked once, without retries."""
     waits: float = 0.0
-    """Seconds for which the server may hold the reply back on purpose: the timeout of WAIT."""
+    """The timeout of WAIT in seconds, by which the server may delay the reply."""
     deadline: float = inf
-    """When the call ends, by the event loop's clock. The backend sets it."""
+    """The deadline of the call, in seconds of the event loop's clock. The backend sets it."""
     asked: Server | None = None
     """The server that was asked last, for the message of a failure. The topology sets it."""
 
     @property
     def name(self) -> str:
-        """What error messages call the request: its script, or its first command."""
+        """The name of the request in error messages: its script, or its first command."""
         return str(self.commands[0][0]) if self.script is None else self.script.name
 
     def with_text(self) -> Request:
-        """The same request with the script's text in place of its SHA-1."""
+        """Return the same request with the script's text in place of its SHA-1."""
         assert self.script is not None
         (_, _, *arguments), *others = self.commands
         return replace(self, commands=[("EVAL", self.script.text, *arguments), *others])
 
     def part(self, commands: Sequence[Command]) -> Request:
-        """A request for some of the commands."""
+        """Return a request for some of the commands."""
         return replace(self, commands=commands, key=first_key(commands))
 
 
 def key_of(command: Command) -> Any:
-    """The first key that a command names; None if it names none."""
+    """Return the first key of a command; None if it has none."""
     name = command[0]
     if name in ("EVALSHA", "EVAL"):
         return command[3] if command[2] else None
@@ -95,5 +98,5 @@ def key_of(command: Command) -> Any:
 
 
 def first_key(commands: Sequence[Command]) -> Any:
-    """The first key that any of the commands names; None if none names one."""
+    """Return the first key of the commands; None if they have none."""
     return next((key for key in map(key_of, commands) if key is not None), None)

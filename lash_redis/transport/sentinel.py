@@ -1,4 +1,4 @@
-"""A primary under Sentinel: the sentinels name it, and its replicas."""
+"""A primary and its replicas, as sentinels report them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from redis import exceptions
 
 from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopology
-from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, told
+from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, report_of
 from lash_redis.transport.node import OwnNode
 from lash_redis.transport.request import Request
 from lash_redis.transport.topology import Map, Owner
 
 State = Mapping[bytes, bytes]
-"""What a sentinel says of one server: names and values, as it replies them."""
+"""The state of one server as a sentinel reports it: names and values."""
 
 
 class Sentinels(Group):
-    """The primary of a service, as one of the sentinels names it, and its replicas.
+    """The primary of a service and its replicas, as one of the sentinels reports them.
 
-    `minimum_others`: sentinels that the one that answers must see, so that one that was cut off is not believed.
-    `forced_host` takes the place of the host that the sentinels name.
+    `minimum_others` is the number of other sentinels that the answering one must know. So the reply of a partitioned
+    sentinel is not used. `forced_host` replaces the host that the sentinels report.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Sentinels(Group):
 
     async def _discover(self) -> Map:
         """Ask one sentinel after another, first the one that answered last."""
-        said: list[str] = []
+        reports: list[str] = []
         refused: Exception | None = None
         for sentinel in list(self._sentinels):
             try:
@@ -55,21 +55,21 @@ class Sentinels(Group):
                     found = await self._ask(sentinel)
             except (exceptions.RedisError, OSError) as error:
                 if "unknown command" in str(error).lower():
-                    error = WrongTopology(f"{sentinel.address} is no sentinel: use redis:// ({error})")
-                said.append(told(sentinel.address, error))
+                    error = WrongTopology(f"{sentinel.address} is not a sentinel; use redis:// ({error})")
+                reports.append(report_of(sentinel.address, error))
                 refused = error if isinstance(error, (*DENIED, Unusable, exceptions.ResponseError)) else refused
                 continue
             if found is not None:
                 self._sentinels.remove(sentinel)
                 self._sentinels.insert(0, sentinel)
                 return found
-            said.append(f"{sentinel.address}: knows no primary that is up")
-        if refused is not None and len(said) == len(self._sentinels):
+            reports.append(f"{sentinel.address}: knows no primary that is up")
+        if refused is not None and len(reports) == len(self._sentinels):
             raise refused
-        raise NoPrimary(f"no sentinel names a primary of {self._service!r}: {'; '.join(said)}")
+        raise NoPrimary(f"no sentinel reports a primary of {self._service!r}: {'; '.join(reports)}")
 
     async def _ask(self, sentinel: OwnNode) -> Map | None:
-        """The map as one sentinel knows it; None if it knows no primary that is up."""
+        """Ask one sentinel for the map; return None if it knows no primary that is up."""
         (services,) = await sentinel.exchange(Request([("SENTINEL", "MASTERS")]))
         states = {state[b"name"]: state for state in map(_state, services)}
         state = states.get(self._service.encode())
@@ -93,7 +93,7 @@ class Sentinels(Group):
 
 
 def _state(reply: Any) -> State:
-    """A server's state: a dict by RESP3, names and values in turn by RESP2."""
+    """Decode the state of a server: a dict in RESP3, alternating names and values in RESP2."""
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 

@@ -1,8 +1,8 @@
-"""Which server is asked: the one server, the primary that Sentinel names, or the node of a cluster that serves the key.
+"""Choose the server of a request: the one server, the primary under Sentinel, or the cluster node that owns the key.
 
-A topology holds a node for each server and a map of the slots. It discovers the map before the first request, and again
-after a failure that may mean that the map is stale. MOVED, ASK and NOSCRIPT are followed here, because a server that
-replies so has executed nothing. Nothing else is sent again here; the backend retries.
+A topology has a node for each server and a map of the slots. It discovers the map before the first request, and again
+after a failure that may mean that the map is stale. It follows MOVED, ASK and NOSCRIPT, because a server that replies
+with one of them has executed nothing. The backend handles all other retries.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lash_redis.transport.node import Node
 from lash_redis.transport.request import Request, key_of
 
 REDIRECTS: Final = 8
-"""How often a request follows MOVED, ASK or NOSCRIPT before it fails as not executed."""
+"""The number of times that a request follows MOVED, ASK or NOSCRIPT before it fails as not executed."""
 
 CALL_TIMEOUT: Final = 8.0
-"""Seconds for a call to one server, and to any that was never reached."""
+"""The time of a call, in seconds, to one server and to servers that were never reached."""
 FAILOVER_CALL_TIMEOUT: Final = 60.0
-"""Seconds for a call where a lost primary is replaced: a cluster waits 15 s for a silent primary, Sentinel 30 s."""
+"""The time of a call, in seconds, if a lost primary is replaced: a cluster does so after 15 s, Sentinel after 30 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,18 @@ class Owner:
 
 
 class Map:
-    """Which server owns which slot. `by_slot` is None where one owner has all."""
+    """The owner of each slot. `by_slot` is None if one owner has all slots."""
 
     def __init__(self, owners: Sequence[Owner], by_slot: Sequence[Owner | None] | None = None) -> None:
         self.owners = owners
         self._by_slot = by_slot
 
     def nodes(self) -> list[Node]:
-        """Every server, the primaries first."""
+        """Return every server, the primaries first."""
         return [owner.primary for owner in self.owners] + [each for owner in self.owners for each in owner.replicas]
 
     def owner(self, key: Any) -> Owner | None:
-        """The owner of a key; for None any owner. None if no node serves the key's slot."""
+        """Return the owner of a key; any owner if the key is None; None if no node serves the key's slot."""
         if self._by_slot is None:
             return self.owners[0]
         return random.choice(self.owners) if key is None else self._by_slot[slot_of(key)]
@@ -60,7 +60,7 @@ class Topology(ABC):
     """Sends requests to the server that owns their key. One for each process and event loop."""
 
     sharded: ClassVar[bool] = False
-    """Whether keys, and channels with them, are spread over several servers."""
+    """Whether keys and channels are distributed over several servers."""
     fails_over: ClassVar[bool] = False
     """Whether a lost primary is replaced by another server."""
 
@@ -73,18 +73,18 @@ class Topology(ABC):
     @property
     @abstractmethod
     def seeds(self) -> str:
-        """The servers that are asked for the map, as messages name them."""
+        """The servers that are asked for the map, as text for messages."""
 
     @property
     def call_timeout(self) -> float:
-        """Seconds for a call, unless `StoreOptions.call_timeout` is given."""
+        """The time of a call, in seconds, unless `StoreOptions.call_timeout` is given."""
         return FAILOVER_CALL_TIMEOUT if self.fails_over and self._was_discovered else CALL_TIMEOUT
 
     async def send(self, request: Request, at: Node | None = None) -> list[Any]:
-        """The replies to a request from the server that owns its key, or from the server `at`.
+        """Send a request to the server that owns its key, or to the server `at`, and return the replies.
 
         Raises:
-            redis.exceptions.RedisError: `failures` tells what it means.
+            redis.exceptions.RedisError: the request failed; `failures` classifies the error.
         """
         request.asked, asked = None, at
         is_asking = with_text = False
@@ -102,30 +102,30 @@ class Topology(ABC):
                     raise
                 node.forget_scripts()
                 with_text = True
-            except exceptions.AskError as error:  # MOVED by descent
+            except exceptions.AskError as error:  # MovedError is a subclass
                 asked = self._redirected(error, known, node)
                 is_asking = asked is not None
             except exceptions.RedisError as error:
                 if may_be_stale(error):
                     self._invalidate(known)
                 raise
-        raise exceptions.TryAgainError(f"redirected {REDIRECTS} times")
+        raise exceptions.TryAgainError(f"redirected {REDIRECTS} times; nothing was executed")
 
     def _choose(self, known: Map, request: Request) -> Node:
         owner = known.owner(request.key)
         if owner is None:
             self._invalidate(known)
-            raise NoPrimary("no known node serves the slot of the key; nothing was sent")
+            raise NoPrimary("no known owner for the slot of the key; nothing was sent; retry later")
         return random.choice(owner.replicas) if request.replica and owner.replicas else owner.primary
 
     async def nodes(self, deadline: float, *, replicas: bool) -> list[Node]:
-        """Every server as the topology now is, the primaries first."""
+        """Discover the topology, and return every server, the primaries first."""
         self.invalidate()
         known = await self._discovered(deadline)
         return known.nodes() if replicas else [owner.primary for owner in known.owners]
 
     async def node(self, key: Any, deadline: float) -> Node:
-        """The server that owns `key`."""
+        """Return the server that owns `key`."""
         return self._choose(self._map or await self._discovered(deadline), Request((), key))
 
     def invalidate(self) -> None:
@@ -152,7 +152,7 @@ class Topology(ABC):
                     await self._close_all_but(known.nodes())
                 return known
         except TimeoutError:
-            raise OutOfTime(f"{self.seeds} did not answer before the call's time was up") from None
+            raise OutOfTime(f"{self.seeds} did not answer before the deadline of the call") from None
 
     @abstractmethod
     async def _discover(self) -> Map:
@@ -160,11 +160,11 @@ class Topology(ABC):
 
     @abstractmethod
     async def _close_all_but(self, members: Iterable[Node]) -> None:
-        """Close the connections to servers that are no members any more."""
+        """Close the connections to servers that are not in `members`."""
 
     def _redirected(self, error: exceptions.AskError, known: Map, by: Node) -> Node | None:
-        """The node to ask this once; None where the key has moved for good and the map was invalidated."""
-        raise WrongTopology(f"{by.address} is a node of a cluster: connect by redis+cluster:// ({error})") from error
+        """Return the node to ask once after ASK. After MOVED, invalidate the map and return None."""
+        raise WrongTopology(f"{by.address} is a node of a cluster; use redis+cluster:// ({error})") from error
 
     # Reads of several slots
 
@@ -174,7 +174,7 @@ class Topology(ABC):
         return len({slot_of(key) for key in map(key_of, request.commands) if key is not None}) > 1
 
     async def _spread(self, request: Request, known: Map) -> list[Any]:
-        """Send the commands of a read to as many nodes as own their keys, at the same time."""
+        """Send each command of a read to the node that owns its key, concurrently; return the replies in order."""
         places: dict[Node, list[int]] = {}
         for place, command in enumerate(request.commands):
             key = key_of(command)
@@ -198,13 +198,13 @@ class Topology(ABC):
             if may_be_stale(error):
                 self._invalidate(known)
             raise
-        # A slot of the part has moved. Each command now finds its own way.
+        # A slot of the part has moved, so each command is now sent separately and follows its own redirects.
         return [reply for (reply,) in await _all(self.send(request.part([command])) for command in commands)]
 
     # The end
 
     async def close(self) -> None:
-        """Close the connections that this topology opened. From here nothing is sent, and nothing is retried."""
+        """Close the connections that this topology opened. Nothing is sent or retried afterwards."""
         self._is_closed = True
         self._map = None
         await self._close()
@@ -219,7 +219,7 @@ class Topology(ABC):
 
 
 class OneServer(Topology):
-    """One server, or what a given client leads to."""
+    """A topology of one node: one server, or a given client."""
 
     def __init__(self, node: Node) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class OneServer(Topology):
         return Map([Owner(self._node)])
 
     async def _close_all_but(self, members: Iterable[Node]) -> None:
-        """There is one server."""
+        """Do nothing: the one server is always a member."""
 
     def abandon(self) -> None:
         self._node.abandon()
@@ -243,7 +243,7 @@ class OneServer(Topology):
 
 
 async def _all(sending: Iterable[Awaitable[Any]]) -> list[Any]:
-    """The results of all; the first failure is raised when all have ended."""
+    """Return the results of all; raise the first failure when all have ended."""
     found = await asyncio.gather(*sending, return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):

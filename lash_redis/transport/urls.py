@@ -1,6 +1,6 @@
-"""URLs, read strictly: what a URL says and we do not understand is refused, and no message quotes a part of it.
+"""Parse URLs strictly: an unknown part is refused, and no message quotes a part of a URL.
 
-A password may hold any character, so that a message that quoted an address, a path or an option might show a password.
+A password may contain any character. A message that quoted an address, a path or an option might show a password.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ OBJECTS: Final = frozenset(
         "redis_connect_func", "retry",
     }
 )  # fmt: skip
-"""Settings that are no text, so that a URL cannot give them."""
+"""Settings that are objects, which a URL cannot contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """The parts of a URL, decoded but for the path. `repr` shows none of them, because the password may be in any."""
+    """The parts of a URL; all except the path are decoded.
+
+    `repr` shows only the scheme, because any other part may contain the password.
+    """
 
     scheme: str
     credentials: Mapping[str, str]
-    """`username` and `password`, where given."""
+    """`username` and `password`, if given."""
     hosts: list[tuple[str, int]]
     path: str
-    """Not decoded: the name of a service may hold a slash, as %2F."""
+    """The path, not decoded, because the name of a service may contain a slash as %2F."""
     options: Mapping[str, str]
 
     def __repr__(self) -> str:
@@ -47,21 +50,21 @@ class Url:
 
 
 def read(url: str, *, port: int = PORT) -> Url:
-    """The parts of a URL of one host or several. `port` is that of a host without one.
+    """Parse a URL of one or several hosts. `port` is the port of a host without one.
 
     Raises:
-        InvalidRecord: a part cannot be understood. The message says which, and quotes nothing.
+        InvalidRecord: a part is invalid. The message names the part, and quotes nothing.
     """
     scheme, _, rest = url.partition("://")
     if "#" in rest:
-        raise InvalidRecord("url", "takes no '#'; in a password write %23")
+        raise InvalidRecord("url", "contains '#'; in a password write %23")
     rest, _, query = rest.partition("?")
     if "@" in query:
-        raise InvalidRecord("url", "has an '@' behind '?'; in a password write %3F for '?', in an option %40 for '@'")
+        raise InvalidRecord("url", "contains '@' after '?'; in a password write %3F for '?', in an option %40 for '@'")
     authority, slash, path = rest.partition("/")
     secret, _, hosts = authority.rpartition("@")
     if scheme == "unix" and hosts:
-        raise InvalidRecord("url", "takes unix:///path/to/socket, with three slashes")
+        raise InvalidRecord("url", "expected unix:///path/to/socket, with three slashes")
     username, has_password, password = secret.partition(":")
     given = {"username": unquote(username), "password": unquote(password) if has_password else ""}
     return Url(
@@ -83,7 +86,7 @@ def _host(text: str, place: int, port: int) -> tuple[str, int]:
         is_whole = True
     is_number = number.isascii() and number.isdecimal() and len(number) < 6
     if not is_whole or not (is_number or not number) or not 0 < int(number or port) < 65_536:
-        raise InvalidRecord("url", f"has an address that is not host:port, at position {place}")
+        raise InvalidRecord("url", f"invalid address at position {place}: expected host:port")
     return unquote(name), int(number or port)
 
 
@@ -92,45 +95,45 @@ def _options(query: str) -> dict[str, str]:
     for each in filter(None, query.split("&")):
         name, equals, value = each.partition("=")
         if not equals or not name or not value:
-            raise InvalidRecord("url", "has an option without a value behind '?'; in a password write %3F for '?'")
+            raise InvalidRecord("url", "contains an option without a value after '?'; in a password write %3F for '?'")
         if unquote(name) in options:
-            raise InvalidRecord("url", "gives an option behind '?' twice; in a password write %26 for '&'")
+            raise InvalidRecord("url", "contains an option twice after '?'; in a password write %26 for '&'")
         options[unquote(name)] = unquote(value.replace("+", " "))
     return options
 
 
 def database(path: str) -> int | None:
-    """The database that a path names, None if it names none.
+    """Parse the database number in a path; return None for an empty path.
 
     Raises:
-        InvalidRecord: it is no number.
+        InvalidRecord: the path is not a number.
     """
     text = unquote(path).removeprefix("/").removesuffix("/")
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise InvalidRecord(
-            "url", "takes a number behind the host, as in redis://host/0; in a password write %2F for '/'"
+            "url", "expected a database number after the host, as in redis://host/0; in a password write %2F for '/'"
         )
     return int(text)
 
 
 def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
-    """How connections are made with the credentials and options of a URL.
+    """Make a dialer with the credentials and options of a URL.
 
     Raises:
-        InvalidRecord: an option is unknown, or its value is wrong.
+        InvalidRecord: an option is unknown, or its value is invalid.
     """
     for name in sorted(OBJECTS & url.options.keys()):
-        raise InvalidRecord("url", f"cannot set {name!r}")
+        raise InvalidRecord("url", f"cannot set the option {name!r}; pass a client instead")
     settings = _settings(url.options)
     if database is not None:
         if "db" in settings:
-            raise InvalidRecord("url", "names its database twice, behind the host and as the option db")
+            raise InvalidRecord("url", "contains two databases, after the host and as the option db; omit one")
         settings["db"] = database
     for name in ("max_connections", "db", "socket_timeout", "socket_connect_timeout", "health_check_interval"):
-        if not settings.get(name, 0) >= 0:  # NaN is neither
-            raise InvalidRecord("url", f"takes a {name} of at least 0")
+        if not settings.get(name, 0) >= 0:  # written so that NaN is refused, too
+            raise InvalidRecord("url", f"expected a {name} of at least 0")
     kind: type[AbstractConnection] = Connection
     if url.scheme.startswith("rediss"):
         kind = SSLConnection
@@ -142,12 +145,12 @@ def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
         return Dialer(kind, {**settings, **url.credentials, **more})
     except (TypeError, ValueError, exceptions.RedisError) as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        reason = f"takes no option {unknown[1]!r}" if unknown else str(error)
-    raise InvalidRecord("url", reason)  # outside of the handler, so that no context shows what a part of the URL was
+        reason = f"unknown option {unknown[1]!r}" if unknown else str(error)
+    raise InvalidRecord("url", reason)  # outside of the handler, so that no error context quotes a part of the URL
 
 
 def _settings(options: Mapping[str, str]) -> dict[str, Any]:
-    """The options as values of their types, by redis-py's rules."""
+    """Convert the options to values of their types, by the rules of redis-py."""
     try:
         settings: dict[str, Any] = {**parse_url(f"redis://localhost?{urlencode(options)}")}
     except ValueError as error:

@@ -280,7 +280,9 @@ async def test_a_blind_commit_whose_reply_is_lost_counts_once(proxy, through_pro
 
 @broken_by(
     Python(
-        "transport.backend:_Attempts.error", lambda _: lambda self: BackendError(str(self.told)), "calls it not applied"
+        "transport.backend:_Attempts.error",
+        lambda _: lambda self: BackendError(str(self.cause)),
+        "calls it not applied",
     )
 )
 async def test_without_a_retry_a_lost_reply_is_an_unknown_outcome_that_sending_again_settles(proxy, through_proxy):

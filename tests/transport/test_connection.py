@@ -225,7 +225,7 @@ async def test_bytes_that_are_no_resp_are_an_error_that_names_the_server(
         Scripted(after_the_layout(data)) as server,
         lash_redis.connect(server.url, options=options) as cache,
     ):
-        with pytest.raises(kind, match=f"{server.address} sent what is no valid RESP") as caught:
+        with pytest.raises(kind, match=f"{server.address} sent bytes that are not valid RESP") as caught:
             await call(cache)
     assert type(caught.value) is kind
     assert unhandled == []

@@ -186,9 +186,9 @@ async def test_wrong_settings_are_an_error_after_one_attempt(
 @pytest.mark.parametrize(
     ("url", "cause"),
     [
-        ("redis+cluster://{}", "is no node of a cluster: use redis://"),
+        ("redis+cluster://{}", "is not a node of a cluster; use redis://"),
         ("redis+cluster://named:wrong@{}", "refused the credentials"),
-        ("redis+sentinel://{}/lash", "is no sentinel: use redis://"),
+        ("redis+sentinel://{}/lash", "is not a sentinel; use redis://"),
         ("redis+sentinel://{}/lash?sentinel_username=named&sentinel_password=wrong", "refused the credentials"),
     ],
 )
