@@ -2,70 +2,72 @@
 --
 -- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
 --        2 log       list  node records
---        3 nodes     hash  node id -> position, and `u` behind that of a user's message
+--        3 nodes     hash  node id -> position, followed by `u` if the node is a user's message
 --        4 jumps     list  position:parent position
 --        5 dead      hash  position -> node id
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> until when it stays (ms)
---        9 orphans   zset  blobs without a holder -> ms
---       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
---                          (acquired, then kept), then those it lets go
+--        8 expiries  zset  catalogue entry -> deadline of the entry (ms)
+--        9 orphans   zset  blobs without a holder -> deadline (ms)
+--       10 blobs     hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs that
+--                          the new head holds (acquired, then kept), then those that it releases
 --
 -- ARGV   1 session       str    session id, echoed
---        2 expected      int    revision this commit is built on; '' for any
---        3 builds_on     bytes  tag of the commit it is built on; '' for any
---        4 tag           bytes  8: which commit this is
---        5 meaning       bytes  8: what this commit means
+--        2 expected      int    revision that this commit builds on; '' for any
+--        3 builds_on     bytes  tag of the commit that this commit builds on; '' for any
+--        4 tag           bytes  8: hash of the commit id
+--        5 meaning       bytes  8: hash of the commit's content without timestamps
 --        6 before        bytes  refs that the client expects in the head
---        7 after         bytes  refs the new head holds
+--        7 after         bytes  refs of the new head
 --        8 body          bytes  the client's part of the head
 --        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
---       10 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
---       11 own_ttl       int    ms, the session's own from now on; 0 for never; '' as it is
---       12 grace         int    ms a blob outlives its last holder
+--       10 default_ttl   int    ms from now until a session without its own ttl expires; 0 for never
+--       11 own_ttl       int    ms, the new own ttl of the session; 0 for never; '' to keep the present one
+--       12 grace         int    ms that a blob outlives its last holder
 --       13 acquired      int    number of blobs newly held
 --       14 kept          int    number of blobs held before and after
 --       15 rows          int    number of usage rows
 --       16 count         int    number of nodes
---       17 users         str    for each node `u` where it is a user's message, else -
---       18 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
---       19 lease         str    generation, token and owner of the lease it is made under, a blank between; '' for none
---       20 releases      str    likewise, of a lease that ends with it
---       21 run           str    the sum of the nodes of this commit, if the first is at position 0: its high and its
---                               low half; then their plain sum; then, of extend, what the nodes it drops are in the
---                               log's sum (sums.lua)
---       22 plugin        bytes  content of a private plugin snapshot; '' where it stays as it is
---       23 execution     bytes  content of a private execution state, likewise
---       24 values        any    acquired + kept contents ('' where only named), the fields of the usage rows, for each
---                               row input, output, cached, reasoning, then count ids, count links, count records.
---                               A link is '' the node before it in this commit, - none, @k, or =id
+--       17 users         str    one character for each node: `u` for a user's message, else -
+--       18 sharded       int    1: the server is a cluster, in which a channel belongs to a slot, as a key does
+--       19 lease         str    generation, token and owner of a lease that must be held, separated by blanks; '' for
+--                               none
+--       20 releases      str    the same for a lease that this commit releases
+--       21 run           str    six numbers (sums.lua): high and low half of the sum of this commit's nodes, as if the
+--                               first were at position 0; high and low half of their plain sum; for extend, the two
+--                               halves that the dropped nodes have in the log's sum, else 0 0
+--       22 plugin        bytes  content of a private plugin snapshot; '' if it does not change
+--       23 execution     bytes  content of a private execution state; '' if it does not change
+--       24 values        any    acquired + kept contents ('' for a blob that must be stored), the fields of the usage
+--                               rows, for each row input, output, cached, reasoning, then count ids, count links, count
+--                               records. A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision> <epoch>
---                                              the new head is published; which log it is
---        lost <session> <why> <revision>       its lease is expired, taken, released or gone; the revision that an
---                                              earlier attempt at this commit made, else ''; nothing written
+--                                              the new head is published; epoch of its log
+--        lost <session> <why> <revision>       the lease is expired, taken, released or gone; the revision that an
+--                                              earlier attempt of this commit made, else ''; nothing written
 --        replayed <session> <revision> <epoch>
---                                              this commit was made before; which log it is now; nothing written
---        reused <session>                      its id was used for another meaning; nothing written
---        conflict <session> <revision>         the head is another; nothing written
+--                                              an earlier attempt made this commit; epoch of the present log; nothing
+--                                              written
+--        reused <session>                      the commit id was used for another meaning; nothing written
+--        conflict <session> <revision>         the head has another revision or commit; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        refs <session> <refs>                 the head holds other refs than `before`; nothing written
---        missing <session> <index> ...         blobs named without content that are not stored; nothing written
+--        refs <session> <refs>                 the head has other refs than `before`; nothing written
+--        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
---        leaf <session>                        the leaf does not resolve; nothing written
---        overflow <session> <row> <counter>    a ledger counter would leave 64 bits; nothing written
---        corrupt <session> <family> <reason>   stored bytes break a law; nothing written
---        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--        leaf <session>                        the leaf is not a live node, or '' in a non-empty graph; nothing written
+--        overflow <session> <row> <counter>    a ledger counter would exceed 64 bits; nothing written
+--        corrupt <session> <family> <reason>   stored bytes break an invariant; nothing written
+--        evicted <session> <family> <reason>   a key of the session is missing; nothing written
 --
 -- Order  this script makes commits with strict checks and bounded arguments; replace.lua makes all others.
 --        It checks the lease first, even before a retry's receipt, so that a worker that lost the lease gets an error.
---        A lease to release that has another holder by now stays, and the commit goes on.
+--        If a lease to release has another holder by now, the lease stays and the commit is made.
 --        It answers a retry before it compares revisions and refs, because the first attempt has moved the head. It
---        answers after it has counted the keys, so that it never acknowledges a torn session. It checks every type,
---        count and overflow above WRITE, because Redis does not undo what a script wrote before it failed.
--- Cost   one round trip, some 15 commands; O(nodes + blobs + rows of this commit), whatever the session holds.
+--        answers a retry after it has counted the keys, so that it never acknowledges a torn session. It checks every
+--        type, count and overflow above WRITE, because Redis does not undo what a script wrote before it failed.
+-- Cost   one round trip, some 15 commands; O(nodes + blobs + rows of this commit), independent of the session's size.
 
 --@include int64
 --@include refuse
@@ -81,7 +83,7 @@
 --@include components
 --@include catalogue
 
-local KEYS, ARGV = KEYS, ARGV -- a local is found faster than a global
+local KEYS, ARGV = KEYS, ARGV -- access to a local is faster than to a global
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local sessions, expiries, orphans = KEYS[7], KEYS[8], KEYS[9]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -98,7 +100,7 @@ local call = redis.call
 
 -- CHECK
 
--- Is the session there, is it whole, and may this commit be made?
+-- Read and verify the session; end here if the commit must not be made, or was made before.
 local asked = rows > 0 and {unpack(ARGV, usage_rows, usage_rows + rows - 1)}
 local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, asked, tag,
   meaning, lease, count > 0, plugin ~= '' or execution ~= '')
@@ -108,8 +110,8 @@ if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(stor
 end
 if before ~= stored.refs then return {'refs', session, stored.refs} end
 
--- What the head will be.
-local is_new = not facts -- though there may be meta, with a deadline of its own
+-- Plan the new graph and ledger.
+local is_new = not facts -- a session without a commit may have meta, and a deadline for it
 facts = facts or new_facts(now)
 local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
@@ -118,7 +120,7 @@ if refusal then return refuse(session, refusal) end
 local fields, usage = plan_usage(facts.usage, rows, usage_rows, stored, 7)
 if not fields then return refuse(session, usage) end
 
--- How long it lives, and what it holds.
+-- Plan the deadline, the blobs, the private components and the catalogue entry.
 local frees = is_claim(held_lease, releases)
 local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, not frees and held_lease, now)
 local had, hold = facts.hold, hold_of(deadline, grace)
@@ -148,7 +150,7 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include lifetime
 --@include announcing
 
--- HSET comes first: a full server refuses it, and after a script's first write it refuses nothing more.
+-- HSET comes first: a full server refuses only the first write of a script, so a refusal leaves nothing written.
 call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
   'receipts', with_receipt(stored.receipts, tag, meaning), unpack(fields))
 if count > 0 then

@@ -1,9 +1,10 @@
--- Whether a commit may be made at all, before its own content is checked: the head is readable, the lease is held, the
--- keys are whole, and no earlier attempt made it.
+-- The checks before those of a commit's content: the head is readable, the lease is held, the keys are complete, and no
+-- earlier attempt made the commit.
 
--- The reply that ends the script, nil where the commit may go on. Then follow the facts of the session (nil for a new
--- one), what its head stores, the revision, the time (ms) and the lease (false for none). `others` are the session's
--- keys behind the head: log, nodes, jumps, dead, state. `rows` are ledger fields to read with the head, or false.
+-- Returns the reply that ends the script, or nil if the commit may continue; then the facts of the session (nil for a
+-- new one), the values of its head (see open_head), the revision, the time (ms) and the lease (false for none).
+-- `others` are the session's other keys: log, nodes, jumps, dead, state. `rows` are ledger fields to read with the
+-- head, or false.
 local function admit(session, head, others, rows, tag, meaning, lease, adds_nodes, adds_state)
   local facts, broken, stored = open_head(head, others, rows)
   if broken then return refuse(session, broken) end

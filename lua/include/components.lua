@@ -1,11 +1,15 @@
--- The components of a checkpoint: blobs of the shard that count their holders (holders.lua), and private ones, whose
--- bytes lie in the session's own `state`: field `p` the plugin snapshot, `x` the execution state.
+-- The components of a checkpoint: held ones are blobs of the shard that count their holders (holders.lua). Private ones
+-- are fields of the session's own `state`: `p` the plugin snapshot, `x` the execution state.
 
--- What holding and releasing blobs does, or nil and the rest of a refusal. The blobs are KEYS from `blobs` on: those
--- newly held, those held before and after, those released. In ARGV from `contents` on stand the contents of the first
--- two ('' where a blob is only named). The plan has for each blob what it counts: acquired, the holders until `hold`;
--- released, those until `had`, and the promise; kept, these and the holders until `hold`; `kept` where its count stays;
--- false for one that is not stored. `waiting`: how many blobs wait on `orphans`; false where that list stays.
+-- Plans the blobs that the head acquires, keeps and releases. Returns the plan, or nil and the rest of a refusal.
+-- The blobs are KEYS from `blobs` on: first the acquired ones, then the kept ones, then the released ones. ARGV from
+-- `contents` on has the contents of the acquired and the kept ones, '' for a blob that must be stored.
+-- The plan has one entry for each blob, by index from 0:
+--   acquired   the number of its holders until `hold`, and its promise
+--   released   the number of its holders until `had`, and its promise
+--   kept       these two, and the number of its holders until `hold`; or 'kept' if its count does not change
+--   false      the blob is not stored
+-- `plan.waiting` is the number of blobs on `orphans`, or false if that list does not change.
 local function plan_holds(blobs, acquired, kept, contents, had, hold, orphans)
   local plan, missing, held = {waiting = false}, nil, acquired + kept
   local writes_orphans = #KEYS - blobs + 1 > held
@@ -47,8 +51,8 @@ local function plan_holds(blobs, acquired, kept, contents, had, hold, orphans)
   return plan
 end
 
--- What becomes of the session's `state` where the head's refs go from `before` to `after`: fields and values to set,
--- and fields to drop. `plugin` and `execution` are contents, '' for one that stays.
+-- Plans the change of `state` when the head's refs change from `before` to `after`. Returns a flat list of fields and
+-- values to set, and a list of fields to drop. `plugin` and `execution` are contents, '' for no change.
 local function plan_state(before, after, plugin, execution)
   local set, drop = {}, {}
   if plugin ~= '' then

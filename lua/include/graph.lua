@@ -1,8 +1,8 @@
--- The graph of a session that a commit adds nodes to. A node's number is its position in the log, from 0; `jumps` names
--- the parent of each node whose parent is not the node before it.
+-- The graph of a session to which a commit adds nodes. The position of a node is its index in the log, from 0. `jumps`
+-- has the parent of each node whose parent is not the node before it.
 
--- The position that an entry of the nodes hash stands for; `named` for an id that is only named as a parent, `dead` and
--- the position for a tombstone, `broken` for an entry that points nowhere, nil where there is no entry.
+-- Decodes an entry of the nodes hash. Returns the position of a live node; 'named' for an id that occurs only as a
+-- parent; 'dead' and the position for a tombstone; 'broken' for an entry outside the log; nil without an entry.
 local function locate(entry, facts, dead)
   if not entry then return nil end
   if entry == '?' then return 'named' end
@@ -16,8 +16,9 @@ local function broken_index()
   return {'corrupt', 'nodes', 'an entry points outside the log'}
 end
 
--- The entries of the nodes hash that appending asks for, in one command: those of the new ids, that of the first node's
--- parent where its link names one, that of the leaf where it is stored. The second value is the entry of the leaf.
+-- Reads the entries of the nodes hash that an append needs, in one command: those of the new ids, then that of the
+-- first node's parent if its link is an id, then that of the leaf if it is a stored node. The second value is the
+-- leaf's entry.
 local function entries_for_append(nodes, count, ids, leaf)
   local ask, asks_leaf = {unpack(ARGV, ids, ids + count - 1)}, string.byte(leaf) == 61
   if count > 0 and string.byte(ARGV[ids + count]) == 61 then ask[count + 1] = string.sub(ARGV[ids + count], 2) end
@@ -27,7 +28,8 @@ local function entries_for_append(nodes, count, ids, leaf)
   return entries, asks_leaf and entries[#ask]
 end
 
--- The position of the leaf, -1 for none, after a strict append of `count` nodes; or nil and the rest of a refusal.
+-- Returns the position of the leaf after a strict append of `count` nodes, -1 for none; or nil and the rest of a
+-- refusal.
 local function place_leaf(facts, dead, count, leaf, entry)
   local mark = string.byte(leaf)
   if mark == 64 then return facts.length + string.sub(leaf, 2) end
@@ -41,10 +43,15 @@ local function place_leaf(facts, dead, count, leaf, entry)
   return place
 end
 
--- What appending `count` nodes with strict checks does to the graph, or nil and the rest of a refusal. In ARGV from
--- `ids` on stand their ids, then their links, then their records. The plan: `jumps` that are new; `places`, fields and
--- values for the nodes hash; how many `names` of these are of ids that are only named; the position of the `leaf`; the
--- sum of `bytes`; how many `users` speak, and where the `first` of the session does.
+-- Plans a strict append of `count` nodes. Returns the plan, or nil and the rest of a refusal. ARGV from `ids` on has
+-- the ids of the nodes, then their links, then their records. The plan:
+--   jumps    the new jumps
+--   places   fields and values for the nodes hash, a flat list
+--   names    the number of these fields whose id occurs only as a parent
+--   leaf     the position of the leaf
+--   bytes    the sum of the sizes of the records
+--   users    the number of the new nodes that are a user's message
+--   first    the position of the session's first user's message
 local function plan_append(facts, nodes, dead, count, ids, users, leaf)
   local links, records, base = ids + count, ids + 2 * count, facts.length
   local plan = {jumps = {}, places = {}, names = 0, bytes = 0, users = 0, first = facts.first}

@@ -1,34 +1,34 @@
--- The head's `facts`: eighteen numbers in one field, because a field of its own costs 40 to 70 bytes a session. In this
+-- The head's `facts`: eighteen numbers in one field, because each further field costs 40 to 70 bytes a session. In this
 -- order, separated by blanks:
 --   revision   counter, to 2^63-1
---   epoch      which log this is: ms since 1970 when it began, with the session or with a ReplaceFull that drops nodes.
---              It only grows; and it tells two logs apart that began on both sides of a failover
+--   epoch      the id of the log: ms since 1970 when it began, with the session or with a ReplaceFull that drops nodes.
+--              It only grows. It distinguishes two logs that began before and after a failover
 --   length     elements of the log, vacuumed ones included
---   live       nodes that reads show
+--   live       nodes that reads return
 --   jumps      elements of the jump list
 --   dead       fields of the dead hash
 --   ids        fields of the nodes hash
 --   bytes      sum of the log's elements
 --   leaf       position of the leaf; -1: none
 --   usage      rows of the ledger
---   loose      1: links are by id alone (lenient checks let a parent in that no position can express)
+--   loose      1: links are by id only (lenient checks accepted a parent that no position can express)
 --   deadline   ms since 1970 at which every key of the session expires; 0: never
---   hold       until when the session holds its blobs and its place in the catalogue, ms since 1970; 0: for ever
+--   hold       ms since 1970 until which the session holds its blobs and its catalogue entry; 0: without end
 --   committed  ms since 1970 of the last commit
 --   users      live nodes that are a user's message
---   first      position of the first of them; -1: none; -2: it was tombstoned, look for the next
---   high, low  the sum of the log, of two halves modulo 2^32: the value of each node that was appended, times
---              2 * position + 1; tombstoned and vacuumed nodes stay in it (see lash_redis/protocol/sums.py)
--- `refs` names the components: for each (tool state, plugin snapshot, execution state) one byte that says where its
--- bytes are, and the 32 bytes of its ref. `-` it is absent; `h` held: a blob of the shard, counted; `p` private: in the
--- session's own `state`. The field is empty where all three are absent.
--- Other fields of a head: body, receipts, meta, ledger rows, and where the session has them `ttl` (ms, its own),
--- `parent` and `lease` (see lease.lua). A head that is only `deleted` keeps late writers of a deleted session out.
+--   first      position of the first of them; -1: none; -2: it was tombstoned, search for the next
+--   high, low  the two halves of the log's sum, each modulo 2^32: the value of each node that was appended, times
+--              2 * position + 1. Tombstoned and vacuumed nodes stay in it (see lash_redis/protocol/sums.py)
+-- `refs` has 33 bytes for each component (tool state, plugin snapshot, execution state): its kind and the 32 bytes of
+-- its ref. Kinds: `-` absent; `h` held, a blob of the shard that counts its holders; `p` private, in the session's own
+-- `state`. The field is empty if all three are absent.
+-- Other fields of a head: body, receipts, meta, ledger rows; and, if the session has them, `ttl` (its own, in ms),
+-- `parent` and `lease` (see lease.lua). A head with only `deleted` refuses late writes to a deleted session.
 
 local FACTS = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+) (%d+) (%d+) (%d+) (%-?%d+)'
 local SUM = ' (%d+) (%d+)$'
 
--- Numbers are those that scripts compare or count with; the others stay strings, which costs less.
+-- Decodes facts; nil if they are unreadable. Only facts that scripts calculate with become numbers, which saves time.
 local function read_facts(text)
   local revision, epoch, length, live, jumps, dead, ids, bytes, leaf, usage, loose, deadline, hold, committed, users,
     first, high, low = string.match(text, FACTS .. SUM)
@@ -40,15 +40,15 @@ local function read_facts(text)
   }
 end
 
--- Some machines take no more than 31 bits for %d.
+-- Encodes facts. On some machines %d takes at most 31 bits, so larger numbers use %.0f.
 local function write_facts(f)
   return string.format('%s %s %d %d %d %d %d %.0f %d %d %s %.0f %s %s %d %d %.0f %.0f', f.revision, f.epoch, f.length,
     f.live, f.jumps, f.dead, f.ids, f.bytes, f.leaf, f.usage, f.loose, f.deadline, f.hold, f.committed, f.users,
     f.first, f.high, f.low)
 end
 
--- The facts of a session that begins. An epoch is never used twice, even if the session expires and begins again,
--- because a path is read in two trips.
+-- Returns the facts of a new session. An epoch is never used twice, even if the session expires and begins again. A
+-- read of a path takes two round trips, and would otherwise mix two logs.
 local function new_facts(now)
   return {
     epoch = now, length = 0, live = 0, jumps = 0, dead = 0, ids = 0, bytes = 0, usage = 0, loose = '0', deadline = 0,
@@ -56,13 +56,13 @@ local function new_facts(now)
   }
 end
 
--- 1 for a component that is private, 0 for another; nil where the byte that says so is none of the three.
+-- Returns 1 for the kind of a private component, 0 for the other two kinds, nil for any other byte.
 local function is_private(kind)
   if kind == 112 then return 1 end
   return (kind == 104 or kind == 45) and 0 or nil
 end
 
--- How many components `refs` says are private; nil where it is unreadable.
+-- Counts the private components in `refs`; nil if `refs` is unreadable.
 local function count_private(refs)
   if refs == '' then return 0 end
   if #refs ~= 99 then return nil end
@@ -71,10 +71,10 @@ local function count_private(refs)
   return tools and plugin and execution and tools + plugin + execution
 end
 
--- The session's facts, or nil where it has no head. Where something is wrong, the second value is the rest of a reply.
--- The third is what the head holds: facts as text, refs, receipts, and false for a ttl, parent, deletion or lease that
--- is not there; behind these seven stand the `rows`, the further fields that are asked for (nil: none).
--- `others` are the keys that cannot be there without a head.
+-- Reads the head. Returns the facts (nil without a head); then, on a fault, the rest of a reply, else nil; then the
+-- values of the head: facts as text, refs, receipts, ttl, parent, deleted and lease, by name and by index from 1.
+-- Absent refs and receipts are '', other absent values false. From index 8 on follow the fields in `rows` (nil: none).
+-- `others` are the keys that must not exist without a head.
 local function open_head(head, others, rows)
   local stored
   if rows then
@@ -104,8 +104,8 @@ local function open_head(head, others, rows)
   return facts, nil, stored
 end
 
--- The position that an entry of the nodes hash gives, or nil for one that points outside the log; and whether the node
--- is a user's message.
+-- Returns the position in an entry of the nodes hash, and whether the node is a user's message; nil if the entry points
+-- outside the log.
 local function place_of(entry, facts)
   local digits, mark = string.match(entry, '^(%d+)(u?)$')
   local place = digits and tonumber(digits)
@@ -113,7 +113,8 @@ local function place_of(entry, facts)
   return place, mark == 'u'
 end
 
--- Nil when `key` holds what the head says, else the rest of a reply: evicted (gone) or corrupt (another type or size).
+-- Compares the size of `key` with the count in the head. Returns nil if they are equal, else the rest of a reply:
+-- evicted (the key is missing) or corrupt (another type or size).
 local function mismatch(family, command, key, expected)
   local size = redis.pcall(command, key)
   if size == expected then return nil end
@@ -122,15 +123,15 @@ local function mismatch(family, command, key, expected)
   return {'corrupt', family, 'has ' .. size .. ' entries, the head counts ' .. expected}
 end
 
--- Nil when every key of the session holds what its head says, else the rest of a reply.
+-- Compares the size of every key of the session with the counts in its head. Returns nil or the rest of a reply.
 local function torn(facts, log, nodes, jumps, dead, state)
   return mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)
     or mismatch('jumps', 'LLEN', jumps, facts.jumps) or mismatch('dead', 'HLEN', dead, facts.dead)
     or mismatch('state', 'HLEN', state, facts.private)
 end
 
--- The same for a commit. It skips keys that it neither reads nor writes and of which the head counts no entry:
--- tombstones, and jumps and state where it adds no node and no component. `keys` are those behind the head.
+-- The same for a commit. It skips keys that the commit neither reads nor writes and of which the head counts no entry:
+-- tombstones, jumps if it adds no node, and state if it adds no component. `keys` are the session's other keys.
 local function torn_for_commit(facts, keys, adds_nodes, adds_state)
   local log, nodes, jumps, dead, state = unpack(keys)
   return mismatch('log', 'LLEN', log, facts.length) or mismatch('nodes', 'HLEN', nodes, facts.ids)

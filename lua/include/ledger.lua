@@ -1,11 +1,11 @@
--- The ledger: a field of the head for each source and model, with its place in the ledger and four 64-bit counters:
--- `order input output cached reasoning`.
+-- The ledger: one field of the head for each source and model. Its value is the row's place in the ledger and four
+-- 64-bit counters: `order input output cached reasoning`.
 
--- The new value of a row: `order`, and the four counters a to d with e to h added; or nil and the number (from 0) of
--- the counter that would leave 64 bits.
+-- Returns the new value of a row: `order`, and the counters a to d plus e to h; or nil and the index (from 0) of the
+-- counter that would exceed 64 bits.
 local function add_counters(order, a, b, c, d, e, f, g, h)
   if #a < 10 and #b < 10 and #c < 10 and #d < 10 and #e < 10 and #f < 10 and #g < 10 and #h < 10 then
-    return string.format('%s %d %d %d %d', order, a + e, b + f, c + g, d + h) -- what add64 gives, four at once
+    return string.format('%s %d %d %d %d', order, a + e, b + f, c + g, d + h) -- the result of four calls of add64
   end
   local sums, known, added = {order}, {a, b, c, d}, {e, f, g, h}
   for counter = 1, 4 do
@@ -16,9 +16,9 @@ local function add_counters(order, a, b, c, d, e, f, g, h)
   return table.concat(sums, ' ')
 end
 
--- The fields and values that add usage to the ledger, a flat list, and how many rows it has then; or nil and the rest
--- of a refusal. In ARGV from `names` on stand the fields of the `rows`, then four counters for each. What the head has
--- in these fields stands in `known`, behind its first `skipped` values.
+-- Plans the new ledger rows. Returns a flat list of fields and values, and the number of rows of the ledger afterwards;
+-- or nil and the rest of a refusal. ARGV from `names` on has the fields of the `rows`, then four counters for each.
+-- `known` has the present values of these fields after its first `skipped` entries.
 local function plan_usage(usage, rows, names, known, skipped)
   local fields, counters = {}, names + rows
   for row = 0, rows - 1 do

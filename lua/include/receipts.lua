@@ -1,13 +1,14 @@
--- Receipts: what the last 32 commits leave behind for their retries, 16 bytes each: 8 that say which commit it was (its
--- tag), 8 that say what it meant. The newest stands last.
+-- Receipts: 16 bytes for each of the last 32 commits, by which a retry is recognised: 8 bytes are the commit's tag, 8
+-- bytes its meaning. The newest is last.
 
--- Nil where the head keeps as many receipts as its revision asks for, else the rest of a reply.
+-- Compares the number of receipts with the revision. Returns nil if they match, else the rest of a reply.
 local function broken_receipts(receipts, revision)
   if #receipts == 16 * math.min(32, tonumber(revision)) then return nil end
   return {'corrupt', 'head', 'its receipts are unreadable'}
 end
 
--- Where the receipt of the commit `tag` begins, and the revision that commit made; nil where there is none.
+-- Returns the index at which the receipt of the commit `tag` begins, and the revision that the commit made; nil if
+-- there is no receipt.
 local function find_receipt(receipts, tag, revision)
   local found = string.find(receipts, tag, 1, true)
   while found and (found - 1) % 16 ~= 0 do found = string.find(receipts, tag, found + 1, true) end
@@ -15,12 +16,12 @@ local function find_receipt(receipts, tag, revision)
   return found, add64(revision, string.format('%.0f', 1 - (#receipts - found + 1) / 16))
 end
 
--- Whether the head's last commit is the one of `tag`.
+-- Whether `tag` is the tag of the head's last commit.
 local function is_last(receipts, tag)
   return string.sub(receipts, -16, -9) == tag
 end
 
--- The receipts after one commit more.
+-- Returns the receipts after one more commit. The oldest of more than 32 is dropped.
 local function with_receipt(receipts, tag, meaning)
   return string.sub(receipts, -16 * 31) .. tag .. meaning
 end
