@@ -52,7 +52,7 @@ class Node(ABC):
         return False
 
     def explained(self, error: BaseException) -> str:
-        """What an error of a request to this server says, with its address and the remedy."""
+        """Return the text of an error of a request to this server, with its address and the remedy."""
         return remedies.explained(error, self.address)
 
     @abstractmethod

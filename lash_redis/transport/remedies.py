@@ -1,6 +1,6 @@
-"""What the caller of a failed request reads: the server's address, what it replied, and what to do about it.
+"""The message of a failed request: the server's address, what the server replied, and the remedy.
 
-Only messages are made here; `failures` decides what an error means.
+`failures` decides what an error means.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BY_WORDS: Final = {
 
 
 def message(error: BaseException, request: str, server: Server | None) -> str:
-    """What the caller reads. `server` is the one that was asked; None if none was, as before a map was discovered."""
+    """Return the message that the caller gets. `server` is the one that was asked, None if none was asked yet."""
     if server is None:
         return f"{request}: {_text(error)}"
     if isinstance(error, exceptions.NoScriptError):
@@ -47,7 +47,7 @@ def message(error: BaseException, request: str, server: Server | None) -> str:
 
 
 def explained(error: BaseException, address: str) -> str:
-    """What an error says, with the address of the server that was asked and the remedy."""
+    """Return the text of an error with the address of the server that was asked, and the remedy."""
     text = _text(error)
     if address not in text:
         is_reply = isinstance(error, (exceptions.ResponseError, exceptions.BusyLoadingError, *DENIED))
@@ -59,7 +59,7 @@ def explained(error: BaseException, address: str) -> str:
 def explained_of_given(
     error: BaseException, address: str, *, database: int, is_encrypted: bool, was_answered: bool
 ) -> str:
-    """The same for a client of the caller's, whose own errors name neither the cause nor the client's settings."""
+    """Return the same for a given client, whose own errors name neither the cause nor the client's settings."""
     text = _text(error)
     if isinstance(error, DENIED):
         if "invalid username" in text:
@@ -80,7 +80,7 @@ def explained_of_given(
 
 
 def certificate_remedy(text: str) -> str:
-    """What helps against a certificate that was not accepted, by what OpenSSL says of it."""
+    """Return the remedy for a certificate that was not accepted, by the text of OpenSSL."""
     if "mismatch" in text or "not valid for" in text:
         return HOST_NAME
     return "renew the certificate" if "expired" in text else AUTHORITY

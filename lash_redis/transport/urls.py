@@ -137,7 +137,7 @@ def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
     kind: type[AbstractConnection] = Connection
     if url.scheme.startswith("rediss"):
         kind = SSLConnection
-        # Before version 6, redis-py does not compare the host name with the certificate unless it is told to.
+        # Before version 6, redis-py compares the host name with the certificate only if this option is set.
         settings.setdefault("ssl_check_hostname", settings.get("ssl_cert_reqs") != "none")
     elif url.scheme == "unix":
         kind = redis.UnixDomainSocketConnection
