@@ -21,4 +21,4 @@ async def report_first(attempt: Callable[[], Awaitable[Any]], attempts: Any) -> 
         attempts.raise_first()
     except FAILURES as error:
         attempts.note(error)
-    raise attempts.error() from attempts.told
+    raise attempts.error() from attempts.cause
