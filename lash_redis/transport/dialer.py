@@ -152,7 +152,7 @@ class Dialer:
         for name in FILES:
             path = self._settings.get(name)
             if path and not os.path.exists(path):
-                return f"{name}: there is no file {path!r}"
+                return f"{name}: there is no file {path!r}; check the path"
         return None
 
     async def _silence(self, where: Where, address: str) -> str:

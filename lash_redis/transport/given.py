@@ -20,8 +20,8 @@ class GivenNode(Node):
     """A server that is reached through a client of redis-py.
 
     Each request in flight takes one connection of the client. Requests above its `max_connections` wait. A request
-    costs as much as a method of redis-py. At its deadline a call is cancelled, and redis-py closes the connection. With
-    `is_own`, the client is closed with the node.
+    costs as much as a method of redis-py. At the deadline, a call is cancelled and redis-py closes the connection.
+    With `is_own`, the client is closed with the node.
     """
 
     def __init__(self, client: redis.Redis, *, address: str | None = None, is_own: bool = False) -> None:

@@ -72,7 +72,10 @@ class Group:
     def __init__(self, lanes: Lanes, limit: int) -> None:
         self.lines: list[Line] = []
         self.turns = asyncio.Semaphore(limit)
-        """A request during which the server blocks the connection holds one, so that no other request waits for it."""
+        """The permits of requests during which the server blocks the connection: one for each connection.
+
+        So no such request waits for another on the same connection.
+        """
         self._lanes = lanes
         self._limit = limit
 
