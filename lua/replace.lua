@@ -2,39 +2,40 @@
 --
 -- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
 --        2 log       list  node records
---        3 nodes     hash  node id -> position, and `u` behind that of a user's message
+--        3 nodes     hash  node id -> position, followed by `u` if the node is a user's message
 --        4 jumps     list  position:parent position
 --        5 dead      hash  position -> node id
 --        6 state     hash  private components: p plugin snapshot, x execution state
 --        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> time until which it stays (ms)
---        9 orphans   zset  blobs without a holder -> ms
---       10 blobs     hash  c content, u promised until (ms), holders until each time: those the new head holds
---                          (acquired, then kept), then those it releases
+--        8 expiries  zset  catalogue entry -> deadline of the entry (ms)
+--        9 orphans   zset  blobs without a holder -> deadline (ms)
+--       10 blobs     hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs that
+--                          the new head holds (acquired, then kept), then those that it releases
 --
 -- ARGV   1 session       str    session id, echoed
---        2 expected      int    revision this commit is built on; '' for any
---        3 builds_on     bytes  tag of the commit it is built on; '' for any
+--        2 expected      int    revision that this commit builds on; '' for any
+--        3 builds_on     bytes  tag of the commit that this commit builds on; '' for any
 --        4 tag           bytes  8: hash of the commit id
---        5 meaning       bytes  8: hash of what the commit changes
+--        5 meaning       bytes  8: hash of the commit's content without timestamps
 --        6 before        bytes  refs that the client expects in the head
---        7 after         bytes  refs the new head holds
+--        7 after         bytes  refs of the new head
 --        8 body          bytes  the client's part of the head
 --        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
---       10 default_ttl   int    ms from now until a session without a ttl of its own expires; 0 for never
---       11 own_ttl       int    ms, the session's own from now on; 0 for never; '' as it is
---       12 grace         int    ms a blob outlives its last holder
+--       10 default_ttl   int    ms from now until a session without its own ttl expires; 0 for never
+--       11 own_ttl       int    ms, the new own ttl of the session; 0 for never; '' to keep the present one
+--       12 grace         int    ms that a blob outlives its last holder
 --       13 acquired      int    number of blobs newly held
 --       14 kept          int    number of blobs held before and after
 --       15 rows          int    number of usage rows
 --       16 count         int    number of nodes
---       17 users         str    for each node `u` where it is a user's message, else -
---       18 sharded       int    1: the server is a cluster, whose channels belong to a slot as keys do
---       19 lease         str    generation, token and owner of the lease that the commit needs, by blanks; '' for none
---       20 releases      str    the same of the lease that the commit releases
---       21 run           str    the sum of the nodes of this commit, if the first is at position 0: its high and its
---                               low half; then their plain sum; then, of extend, what the nodes it drops are in the
---                               log's sum (sums.lua)
+--       17 users         str    one character for each node: `u` for a user's message, else -
+--       18 sharded       int    1: the server is a cluster, in which a channel belongs to a slot, as a key does
+--       19 lease         str    generation, token and owner of a lease that must be held, separated by blanks; '' for
+--                               none
+--       20 releases      str    the same for a lease that this commit releases
+--       21 run           str    six numbers (sums.lua): high and low half of the sum of this commit's nodes, as if the
+--                               first were at position 0; high and low half of their plain sum; for extend, the two
+--                               halves that the dropped nodes have in the log's sum, else 0 0
 --       22 plugin        bytes  content of a private plugin snapshot; '' if it does not change
 --       23 execution     bytes  content of a private execution state; '' if it does not change
 --       24 delta         bytes  unchanged, append or replace; faulty if the client found the nodes or the leaf
@@ -45,31 +46,32 @@
 --       27 history       bytes  the receipts of an imported session before this commit
 --       28 meta          bytes  the meta record of a new session; '' for none
 --       29 parent        str    the parent that the meta record names; '' for none
---       30 values        any    acquired + kept contents ('' if only named), the fields of the usage rows, for each
+--       30 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
 --                               the ids of the stored nodes that extend drops.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision> <epoch>
---                                              the new head is published; epoch identifies its log
+--                                              the new head is published; epoch of its log
 --        lost <session> <why> <revision>       the lease is expired, taken, released or gone; the revision that an
---                                              earlier attempt at this commit made, else ''; nothing written
+--                                              earlier attempt of this commit made, else ''; nothing written
 --        replayed <session> <revision> <epoch>
---                                              this commit was made before; epoch of the current log; nothing written
---        reused <session>                      another commit used this commit id; nothing written
---        conflict <session> <revision>         the head has another revision or last commit; nothing written
+--                                              an earlier attempt made this commit; epoch of the present log; nothing
+--                                              written
+--        reused <session>                      the commit id was used for another meaning; nothing written
+--        conflict <session> <revision>         the head has another revision or commit; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        exists <session> <revision>           the session must be new, but exists; nothing written
---        refs <session> <refs>                 the head holds other refs than `before`; nothing written
---        missing <session> <index> ...         blobs named without content that are not stored; nothing written
+--        refs <session> <refs>                 the head has other refs than `before`; nothing written
+--        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
 --        unlike <session>                      the claim of extend is about another log; nothing written
 --        faulty <session>                      delta is faulty, and no other check failed; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
---        leaf <session>                        the leaf does not resolve; nothing written
---        overflow <session> <row> <counter>    a ledger counter would leave 64 bits; nothing written
---        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
---        evicted <session> <family> <reason>   a key of the session is gone; nothing written
+--        leaf <session>                        the leaf is not a live node, or '' in a non-empty graph; nothing written
+--        overflow <session> <row> <counter>    a ledger counter would exceed 64 bits; nothing written
+--        corrupt <session> <family> <reason>   stored bytes break an invariant; nothing written
+--        evicted <session> <family> <reason>   a key of the session is missing; nothing written
 --
 -- Order  as commit.lua. This script replaces the graph, accepts links by id alone (lenient checks), starts a session
 --        for a fork or an import, and accepts more nodes or rows than fit in one command.
