@@ -134,6 +134,8 @@ def dialer(url: Url, *, database: int | None = None, **more: Any) -> Dialer:
     for name in ("max_connections", "db", "socket_timeout", "socket_connect_timeout", "health_check_interval"):
         if not settings.get(name, 0) >= 0:  # written so that NaN is refused, too
             raise InvalidRecord("url", f"expected a {name} of at least 0")
+    if str(settings.get("protocol", 2)) not in ("2", "3"):  # redis-py 5.3 raises an UnboundLocalError for others
+        raise InvalidRecord("url", "expected protocol 2 or 3")
     kind: type[AbstractConnection] = Connection
     if url.scheme.startswith("rediss"):
         kind = SSLConnection
