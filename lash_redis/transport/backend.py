@@ -20,7 +20,7 @@ from lash_redis.errors import BackendError, OutcomeUnknown, StoreError
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.transport import full_server, remedies
-from lash_redis.transport.failures import FAILURES, Earlier, OutOfTime, is_out_of_memory, is_transient
+from lash_redis.transport.failures import FAILURES, Earlier, NoReply, OutOfTime, is_out_of_memory, is_transient
 from lash_redis.transport.node import Node
 from lash_redis.transport.request import Command, Lane, Request
 from lash_redis.transport.topology import Topology
@@ -221,8 +221,14 @@ class _Attempts:
 
     def note(self, error: BaseException) -> None:
         self._earlier.note(error, self._request.script, resends=self._resends)
-        if not isinstance(error, OutOfTime):
+        if not self._says_only_that_time_is_up(error):
             self.cause, self._asked = error, self._request.asked
+
+    def _says_only_that_time_is_up(self, error: BaseException) -> bool:
+        """Whether an earlier error says more. For a write, the lost reply is the reason of an unknown outcome."""
+        if isinstance(error, NoReply):
+            return not self._writes and self._left <= 0
+        return isinstance(error, OutOfTime)
 
     def is_worth_another(self, error: BaseException) -> bool:
         return is_transient(error) and not self._request.replica

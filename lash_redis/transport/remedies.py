@@ -74,7 +74,7 @@ def explained_of_given(
         return f"{said}; {certificate_remedy(text)}"
     if is_encrypted:
         return f"{said}; if it is a port without TLS, make the client without ssl=True"
-    if "reset" in text or "closed" in text.lower():
+    if any(word in text.lower() for word in ("reset", "closed", "connection lost")):
         return f"{said}; if it is a TLS port, make the client with ssl=True"
     return said
 

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 import lash_redis
 from lash_redis import BackendError, SessionCache, StoreError, StoreOptions, acl
 from tests.support.builders import append, commit
-from tests.support.scripted import PATIENCE
+from tests.support.scripted import PATIENCE, Scripted
 from tests.support.secured import Certificates, TlsServer, tls_kind
 from tests.support.servers import Server, require
 
@@ -35,7 +35,7 @@ READ_AND_COMMIT = pytest.mark.parametrize("call", [reads, commits])
 
 
 async def refusal(cache: SessionCache, call: Callable[[SessionCache], Awaitable[Any]] = commits) -> str:
-    """The message of a call that fails at once or within its second."""
+    """The message of a call that fails at once or within its two seconds."""
     async with asyncio.timeout(PATIENCE), cache:
         with pytest.raises(StoreError) as caught:
             await call(cache)
@@ -45,7 +45,7 @@ async def refusal(cache: SessionCache, call: Callable[[SessionCache], Awaitable[
 def by_url(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0, tls: bool = False, **options: Any):
     secret = f"{':'.join(credentials)}@" if any(credentials) else ""
     url = f"{'rediss' if tls else 'redis'}://{secret}{address}/{db}?socket_connect_timeout=0.5"
-    return lash_redis.connect(url, options=StoreOptions(call_timeout=1, **options))
+    return lash_redis.connect(url, options=StoreOptions(call_timeout=2, **options))
 
 
 def given(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0, tls: bool = False, **options: Any):
@@ -57,7 +57,7 @@ def given(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0,
         username=username or None, password=password or None,
     )  # fmt: skip
     GIVEN.append(client)
-    return SessionCache(client, options=StoreOptions(call_timeout=1, **options))
+    return SessionCache(client, options=StoreOptions(call_timeout=2, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +267,16 @@ async def test_a_server_with_too_few_replicas_is_named_with_the_setting(
     message = await refusal(opened(address))
     assert address in message
     assert "min-replicas-to-write" in message
+
+
+@EITHER
+async def test_a_last_attempt_without_a_reply_does_not_hide_the_reason_of_the_first(opened: Opened) -> None:
+    """The server replies that it is a replica, and to nothing that comes after."""
+    replies = iter([b"-READONLY You can't write against a read only replica.\r\n"])
+    async with Scripted(lambda command: next(replies, None)) as server:
+        message = await refusal(opened(server.address), reads)
+        assert server.address in message
+        assert "connect to its primary" in message
 
 
 async def test_what_was_refused_stays_a_backend_error_with_its_cause(address: str, admin: redis.Redis) -> None:
