@@ -221,11 +221,11 @@ class _Attempts:
 
     def note(self, error: BaseException) -> None:
         self._earlier.note(error, self._request.script, resends=self._resends)
-        if not self._says_only_that_time_is_up(error):
+        if not self._names_only_the_deadline(error):
             self.cause, self._asked = error, self._request.asked
 
-    def _says_only_that_time_is_up(self, error: BaseException) -> bool:
-        """Whether an earlier error says more. For a write, the lost reply is the reason of an unknown outcome."""
+    def _names_only_the_deadline(self, error: BaseException) -> bool:
+        """Whether an earlier error names more. For a write, the lost reply is the reason of an unknown outcome."""
         if isinstance(error, NoReply):
             return not self._writes and self._left <= 0
         return isinstance(error, OutOfTime)

@@ -108,7 +108,7 @@ async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
         return "Hello, too"
 
     async with lash_redis.connect(url, namespace="acme") as cache:
-        yield {"store": cache.session(SESSION), "call_model": call_model}
+        yield {"store": cache.session(SESSION), "call_model": call_model, "request_id": "request-1"}
 
 
 @asynccontextmanager
