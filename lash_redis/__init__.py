@@ -1,4 +1,18 @@
-"""Store chat and agent sessions in Redis or Valkey: resume one in one read, commit a turn in one atomic step."""
+"""Store chat and agent sessions in Redis or Valkey: resume one in one read, commit a turn in one atomic step.
+
+Begin with `connect` or `SessionCache`, which return a `RedisSessionStore` for each session. A `RuntimeCommit` saves a
+turn.
+
+Five of the names are unions, for which `help()` shows only their types:
+
+    SessionReadScope   FullGraph, ActivePath: the nodes that `load_session` reads
+    GraphCommitDelta   Unchanged, Append, ReplaceFull: how a commit changes the graph
+    NodePayload        EventPayload, PluginPayload: the content of a node
+    Durability         Replicas, Fsync: what a commit waits for
+    Since              a revision, a read, a head or a commit result: the head that a watch begins after
+
+Every error is a `StoreError`. `lash_redis.errors` describes the families of errors.
+"""
 
 from lash_redis.cache import SessionCache, connect
 from lash_redis.errors import (
