@@ -610,6 +610,8 @@ class RunningGroups:
             running.start()
             self._groups[group] = running
         running.flush()
+        # A replica that lags behind could be promoted with the keys of the test before.
+        _until(lambda: all(node.ask("DBSIZE") == 0 for node in running.nodes), "every node to be empty")
         try:
             yield running
         finally:
