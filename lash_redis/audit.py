@@ -164,7 +164,7 @@ class Audit:
 
         Only keys of one slot can be read at one moment, and a key may be stored in a shard where it does not belong.
         """
-        trip = [commands.audit.facts_read(keys) for keys, _ in sessions]
+        trip = [commands.reads.facts_read(keys) for keys, _ in sessions]
         facts = await self._namespace.read(trip, atomic=False, faults=True)
         steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
         room = STEP_BYTES

@@ -20,9 +20,9 @@ from lash_redis.models import BlobRef, ReplaceFull, RuntimeCommitResult
 from lash_redis.models.lineage import Base
 from lash_redis.options import Durability, StoreOptions
 from lash_redis.protocol import commands
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import RECEIPTS
-from lash_redis.protocol.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
@@ -50,8 +50,8 @@ class _Attempts:
     options: StoreOptions
     own_ttl: int | None
     origin: commands.commit.Origin | None
-    supplied: set[BlobRef] = field(default_factory=set)
-    """Refs that an earlier attempt was found to lack. One without bytes that is missing again is an error."""
+    reported_missing: set[BlobRef] = field(default_factory=set)
+    """The blobs that a reply reported as missing. One that is missing again and has no bytes is an error."""
     earlier: Earlier = field(default_factory=Earlier)
 
 
@@ -149,9 +149,9 @@ class Publisher:
             if data is not None:
                 prepared.bodies = {**prepared.bodies, ref: data}
                 prepared.contents.pop(ref, None)
-            elif ref in attempts.supplied:
+            elif ref in attempts.reported_missing:
                 raise commands.commit.missing_blob(prepared, ref)
-        attempts.supplied.update(refs)
+        attempts.reported_missing.update(refs)
 
     async def _settle(
         self,

@@ -125,7 +125,7 @@ class Reader:
         read also changes the head's facts. Equal facts before and after therefore prove that all replies are of one
         revision. If they differ, a transaction follows.
         """
-        *replies, facts = await self._namespace.read([*trip, commands.audit.facts_read(self._keys)], atomic=False)
+        *replies, facts = await self._namespace.read([*trip, commands.reads.facts_read(self._keys)], atomic=False)
         if facts == replies[0].get(b"facts"):
             return replies
         return await self._namespace.read(trip, atomic=True)

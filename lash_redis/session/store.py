@@ -50,8 +50,8 @@ from lash_redis.models import (
 )
 from lash_redis.options import KEEP, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
 from lash_redis.protocol import commands
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS
-from lash_redis.protocol.prepared_commit import PreparedCommit, prepare_commit
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing

@@ -21,7 +21,7 @@ from lash_redis import (
     SessionEvicted,
     StoreGcPolicy,
 )
-from lash_redis.protocol import prepared_commit
+from lash_redis.protocol.commands import prepared_commit
 from lash_redis.protocol.packing import pack, pack_record
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, blob_keys, commit, holders, key_of, plugins, replace_full, tools
@@ -92,7 +92,9 @@ ENTRY = tools().tools["search"]
 
 
 @broken_by(
-    Python("protocol.prepared_commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same")
+    Python(
+        "protocol.commands.prepared_commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same"
+    )
 )
 @pytest.mark.parametrize(
     "change",

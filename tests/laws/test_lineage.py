@@ -30,10 +30,10 @@ from lash_redis import (
     Unchanged,
 )
 from lash_redis.protocol.blob_cache import WrittenTools
+from lash_redis.protocol.commands.prepared_commit import log_after, prepare_commit
 from lash_redis.protocol.lineage import KnownLogs, StoredLog
 from lash_redis.protocol.nodes import encode_node, set_stored
 from lash_redis.protocol.packing import pack_json
-from lash_redis.protocol.prepared_commit import log_after, prepare_commit
 from lash_redis.protocol.scripts import lua_directory
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum

@@ -87,7 +87,7 @@ def timestamped(encode):
     return whole
 
 
-@broken_by(Python("protocol.prepared_commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
+@broken_by(Python("protocol.commands.prepared_commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
 async def test_a_retry_may_carry_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))
     first = await store.commit_runtime_state(once)

@@ -40,9 +40,9 @@ from lash_redis import (
 from lash_redis.errors import SessionExists
 from lash_redis.protocol import commands, scripts
 from lash_redis.protocol.blob_cache import WrittenTools
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
-from lash_redis.protocol.prepared_commit import PreparedCommit, prepare_commit
 from tests.support.builders import append, chain, commit, node, replace_full, tools, used
 
 LAYOUT = Layout("acme", 1)

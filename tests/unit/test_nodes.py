@@ -22,7 +22,7 @@ from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, Sess
 from lash_redis._validate import is_plain_id, require_id
 from lash_redis.protocol import nodes as records
 from lash_redis.protocol import unpacking
-from lash_redis.protocol.prepared_commit import _encode_node
+from lash_redis.protocol.commands.prepared_commit import _encode_node
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 from tests.support.builders import chain, node
 from tests.support.paths import DATA

@@ -45,10 +45,6 @@ def listed_read(shard: ShardKeys) -> Command:
     return ("ZCARD", shard.sessions)
 
 
-def facts_read(keys: SessionKeys) -> Command:
-    return ("HGET", keys.head, "facts")
-
-
 def counted_bytes(facts: object) -> int:
     """Return the bytes of node records that these facts count; 0 if they are unreadable, which the audit reports."""
     try:

@@ -33,11 +33,11 @@ from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, status
 from lash_redis.protocol.commands.lease import fence_of
 from lash_redis.protocol.commands.lifecycle import encoded_meta
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit
 from lash_redis.protocol.component_refs import COMPONENTS, ComponentRefs
 from lash_redis.protocol.heads import decode_components, tag_of
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.ledger import ledger_key
-from lash_redis.protocol.prepared_commit import PreparedCommit
 from lash_redis.protocol.sums import Sum
 
 

@@ -151,6 +151,10 @@ class _Shown:
         return getattr(body, name)
 
 
+def facts_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "facts")
+
+
 def head_read(keys: SessionKeys) -> list[Command]:
     return [("HGETALL", keys.head), *size_read(keys)]
 
