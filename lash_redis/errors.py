@@ -27,7 +27,7 @@ class Refused(StoreError):
 
 
 class SessionBindingMismatch(Refused):
-    """A record or read of one session was passed to a store of another session. Use `cache.session(its id)`."""
+    """A record or read of one session was passed to a store of another session. Call `cache.session` with its id."""
 
     template = "store is already bound to session `{0}` and cannot be reused for `{1}`"
 

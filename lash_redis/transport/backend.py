@@ -204,7 +204,7 @@ class _Attempts:
 
     def __init__(self, request: Request, first: BaseException, writes: bool, resends: bool, earlier: Earlier) -> None:
         self.cause = first
-        """The error that the caller sees: the last one that is not `OutOfTime`, because that one names no cause."""
+        """The error that the caller sees: the last one that names more than the deadline."""
         self._first: BaseException | None = first
         self._request = request
         self._asked = request.asked

@@ -300,7 +300,7 @@ def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["nobody", "new"], 1, "no session 'nobody' in namespace 'default'"),
+        (["absent", "new"], 1, "no session 'absent' in namespace 'default'"),
         (["one", "two"], 1, "session 'two' exists already, at revision 1; choose another id"),
         (["one", "new", "--leaf", "m9"], 1, "'m9' does not resolve"),
         (["one", "one"], 2, "is the id of the source"),
@@ -325,11 +325,11 @@ def test_a_fork_that_is_refused_says_why_and_writes_nothing(
 
 def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: str) -> None:
     within(url, some)
-    ended = run("delete", "one", "nobody", "two", "--url", url)
+    ended = run("delete", "one", "absent", "two", "--url", url)
     assert ended.exit_code == 1
     assert ended.stdout.splitlines() == [
         "one: deleted (2 nodes, 2 blobs released)",
-        "nobody: session not found",
+        "absent: session not found",
         "two: deleted (2 nodes, 2 blobs released)",
     ]
     deleted = told("delete", "three", "three", "--yes", "--url", url)
@@ -648,9 +648,9 @@ def test_an_export_to_a_file_tells_what_is_in_it(carried: str, tmp_path: Path) -
 def test_an_export_that_fails_leaves_the_file_as_it_was(carried: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("before")
-    ended = run("export", "one", "nobody", "--namespace", "old", "--output", path, "--url", carried)
+    ended = run("export", "one", "absent", "--namespace", "old", "--output", path, "--url", carried)
     assert ended.exit_code == 1
-    assert "there is no session 'nobody'" in ended.stderr
+    assert "there is no session 'absent'" in ended.stderr
     assert path.read_text() == "before"
     assert (tmp_path / "out.part").is_file()
     assert run("export", "one", "--namespace", "old", "--output", path, "--url", carried).exit_code == 0

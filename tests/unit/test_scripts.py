@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from hashlib import sha1
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from lash_redis import FullGraph, HydratedSessionCheckpoint, SessionMeta
 from lash_redis.protocol import scripts
 from tests.support.builders import append, commit, key_of, replace_full
+from tests.support.servers import require_luacheck
 
 READS = {
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",
@@ -264,9 +264,7 @@ def shadowing_lines(text: str) -> set[int]:
 
 @EVERY_SCRIPT
 def test_luacheck_has_nothing_to_say(name):
-    luacheck = shutil.which("luacheck")
-    if luacheck is None:
-        pytest.skip("luacheck is not installed; apt install lua-check")
+    luacheck = require_luacheck()
     script = SCRIPTS[name]
     # A script need not call every function of what it includes.
     shared = re.findall(r"^local function (\w+)", "\n".join(INCLUDES.values()), re.MULTILINE)
