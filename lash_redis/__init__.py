@@ -92,7 +92,18 @@ from lash_redis.models import (
     UsageTotals,
     VacuumReport,
 )
-from lash_redis.options import BlobProfile, Durability, Fsync, Keep, Replicas, StoreGcPolicy, StoreOptions
+from lash_redis.options import (
+    KEEP,
+    SEEN,
+    BlobProfile,
+    Durability,
+    Fsync,
+    Keep,
+    Replicas,
+    SeenRevision,
+    StoreGcPolicy,
+    StoreOptions,
+)
 from lash_redis.protocol.commands.watching import Since
 from lash_redis.runtime import (
     RuntimePersistence,
@@ -107,6 +118,8 @@ from lash_redis.session.watch import SessionChange, SessionWatch
 __version__ = "0.1.0"
 
 __all__ = [
+    "KEEP",
+    "SEEN",
     "ActivePath",
     "Append",
     "AuditProblem",
@@ -161,6 +174,7 @@ __all__ = [
     "RuntimeCommit",
     "RuntimeCommitResult",
     "RuntimePersistence",
+    "SeenRevision",
     "SessionBindingMismatch",
     "SessionCache",
     "SessionChange",

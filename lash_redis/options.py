@@ -214,16 +214,30 @@ class StoreOptions:
 
 
 class Keep(Enum):
-    """The default of a `ttl` argument."""
+    """The type of `KEEP`, the default of a `ttl` argument and of the fields of a commit: what is stored stays.
 
-    TTL = "keep"
-    """Keep the session's own ttl. If it has none, the ttl of the cache applies."""
+    A session without a ttl of its own has the ttl of the cache.
+    """
+
+    KEEP = "keep"
 
     def __repr__(self) -> str:
         return "KEEP"
 
 
-KEEP: Final = Keep.TTL
+KEEP: Final = Keep.KEEP
+
+
+class SeenRevision(Enum):
+    """The type of `SEEN`, the default of a commit's expected revision: the revision that the handle saw last."""
+
+    SEEN = "seen"
+
+    def __repr__(self) -> str:
+        return "SEEN"
+
+
+SEEN: Final = SeenRevision.SEEN
 
 
 def own_ttl_ms(ttl: float | Keep | None) -> int | None:

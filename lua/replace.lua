@@ -20,7 +20,7 @@
 --        6 before        bytes  refs that the client expects in the head
 --        7 after         bytes  refs of the new head
 --        8 body          bytes  the client's part of the head
---        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node
+--        9 leaf          str    '' none, @k the k-th node of this commit (from 0), =id a stored node, ~ as it is
 --       10 default_ttl   int    ms from now until a session without its own ttl expires; 0 for never
 --       11 own_ttl       int    ms, the new own ttl of the session; 0 for never; '' to keep the present one
 --       12 grace         int    ms that a blob outlives its last holder

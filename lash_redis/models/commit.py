@@ -16,6 +16,7 @@ from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
 from lash_redis.models.state import PersistedSessionState
 from lash_redis.models.usage import TokenLedgerEntry
 from lash_redis.models.wire import U64, Form, Id, Record, Rule, Variant, encode_fields
+from lash_redis.options import KEEP, SEEN, Keep, SeenRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,17 @@ class Append(Variant):
 
     nodes: Sequence[SessionNodeRecord]
     """The new nodes in the order of the log, each parent before its children."""
-    leaf_node_id: str | None = None
-    """The id of the new leaf. None removes the leaf; strict checks refuse that if the session has nodes."""
+    leaf_node_id: str | Keep | None = KEEP
+    """The id of the new leaf. Left out, it is the last of `nodes`, or the stored leaf if there are none.
+
+    None removes the leaf; strict checks refuse that if the session has nodes.
+    """
+
+    def __post_init__(self) -> None:
+        if self.leaf_node_id is KEEP and self.nodes and isinstance(self.nodes, Sequence):
+            last = self.nodes[-1]
+            if isinstance(last, SessionNodeRecord):  # a commit refuses any other node by name
+                object.__setattr__(self, "leaf_node_id", last.node_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +76,27 @@ GraphCommitDelta: TypeAlias = Unchanged | Append | ReplaceFull
 class RuntimeCommit(Record):
     """One turn of a session, which the server saves atomically.
 
-    `graph` and `usage_deltas` are changes. `config` and `checkpoint` are whole values: an omitted field is reset, and
-    an omitted component is dropped. Start from `read.config` and `read.checkpoint`. A ref without a body keeps the
-    stored body.
+    What is left out stays as it is stored: the graph, the config, the checkpoint. A config or checkpoint that is given
+    is a whole value: an omitted field is reset, and an omitted component is dropped. Start from `read.config` and
+    `read.checkpoint`. A ref without a body keeps the stored body.
 
     To retry a commit, send the same object again. The server finds the receipt of the first attempt by `commit_id`.
     """
 
     session_id: Id
     """The session to commit to. The store refuses a commit for another session than its own."""
-    expected_head_revision: U64 | None = None
-    """The revision that this commit builds on; 0 for a new session. None compares nothing."""
-    config: PersistedSessionConfig = field(default_factory=PersistedSessionConfig)
-    """The config that the head has after the commit."""
-    graph: GraphCommitDelta = Unchanged()
-    """The change of the graph. The default adds no node and removes the leaf."""
-    checkpoint: HydratedSessionCheckpoint = field(default_factory=HydratedSessionCheckpoint)
-    """The turn state and the components that the head has after the commit."""
+    expected_head_revision: U64 | SeenRevision | None = SEEN
+    """The revision that this commit builds on; 0 for a new session.
+
+    Left out, it is the revision that the handle saw last, and 0 for a handle that saw none. None compares nothing, so
+    the commit overwrites what other workers stored.
+    """
+    config: PersistedSessionConfig | Keep = KEEP
+    """The config that the head has after the commit. Left out, the stored one stays."""
+    graph: GraphCommitDelta | Keep = KEEP
+    """The change of the graph. Left out, the nodes and the leaf stay."""
+    checkpoint: HydratedSessionCheckpoint | Keep = KEEP
+    """The turn state and the components that the head has after the commit. Left out, the stored ones stay."""
     usage_deltas: Sequence[TokenLedgerEntry] = ()
     """Token counts that the server adds to the stored ledger."""
     commit_id: Id = field(default_factory=lambda: uuid4().hex)

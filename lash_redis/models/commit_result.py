@@ -18,7 +18,10 @@ class RuntimeCommitResult(Record):
     checkpoint_ref: BlobRef
     """The SHA-256 of the manifest."""
     manifest: SessionCheckpoint
-    """The checkpoint as stored, with a ref for each component."""
+    """The checkpoint as stored, with a ref for each component.
+
+    If the commit left its checkpoint out, was replayed, and other commits followed it, this is a later checkpoint.
+    """
     replayed: bool = False
     """True if an earlier attempt made the commit. This call then changed nothing."""
     commit_id: str = ""

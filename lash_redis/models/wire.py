@@ -244,15 +244,20 @@ def _record_of(*classes: type[Record]) -> Shape:
     return Shape(encode, decode_variant if len(classes) > 1 else classes[0]._decode)
 
 
+def _is_default(hint: Any) -> bool:
+    """Whether an annotation is the type of a default such as `KEEP`, which is not written."""
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
 def shape_of(hint: Any) -> Shape:
     """Return the shape that an annotation names."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return next((mark for mark in arguments if isinstance(mark, Shape)), None) or shape_of(arguments[0])
     if origin in (Union, UnionType):
-        present = [argument for argument in arguments if argument is not NoneType]
+        present = [argument for argument in arguments if argument is not NoneType and not _is_default(argument)]
         inner = shape_of(present[0]) if len(present) == 1 else _record_of(*present)
-        return inner if len(present) == len(arguments) else _optional(inner)
+        return _optional(inner) if NoneType in arguments else inner
     if origin in (Sequence, list):
         return _sequence_of(shape_of(arguments[0]), list if origin is list else tuple)
     if origin is Mapping:
@@ -274,6 +279,8 @@ class _Written(NamedTuple):
     shape: Shape
     omits_none: bool
     """Whether the field is omitted if its encoded value is None."""
+    omitted: Enum | None
+    """The default for which the field is omitted; None for no such default."""
 
 
 class _Read(NamedTuple):
@@ -301,8 +308,9 @@ def _fields_of(cls: Any) -> _Fields:
             continue
         shape = _none_if_empty(shape_of(hint)) if Rule.OMIT_EMPTY in rules else shape_of(hint)
         optional = NoneType in get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)
-        omits_none = (optional and Rule.NULLABLE not in rules) or Rule.OMIT_EMPTY in rules
-        written.append(_Written(field.name, shape, omits_none))
+        omitted = field.default if isinstance(field.default, Enum) else None
+        omits_none = (optional and not omitted and Rule.NULLABLE not in rules) or Rule.OMIT_EMPTY in rules
+        written.append(_Written(field.name, shape, omits_none, omitted))
         defaulted = field.default is not MISSING or field.default_factory is not MISSING
         required = Rule.REQUIRED in rules or not (defaulted or optional)
         none_if_missing = Rule.NONE_IF_MISSING in rules or not defaulted
@@ -323,14 +331,19 @@ def _encoder(cls: Any) -> Callable[[Any, Form], dict[str, Any]]:
     """
     lines = ["def encode(record, form):", " out, name = {}, ''", " try:", "  pass"]
     scope: dict[str, Any] = {"Fault": Fault}
-    for at, (name, shape, omits_none) in enumerate(_fields_of(cls).written):
-        scope[f"encode_{at}"] = shape.encode
+    for at, (name, shape, omits_none, omitted) in enumerate(_fields_of(cls).written):
+        scope[f"encode_{at}"], scope[f"omitted_{at}"] = shape.encode, omitted
         lines.append(f"  value = record.{name}")
+        indent = "  "
+        if omitted is not None:
+            lines.append(f"  if value is not omitted_{at}:")
+            indent = "   "
         if shape.exact:
-            lines += [f"  if not ({shape.exact}):", f"   name = '{name}'", f"   value = encode_{at}(value, form)"]
+            body = [f"if not ({shape.exact}):", f" name = '{name}'", f" value = encode_{at}(value, form)"]
         else:
-            lines += [f"  name = '{name}'", f"  value = encode_{at}(value, form)"]
-        lines.append(f"  {'if value is not None: ' if omits_none else ''}out['{name}'] = value")
+            body = [f"name = '{name}'", f"value = encode_{at}(value, form)"]
+        body.append(f"{'if value is not None: ' if omits_none else ''}out['{name}'] = value")
+        lines += [indent + line for line in body]
     lines += [" except Fault as fault:", "  raise fault.under('.' + name) from None", " return out"]
     exec("\n".join(lines), scope)  # the source contains only the names and conditions of declared fields
     encode: Callable[[Any, Form], dict[str, Any]] = scope["encode"]

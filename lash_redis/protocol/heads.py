@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import BlobRef, PersistedSessionConfig, PersistedTurnState, SessionCheckpoint, SessionMeta
@@ -143,6 +143,30 @@ def decode_body(data: bytes, components: ComponentRefs, key: str) -> HeadBody:
     except (*UNREADABLE, AttributeError) as error:
         raise Corrupt("head", key, f"its body is unreadable: {error}") from error
     return HeadBody(key, session_id, commit_id, leaf, checkpoint_ref, components.refs, (config, turn, revision))
+
+
+class HeadState(Protocol):
+    """The values of a head that stay if a commit leaves them out."""
+
+    @property
+    def config(self) -> PersistedSessionConfig: ...
+    @property
+    def checkpoint(self) -> SessionCheckpoint: ...
+    @property
+    def leaf_node_id(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewHead:
+    """The values of a head that a commit made; without arguments, those of a session without a commit."""
+
+    config: PersistedSessionConfig = field(default_factory=PersistedSessionConfig)
+    checkpoint: SessionCheckpoint = field(default_factory=SessionCheckpoint)
+    leaf_node_id: str | None = None
+
+
+NO_HEAD: Final = NewHead()
+"""What a session without a commit has."""
 
 
 class Facts(NamedTuple):

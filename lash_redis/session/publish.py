@@ -128,7 +128,10 @@ class Publisher:
             case commands.commit.SendWhole(refusal):
                 try:
                     attempts.prepared = prepare_commit(
-                        attempts.prepared.commit, attempts.options, self._namespace.written
+                        attempts.prepared.commit,
+                        attempts.options,
+                        self._namespace.written,
+                        before=attempts.prepared.head,
                     )
                 except CommitTooLarge:
                     if refusal is None:
@@ -167,7 +170,7 @@ class Publisher:
         head = result.head_revision, result.commit_id
         if not result.replayed:
             epoch = int(reply[3])
-            now = Seen(after, head, epoch, self._learn(prepared, epoch, seen))
+            now = Seen(after, head, epoch, self._learn(prepared, epoch, seen), state=prepared.head)
         else:
             is_own = len(reply) > 3 and (
                 attempts.earlier.maybe_applied or seen.unsettled == prepared.fingerprint()
@@ -216,7 +219,7 @@ class Publisher:
                 return RuntimeCommitResult(
                     made + 1,
                     prepared.checkpoint_ref,
-                    prepared.checkpoint,
+                    prepared.head.checkpoint,
                     replayed=True,
                     commit_id=prepared.commit.commit_id,
                 )

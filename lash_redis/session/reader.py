@@ -22,6 +22,7 @@ from lash_redis.protocol.components import stored_blobs
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
 from lash_redis.session.namespace import Namespace
+from lash_redis.session.seen import Seen
 
 MAX_ATTEMPTS: Final = 8
 """Attempts of a read or commit that the session changes during, before it fails."""
@@ -59,6 +60,11 @@ class Reader:
         """Return the head, None if there is none. One round trip."""
         trip = commands.reads.head_read(self._keys)
         return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
+
+    async def seen_head(self) -> Seen:
+        """Read the head, and return what a commit on it must know. One round trip."""
+        head = await self.head()
+        return Seen() if head is None else Seen.of(head)
 
     async def meta(self) -> SessionMeta | None:
         """`RedisSessionStore.load_session_meta`."""

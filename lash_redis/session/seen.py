@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 from weakref import ReferenceType
 
 from lash_redis.models.lineage import Base
+from lash_redis.protocol.commands.reads import StoredHead
 from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.heads import HeadState
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +26,10 @@ class Seen:
     """The base of its graph's lineage, as long as a graph of that base exists."""
     unsettled: bytes = b""
     """The fingerprint of the last commit if its outcome is unknown."""
+    state: HeadState | None = None
+    """The values of that head that stay if a commit leaves them out; None if unknown."""
+
+    @classmethod
+    def of(cls, head: StoredHead, base: ReferenceType[Base] | None = None) -> Self:
+        """Return what a read shows of a head. `base` is that of the graph that was read with it."""
+        return cls(head.components, (head.facts.revision, head.body.commit_id), head.facts.epoch, base, b"", head.body)

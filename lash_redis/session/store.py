@@ -48,10 +48,11 @@ from lash_redis.models import (
     SessionReadScope,
     VacuumReport,
 )
-from lash_redis.options import KEEP, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
+from lash_redis.options import KEEP, SEEN, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
 from lash_redis.protocol import commands
-from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
+from lash_redis.protocol.commands.prepared_commit import prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.session.basis import Basis, basis_of
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
@@ -159,8 +160,7 @@ class RedisSessionStore:
             return None
         origin = commands.reads.origin_of(read)
         assert origin is not None
-        head, base = origin.head, weak(read.graph.lineage.base)
-        self._last = Seen(head.components, (head.facts.revision, head.body.commit_id), head.facts.epoch, base)
+        self._last = Seen.of(origin.head, weak(read.graph.lineage.base))
         if not self._namespace.options.slide_on_load:
             return read
         try:
@@ -175,9 +175,8 @@ class RedisSessionStore:
         head = await self._ask(Reader.head)
         if head is None:
             return None
-        seen = head.facts.revision, head.body.commit_id
-        base = self._last.base if seen == self._last.head else None
-        self._last = Seen(head.components, seen, head.facts.epoch, base)
+        seen = Seen.of(head)
+        self._last = replace(seen, base=self._last.base) if seen.head == self._last.head else seen
         return head.meta()
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
@@ -236,9 +235,14 @@ class RedisSessionStore:
         holds while it is among the session's last 32 commits. Later its revision is refused. With
         `expected_head_revision=None`, which overwrites any head without a comparison, it is then applied again.
 
-        One round trip if this handle knows the refs that the head holds (after a load or a commit, or from the commit
-        itself). A second one if it does not, or if a blob turns out not to be stored. The cost grows with the commit,
-        not with the session.
+        A commit that leaves out `expected_head_revision` builds on the revision that this handle saw last: by a load, a
+        refresh, `load_head` or a commit. If tasks share a handle, one may build on what another saw; prefer `update`.
+        What else a commit leaves out stays as it is stored. With `expected_head_revision=None` the stored values stay,
+        too: if another commit comes in between, this one reads them again.
+
+        One round trip if this handle knows the head (after a load or a commit, or if the commit contains all of it). A
+        second one if it does not, or if a blob turns out not to be stored. The cost grows with the commit, not with the
+        session.
 
         `ttl` becomes the session's own: seconds from its last commit or touch until it expires, None for never. Without
         it the session keeps its own ttl, or that of the cache. A retry does not change the ttl, which is no part of the
@@ -282,22 +286,35 @@ class RedisSessionStore:
         if require_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
         seen = self._last
-        if commit.builds_on is None and seen.head and commit.expected_head_revision == seen.head[0]:
-            commit = replace(commit, builds_on=seen.head[1])
+        for _ in range(MAX_ATTEMPTS):
+            basis = await basis_of(commit, seen, self._reader)
+            try:
+                result = await self._commit(basis, own_ttl, options)
+            except HeadRevisionConflict:
+                if not basis.is_implied:
+                    raise
+                seen = Seen()  # the head changed; read it again
+            else:
+                await self._collect_if_due()
+                return result
+        raise self._contended("commit to")
+
+    async def _commit(self, basis: Basis, own_ttl: int | None, options: StoreOptions) -> RuntimeCommitResult:
+        commit, seen = basis.commit, basis.seen
         builds_on_seen = (commit.expected_head_revision, commit.builds_on) == seen.head
         base = seen.base() if seen.base is not None and builds_on_seen else None
         if isinstance(commit.graph, ReplaceFull):
             require_type("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
             base = commit.graph.graph.lineage.base
         log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
-        prepared = prepare_commit(commit, options, self._namespace.written, log)
+        prepared = prepare_commit(commit, options, self._namespace.written, log, basis.head)
         try:
-            result = await self._publish(prepared, own_ttl, options)
+            published = await self._publisher.publish(prepared, seen, options, own_ttl)
         except OutcomeUnknown:
             self._last = replace(self._last, unsettled=prepared.fingerprint())
             raise
-        await self._collect_if_due()
-        return result
+        self._last = published.seen
+        return published.result
 
     async def begin(
         self,
@@ -319,16 +336,7 @@ class RedisSessionStore:
         prepared = prepare_commit(commit, options, self._namespace.written)
         prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
         prepared.meaning = origin.meaning or prepared.meaning
-        return await self._publish(prepared, own_ttl_ms(ttl), options, origin)
-
-    async def _publish(
-        self,
-        prepared: PreparedCommit,
-        own_ttl: int | None,
-        options: StoreOptions,
-        origin: commands.commit.Origin | None = None,
-    ) -> RuntimeCommitResult:
-        published = await self._publisher.publish(prepared, self._last, options, own_ttl, origin)
+        published = await self._publisher.publish(prepared, self._last, options, own_ttl_ms(ttl), origin)
         self._last = published.seen
         return published.result
 
@@ -355,8 +363,8 @@ class RedisSessionStore:
 
         `fn` is called once per attempt and must return a new commit each time: a refused commit is not sent again. It
         gets None before the first commit, and also if the session is gone (it expired, was evicted or lost) although
-        `since` was passed. Its commit then starts a new session, without meta or a ttl of its own. A commit without
-        `expected_head_revision` builds on the read that `fn` got.
+        `since` was passed. Its commit then starts a new session, without meta or a ttl of its own. A commit whose
+        `expected_head_revision` is left out or None builds on the read that `fn` got.
 
         There are at most `attempts` attempts, with random exponential pauses from 10 ms. Make expensive calls, such as
         a model call, before `update` or under a lease, not in `fn`.
@@ -396,7 +404,7 @@ class RedisSessionStore:
                 require_type("the result of fn", commit, RuntimeCommit)
                 if commit.commit_id in refused:
                     raise refused[commit.commit_id]
-                if commit.expected_head_revision is None:
+                if commit.expected_head_revision is None or commit.expected_head_revision is SEEN:
                     revision, builds_on = (0, None) if read is None else (read.head_revision, read.commit_id)
                     commit = replace(commit, expected_head_revision=revision, builds_on=commit.builds_on or builds_on)
                 try:

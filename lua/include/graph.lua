@@ -32,7 +32,8 @@ end
 -- refusal.
 local function place_leaf(facts, dead, count, leaf, entry)
   local mark = string.byte(leaf)
-  if mark == 64 then return facts.length + string.sub(leaf, 2) end
+  if mark == 64 then return facts.length + string.sub(leaf, 2) end -- @k
+  if mark == 126 then return facts.leaf or -1 end -- ~
   if mark ~= 61 then
     if count + facts.live > 0 then return nil, {'leaf'} end
     return -1

@@ -115,6 +115,10 @@ local function plan_links(facts, nodes, dead, as, count, ids, leaf)
     plan.leaf = base + tonumber(string.sub(leaf, 2))
     return plan
   end
+  if mark == '~' then
+    plan.leaf = facts.leaf or -1
+    return plan
+  end
   local place = mark == '=' and not as.replaces and find(string.sub(leaf, 2), facts, nodes, dead, as) or nil
   if place == 'broken' then return nil, broken_index() end
   local live = count + (as.replaces and 0 or facts.live - as.drops)

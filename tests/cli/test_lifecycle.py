@@ -396,7 +396,7 @@ def test_gc_deletes_what_no_session_holds(url: str) -> None:
         store = cache.session("two")
         tools = HydratedSessionCheckpoint(tool_state=ToolState(7))
         await store.commit_runtime_state(RuntimeCommit("two", 1, graph=lash_redis.Unchanged("m1"), checkpoint=tools))
-        await store.commit_runtime_state(RuntimeCommit("two", 2, graph=lash_redis.Unchanged("m1")))
+        await store.commit_runtime_state(RuntimeCommit("two", 2, checkpoint=HydratedSessionCheckpoint()))
 
     within(url, body, shards=3)
     assert told("gc", "--url", url) == {

@@ -277,7 +277,7 @@ REFUSED_BY_THE_SERVER: dict[str, Refusal] = {
     "an unknown leaf": (commit(2, Unchanged("x")), InvalidLeaf),
     "a tombstoned leaf": (commit(2, Unchanged("d")), InvalidLeaf),
     "no leaf": (commit(2, Unchanged()), InvalidLeaf),
-    "no leaf after nodes": (commit(2, Append(chain("e", parent="c"))), InvalidLeaf),
+    "no leaf after nodes": (commit(2, Append(chain("e", parent="c"), None)), InvalidLeaf),
     "a blob that is not stored": (commit(2, Unchanged("c"), checkpoint=MISSING), MissingBlob),
     "a full counter": (commit(2, Unchanged("c"), usage_deltas=[used(input=1)]), InvalidRecord),
 }

@@ -232,9 +232,9 @@ async def test_a_leaf_that_is_tombstoned_is_refused(store):
 )
 async def test_no_leaf_is_refused_while_there_are_nodes(store):
     with pytest.raises(InvalidLeaf):
-        await store.commit_runtime_state(commit(None, Append(chain("a"))))
+        await store.commit_runtime_state(commit(None, Append(chain("a"), None)))
     await store.commit_runtime_state(commit(None, append("a")))
-    for graph in (Unchanged(), Append(()), ReplaceFull(SessionGraph(chain("x")))):
+    for graph in (Unchanged(), Append((), None), ReplaceFull(SessionGraph(chain("x")))):
         with pytest.raises(InvalidLeaf):
             await store.commit_runtime_state(commit(1, graph))
 

@@ -11,6 +11,8 @@ from lash_redis import (
     Append,
     EventPayload,
     GraphCommitDelta,
+    HydratedSessionCheckpoint,
+    PersistedSessionConfig,
     PersistedSessionRead,
     PluginSessionSnapshot,
     ReplaceFull,
@@ -56,7 +58,9 @@ EMPTY = Unchanged()
 def commit(
     expected: int | None = None, graph: GraphCommitDelta = EMPTY, *, session_id: str = "chat", **more: Any
 ) -> RuntimeCommit:
-    return RuntimeCommit(session_id=session_id, expected_head_revision=expected, graph=graph, **more)
+    """A commit that leaves nothing out: by default it resets the config and the checkpoint, and removes the leaf."""
+    whole: dict[str, Any] = {"config": PersistedSessionConfig(), "checkpoint": HydratedSessionCheckpoint()}
+    return RuntimeCommit(session_id=session_id, expected_head_revision=expected, graph=graph, **{**whole, **more})
 
 
 def used(

@@ -28,13 +28,13 @@ from lash_redis.models import (
     RuntimeCommitResult,
     SessionMeta,
 )
-from lash_redis.options import BlobProfile, StoreOptions
+from lash_redis.options import KEEP, BlobProfile, StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, status
 from lash_redis.protocol.commands.lease import fence_of
 from lash_redis.protocol.commands.lifecycle import encoded_meta
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit
-from lash_redis.protocol.component_refs import COMPONENTS, ComponentRefs
+from lash_redis.protocol.component_refs import COMPONENTS, NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import decode_components, tag_of
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.ledger import ledger_key
@@ -58,6 +58,8 @@ def carried_refs(commit: RuntimeCommit) -> ComponentRefs:
 
     It is used if nothing better is known.
     """
+    if commit.checkpoint is KEEP:
+        return NO_REFS
     refs = (getattr(commit.checkpoint, f"{name}_ref") for name in COMPONENTS)
     return ComponentRefs.guessed([ref if is_ref(ref) else None for ref in refs])
 
@@ -142,7 +144,7 @@ def call(
     commit = prepared.commit
     after = _after(prepared, before)
     acquired, kept, released = _moved_holds(before, after)
-    expected = commit.expected_head_revision
+    expected = prepared.expected
     is_faulty = prepared.fault is not None
     count = 0 if is_faulty else len(prepared.ids)
     less_sum = Sum() if prepared.kept is None else prepared.kept.less_sum
@@ -264,7 +266,7 @@ def reply(
             return RuntimeCommitResult(
                 head_revision=int(reply[2]),
                 checkpoint_ref=prepared.checkpoint_ref,
-                manifest=prepared.checkpoint,
+                manifest=prepared.head.checkpoint,
                 replayed=word == "replayed",
                 commit_id=commit.commit_id,
             )
@@ -288,10 +290,10 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             return LeaseLost(commit.session_id, commit.lease.owner, reply[2].decode(), revision)
         case "conflict":
             actual = int(reply[2])
-            gone = actual == 0 and (commit.expected_head_revision or commit.builds_on)
-            return (SessionGone if gone else HeadRevisionConflict)(commit.expected_head_revision, actual)
+            gone = actual == 0 and (prepared.expected or commit.builds_on)
+            return (SessionGone if gone else HeadRevisionConflict)(prepared.expected, actual)
         case "exists":
-            return SessionExists(commit.expected_head_revision, int(reply[2]))
+            return SessionExists(prepared.expected, int(reply[2]))
         case "reused":
             return CommitIdReused(commit.session_id, commit.commit_id)
         case "faulty" if prepared.fault is not None:
@@ -302,7 +304,7 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             node = prepared.nodes[reply[2]]
             return InvalidParent(node.node_id, node.parent_node_id)
         case "leaf":
-            return InvalidLeaf(commit.graph.leaf_node_id)
+            return InvalidLeaf(prepared.head.leaf_node_id)
         case "overflow":
             row, counter = prepared.rows[reply[2]], _COUNTERS[reply[3]]
             source, model = ledger_key(row[0])

@@ -21,6 +21,7 @@ from lash_redis.models import (
     Append,
     BlobRef,
     EventPayload,
+    GraphCommitDelta,
     HydratedSessionCheckpoint,
     PersistedSessionConfig,
     PluginPayload,
@@ -37,14 +38,14 @@ from lash_redis.models import (
 )
 from lash_redis.models.json_values import check_json
 from lash_redis.models.lineage import NodeSequence
-from lash_redis.options import BlobProfile, StoreOptions
+from lash_redis.options import KEEP, SEEN, BlobProfile, Keep, StoreOptions
 from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.blobs import encode_blob, ref_of
 from lash_redis.protocol.commands.calls import require_size
 from lash_redis.protocol.commands.lease import check_leases
 from lash_redis.protocol.component_refs import COMPONENTS, Refs
 from lash_redis.protocol.components import fingerprint_of, stored_component
-from lash_redis.protocol.heads import TAG_BYTES, encode_body
+from lash_redis.protocol.heads import NO_HEAD, TAG_BYTES, HeadState, NewHead, encode_body
 from lash_redis.protocol.ledger import ledger_field
 from lash_redis.protocol.lineage import Kept, StoredLog
 from lash_redis.protocol.nodes import encode_node
@@ -61,7 +62,8 @@ class PreparedCommit:
     """A commit that is encoded once, for all attempts to send it."""
 
     commit: RuntimeCommit
-    checkpoint: SessionCheckpoint
+    head: NewHead
+    """The values of the head that the commit makes."""
     checkpoint_ref: BlobRef
     refs: Refs
     bodies: Mapping[BlobRef, bytes]
@@ -69,8 +71,9 @@ class PreparedCommit:
     body: bytes
     meaning: bytes
     rows: Sequence[Sequence[Any]]
-    delta: Literal["unchanged", "append", "replace"]
+    delta: Literal["kept", "unchanged", "append", "replace"]
     leaf: str
+    """The leaf in the form of the script."""
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
@@ -87,6 +90,13 @@ class PreparedCommit:
     """The part of `log` that a replacement keeps. `nodes` are then only the nodes that follow it."""
     contents: dict[BlobRef, bytes] = field(default_factory=dict)
     """The stored form of the components that were sent."""
+
+    @property
+    def expected(self) -> int | None:
+        """The revision that the commit builds on; None to compare nothing."""
+        expected = self.commit.expected_head_revision
+        assert expected is not SEEN  # the store has replaced it by a revision
+        return expected
 
     def content(self, ref: BlobRef, profile: BlobProfile) -> bytes:
         """Return the stored form of a component; empty bytes if its body is not in `bodies`."""
@@ -107,54 +117,86 @@ class PreparedCommit:
 
 
 def prepare_commit(
-    commit: RuntimeCommit, options: StoreOptions, written: WrittenTools, log: StoredLog | None = None
+    commit: RuntimeCommit,
+    options: StoreOptions,
+    written: WrittenTools,
+    log: StoredLog | None = None,
+    before: HeadState = NO_HEAD,
 ) -> PreparedCommit:
     """Check, encode and hash a commit.
 
     `log` is the log that the caller expects to be stored. If a replacement begins with nodes of `log`, only the nodes
-    after them are encoded. The meaning of the commit does not depend on `log`. A tool state that is in `written` is not
-    encoded and hashed again. Cost: linear in the bytes that are sent.
+    after them are encoded. `before` is the head that the commit builds on; it supplies what the commit leaves out. The
+    meaning of the commit does not depend on either of them. A tool state that is in `written` is not encoded and hashed
+    again. Cost: linear in the bytes that are sent.
 
     Raises:
         InvalidRecord: a field cannot be stored; the error names it.
         CommitTooLarge: the commit is over a limit of `options`.
+        Corrupt: the stored value of a field that the commit leaves out is unreadable.
     """
     _check_fields(commit)
-    delta, leaf = commit.graph, commit.graph.leaf_node_id
-    config = commit.config.to_msgpack("RuntimeCommit.config")
-    refs, bodies = _components(commit.checkpoint, written)
-    checkpoint = SessionCheckpoint(
-        commit.checkpoint.turn_state, refs[0], refs[1], commit.checkpoint.plugin_snapshot_revision, refs[2]
-    )
+    delta, leaf = commit.graph, _leaf_of(commit.graph, before)
+    config = before.config if commit.config is KEEP else commit.config
+    config_values = config.to_msgpack("RuntimeCommit.config")
+    checkpoint, bodies = _manifest(commit.checkpoint, before, written)
+    refs = checkpoint.tool_state_ref, checkpoint.plugin_snapshot_ref, checkpoint.execution_state_ref
     named = checkpoint.to_msgpack("RuntimeCommit.checkpoint")
     manifest = pack(named, "RuntimeCommit.checkpoint")
     checkpoint_ref = ref_of(manifest)
     rows = _usage_rows(commit)
     prepared = PreparedCommit(
         commit=commit,
-        checkpoint=checkpoint,
+        head=NewHead(config, checkpoint, leaf),
         checkpoint_ref=checkpoint_ref,
         refs=refs,
         bodies=bodies,
-        body=encode_body(commit.session_id, commit.commit_id, leaf, config, checkpoint_ref, named, refs),
+        body=encode_body(commit.session_id, commit.commit_id, leaf, config_values, checkpoint_ref, named, refs),
         meaning=b"",
         rows=rows,
-        delta="unchanged",
-        leaf=f"={leaf}" if leaf else "",
+        delta="unchanged" if isinstance(delta, Unchanged) else "kept",
+        leaf="~" if _keeps_leaf(delta) else f"={leaf}" if leaf else "",
         log=log,
     )
-    if not isinstance(delta, Unchanged):
+    if isinstance(delta, Append | ReplaceFull):
         _prepare_nodes(prepared, delta, options)
         if prepared.kept and prepared.fault:
             with suppress(CommitTooLarge):  # if the whole graph is too large, the fault of the part is kept
-                return prepare_commit(commit, options, written)
-    meaning = [prepared.delta, commit.session_id, leaf, config, manifest, rows, *_nodes_in_meaning(prepared)]
-    prepared.meaning = sha256(pack(meaning, "RuntimeCommit")).digest()[:TAG_BYTES]
+                return prepare_commit(commit, options, written, before=before)
+    prepared.meaning = _meaning(prepared, config_values, manifest)
     require_size("the bytes of a commit", prepared.size(), options)
     return prepared
 
 
-_DELTAS: Final = (Unchanged, Append, ReplaceFull)
+def _meaning(prepared: PreparedCommit, config: Mapping[str, Any], manifest: bytes) -> bytes:
+    """Return the hash by which a retry is recognised. What a commit leaves out counts as left out, not as its value."""
+    commit = prepared.commit
+    meaning = [
+        prepared.delta,
+        commit.session_id,
+        True if _keeps_leaf(commit.graph) else prepared.head.leaf_node_id,
+        None if commit.config is KEEP else config,
+        None if commit.checkpoint is KEEP else manifest,
+        prepared.rows,
+        *_nodes_in_meaning(prepared),
+    ]
+    return sha256(pack(meaning, "RuntimeCommit")).digest()[:TAG_BYTES]
+
+
+def _keeps_leaf(graph: GraphCommitDelta | Keep) -> bool:
+    return graph is KEEP or (isinstance(graph, Append) and graph.leaf_node_id is KEEP)
+
+
+def _leaf_of(graph: GraphCommitDelta | Keep, before: HeadState) -> str | None:
+    """Return the id of the leaf after the commit."""
+    if graph is KEEP or graph.leaf_node_id is KEEP:
+        return before.leaf_node_id
+    return graph.leaf_node_id
+
+
+def leaves_out(commit: RuntimeCommit) -> bool:
+    """Whether the commit leaves out a value of the head, so that the stored one stays."""
+    return commit.config is KEEP or commit.checkpoint is KEEP or _keeps_leaf(commit.graph)
 
 
 def _check_fields(commit: RuntimeCommit) -> None:
@@ -163,21 +205,33 @@ def _check_fields(commit: RuntimeCommit) -> None:
     require_id("RuntimeCommit.commit_id", commit.commit_id)
     if commit.builds_on is not None:
         require_id("RuntimeCommit.builds_on", commit.builds_on)
-    expected = commit.expected_head_revision
-    if expected is not None and (type(expected) is not int or not 0 <= expected < 2**63):
-        raise InvalidRecord("RuntimeCommit.expected_head_revision", f"expected None or 0..2**63-1, got {expected!r}")
+    require_expected_revision(commit)
     check_leases(commit)
+    if commit.config is not KEEP:
+        require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
+    if commit.checkpoint is not KEEP:
+        require_type("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
     delta = commit.graph
-    if not isinstance(delta, _DELTAS):
+    if delta is KEEP:
+        return
+    if not isinstance(delta, Unchanged | Append | ReplaceFull):
         raise InvalidRecord(
             "RuntimeCommit.graph", f"expected Unchanged, Append or ReplaceFull, got {type(delta).__name__}"
         )
     if isinstance(delta, ReplaceFull):
         require_type("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
-    require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
-    require_type("RuntimeCommit.checkpoint", commit.checkpoint, HydratedSessionCheckpoint)
-    if delta.leaf_node_id is not None:
+    if delta.leaf_node_id is not None and delta.leaf_node_id is not KEEP:
         require_id("RuntimeCommit.graph.leaf_node_id", delta.leaf_node_id)
+
+
+def require_expected_revision(commit: RuntimeCommit) -> None:
+    expected = commit.expected_head_revision
+    if expected is None or expected is SEEN:
+        return
+    if type(expected) is not int or not 0 <= expected < 2**63:
+        raise InvalidRecord(
+            "RuntimeCommit.expected_head_revision", f"expected SEEN, None or 0..2**63-1, got {expected!r}"
+        )
 
 
 def _nodes_in_meaning(prepared: PreparedCommit) -> tuple[int, int, int]:
@@ -187,6 +241,18 @@ def _nodes_in_meaning(prepared: PreparedCommit) -> tuple[int, int, int]:
     """
     count, before = (0, Sum()) if prepared.kept is None else (prepared.kept.count, prepared.kept.sum)
     return count + len(prepared.records), *before.plus(prepared.run, count)
+
+
+def _manifest(
+    checkpoint: HydratedSessionCheckpoint | Keep, before: HeadState, written: WrittenTools
+) -> tuple[SessionCheckpoint, dict[BlobRef, bytes]]:
+    """Return the manifest of the new head, and the bytes of the components that the commit contains."""
+    if checkpoint is KEEP:
+        return before.checkpoint, {}
+    refs, bodies = _components(checkpoint, written)
+    return SessionCheckpoint(
+        checkpoint.turn_state, refs[0], refs[1], checkpoint.plugin_snapshot_revision, refs[2]
+    ), bodies
 
 
 def _components(checkpoint: HydratedSessionCheckpoint, written: WrittenTools) -> tuple[Refs, dict[BlobRef, bytes]]:
@@ -270,7 +336,9 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     places, collision = _encode_nodes(prepared, where, kept)
     orphan = _link_nodes(prepared, places, is_strict=options.graph_checks == "strict")
     leaf, lost = delta.leaf_node_id, None
-    if leaf is not None and leaf in places:
+    if leaf is KEEP:
+        pass  # only an Append without nodes
+    elif leaf is not None and leaf in places:
         prepared.leaf = f"@{places[leaf]}"
     elif leaf is not None and prepared.delta == "replace" and options.graph_checks == "strict" and not kept:
         lost = InvalidLeaf(leaf)
