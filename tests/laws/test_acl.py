@@ -1,6 +1,6 @@
-"""The rights that `lash_redis.acl` asks for are enough, none of them is spare, and they end at the namespace.
+"""The rights of `lash_redis.acl` are sufficient, minimal and limited to one namespace.
 
-The laws run under them too: see `open_cache` in conftest.py.
+The other tests of this folder also run under these rights: see `open_cache` in conftest.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HANDSHAKE = {"hello", "auth", "client", "client|setinfo", "select", "ping", "acl
 
 
 async def everything(cache: SessionCache, *, audits: bool) -> None:
-    """Every method there is, on a way that needs every command there is."""
+    """Call every method, so that the server runs every command."""
     store = await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"), ttl=1000)
     states = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
     await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=states))
@@ -89,15 +89,15 @@ def cache_for(server, role: str, namespace: str = "acme") -> SessionCache:
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_each_account_may_do_its_work(role, real_server):
+async def test_each_role_can_call_its_methods(role, real_server):
     cache = cache_for(real_server, role)
     await everything(cache, audits=role == "auditor")
     if role == "loader":
         await cache.preload()
 
 
-async def test_no_right_is_spare(real_server):
-    """What the server counts as called is what is asked for: nothing less would do, nothing more is there."""
+async def test_the_rights_are_exactly_the_commands_that_the_methods_run(real_server):
+    """`INFO commandstats` contains every command that the server has run."""
     admin = real_server.client()
     await admin.script_flush()
     await admin.config_resetstat()
@@ -110,7 +110,7 @@ async def test_no_right_is_spare(real_server):
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_an_account_sees_no_other_namespace(role, real_server):
+async def test_an_account_cannot_access_another_namespace(role, real_server):
     admin = SessionCache(real_server.client(), "acme.two", options=StoreOptions(shards=2))
     await admin.session("chat").commit_runtime_state(commit(None, append("a")))
     cache = cache_for(real_server, role, "acme.two")
@@ -134,13 +134,13 @@ async def test_an_account_sees_no_other_namespace(role, real_server):
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
 )  # fmt: skip
-async def test_the_runner_may_not_do_what_it_does_not_need(command, real_server):
+async def test_the_runner_cannot_send_other_commands_or_access_other_keys(command, real_server):
     client = real_server.account("acme", "runner")
     with pytest.raises(Exception, match=r"(?i)permission|unknown"):
         await client.execute_command(*command)
 
 
-async def test_without_eval_an_unknown_script_is_an_error_that_says_what_to_do(server):
+async def test_without_eval_the_error_for_an_unknown_script_names_preload(server):
     cache = SessionCache(server.client(), "laws", options=StoreOptions(allow_eval=False))
     await server.client().script_flush()
     with pytest.raises(BackendError, match="preload"):
@@ -157,8 +157,8 @@ async def test_without_eval_an_unknown_script_is_an_error_that_says_what_to_do(s
         for script in ("commit", "touch", "meta", "node", "tombstone", "vacuum", "refresh", "acquire", "renew")
     )
 )
-async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server):
-    """A missing right is not a key of another type. Redis before 7.2 does not name what a script may not call."""
+async def test_a_missing_hmget_right_is_a_backend_error_and_not_corruption(real_server):
+    """Redis before 7.2 does not name the command that a script may not call."""
     admin, role = real_server.client(), "auditor"
     store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b")))
@@ -180,9 +180,9 @@ async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server)
         "release": lambda: store.adopt_lease(lease).release(),
         "delete": lambda: cache.delete("chat"),
     }
-    natively = {"load the meta": store.load_session_meta, "list": lambda: anext(cache.sessions())}
-    for name, method in (in_scripts | natively).items():
-        names_it = name in natively or real_server.kind.product == "Valkey"
+    native = {"load the meta": store.load_session_meta, "list": lambda: anext(cache.sessions())}
+    for name, method in (in_scripts | native).items():
+        names_it = name in native or real_server.kind.product == "Valkey"
         with pytest.raises(BackendError, match=r"(?i)'hmget'" if names_it else "can't run this command") as refused:
             await method()
         assert type(refused.value) is BackendError, name
@@ -190,13 +190,13 @@ async def test_an_account_without_hmget_is_told_so_and_of_no_damage(real_server)
 
 
 @broken_by(Lua("recount", "if stored.err then unusable('head', stored) end", ""))
-async def test_an_audit_without_hmget_says_nothing_of_who_holds_a_blob(real_server):
+async def test_an_audit_without_the_hmget_right_fails_and_repairs_nothing(real_server):
     admin = real_server.client()
     store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")
     states = HydratedSessionCheckpoint(tool_state=tools())
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=states))
     (blob,) = await blob_keys(admin)
-    await admin.hset(blob, "0", 2)  # so that the audit counts anew
+    await admin.hset(blob, "0", 2)  # makes the audit recount the holders
     cache = cache_for(real_server, "auditor")
     await admin.execute_command("ACL", "SETUSER", "auditor-acme", "-hmget")
     before = await snapshot(admin)
@@ -206,13 +206,13 @@ async def test_an_audit_without_hmget_says_nothing_of_who_holds_a_blob(real_serv
     assert await snapshot(admin) == before
 
 
-def test_the_patterns_hold_the_namespace_and_no_other():
+def test_key_patterns_match_one_namespace_only():
     assert key_patterns("acme") == ["lash2:{acme:*", "lash1:layout:acme"]
     with pytest.raises(InvalidRecord, match="namespace"):
         rules("a*", "runner")
 
 
-def test_the_runner_runs_scripts_and_sends_none():
+def test_the_runner_can_run_scripts_but_not_load_them():
     assert "eval" not in commands_of("runner")
     assert "script|load" not in commands_of("runner")
     assert set(commands_of("runner")) < set(commands_of("loader"))

@@ -1,4 +1,4 @@
-"""Run each law against a store that is broken on purpose: the law must fail there."""
+"""Run each marked test on a store that is broken on purpose. The test must fail there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAKE = next(kind for kind in table() if not kind.real)
 
 @pytest.fixture
 async def server(request: pytest.FixtureRequest, _running: RunningServers) -> AsyncIterator[Server]:
-    """One server is enough here: what is broken is ours."""
+    """One server is enough, because each breakage is in this package."""
     async for each in _one(request, _running, FAKE):
         yield each
 
@@ -42,30 +42,30 @@ async def _one(request: pytest.FixtureRequest, running: RunningServers, kind: Ki
 
 
 WITHOUT_TWINS = {"test_bad_input", "test_broken_twins", "test_conversations", "test_corruption", "test_transfer"}
-LAWS = sorted({path.stem for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_TWINS)
+MODULES = sorted({path.stem for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_TWINS)
 
 
-def marked_laws() -> Iterator[tuple[str, Callable[..., Awaitable[None]], Breakage]]:
-    for module in LAWS:
-        for name, law in vars(import_module(f"tests.laws.{module}")).items():
-            for breakage in getattr(law, "breakages", ()):
-                yield name, law, breakage
+def marked_tests() -> Iterator[tuple[str, Callable[..., Awaitable[None]], Breakage]]:
+    for module in MODULES:
+        for name, check in vars(import_module(f"tests.laws.{module}")).items():
+            for breakage in getattr(check, "breakages", ()):
+                yield name, check, breakage
 
 
 FAILURES = (AssertionError, StoreError, pytest.fail.Exception)
 
 
-def broken_twin(law: Callable[..., Awaitable[None]], breakage: Breakage) -> Callable[..., Awaitable[None]]:
-    @wraps(law)
+def broken_twin(check: Callable[..., Awaitable[None]], breakage: Breakage) -> Callable[..., Awaitable[None]]:
+    @wraps(check)
     async def twin(**fixtures: Any) -> None:
         failure: BaseException | None = None
         with pytest.MonkeyPatch.context() as patch:
             breakage.apply(patch)
             try:
-                await law(**fixtures)
+                await check(**fixtures)
             except (*FAILURES, ExceptionGroup) as raised:
                 failure = raised
-        assert failure is not None, f"the law holds on a store that is broken: {breakage.name}"
+        assert failure is not None, f"the test passes on a broken store: {breakage.name}"
         assert not isinstance(failure, BackendError), f"{breakage.name}: does not run at all: {failure}"
         if isinstance(failure, ExceptionGroup):
             assert failure.split(FAILURES)[1] is None
@@ -74,18 +74,18 @@ def broken_twin(law: Callable[..., Awaitable[None]], breakage: Breakage) -> Call
 
 
 numbers: Counter[str] = Counter()
-for name, law, breakage in marked_laws():
+for name, check, breakage in marked_tests():
     numbers[name] += 1
-    globals()[f"{name}__broken_{numbers[name]}"] = broken_twin(law, breakage)
-del name, law, breakage
+    globals()[f"{name}__broken_{numbers[name]}"] = broken_twin(check, breakage)
+del name, check, breakage
 
 
-def test_every_law_file_has_broken_twins():
-    with_twins = {law.__module__.removeprefix("tests.laws.") for _, law, _ in marked_laws()}
-    assert with_twins == set(LAWS)
-    assert len(list(marked_laws())) >= 25
+def test_every_file_of_invariants_has_broken_twins():
+    with_twins = {check.__module__.removeprefix("tests.laws.") for _, check, _ in marked_tests()}
+    assert with_twins == set(MODULES)
+    assert len(list(marked_tests())) >= 25
 
 
-def test_a_breakage_that_changes_nothing_is_an_error():
+def test_a_breakage_whose_text_is_not_in_the_script_is_an_error():
     with pytest.MonkeyPatch.context() as patch, pytest.raises(LookupError, match="no longer says"):
         Lua("commit", "this text is in no script", "").apply(patch)

@@ -1,4 +1,4 @@
-"""Whole conversations, turn by turn through alternating handles, come back as they went in."""
+"""Conversations that two handles commit in alternating turns are read back unchanged."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 
 def handles(server: Server) -> list[SessionCache]:
-    """Two processes' worth of caches; sessions of few shards, so that they share blobs."""
+    """Two caches, as of two processes. The namespace has few shards, so that sessions share blobs."""
     return [SessionCache(server.client(), "talk", options=StoreOptions(shards=2)) for _ in range(2)]
 
 
 def turns_of(messages: list[Message]) -> list[list[Message]]:
-    """A turn begins with what a user says; what comes before belongs to the first one."""
+    """Split before each message of a user. Messages before the first of them belong to the first turn."""
     turns: list[list[Message]] = [[]]
     for message in messages:
         if message["role"] == "user" and any(before["role"] == "user" for before in turns[-1]):
@@ -51,7 +51,7 @@ def turns_of(messages: list[Message]) -> list[list[Message]]:
     return turns
 
 
-def said(read: PersistedSessionRead | None) -> list[Message]:
+def messages_of(read: PersistedSessionRead | None) -> list[Message]:
     assert read is not None
     messages: list[Message] = []
     for node in read.graph.nodes:
@@ -61,8 +61,8 @@ def said(read: PersistedSessionRead | None) -> list[Message]:
     return messages
 
 
-async def talk(stores: list[RedisSessionStore], turns: list[list[Message]], tools: ToolState) -> None:
-    """Each turn is loaded, continued and saved through the other handle than the one before."""
+async def commit_turns(stores: list[RedisSessionStore], turns: list[list[Message]], tools: ToolState) -> None:
+    """Load, continue and commit each turn through the handle that did not commit the turn before."""
     leaf, count = None, 0
     for at, turn in enumerate(turns):
         store = stores[at % 2]
@@ -96,7 +96,7 @@ async def check(
 ) -> None:
     for scope in (FullGraph(), ActivePath()):
         read = await store.load_session(scope)
-        assert said(read) == messages
+        assert messages_of(read) == messages
         assert read is not None
         assert read.checkpoint is not None
         assert (read.head_revision, read.checkpoint.turn_state.turn_index) == (len(turns), len(turns))
@@ -111,12 +111,12 @@ async def check_conversation(
     tools = ToolState(1, {"look": ToolStateEntry({"name": "look", "description": "é"}, "plugins")})
     turns = turns_of(messages)
     assert [message for turn in turns for message in turn] == messages
-    await talk([cache.session(name) for cache in caches], turns, tools)
+    await commit_turns([cache.session(name) for cache in caches], turns, tools)
     await check(fresh.session(name), turns, messages, tools)
 
 
 async def check_tree(caches: list[SessionCache], fresh: SessionCache, name: str, messages: list[Message]) -> None:
-    """Every message is a commit of its own; then every leaf's path is its chain of parents."""
+    """Commit every message on its own, then compare the path of every leaf with its chain of parents."""
     for at, message in enumerate(messages):
         node = SessionNodeRecord(message["id"], message["parent_id"], "t", EventPayload({"Conversation": message}))
         store = caches[at % 2].session(name)
@@ -124,14 +124,14 @@ async def check_tree(caches: list[SessionCache], fresh: SessionCache, name: str,
     by_id = {message["id"]: message for message in messages}
     parents = {message["parent_id"] for message in messages}
     store = fresh.session(name)
-    assert said(await store.load_session(FullGraph())) == messages
+    assert messages_of(await store.load_session(FullGraph())) == messages
     for message in messages:
         if message["id"] not in parents:
             chain, at_id = [], message["id"]
             while at_id is not None:
                 chain.append(by_id[at_id])
                 at_id = by_id[at_id]["parent_id"]
-            assert said(await store.load_session(ActivePath(message["id"]))) == chain[::-1]
+            assert messages_of(await store.load_session(ActivePath(message["id"]))) == chain[::-1]
 
 
 OWN_CHAT = [
@@ -159,7 +159,7 @@ async def test_a_chat_appended_turn_by_turn_through_two_handles_equals_its_sourc
     await check_conversation(handles(server), handles(server)[0], "own", OWN_CHAT)
 
 
-async def test_every_leaf_of_a_message_tree_has_the_path_of_the_tree(server: Server) -> None:
+async def test_the_path_of_every_leaf_is_its_chain_of_parents(server: Server) -> None:
     await check_tree(handles(server), handles(server)[0], "own", OWN_TREE)
 
 
@@ -173,7 +173,7 @@ async def test_real_chats_appended_turn_by_turn_through_two_handles_equal_their_
 
 @pytest.mark.samples
 @pytest.mark.slow
-async def test_every_leaf_of_real_message_trees_has_the_path_of_its_tree(server: Server) -> None:
+async def test_the_path_of_every_leaf_of_real_trees_is_its_chain_of_parents(server: Server) -> None:
     trees, caches, fresh = lines("message_trees.jsonl"), handles(server), handles(server)[0]
     for tree in trees:
         await check_tree(caches, fresh, tree["id"], tree["messages"])
