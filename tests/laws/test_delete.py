@@ -1,4 +1,4 @@
-"""A session is deleted at once and wholly, its id stays closed for a while, what it shared stays with the others."""
+"""A deletion removes a whole session at once, closes its id for a time, and keeps blobs of other sessions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.support.proxy import Action, on
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 
 
-async def furnished(cache, name: str = "chat"):
-    """A session with every key there is."""
+async def full_session(cache, name: str = "chat"):
+    """Create a session with every kind of key."""
     store = await cache.create(SessionStoreCreateRequest(name, parent_session_id="parent"))
     await store.commit_runtime_state(
         commit(None, append("a", "b"), session_id=name, checkpoint=STATES, usage_deltas=[used(input=1)])
@@ -47,9 +47,9 @@ async def furnished(cache, name: str = "chat"):
     Lua("delete", "drop_entry(sessions, expiries, entry_of(session, parent), now)", ""),
     Lua("delete", "drop_holder(KEYS[index], facts.hold", "drop_holder(KEYS[index], facts.hold + 1"),
 )
-async def test_nothing_of_a_deleted_session_stays_but_that_it_was_deleted(open_cache, client):
+async def test_a_deleted_session_leaves_only_its_deletion_marker(open_cache, client):
     cache = open_cache(blob_grace=0.05)
-    await furnished(cache)
+    await full_session(cache)
     assert await cache.delete("chat") == DeleteReport(True, node_count=2, released_blob_count=3, closed=True)
     await cache.gc()
     await asyncio.sleep(0.15)
@@ -59,9 +59,9 @@ async def test_nothing_of_a_deleted_session_stays_but_that_it_was_deleted(open_c
     assert [info async for info in cache.sessions()] == []
 
 
-async def test_a_deleted_session_reads_as_nothing_through_every_handle(open_cache):
+async def test_every_handle_reads_a_deleted_session_as_absent(open_cache):
     cache = open_cache()
-    old = await furnished(cache)
+    old = await full_session(cache)
     await open_cache().delete("chat")
     for store in (old, open_cache().session("chat")):
         assert await store.load_session(FullGraph()) is None
@@ -88,10 +88,10 @@ WRITES: dict[str, Callable[..., Awaitable[object]]] = {
     Lua("commit", "if stored.deleted then return {'deleted', session} end", ""),
     Lua("meta", "if stored.deleted then return {'deleted', session} end", ""),
 )
-async def test_a_deleted_id_takes_no_writes_and_the_refusal_changes_nothing(open_cache, keyspace):
+async def test_writes_to_a_deleted_id_are_refused_and_change_nothing(open_cache, keyspace):
     cache = open_cache()
-    await furnished(cache)
-    await furnished(cache, "other")
+    await full_session(cache)
+    await full_session(cache, "other")
     await cache.delete("chat")
     before = await keyspace()
     for name, write in WRITES.items():
@@ -101,7 +101,7 @@ async def test_a_deleted_id_takes_no_writes_and_the_refusal_changes_nothing(open
         assert await keyspace() == before, name
 
 
-async def test_a_commit_made_before_the_deletion_is_not_replayed_after_it(open_cache):
+async def test_a_commit_sent_before_a_deletion_is_not_replayed_after_it(open_cache):
     cache = open_cache()
     made = commit(None, append("a"))
     await cache.session("chat").commit_runtime_state(made)
@@ -110,9 +110,9 @@ async def test_a_commit_made_before_the_deletion_is_not_replayed_after_it(open_c
         await cache.session("chat").commit_runtime_state(made)
 
 
-async def test_after_the_marker_has_gone_the_id_is_free(open_cache, client):
+async def test_the_id_is_free_after_the_marker_expires(open_cache, client):
     cache = open_cache(deletion_marker_ttl=0.1, blob_grace=0.01)
-    await furnished(cache)
+    await full_session(cache)
     await cache.delete("chat")
     await asyncio.sleep(0.2)
     assert await client.keys("*") == [b"lash1:layout:laws"]
@@ -124,22 +124,22 @@ async def test_after_the_marker_has_gone_the_id_is_free(open_cache, client):
 
 async def test_without_a_marker_the_id_is_free_at_once(open_cache):
     cache = open_cache(deletion_marker_ttl=0)
-    await furnished(cache)
+    await full_session(cache)
     assert not (await cache.delete("chat")).closed
     await cache.session("chat").commit_runtime_state(commit(None, append("z")))
 
 
-async def test_the_marker_lasts_a_day_unless_told_otherwise(open_cache, client):
+async def test_the_marker_lasts_a_day_by_default(open_cache, client):
     cache = open_cache()
-    await furnished(cache)
+    await full_session(cache)
     await cache.delete("chat")
     assert 86_390_000 < await client.pttl(await key_of(client, "head")) <= 86_400_000
     assert StoreOptions().deletion_marker_ttl == 86_400
 
 
-async def test_deleting_twice_or_an_unknown_id_is_fine_and_changes_nothing(open_cache, keyspace):
+async def test_deleting_twice_or_an_unknown_id_changes_nothing(open_cache, keyspace):
     cache = open_cache()
-    await furnished(cache)
+    await full_session(cache)
     await cache.delete("chat")
     before = await keyspace()
     assert await cache.delete("chat") == DeleteReport()
@@ -148,7 +148,7 @@ async def test_deleting_twice_or_an_unknown_id_is_fine_and_changes_nothing(open_
     await cache.session("never there").commit_runtime_state(commit(None, session_id="never there"))
 
 
-async def test_a_session_that_is_only_meta_is_deleted_like_any_other(open_cache, client):
+async def test_a_session_with_only_meta_can_be_deleted(open_cache, client):
     cache = open_cache()
     await cache.create(SessionStoreCreateRequest("chat"))
     assert await cache.delete("chat") == DeleteReport(True, closed=True)
@@ -157,10 +157,10 @@ async def test_a_session_that_is_only_meta_is_deleted_like_any_other(open_cache,
     assert [info async for info in cache.sessions()] == []
 
 
-async def test_a_blob_that_another_session_holds_stays_with_it(open_cache, client):
+async def test_a_deletion_keeps_blobs_that_another_session_holds(open_cache, client):
     cache = open_cache(shards=1, blob_grace=0.05)
-    await furnished(cache, "chat")
-    await furnished(cache, "twin")
+    await full_session(cache, "chat")
+    await full_session(cache, "twin")
     assert (await cache.delete("chat")).released_blob_count == 3
     assert await holders(client) == [1]
     await asyncio.sleep(0.15)
@@ -171,9 +171,9 @@ async def test_a_blob_that_another_session_holds_stays_with_it(open_cache, clien
     assert len(await blob_keys(client)) == 1
 
 
-async def test_a_ref_of_a_deleted_sessions_blob_is_missing_once_the_blob_is_gone(open_cache):
+async def test_committing_a_ref_to_a_collected_blob_raises_missing_blob(open_cache):
     cache = open_cache(shards=1, blob_cache_bytes=0)
-    store = await furnished(cache)
+    store = await full_session(cache)
     read = await store.load_session(FullGraph())
     assert read is not None
     assert read.checkpoint is not None
@@ -186,9 +186,9 @@ async def test_a_ref_of_a_deleted_sessions_blob_is_missing_once_the_blob_is_gone
 
 
 @pytest.mark.parametrize("family", ["head", "log", "nodes", "jumps", "dead", "state", "blob"])
-async def test_a_torn_session_is_deleted_without_a_marker_so_that_it_can_begin_anew(family, open_cache, client):
+async def test_deleting_a_session_that_lost_a_key_leaves_no_marker(family, open_cache, client):
     cache = open_cache(blob_cache_bytes=0)
-    await furnished(cache)
+    await full_session(cache)
     lost = (await blob_keys(client))[0] if family == "blob" else await key_of(client, family)
     await client.delete(lost)
     with pytest.raises(SessionEvicted):
@@ -207,7 +207,7 @@ async def test_a_torn_session_is_deleted_without_a_marker_so_that_it_can_begin_a
 async def test_a_session_with_an_unreadable_head_can_be_deleted(open_cache, client):
     for damage in ("facts", "refs", "retyped"):
         cache = open_cache()
-        await furnished(cache)
+        await full_session(cache)
         head = await key_of(client, "head")
         if damage == "retyped":
             await client.delete(head)
@@ -220,11 +220,11 @@ async def test_a_session_with_an_unreadable_head_can_be_deleted(open_cache, clie
             assert not await client.exists(key), (damage, key)
 
 
-async def test_of_a_deletion_and_a_commit_at_once_either_comes_first(open_cache):
+async def test_a_deletion_and_a_concurrent_commit_are_serialized(open_cache):
     for _ in range(20):
         cache = open_cache(deletion_marker_ttl=3600)
         name = f"s{_}"
-        await furnished(cache, name)
+        await full_session(cache, name)
         made = commit(2, append("z", parent="c"), session_id=name)
         outcome, report = await asyncio.gather(
             open_cache().session(name).commit_runtime_state(made), cache.delete(name), return_exceptions=True
@@ -237,19 +237,19 @@ async def test_of_a_deletion_and_a_commit_at_once_either_comes_first(open_cache)
 
 
 @pytest.mark.parametrize("session_id", ["", None, 7, "x" * 70_000, "\ud800"])
-async def test_an_id_that_is_none_is_refused_by_name(session_id, cache, keyspace):
+async def test_an_invalid_session_id_is_refused_and_named(session_id, cache, keyspace):
     with pytest.raises(InvalidRecord, match="session_id"):
         await cache.delete(session_id)
     assert await keyspace() == {}
 
 
 @pytest.mark.parametrize("ttl", [-1, float("nan"), "day", True])
-def test_a_marker_lifetime_that_is_none_is_refused_by_name(ttl):
+def test_an_invalid_marker_lifetime_is_refused_and_named(ttl):
     with pytest.raises(InvalidRecord, match=r"options\.deletion_marker_ttl"):
         StoreOptions(deletion_marker_ttl=ttl)
 
 
-async def test_in_a_namespace_that_nobody_wrote_to_maintenance_writes_nothing(open_cache, keyspace):
+async def test_maintenance_of_an_empty_namespace_writes_nothing(open_cache, keyspace):
     store = open_cache().session("chat")
     assert await open_cache().delete("chat") == DeleteReport()
     assert await open_cache().session("chat").touch() is False
@@ -260,9 +260,9 @@ async def test_in_a_namespace_that_nobody_wrote_to_maintenance_writes_nothing(op
 
 
 @broken_by(Lua("delete", "if nodes_before then return", "if false then return"))
-async def test_a_deletion_whose_reply_was_lost_still_says_what_it_did(proxy, through_proxy):
+async def test_a_retried_deletion_reports_what_the_first_attempt_deleted(proxy, through_proxy):
     cache = through_proxy(retry_max_delay=0.01)
-    await furnished(cache)
+    await full_session(cache)
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA", 2)
     assert await cache.delete("chat") == DeleteReport(True, node_count=2, released_blob_count=3, closed=True)
     assert await cache.delete("chat") == DeleteReport()

@@ -1,4 +1,4 @@
-"""A session of which any part is gone says so, whatever is asked of it; a full server takes no half of a write."""
+"""Methods name the key that a session lost to eviction. A full server refuses a write without any change."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ UPLOADS = {
 }
 
 
-async def furnished(cache, states: HydratedSessionCheckpoint = STATES) -> SessionCheckpoint:
-    """A session with every key there is."""
+async def full_session(cache, states: HydratedSessionCheckpoint = STATES) -> SessionCheckpoint:
+    """Create a session with every kind of key."""
     store = await cache.create(SessionStoreCreateRequest("chat"))
     await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=states))
     result = await store.commit_runtime_state(commit(1, append("c", parent="a"), checkpoint=states))
@@ -76,8 +76,8 @@ METHODS: dict[str, Method] = {
         commit(None, append("d", parent="c"), checkpoint=carried(manifest))
     ),
 }
-OF_COMPONENTS = ("load the graph", "load the path", "load a path", "touch", "fork")
-"""What hands out components or keeps them; a commit that names one says MissingBlob, which names it too."""
+COMPONENT_METHODS = ("load the graph", "load the path", "load a path", "touch", "fork")
+"""The methods that return components or extend their lifetime. A commit raises `MissingBlob` instead."""
 
 
 @broken_by(
@@ -86,8 +86,8 @@ OF_COMPONENTS = ("load the graph", "load the path", "load a path", "touch", "for
     Python("protocol.commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
 )
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_whatever_key_of_a_session_is_gone_every_method_says_which(family, open_cache, client, keyspace):
-    manifest = await furnished(open_cache())
+async def test_every_method_names_the_evicted_key_of_a_session(family, open_cache, client, keyspace):
+    manifest = await full_session(open_cache())
     lost = await key_of(client, family)
     await client.delete(lost)
     before = await keyspace()
@@ -100,18 +100,18 @@ async def test_whatever_key_of_a_session_is_gone_every_method_says_which(family,
 
 
 @pytest.mark.parametrize("component", ["tool_state", "plugin_snapshot", "execution_state"])
-async def test_whatever_blob_of_a_session_is_gone_its_readers_say_which(component, open_cache, client, keyspace):
+async def test_methods_that_use_components_name_the_evicted_blob(component, open_cache, client, keyspace):
     def cache_of_one_shard():
         return open_cache(shards=1)
 
     uploads = {name: await cache_of_one_shard().put_blob(data) for name, data in UPLOADS.items()}
-    manifest = await furnished(cache_of_one_shard(), HydratedSessionCheckpoint(tool_state=tools(), **uploads))
+    manifest = await full_session(cache_of_one_shard(), HydratedSessionCheckpoint(tool_state=tools(), **uploads))
     assert len(await blob_keys(client)) == 3
     ref = getattr(manifest, f"{component}_ref")
     (lost,) = [key for key in await blob_keys(client) if key.endswith(ref.encode())]
     await client.delete(lost)
     before = await keyspace()
-    for name in OF_COMPONENTS:
+    for name in COMPONENT_METHODS:
         with pytest.raises(SessionEvicted) as refused:
             await METHODS[name](cache_of_one_shard(), manifest)
         assert refused.value.key == lost.decode(), name
@@ -122,8 +122,8 @@ async def test_whatever_blob_of_a_session_is_gone_its_readers_say_which(componen
 
 
 BROKEN_STATES = {
-    "a field more": {"p": b"\0p", "x": b"\0x", "y": b"\0y"},
-    "a field less": {"x": b"\0x"},
+    "extra field": {"p": b"\0p", "x": b"\0x", "y": b"\0y"},
+    "missing field": {"x": b"\0x"},
 }
 
 
@@ -135,10 +135,8 @@ BROKEN_STATES = {
     Python("protocol.commands.reads:_check_sizes", lambda _: lambda *_: None, "counts nothing"),
 )
 @pytest.mark.parametrize("damage", ["gone", *BROKEN_STATES])
-async def test_a_state_without_what_the_head_names_is_told_by_all_that_builds_on_it(
-    damage, open_cache, client, keyspace
-):
-    manifest = await furnished(open_cache())
+async def test_methods_report_a_state_key_that_does_not_match_the_head(damage, open_cache, client, keyspace):
+    manifest = await full_session(open_cache())
     held = await open_cache().session("chat").load_session(FullGraph())
     state = await key_of(client, "state")
     await client.delete(state)
@@ -164,9 +162,9 @@ async def test_a_state_without_what_the_head_names_is_told_by_all_that_builds_on
     assert problem.reason.startswith("evicted: is gone") == (damage == "gone")
 
 
-async def test_a_process_that_has_the_bytes_of_an_evicted_blob_reads_on_and_stores_them_again(open_cache, client):
+async def test_a_cache_with_the_bytes_of_an_evicted_blob_reads_and_stores_them_again(open_cache, client):
     cache = open_cache()
-    manifest = await furnished(cache)
+    manifest = await full_session(cache)
     for blob in await blob_keys(client):
         await client.delete(blob)
     read = await cache.session("chat").load_session(FullGraph())
@@ -195,9 +193,9 @@ WRITES: dict[str, Method] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_on_a_full_server_a_write_is_refused_whole_and_says_oom(name, real_server, full, open_real_cache):
-    manifest, cache = await furnished(open_real_cache()), open_real_cache(ttl=100)
-    await cache.session("chat").load_head()  # finds the layout, which else would be what cannot be written
+async def test_a_full_server_refuses_a_write_with_oom_and_changes_nothing(name, real_server, full, open_real_cache):
+    manifest, cache = await full_session(open_real_cache()), open_real_cache(ttl=100)
+    await cache.session("chat").load_head()  # reads the layout, so that only the tested write can fail
     client = real_server.client()
     before = await snapshot(client)
     await full()
@@ -207,7 +205,7 @@ async def test_on_a_full_server_a_write_is_refused_whole_and_says_oom(name, real
 
 
 @broken_by(Lua("replace", "call('HSET', head, 'refs', before)\n", ""))
-async def test_on_a_full_server_a_replacement_that_drops_nodes_is_refused_whole(real_server, full, open_real_cache):
+async def test_a_replacement_that_drops_nodes_changes_nothing_on_a_full_server(real_server, full, open_real_cache):
     store, client = open_real_cache().session("chat"), real_server.client()
     nodes = [*chain("a", "b", "c", "d"), *chain("e", parent="b")]
     await store.commit_runtime_state(commit(None, Append(nodes, "e"), checkpoint=STATES))
@@ -229,9 +227,9 @@ async def test_on_a_full_server_a_replacement_that_drops_nodes_is_refused_whole(
         "if replaced then call('UNLINK', log, nodes, jumps, dead) end\nif drops > 0 then\n  --",
     )
 )
-async def test_on_a_full_server_a_replacement_of_the_whole_graph_is_refused_whole(real_server, full, open_real_cache):
+async def test_a_replacement_of_the_whole_graph_changes_nothing_on_a_full_server(real_server, full, open_real_cache):
     cache, client = open_real_cache(), real_server.client()
-    made = commit(2, replace_full("x", "y"), checkpoint=carried(await furnished(cache)))
+    made = commit(2, replace_full("x", "y"), checkpoint=carried(await full_session(cache)))
     before = await snapshot(client)
     await full()
     with pytest.raises(BackendError, match="OOM"):
@@ -239,8 +237,8 @@ async def test_on_a_full_server_a_replacement_of_the_whole_graph_is_refused_whol
     assert await snapshot(client) == before
 
 
-async def test_on_a_full_server_sessions_are_read_listed_and_deleted(full, open_real_cache, real_server):
-    await furnished(open_real_cache())
+async def test_sessions_can_be_read_listed_and_deleted_on_a_full_server(full, open_real_cache, real_server):
+    await full_session(open_real_cache())
     await full()
     cache = open_real_cache()
     assert (await cache.session("chat").load_session(FullGraph())).head_revision == 2
@@ -254,8 +252,8 @@ async def test_on_a_full_server_sessions_are_read_listed_and_deleted(full, open_
 
 
 @pytest.fixture
-async def small(real_server):
-    """The server evicts any key when it holds more than 5 MB."""
+async def small_server(real_server):
+    """The client of a server that evicts random keys above 5 MB of data."""
     admin = real_server.client()
     await admin.config_set("maxmemory-policy", "allkeys-random")
     await admin.config_set("maxmemory", (await admin.info("memory"))["used_memory"] + 5_000_000)
@@ -265,56 +263,56 @@ async def small(real_server):
 
 
 @pytest.mark.slow
-async def test_under_eviction_every_read_is_right_or_a_typed_error(small, open_real_cache):
-    """Sessions whose every part tells its name and revision are written and read while keys vanish at random."""
+async def test_a_read_under_eviction_is_correct_or_raises_a_typed_error(small_server, open_real_cache):
+    """Every part of a session contains the session's name and revision, so the test detects a mixture."""
     dice = random.Random(7)
-    told: dict[str, int] = {}
-    ended = {"right": 0, "absent": 0, "evicted": 0, "written": 0, "refused": 0}
+    revisions: dict[str, int] = {}
+    counts = {"right": 0, "absent": 0, "evicted": 0, "written": 0, "refused": 0}
     writer = open_real_cache()
     for step in range(8000):
         name = f"s{dice.randrange(400)}"
         if dice.random() < 0.5:
-            revision = told.get(name, 0)
-            said = f"{name} {revision + 1} "
-            state = HydratedSessionCheckpoint(tool_state=tools(said), execution_state=said.encode() * 40)
+            revision = revisions.get(name, 0)
+            label = f"{name} {revision + 1} "
+            state = HydratedSessionCheckpoint(tool_state=tools(label), execution_state=label.encode() * 40)
             parent = f"n{revision - 1}b" if revision else None
             nodes = chain(f"n{revision}a", f"n{revision}b", parent=parent, text="x" * 900)
             made = commit(revision, Append(nodes, nodes[-1].node_id), session_id=name, checkpoint=state)
             try:
                 await writer.session(name).commit_runtime_state(made)
-                told[name] = revision + 1
-                ended["written"] += 1
+                revisions[name] = revision + 1
+                counts["written"] += 1
             except SessionEvicted:
                 await writer.delete(name)
-                told.pop(name, None)
-                ended["refused"] += 1
-            except StoreError:  # all of it is gone: it begins anew
-                told.pop(name, None)
-                ended["refused"] += 1
+                revisions.pop(name, None)
+                counts["refused"] += 1
+            except StoreError:  # the whole session was evicted: the next commit creates it
+                revisions.pop(name, None)
+                counts["refused"] += 1
         else:
             scope = FullGraph() if dice.random() < 0.5 else ActivePath()
             try:
                 read = await open_real_cache(blob_cache_bytes=0).session(name).load_session(scope)
             except SessionEvicted:
-                ended["evicted"] += 1
+                counts["evicted"] += 1
                 continue
             if read is None:
-                ended["absent"] += 1
+                counts["absent"] += 1
                 continue
-            revision = told[name]
+            revision = revisions[name]
             assert read.head_revision == revision
             assert [node.node_id for node in read.graph.nodes] == [f"n{at}{x}" for at in range(revision) for x in "ab"]
             assert read.checkpoint.execution_state == f"{name} {revision} ".encode() * 40
             assert read.checkpoint.tool_state == tools(f"{name} {revision} ")
-            ended["right"] += 1
+            counts["right"] += 1
         if step % 50 == 0:
             await asyncio.sleep(0)
-    assert (await small.info("stats"))["evicted_keys"] > 100
-    assert min(ended["right"], ended["evicted"], ended["written"]) > 50, ended
+    assert (await small_server.info("stats"))["evicted_keys"] > 100
+    assert min(counts["right"], counts["evicted"], counts["written"]) > 50, counts
 
 
-async def test_a_log_evicted_between_the_two_trips_of_a_path_is_told_as_evicted(open_cache, client, monkeypatch):
-    await furnished(open_cache())
+async def test_a_log_evicted_between_the_two_round_trips_of_a_path_read_is_reported(open_cache, client, monkeypatch):
+    await full_session(open_cache())
     cache = open_cache()
     store = cache.session("chat")
     lost, read, trips = await key_of(client, "log"), cache.shared.read, []

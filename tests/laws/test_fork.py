@@ -1,4 +1,4 @@
-"""A fork begins where its source stands, with all that is seen of it, and from then on each goes its own way."""
+"""A fork starts with the path and the components of its source. Afterwards the two sessions are independent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STATES = HydratedSessionCheckpoint(
 
 
 async def branching(cache, name: str = "chat"):
-    """a-b-c and a-d; the leaf is d."""
+    """Create a session with the paths a-b-c and a-d. The leaf is d."""
     store = await cache.create(SessionStoreCreateRequest(name))
     for expected, graph in ((None, append("a", "b", "c")), (1, append("d", parent="a"))):
         made = commit(expected, graph, session_id=name, config=CONFIG, checkpoint=STATES, usage_deltas=[used(input=1)])
@@ -62,7 +62,7 @@ def component_values(read):
 
 
 @pytest.mark.parametrize("target", ["chat-2", "x", "chat}", "é", "other"])
-async def test_a_fork_shows_the_path_and_all_components_whatever_shard_it_falls_into(target, open_cache, keyspace):
+async def test_a_fork_has_the_path_and_all_components_of_its_source_in_any_shard(target, open_cache, keyspace):
     source = await branching(open_cache())
     before = await source.load_session(ActivePath())
     stored = {key: value for key, value in (await keyspace()).items() if key.endswith(b":chat")}
@@ -81,7 +81,7 @@ async def test_a_fork_shows_the_path_and_all_components_whatever_shard_it_falls_
 
 
 @broken_by(Python("session.reader:Reader.fork_point", lambda old: lambda self, _: old(self, None), "forks the leaf"))
-async def test_a_fork_of_an_earlier_node_ends_there(open_cache):
+async def test_a_fork_at_an_earlier_node_ends_at_that_node(open_cache):
     await branching(open_cache())
     child = await open_cache().fork("chat", "new", leaf_node_id="b")
     read = await child.load_session(FullGraph())
@@ -103,7 +103,7 @@ async def test_blobs_are_shared_within_a_shard_and_copied_between_shards(open_ca
     assert len(await blob_keys(client)) == len(before) + 2
 
 
-async def test_source_and_fork_go_their_own_ways(open_cache):
+async def test_changes_to_a_source_and_its_fork_are_independent(open_cache):
     cache = open_cache(shards=1)
     source = await branching(cache)
     child = await cache.fork("chat", "child")
@@ -122,7 +122,7 @@ async def test_source_and_fork_go_their_own_ways(open_cache):
     Lua("replace", "if plugin ~= '' then", "if false then"),
 )
 @pytest.mark.parametrize("shards", [1, 64])
-async def test_private_components_are_copied(shards, open_cache, client):
+async def test_forks_and_imports_copy_private_components(shards, open_cache, client):
     cache = open_cache(shards=shards)
     source = await branching(cache)
     before = await source.load_session(FullGraph())
@@ -140,7 +140,7 @@ async def test_private_components_are_copied(shards, open_cache, client):
 
 
 @pytest.mark.parametrize("first", ["chat", "child"])
-async def test_deleting_one_leaves_the_other_complete(first, open_cache):
+async def test_deleting_a_source_or_its_fork_keeps_the_other_complete(first, open_cache):
     cache = open_cache(shards=1, blob_grace=0.01)
     await branching(cache)
     await cache.fork("chat", "child")
@@ -154,7 +154,7 @@ async def test_deleting_one_leaves_the_other_complete(first, open_cache):
 
 
 @broken_by(Lua("replace", "if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then", "if false then"))
-async def test_an_existing_target_is_refused_and_nothing_changes(open_cache, keyspace):
+async def test_a_fork_to_an_existing_session_is_refused_and_changes_nothing(open_cache, keyspace):
     cache = open_cache()
     await branching(cache)
     await cache.session("there").commit_runtime_state(commit(None, append("z"), session_id="there"))
@@ -169,7 +169,7 @@ async def test_an_existing_target_is_refused_and_nothing_changes(open_cache, key
         await cache.fork("chat", "new")
 
 
-async def test_a_deleted_target_is_refused(open_cache):
+async def test_a_fork_to_a_deleted_session_is_refused(open_cache):
     cache = open_cache()
     await branching(cache)
     await cache.fork("chat", "new")
@@ -178,7 +178,7 @@ async def test_a_deleted_target_is_refused(open_cache):
         await cache.fork("chat", "new")
 
 
-async def test_a_source_that_is_not_there_is_named(open_cache, keyspace):
+async def test_a_fork_of_a_missing_session_is_refused_and_names_it(open_cache, keyspace):
     cache = open_cache()
     await cache.create(SessionStoreCreateRequest("only meta"))
     await branching(cache, "gone")
@@ -191,7 +191,7 @@ async def test_a_source_that_is_not_there_is_named(open_cache, keyspace):
 
 
 @pytest.mark.parametrize("leaf", ["unknown", "c"])
-async def test_a_leaf_that_is_unknown_or_tombstoned_is_refused(leaf, open_cache, keyspace):
+async def test_a_fork_at_an_unknown_or_tombstoned_node_is_refused(leaf, open_cache, keyspace):
     cache = open_cache()
     store = await branching(cache)
     await store.tombstone_nodes(["c"])
@@ -201,7 +201,7 @@ async def test_a_leaf_that_is_unknown_or_tombstoned_is_refused(leaf, open_cache,
     assert await keyspace() == before
 
 
-async def test_ids_that_are_none_are_refused_by_name(cache):
+async def test_invalid_ids_are_refused_and_named(cache):
     await branching(cache)
     for arguments, field in (
         (("", "new"), "source"), (("chat", ""), "new_id"), (("chat", 7), "new_id"), ((None, "new"), "source"),
@@ -211,7 +211,7 @@ async def test_ids_that_are_none_are_refused_by_name(cache):
             await cache.fork(*arguments)
 
 
-async def test_a_path_that_a_tombstone_cut_is_forked_as_it_is_seen(open_cache):
+async def test_a_fork_of_a_path_cut_by_a_tombstone_equals_the_visible_path(open_cache):
     cache = open_cache()
     store = await branching(cache)
     await store.tombstone_nodes(["a"])
@@ -230,7 +230,7 @@ async def test_a_session_without_nodes_can_be_forked(cache):
     assert component_values(read)[4] == STATES.execution_state
 
 
-async def test_a_fork_of_lenient_links_is_what_the_source_shows(open_cache):
+async def test_a_fork_follows_lenient_links(open_cache):
     cache = open_cache(graph_checks="lenient")
     store = cache.session("chat")
     nodes = [node("b", "a"), node("a"), SessionNodeRecord("c", "b", "t", PluginPayload("p", {"x": [1]}))]
@@ -239,7 +239,7 @@ async def test_a_fork_of_lenient_links_is_what_the_source_shows(open_cache):
     assert ids_of(await child.load_session(ActivePath())) == ["a", "b", "c"]
 
 
-async def test_a_fork_keeps_the_sources_place_and_model_and_takes_a_ttl_of_its_own(open_cache, client):
+async def test_a_fork_inherits_cwd_and_model_and_takes_its_own_ttl(open_cache, client):
     cache = open_cache(ttl=100)
     store = await branching(cache)
     await store.save_session_meta(SessionMeta("chat", "A name", "then", "large", cwd="/somewhere"))
@@ -249,7 +249,7 @@ async def test_a_fork_keeps_the_sources_place_and_model_and_takes_a_ttl_of_its_o
     assert 895_000 < await client.pttl(cache.layout.session("new").log) <= 900_000
 
 
-async def test_a_fork_beside_commits_is_one_revision_of_the_source(open_cache):
+async def test_a_fork_during_commits_contains_exactly_one_source_revision(open_cache):
     cache = open_cache(shards=1)
     store = cache.session("chat")
     state = HydratedSessionCheckpoint(tool_state=tools("0"), execution_state=b"0")

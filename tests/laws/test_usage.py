@@ -1,4 +1,4 @@
-"""The ledger holds the sum of every commit that succeeded, each counted once, exactly."""
+"""The ledger is the exact sum of all successful commits, each counted once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX, MIN = 2**63 - 1, -(2**63)
     Lua("replace", "local found = string.find(receipts, tag, 1, true)", "local found = nil"),
     Lua("replace", "if expected ~= '' and expected ~= actual or", "if"),
 )
-async def test_the_ledger_is_the_sum_of_what_was_committed_whatever_else_happened(open_cache):
+async def test_the_ledger_is_the_sum_of_commits_after_any_sequence_of_operations(open_cache):
     dice = random.Random(2024)
     store = open_cache().session("chat")
     model: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
@@ -90,12 +90,14 @@ async def test_the_ledger_is_the_sum_of_what_was_committed_whatever_else_happene
 
 
 @broken_by(
-    Python("models:TokenUsage.is_zero", lambda _: lambda self: self.total() == 0, "forgets cached tokens"),
+    Python("models:TokenUsage.is_zero", lambda _: lambda self: self.total() == 0, "ignores cached tokens"),
     Python(
-        "models:TokenUsage.is_zero", lambda _: lambda self: self.input_tokens + self.output_tokens == 0, "forgets two"
+        "models:TokenUsage.is_zero",
+        lambda _: lambda self: self.input_tokens + self.output_tokens == 0,
+        "ignores cached and reasoning tokens",
     ),
 )
-async def test_a_row_with_any_counter_that_is_not_zero_survives(store):
+async def test_a_row_with_any_nonzero_counter_is_stored(store):
     rows = [
         used("cached", cached=5),
         used("reasoning", reasoning=7),
@@ -107,25 +109,25 @@ async def test_a_row_with_any_counter_that_is_not_zero_survives(store):
     assert list((await store.load_session(FullGraph())).token_ledger) == rows
 
 
-@broken_by(Python("models:TokenUsage.is_zero", lambda _: lambda self: False, "never"))
-async def test_a_row_of_zeros_vanishes(store):
+@broken_by(Python("models:TokenUsage.is_zero", lambda _: lambda self: False, "is never true"))
+async def test_a_row_of_zeros_is_not_stored(store):
     await store.commit_runtime_state(commit(usage_deltas=[used("nothing"), used("something", input=1)]))
     assert (await store.load_head()).token_ledger == (used("something", input=1),)
 
 
-async def test_counters_may_go_down_and_below_zero(store):
+async def test_counters_may_decrease_below_zero(store):
     for revision, amount in enumerate((5, -7, -(2**62))):
         await store.commit_runtime_state(commit(revision, usage_deltas=[used(input=amount)]))
     assert (await store.load_head()).token_ledger == (used(input=-2 - 2**62),)
 
 
-async def test_a_sum_that_comes_to_zero_stays_a_row(store):
+async def test_a_row_whose_sum_becomes_zero_is_kept(store):
     await store.commit_runtime_state(commit(usage_deltas=[used(input=5)]))
     await store.commit_runtime_state(commit(1, usage_deltas=[used(input=-5)]))
     assert (await store.load_head()).token_ledger == (used(),)
 
 
-async def test_rows_of_one_commit_with_one_source_and_model_are_one_row(store):
+async def test_rows_of_a_commit_with_the_same_source_and_model_are_merged(store):
     rows = [used(input=1, cached=10), used("other", input=100), used(input=2, output=5)]
     await store.commit_runtime_state(commit(usage_deltas=rows))
     assert (await store.load_head()).token_ledger == (used(input=3, output=5, cached=10), used("other", input=100))
@@ -148,7 +150,7 @@ async def test_the_ledger_is_in_order_of_first_appearance(store):
         assert [(row.source, row.usage.input_tokens) for row in ledger] == [("m", 2), ("z", 2), ("a", 2), ("b", 1)]
 
 
-async def test_source_and_model_are_never_run_together(store):
+async def test_rows_whose_source_and_model_join_to_the_same_text_are_distinct(store):
     rows = [used("a", "bc", input=1), used("ab", "c", input=2), used("", "abc", input=3), used("a\0", "b", input=4)]
     rows += [used("a", "\0b", input=5), used("é", "\n", input=6)]
     await store.commit_runtime_state(commit(usage_deltas=rows))
@@ -176,7 +178,7 @@ async def test_source_and_model_are_never_run_together(store):
         (10**9, -(10**18)),
     ],
 )
-async def test_sums_are_exact_to_the_last_of_64_bits(old, new, store):
+async def test_sums_are_exact_for_64_bit_integers(old, new, store):
     await store.commit_runtime_state(commit(usage_deltas=[used(output=old, reasoning=1)]))
     await store.commit_runtime_state(commit(1, usage_deltas=[used(output=new, reasoning=1)]))
     assert (await store.load_head()).token_ledger == (used(output=old + new, reasoning=2),)
@@ -186,7 +188,7 @@ async def test_sums_are_exact_to_the_last_of_64_bits(old, new, store):
     Lua("commit", "if #a < 10 and #b < 10 then", "if true then"),
     Lua("commit", "if #a < 10 and #b < 10 and #c < 10", "if #b < 10 and #c < 10"),
 )
-async def test_a_sum_beyond_what_a_double_holds_is_exact(store):
+async def test_a_sum_above_2_to_the_53_is_exact(store):
     await store.commit_runtime_state(commit(usage_deltas=[used(input=2**53)]))
     await store.commit_runtime_state(commit(1, usage_deltas=[used(input=1)]))
     assert (await store.load_head()).token_ledger == (used(input=2**53 + 1),)
@@ -201,7 +203,7 @@ async def test_a_sum_beyond_what_a_double_holds_is_exact(store):
         "if not sum then sum = known[counter] end",
     )
 )
-async def test_a_counter_that_would_leave_64_bits_refuses_the_commit_and_is_named(old, new, counter, store, keyspace):
+async def test_the_refusal_of_a_commit_that_overflows_a_counter_names_the_counter(old, new, counter, store, keyspace):
     await store.commit_runtime_state(commit(None, append("a"), usage_deltas=[used("turn", "opus", **{counter: old})]))
     before = await keyspace()
     overflowing = commit(
@@ -214,7 +216,7 @@ async def test_a_counter_that_would_leave_64_bits_refuses_the_commit_and_is_name
     assert await keyspace() == before
 
 
-async def test_rows_of_one_commit_that_together_leave_64_bits_are_refused(store, keyspace):
+async def test_rows_of_a_commit_whose_sum_overflows_64_bits_are_refused(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
     before = await keyspace()
     with pytest.raises(InvalidRecord, match=r"(?s)turn.*opus.*cached_input_tokens"):
@@ -227,7 +229,7 @@ async def test_rows_of_one_commit_that_together_leave_64_bits_are_refused(store,
 @pytest.mark.parametrize(
     "planted", [b"", b"0", b"0 1 2 3", b"0 1 2 3 x", b"0 1 2 3 4 5", b"x 1 2 3 4", b"0 1 2 3 99999999999999999999999"]
 )
-async def test_an_unreadable_row_is_corrupt_on_access_and_on_commit(planted, store, client, keyspace):
+async def test_an_unreadable_row_is_an_error_on_access_and_on_commit(planted, store, client, keyspace):
     await store.commit_runtime_state(commit(usage_deltas=[used(input=1)]))
     head = await key_of(client, "head")
     (field,) = [field for field in await client.hkeys(head) if field.startswith(b"u")]
@@ -243,7 +245,7 @@ async def test_an_unreadable_row_is_corrupt_on_access_and_on_commit(planted, sto
     assert await keyspace() == before
 
 
-async def test_a_row_that_went_missing_is_corrupt(store, client):
+async def test_a_missing_row_is_corrupt(store, client):
     await store.commit_runtime_state(commit(usage_deltas=[used("a", input=1), used("b", input=1)]))
     head = await key_of(client, "head")
     field = next(field for field in await client.hkeys(head) if field.startswith(b"u"))
@@ -252,7 +254,7 @@ async def test_a_row_that_went_missing_is_corrupt(store, client):
         await store.load_session(FullGraph())
 
 
-async def test_usage_survives_an_empty_append_and_every_way_to_change_the_graph(store):
+async def test_every_kind_of_graph_change_keeps_the_usage(store):
     changes = [append("a", "b"), Append((), "a"), Unchanged("b"), replace_full("c"), replace_full()]
     for revision, change in enumerate(changes):
         await store.commit_runtime_state(commit(revision, change, usage_deltas=[used(input=1)]))
