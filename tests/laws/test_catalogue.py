@@ -1,4 +1,4 @@
-"""The list of sessions: the latest first, every one once, without its graph, and none that has gone."""
+"""The session list contains every live session once, the most recent first, and loads no graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, key_of, replace_full
 
 
-def said(node_id: str, text: str, parent: str | None = None, role: str = "User") -> SessionNodeRecord:
+def message_node(node_id: str, text: str, parent: str | None = None, role: str = "User") -> SessionNodeRecord:
     part = {"id": f"{node_id}.p0", "kind": "Text", "content": text, "prune_state": "Intact"}
     return SessionNodeRecord(
         node_id, parent, "t", EventPayload({"Conversation": {"id": node_id, "role": role, "parts": [part]}})
@@ -31,9 +31,9 @@ def said(node_id: str, text: str, parent: str | None = None, role: str = "User")
 
 
 async def write(cache, *names: str, pause: float = 0.002) -> None:
-    """Sessions of one node each, one after the other."""
+    """Create sessions of one node each, one after the other."""
     for name in names:
-        node = said("a", f"hello from {name}")
+        node = message_node("a", f"hello from {name}")
         await cache.session(name).commit_runtime_state(commit(None, Append([node], "a"), session_id=name))
         await asyncio.sleep(pause)
 
@@ -46,7 +46,7 @@ async def listed(cache, **arguments) -> list[str]:
 
 
 @broken_by(Lua("commit", "'ZADD', sessions, facts.committed, entry", "'ZADD', sessions, 'NX', facts.committed, entry"))
-async def test_the_most_recently_committed_comes_first(open_cache):
+async def test_the_most_recently_committed_session_is_listed_first(open_cache):
     cache = open_cache()
     await write(cache, "one", "two", "three")
     assert await listed(cache) == ["three", "two", "one"]
@@ -56,7 +56,7 @@ async def test_the_most_recently_committed_comes_first(open_cache):
 
 @pytest.mark.parametrize("shards", [1, 64])
 @pytest.mark.parametrize("limit", [1, 7, 100])
-async def test_pages_follow_on_one_another_and_hold_every_session_once(shards, limit, open_cache):
+async def test_pages_contain_every_session_once_and_in_order(shards, limit, open_cache):
     cache = open_cache(shards=shards)
     names = [f"s{number:02}" for number in range(30)]
     await write(cache, *names)
@@ -69,7 +69,7 @@ async def test_pages_follow_on_one_another_and_hold_every_session_once(shards, l
     assert await listed(cache) == names[::-1]
 
 
-async def test_a_page_begins_after_a_line_its_cursor_or_its_session(open_cache):
+async def test_after_accepts_a_line_a_cursor_or_a_session_id(open_cache):
     cache = open_cache()
     await write(cache, "one", "two:x", "three")
     await cache.create(SessionStoreCreateRequest("four", parent_session_id="one"))
@@ -81,7 +81,7 @@ async def test_a_page_begins_after_a_line_its_cursor_or_its_session(open_cache):
 
 
 @pytest.mark.slow
-async def test_a_session_that_moves_up_while_one_pages_is_not_listed_twice_and_hides_no_other(open_cache):
+async def test_a_commit_during_paging_neither_repeats_a_session_nor_hides_another(open_cache):
     cache = open_cache(shards=4)
     names = [f"s{number:03}" for number in range(250)]
     await write(cache, *names, pause=0)
@@ -97,7 +97,7 @@ async def test_a_session_that_moves_up_while_one_pages_is_not_listed_twice_and_h
 
 
 @pytest.mark.slow
-async def test_sessions_of_one_and_the_same_moment_are_all_listed(open_cache, client):
+async def test_sessions_with_equal_commit_times_are_all_listed(open_cache, client):
     cache = open_cache(shards=2)
     names = [f"s{number:04}" for number in range(500)]
     for name in names:
@@ -119,33 +119,37 @@ async def test_sessions_of_one_and_the_same_moment_are_all_listed(open_cache, cl
 
 @broken_by(
     Python(
-        "protocol.commands.catalogue:latest_read", lambda old: lambda *a: (*old(*a)[:-1], 1), "asks for one at a time"
+        "protocol.commands.catalogue:latest_read", lambda old: lambda *a: (*old(*a)[:-1], 1), "requests one at a time"
     )
 )
-async def test_a_hundred_lines_cost_three_round_trips_whatever_the_sessions_hold(through_proxy, proxy):
+async def test_listing_100_sessions_of_any_size_takes_at_most_four_round_trips(through_proxy, proxy):
     cache = through_proxy()
     for number in range(120):
-        nodes = [said(f"n{at}", "x" * 100, f"n{at - 1}" if at else None) for at in range(1 + number % 5 * 40)]
+        nodes = [message_node(f"n{at}", "x" * 100, f"n{at - 1}" if at else None) for at in range(1 + number % 5 * 40)]
         name = f"s{number}"
         await cache.session(name).commit_runtime_state(commit(None, Append(nodes, nodes[-1].node_id), session_id=name))
     with proxy.measure() as traffic:
         lines = [info async for info in cache.sessions(limit=100)]
     assert len(lines) == 100
     assert all(info.first_user_message == "x" * 100 for info in lines)
-    assert traffic.round_trips <= 4  # the fourth where one shard has more than its share
+    assert traffic.round_trips <= 4  # the fourth if one shard holds more than its share
     assert traffic.bytes_received < 100 * 1500
 
 
-# What a line says
+# Content of a line
 
 
-async def test_a_line_says_what_the_graph_the_head_and_the_meta_say(open_cache, client):
+async def test_a_line_agrees_with_the_graph_the_head_and_the_meta(open_cache, client):
     cache = open_cache()
     store = await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"))
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m", cwd="/here", parent_session_id="mother"))
-    nodes = [said("s", "be kind", role="System"), said("a", " hello ", "s"), said("b", "hi", "a", "Assistant")]
+    nodes = [
+        message_node("s", "be kind", role="System"),
+        message_node("a", " hello ", "s"),
+        message_node("b", "hi", "a", "Assistant"),
+    ]
     await store.commit_runtime_state(commit(None, Append(nodes, "b")))
-    await store.commit_runtime_state(commit(1, Append([said("c", "again", "b")], "c")))
+    await store.commit_runtime_state(commit(1, Append([message_node("c", "again", "b")], "c")))
     (line,) = [info async for info in cache.sessions()]
     graph = (await store.load_session(FullGraph())).graph
     assert line == SessionPickerInfo("chat", "/here", "mother", "hello", 2, 2, line.last_commit_ms)
@@ -160,7 +164,7 @@ async def test_a_line_says_what_the_graph_the_head_and_the_meta_say(open_cache, 
     Lua("tombstone", "if is_user then facts.users = facts.users - 1 end", ""),
     Lua("commit", "if plan.first == -1 then", "if true then"),
 )
-async def test_counts_and_first_message_follow_every_change_of_the_graph(open_cache):
+async def test_counts_and_first_message_follow_every_graph_change(open_cache):
     cache = open_cache()
     store = cache.session("chat")
 
@@ -175,25 +179,27 @@ async def test_counts_and_first_message_follow_every_change_of_the_graph(open_ca
 
     await store.commit_runtime_state(commit(None, append("x")))
     assert await line() == ("", 0)
-    await store.commit_runtime_state(commit(1, Append([said("a", "one", "x"), said("b", "two", "a")], "b")))
+    await store.commit_runtime_state(
+        commit(1, Append([message_node("a", "one", "x"), message_node("b", "two", "a")], "b"))
+    )
     assert await line() == ("one", 2)
-    await store.commit_runtime_state(commit(2, Append([said("c", "three", "x")], "c")))
+    await store.commit_runtime_state(commit(2, Append([message_node("c", "three", "x")], "c")))
     assert await line() == ("one", 3)
     await store.tombstone_nodes(["a"])
     assert await line() == ("two", 2)
     await store.vacuum()
     assert await line() == ("two", 2)
-    await store.commit_runtime_state(commit(3, Append([said("d", "four", "c")], "d")))
+    await store.commit_runtime_state(commit(3, Append([message_node("d", "four", "c")], "d")))
     assert await line() == ("two", 3)
     await store.tombstone_nodes(["b", "c", "d"])
     assert await line() == ("", 0)
-    await store.commit_runtime_state(commit(4, Append([said("e", "five", "x")], "e")))
+    await store.commit_runtime_state(commit(4, Append([message_node("e", "five", "x")], "e")))
     assert await line() == ("five", 1)
     await store.commit_runtime_state(commit(5, replace_full("p", "q")))
     assert await line() == ("", 0)
 
 
-async def test_a_session_that_was_only_created_is_listed_at_its_creation(open_cache):
+async def test_a_session_without_commits_is_listed_at_its_creation_time(open_cache):
     cache = open_cache()
     await write(cache, "one")
     await cache.create(SessionStoreCreateRequest("two", parent_session_id="one"))
@@ -207,7 +213,7 @@ async def test_a_session_that_was_only_created_is_listed_at_its_creation(open_ca
 
 
 @broken_by(Lua("touch", "or redis.call('ZSCORE', sessions, entry) or now", "or now"))
-async def test_touching_a_session_that_was_only_created_leaves_it_where_it_is_listed(open_cache):
+async def test_touching_a_session_without_commits_keeps_its_place_in_the_list(open_cache):
     cache = open_cache(ttl=500)
     await cache.create(SessionStoreCreateRequest("one", parent_session_id="mother"))
     await asyncio.sleep(0.002)
@@ -219,7 +225,7 @@ async def test_touching_a_session_that_was_only_created_leaves_it_where_it_is_li
     assert [info.session_id for info in before] == ["two", "one"]
 
 
-async def test_a_list_of_one_parents_children_holds_them_all_and_no_other(open_cache):
+async def test_a_list_by_parent_contains_exactly_the_children(open_cache):
     cache = open_cache(shards=8)
     await write(cache, *(f"s{number}" for number in range(40)), pause=0)
     for number in range(25):
@@ -237,10 +243,10 @@ async def test_a_list_of_one_parents_children_holds_them_all_and_no_other(open_c
     assert len(await listed(cache)) == 70
 
 
-# What has gone
+# Expired and lost entries
 
 
-async def test_an_expired_session_does_not_appear_and_its_entry_goes(open_cache, client):
+async def test_an_expired_session_is_not_listed_and_its_entry_is_removed(open_cache, client):
     cache = open_cache(shards=1)
     await write(cache, "lasting")
     brief = open_cache(ttl=0.1, shards=1)
@@ -253,7 +259,7 @@ async def test_an_expired_session_does_not_appear_and_its_entry_goes(open_cache,
     assert await client.zrange(cache.layout.shard_keys(0).expiries, 0, -1) == []
 
 
-async def test_a_session_that_expired_and_began_anew_with_a_parent_is_listed_once(open_cache, client):
+async def test_an_expired_session_created_again_with_another_parent_is_listed_once(open_cache, client):
     cache = open_cache(ttl=0.1, shards=1)
     await cache.create(SessionStoreCreateRequest("chat", parent_session_id="aunt"))
     await asyncio.sleep(0.2)
@@ -267,7 +273,7 @@ async def test_a_session_that_expired_and_began_anew_with_a_parent_is_listed_onc
 
 
 @broken_by(Lua("commit", "redis.call('ZREM', sessions, unpack(ended))", ""))
-async def test_a_commit_drops_entries_of_others_that_expired_though_nobody_lists(open_cache, client):
+async def test_a_commit_removes_entries_of_other_expired_sessions(open_cache, client):
     cache = open_cache(ttl=0.1, blob_grace=0.05, shards=1)
     await write(open_cache(shards=1), "lasting")
     await write(cache, *(f"brief-{number}" for number in range(20)), pause=0)
@@ -276,7 +282,7 @@ async def test_a_commit_drops_entries_of_others_that_expired_though_nobody_lists
     assert await client.zrange(cache.layout.shard_keys(0).sessions, 0, -1) == [b"lasting", b"new"]
 
 
-async def test_a_catalogue_that_was_lost_comes_back_with_the_next_commits(open_cache, client):
+async def test_a_lost_catalogue_is_rebuilt_by_later_commits_and_touches(open_cache, client):
     cache = open_cache(ttl=500, shards=1)
     await write(cache, "one", "two")
     await client.delete(cache.layout.shard_keys(0).sessions, cache.layout.shard_keys(0).expiries)
@@ -288,11 +294,11 @@ async def test_a_catalogue_that_was_lost_comes_back_with_the_next_commits(open_c
     assert await client.zcard(cache.layout.shard_keys(0).expiries) == 2
 
 
-# What cannot be read
+# Unreadable sessions and invalid arguments
 
 
 @pytest.mark.parametrize("damage", ["head gone", "head retyped", "facts", "log gone", "log retyped", "record"])
-async def test_a_session_that_cannot_be_read_is_listed_with_its_fault_and_hides_no_other(damage, open_cache, client):
+async def test_an_unreadable_session_is_listed_with_its_fault_and_hides_no_other(damage, open_cache, client):
     cache = open_cache(shards=1)
     await write(cache, "one", "chat", "two")
     head, log = await key_of(client, "head"), await key_of(client, "log")
@@ -333,18 +339,18 @@ async def test_a_session_that_cannot_be_read_is_listed_with_its_fault_and_hides_
         ({"parent": 7}, "parent"),
     ],
 )
-async def test_what_a_list_does_not_take_is_refused_by_name(arguments, field, cache):
+async def test_invalid_arguments_of_a_list_are_refused_and_named(arguments, field, cache):
     with pytest.raises(InvalidRecord, match=field):
         await listed(cache, **arguments)
 
 
-async def test_an_empty_namespace_lists_nothing_and_writes_nothing(cache, keyspace):
+async def test_listing_an_empty_namespace_returns_and_writes_nothing(cache, keyspace):
     assert await listed(cache) == []
     assert await listed(cache, limit=0) == []
     assert await keyspace() == {}
 
 
-async def test_two_namespaces_list_only_their_own(open_cache):
+async def test_a_namespace_lists_only_its_own_sessions(open_cache):
     one, two = open_cache(namespace="one"), open_cache(namespace="one.two")
     await write(one, "a", "b")
     await write(two, "b", "c")
@@ -356,7 +362,7 @@ async def test_two_namespaces_list_only_their_own(open_cache):
 
 
 @broken_by(Lua("commit", "if redis.call('ZCARD', sessions) == 1 then redis.call('UNLINK', expiries) end", ""))
-async def test_after_the_list_was_lost_a_session_without_a_deadline_stays_in_it(open_cache, client):
+async def test_a_session_without_a_ttl_stays_listed_after_the_catalogue_was_lost(open_cache, client):
     cache = open_cache(shards=1, blob_grace=0.1)
     keys = cache.layout.shard_keys(0)
     await cache.session("timed").commit_runtime_state(commit(None, append("a"), session_id="timed"), ttl=0.3)
@@ -371,20 +377,20 @@ async def test_after_the_list_was_lost_a_session_without_a_deadline_stays_in_it(
     assert await client.keys("*") == [b"lash1:layout:laws"]
 
 
-async def test_a_walk_gives_every_session_however_many_move_ahead_of_it(open_cache):
+async def test_a_walk_returns_every_session_even_if_all_are_committed_meanwhile(open_cache):
     cache = open_cache(shards=1)
     names = [f"s{number:03}" for number in range(120)]
     await write(cache, *names, pause=0)
     seen: list[str] = []
     async for entries in walk(cache.shared, cache.layout.shard_keys(0), chunk=20):
         if not seen:
-            for name in names:  # all of them, those that were seen first
+            for name in names:  # includes the sessions that the walk has returned
                 await cache.session(name).commit_runtime_state(commit(1, Unchanged("a"), session_id=name))
         seen += [entry_ids(entry.entry)[0] for entry in entries]
     assert sorted(seen) == names
 
 
-async def test_an_empty_parent_is_none_and_pages_end(open_cache):
+async def test_an_empty_parent_is_no_parent_and_paging_terminates(open_cache):
     cache = open_cache()
     await write(cache, "one", "two")
     await cache.session("two").save_session_meta(SessionMeta("two", "n", "t", "m", None, ""))

@@ -1,4 +1,4 @@
-"""Sessions as JSON Lines: what comes out goes in elsewhere and reads the same, however often it is tried."""
+"""Sessions exported as JSON Lines are imported elsewhere unchanged, and an import can be repeated."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ STATES = HydratedSessionCheckpoint(
 NAMES = ("plain", "branched", "tombstoned", "replaced", "lenient", "empty", "long", "dead leaf", "ledger", "é{x}\n")
 
 
-async def furnish(open_cache) -> dict[str, object]:
-    """A session of every kind; the commits of `plain`, to send again."""
+async def create_sessions(open_cache) -> dict[str, object]:
+    """Create a session of every kind. Return the commits of `plain`, so that tests can send them again."""
     cache = open_cache()
     made = commit(None, append("a", "b"), session_id="plain", checkpoint=STATES, usage_deltas=[used(input=3)])
     await cache.session("plain").commit_runtime_state(made)
@@ -91,8 +91,8 @@ async def lines_of(cache, *names: str) -> list[str]:
     return [line async for line in export_sessions(cache, names or None)]
 
 
-async def shown(cache, name: str) -> object:
-    """All that reads show of a session, as text."""
+async def all_reads(cache, name: str) -> object:
+    """Everything that reads return of a session, in comparable form."""
     store = cache.session(name)
     reads = [await store.load_session(FullGraph())]
     if name not in ("dead leaf", "lenient"):
@@ -104,24 +104,24 @@ async def shown(cache, name: str) -> object:
     return json.dumps(every, sort_keys=True), states
 
 
-async def test_a_round_trip_gives_equal_reads_lists_and_audits(open_cache):
-    await furnish(open_cache)
+async def test_a_round_trip_keeps_reads_and_lists_equal_and_the_audit_clean(open_cache):
+    await create_sessions(open_cache)
     source = open_cache()
     lines = await lines_of(source)
     target = open_cache(namespace="elsewhere", shards=7, ttl=900)
     report = await import_sessions(target, lines)
     assert report == ImportReport(session_count=11, is_complete=True)
     for name in (*NAMES, "only meta"):
-        assert await shown(open_cache(namespace="elsewhere", shards=7), name) == await shown(source, name), name
-    theirs = {info.session_id: info async for info in target.sessions() if info.session_id != "only meta"}
-    ours = {info.session_id: info async for info in source.sessions() if info.session_id != "only meta"}
-    assert theirs == ours
+        assert await all_reads(open_cache(namespace="elsewhere", shards=7), name) == await all_reads(source, name), name
+    imported = {info.session_id: info async for info in target.sessions() if info.session_id != "only meta"}
+    exported = {info.session_id: info async for info in source.sessions() if info.session_id != "only meta"}
+    assert imported == exported
     assert (await open_cache(namespace="elsewhere", shards=7, role="auditor").audit()).problems == ()
     again = await lines_of(target)
-    assert _but_how_kept(again) == _but_how_kept(lines)
+    assert _without_storage_details(again) == _without_storage_details(lines)
 
 
-def _but_how_kept(lines: Sequence[str]) -> list[str]:
+def _without_storage_details(lines: Sequence[str]) -> list[str]:
     records = [json.loads(line) for line in lines[1:]]
     for record in records:
         record.pop("links_by_id", None)
@@ -130,8 +130,8 @@ def _but_how_kept(lines: Sequence[str]) -> list[str]:
     return sorted(json.dumps(record, sort_keys=True) for record in records)
 
 
-async def test_a_commit_made_before_is_known_where_the_session_went(open_cache):
-    made = await furnish(open_cache)
+async def test_a_commit_sent_before_the_export_is_replayed_after_the_import(open_cache):
+    made = await create_sessions(open_cache)
     target = open_cache(namespace="elsewhere")
     await import_sessions(target, await lines_of(open_cache(), "plain"))
     store = target.session("plain")
@@ -142,8 +142,8 @@ async def test_a_commit_made_before_is_known_where_the_session_went(open_cache):
     assert result.head_revision == 3
 
 
-async def test_a_session_keeps_its_own_ttl_and_takes_the_caches_where_it_has_none(open_cache, client):
-    await furnish(open_cache)
+async def test_an_imported_session_keeps_its_own_ttl_or_takes_that_of_the_cache(open_cache, client):
+    await create_sessions(open_cache)
     target = open_cache(namespace="elsewhere", ttl=900)
     await import_sessions(target, await lines_of(open_cache()))
     assert 4_900_000 < await client.pttl(target.layout.session("branched").log) <= 5_000_000
@@ -151,7 +151,7 @@ async def test_a_session_keeps_its_own_ttl_and_takes_the_caches_where_it_has_non
 
 
 async def test_a_blob_is_exported_once_and_before_the_first_session_that_names_it(open_cache):
-    await furnish(open_cache)
+    await create_sessions(open_cache)
     lines = [json.loads(line) for line in await lines_of(open_cache())]
     refs = [line["ref"] for line in lines if line["kind"] == "blob"]
     assert len(refs) == len(set(refs)) == 3
@@ -165,8 +165,8 @@ async def test_a_blob_is_exported_once_and_before_the_first_session_that_names_i
     assert (lines[0]["kind"], lines[-1]) == ("lash-redis", {"kind": "end", "session_count": 11, "blob_count": 3})
 
 
-async def test_an_import_that_was_cut_short_is_run_again_and_goes_on(open_cache, client):
-    await furnish(open_cache)
+async def test_an_interrupted_import_can_be_repeated_and_completed(open_cache, client):
+    await create_sessions(open_cache)
     lines = await lines_of(open_cache())
     target = open_cache(namespace="elsewhere")
     cut = await import_sessions(target, lines[: len(lines) // 2])
@@ -180,8 +180,8 @@ async def test_an_import_that_was_cut_short_is_run_again_and_goes_on(open_cache,
     assert facts.split()[0] == b"40"
 
 
-async def test_a_session_that_went_on_since_it_was_imported_is_left_alone(open_cache):
-    await furnish(open_cache)
+async def test_repeating_an_import_keeps_later_commits(open_cache):
+    await create_sessions(open_cache)
     lines = await lines_of(open_cache())
     target = open_cache(namespace="elsewhere")
     await import_sessions(target, lines)
@@ -191,8 +191,8 @@ async def test_a_session_that_went_on_since_it_was_imported_is_left_alone(open_c
     assert (await target.session("long").load_head()).head_revision == 41
 
 
-async def test_another_session_of_that_id_or_a_deleted_one_is_refused_and_the_others_go_on(open_cache):
-    await furnish(open_cache)
+async def test_an_import_refuses_taken_and_deleted_ids_and_stores_the_others(open_cache):
+    await create_sessions(open_cache)
     lines = await lines_of(open_cache())
     target = open_cache(namespace="elsewhere")
     await target.session("plain").commit_runtime_state(commit(None, append("mine"), session_id="plain"))
@@ -204,8 +204,8 @@ async def test_another_session_of_that_id_or_a_deleted_one_is_refused_and_the_ot
     assert [each.node_id for each in (await target.session("plain").load_session(FullGraph())).graph.nodes] == ["mine"]
 
 
-async def test_named_sessions_are_exported_in_their_order_and_an_unknown_one_is_an_error(open_cache):
-    await furnish(open_cache)
+async def test_named_sessions_are_exported_in_the_given_order_and_must_exist(open_cache):
+    await create_sessions(open_cache)
     cache = open_cache()
     lines = [json.loads(line) for line in await lines_of(cache, "long", "branched", "only meta")]
     assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["long", "branched", "only meta"]
@@ -213,8 +213,8 @@ async def test_named_sessions_are_exported_in_their_order_and_an_unknown_one_is_
         await lines_of(cache, "long", "nowhere")
 
 
-async def test_an_export_that_fails_leaves_nothing_under_way(open_cache, client):
-    """A read that outlived its cache would open a connection that nobody closes."""
+async def test_a_failed_export_leaves_no_task_running(open_cache, client):
+    """A read that outlives its cache would open a connection that is never closed."""
     cache, ids = open_cache(), [f"s{number:02d}" for number in range(20)]
     for name in ids:
         await cache.session(name).commit_runtime_state(commit(None, append("a"), session_id=name))
@@ -225,8 +225,8 @@ async def test_an_export_that_fails_leaves_nothing_under_way(open_cache, client)
     assert asyncio.all_tasks() == before
 
 
-async def test_a_torn_session_stops_the_export_and_is_named(open_cache, client):
-    await furnish(open_cache)
+async def test_an_export_stops_at_an_evicted_key_and_names_it(open_cache, client):
+    await create_sessions(open_cache)
     cache = open_cache()
     await client.delete(cache.layout.session("long").log)
     with pytest.raises(SessionEvicted, match="log"):
@@ -260,7 +260,7 @@ def blob_line(**changes: object) -> str:
         ([HEADER, '{"kind":"end","session_count":1,"blob_count":0}'], "line 2"),
     ],
 )
-async def test_a_line_that_is_not_of_an_export_is_named_and_nothing_is_written(lines, field, cache, keyspace):
+async def test_an_invalid_line_is_refused_with_its_number_and_nothing_is_written(lines, field, cache, keyspace):
     with pytest.raises(InvalidRecord, match=field):
         await import_sessions(cache, lines)
     assert await keyspace() == {}
@@ -284,7 +284,7 @@ async def test_a_line_that_is_not_of_an_export_is_named_and_nothing_is_written(l
         ({"meta": {"session_id": "x"}}, "meta"),
     ],
 )
-async def test_a_field_that_cannot_be_is_named(change, field, open_cache):
+async def test_an_invalid_field_is_refused_and_named(change, field, open_cache):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a")))
     lines = await lines_of(open_cache(), "chat")
     broken = json.dumps({**json.loads(lines[1]), **change})
@@ -295,7 +295,7 @@ async def test_a_field_that_cannot_be_is_named(change, field, open_cache):
     assert await target.session("chat").load_head() is None
 
 
-async def test_what_the_lines_themselves_raise_is_raised(cache):
+async def test_an_error_of_the_iterator_of_lines_is_propagated(cache):
     def broken():
         yield HEADER
         raise OSError("the disk is gone")
@@ -304,15 +304,15 @@ async def test_what_the_lines_themselves_raise_is_raised(cache):
         await import_sessions(cache, broken())
 
 
-def _renamed(head: dict) -> None:
+def _unknown_field(head: dict) -> None:
     head["graph"]["nodes"][0]["unknown"] = 1
 
 
-def _twice(head: dict) -> None:
+def _doubled_rows(head: dict) -> None:
     head["token_ledger"] *= 2
 
 
-def _hashed(head: dict) -> None:
+def _wrong_ref(head: dict) -> None:
     head["checkpoint_ref"] = "0" * 64
 
 
@@ -320,21 +320,21 @@ def _cyclic(head: dict) -> None:
     head["graph"]["nodes"][0]["parent_node_id"] = "b"
 
 
-def _short(head: dict) -> None:
+def _missing_counter(head: dict) -> None:
     del head["token_ledger"][0]["usage"]["reasoning_tokens"]
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (_renamed, "head"),
-        (_twice, "token_ledger"),
-        (_hashed, "checkpoint_ref"),
+        (_unknown_field, "head"),
+        (_doubled_rows, "token_ledger"),
+        (_wrong_ref, "checkpoint_ref"),
         (_cyclic, "graph"),
-        (_short, "head"),
+        (_missing_counter, "head"),
     ],
 )
-async def test_a_head_that_would_not_read_back_as_it_is_is_refused_before_any_write(change, field, open_cache):
+async def test_an_inconsistent_head_is_refused_before_any_write(change, field, open_cache):
     made = commit(None, append("a", "b"), usage_deltas=[used(input=1)])
     await open_cache().session("chat").commit_runtime_state(made)
     header, text, _ = await lines_of(open_cache(), "chat")
@@ -347,7 +347,7 @@ async def test_a_head_that_would_not_read_back_as_it_is_is_refused_before_any_wr
     assert await target.session("chat").load_head() is None
 
 
-async def test_components_in_each_others_place_are_refused(open_cache):
+async def test_swapped_component_refs_are_refused(open_cache):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     lines = await lines_of(open_cache(), "chat")
     line = json.loads(lines[-2])
@@ -359,7 +359,7 @@ async def test_components_in_each_others_place_are_refused(open_cache):
         await import_sessions(open_cache(namespace="elsewhere"), [*lines[:-2], json.dumps(line)])
 
 
-async def test_a_session_that_is_only_meta_keeps_its_ttl_and_takes_no_others_place(open_cache, client):
+async def test_a_session_with_only_meta_keeps_its_ttl_and_overwrites_no_session(open_cache, client):
     cache = open_cache()
     await cache.create(SessionStoreCreateRequest("chat", parent_session_id="mother"), ttl=3600)
     lines = await lines_of(cache)
@@ -372,8 +372,8 @@ async def test_a_session_that_is_only_meta_keeps_its_ttl_and_takes_no_others_pla
     assert await other.session("chat").load_session_meta() is None
 
 
-async def test_sessions_before_a_broken_line_are_stored(open_cache):
-    await furnish(open_cache)
+async def test_sessions_before_an_invalid_line_are_stored(open_cache):
+    await create_sessions(open_cache)
     lines = await lines_of(open_cache())
     target = open_cache(namespace="elsewhere")
     with pytest.raises(InvalidRecord):
@@ -382,7 +382,7 @@ async def test_sessions_before_a_broken_line_are_stored(open_cache):
 
 
 @pytest.mark.slow
-async def test_an_export_beside_traffic_is_one_revision_of_each_session(open_cache, client):
+async def test_an_export_during_writes_contains_exactly_one_revision_per_session(open_cache, client):
     cache = open_cache(shards=2)
     names = [f"s{number}" for number in range(60)]
 
@@ -412,8 +412,8 @@ async def test_an_export_beside_traffic_is_one_revision_of_each_session(open_cac
         assert read.checkpoint.execution_state == f"{name} {read.head_revision - 1}".encode()
 
 
-async def test_progress_is_told_as_it_goes(open_cache):
-    await furnish(open_cache)
+async def test_export_and_import_report_their_progress(open_cache):
+    await create_sessions(open_cache)
     out: list[int] = []
     lines = [line async for line in export_sessions(open_cache(), None, out.append)]
     assert out[-1] == 11
@@ -422,7 +422,7 @@ async def test_progress_is_told_as_it_goes(open_cache):
     assert into[-1] == len(into) == 11
 
 
-async def test_the_meta_of_an_imported_session_is_its_own(open_cache):
+async def test_an_imported_session_keeps_its_meta(open_cache):
     cache = open_cache()
     store = await cache.create(SessionStoreCreateRequest("chat"))
     meta = SessionMeta("chat", "A name", "then", "m", "/here", "mother")
