@@ -1,4 +1,4 @@
-"""A store is bound to one session of one namespace, meta is its own record, and a session's keys share one deadline."""
+"""A store is bound to one session of one namespace. Meta is a separate record. A session's keys share one deadline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.sending import sends_once
 
 Checkpoint = HydratedSessionCheckpoint
 
-LOOK_ALIKES = [
+SIMILAR_IDS = [
     "chat",
     "chat ",
     "Chat",
@@ -61,18 +61,18 @@ META = SessionMeta("chat", "My chat", "unix:1", "some-model", cwd="/tmp", parent
 # Ids
 
 
-def stripping(_):
+def normalizing(_):
     return property(lambda self: f"{self.prefix}head:{self.session_id.strip().casefold()}")
 
 
-async def each_has_its_own(open_cache, **options):
+async def check_that_sessions_are_separate(open_cache, **options):
     cache = open_cache(**options)
-    for at, chat in enumerate(LOOK_ALIKES):
+    for at, chat in enumerate(SIMILAR_IDS):
         made = commit(0, append(f"n{at}"), session_id=chat, checkpoint=Checkpoint(execution_state=f"{at}".encode()))
         await cache.session(chat).commit_runtime_state(made)
         await cache.session(chat).save_session_meta(SessionMeta(chat, f"name {at}", "now", "m"))
     cache = open_cache(**options)
-    for at, chat in enumerate(LOOK_ALIKES):
+    for at, chat in enumerate(SIMILAR_IDS):
         store = cache.session(chat)
         read = await store.load_session(FullGraph())
         assert (read.session_id, ids_of(read)) == (chat, [f"n{at}"])
@@ -80,36 +80,36 @@ async def each_has_its_own(open_cache, **options):
         assert (await store.load_session_meta()).session_name == f"name {at}"
 
 
-@broken_by(Python("protocol.keys:SessionKeys.head", stripping, "tidies the id up"))
-async def test_sessions_of_look_alike_ids_in_one_shard_never_touch(open_cache):
-    await each_has_its_own(open_cache, shards=1)
+@broken_by(Python("protocol.keys:SessionKeys.head", normalizing, "normalizes the id"))
+async def test_sessions_with_similar_ids_in_one_shard_are_separate(open_cache):
+    await check_that_sessions_are_separate(open_cache, shards=1)
 
 
-async def test_sessions_of_look_alike_ids_spread_over_shards_never_touch(open_cache):
-    await each_has_its_own(open_cache, shards=64)
+async def test_sessions_with_similar_ids_across_shards_are_separate(open_cache):
+    await check_that_sessions_are_separate(open_cache, shards=64)
 
 
-async def test_node_ids_of_any_shape_are_told_apart(store):
-    await store.commit_runtime_state(commit(None, append(*LOOK_ALIKES, "=a", "@0", "-")))
-    assert ids_of(await store.load_session(FullGraph())) == [*LOOK_ALIKES, "=a", "@0", "-"]
-    for node_id in LOOK_ALIKES:
+async def test_similar_node_ids_are_distinct(store):
+    await store.commit_runtime_state(commit(None, append(*SIMILAR_IDS, "=a", "@0", "-")))
+    assert ids_of(await store.load_session(FullGraph())) == [*SIMILAR_IDS, "=a", "@0", "-"]
+    for node_id in SIMILAR_IDS:
         assert (await store.load_node(node_id)).node_id == node_id
     await store.commit_runtime_state(commit(1, append("b", parent="=a")))
     await store.commit_runtime_state(commit(2, append("c", parent="@0")))
     await store.commit_runtime_state(commit(3, append("d", parent="-")))
     assert (await store.load_node("d")).parent_node_id == "-"
-    await store.tombstone_nodes(LOOK_ALIKES[1:])
+    await store.tombstone_nodes(SIMILAR_IDS[1:])
     assert ids_of(await store.load_session(FullGraph())) == ["chat", "=a", "@0", "-", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("session_id", ["", None, 5, b"chat", "\ud800", "x" * 65_537])
-async def test_what_is_no_session_id_is_refused(session_id, cache):
+async def test_an_invalid_session_id_is_refused(session_id, cache):
     with pytest.raises(InvalidRecord):
         cache.session(session_id)
 
 
 @pytest.mark.parametrize("namespace", ["", "a:b", "{a}", "a b", "a*", "-a", "x" * 65, None, "é", "a\n"])
-async def test_what_is_no_namespace_is_refused(namespace, client):
+async def test_an_invalid_namespace_is_refused(namespace, client):
     with pytest.raises(InvalidRecord):
         SessionCache(client, namespace)
 
@@ -123,9 +123,9 @@ async def test_namespaces_share_nothing(open_cache, client):
     assert len(await blob_keys(client)) == 4
 
 
-async def test_every_key_lies_under_the_prefix_of_its_namespace(open_cache, keyspace):
+async def test_every_key_has_the_prefix_of_its_namespace(open_cache, keyspace):
     cache = open_cache(namespace="acme", shards=3)
-    for chat in LOOK_ALIKES:
+    for chat in SIMILAR_IDS:
         state = Checkpoint(tool_state=tools(), execution_state=b"1")
         await cache.session(chat).commit_runtime_state(commit(None, append("a"), session_id=chat, checkpoint=state))
         await cache.session(chat).commit_runtime_state(commit(1, append("b", parent="a"), session_id=chat))
@@ -138,7 +138,7 @@ async def test_every_key_lies_under_the_prefix_of_its_namespace(open_cache, keys
     }  # fmt: skip
 
 
-async def test_other_peoples_keys_stay_as_they_are(open_cache, client, keyspace):
+async def test_keys_of_other_programs_are_not_changed(open_cache, client, keyspace):
     await client.set("chat", "theirs")
     await client.hset("lash:head:chat", "facts", "theirs")
     before = await keyspace()
@@ -158,7 +158,7 @@ async def test_other_peoples_keys_stay_as_they_are(open_cache, client, keyspace)
     Python(
         "session.store:SessionBindingMismatch",
         lambda _: lambda bound, tried: InvalidRecord(bound, tried),
-        "another error",
+        "raises another error",
     )
 )
 async def test_a_commit_for_another_session_is_refused(cache, keyspace):
@@ -182,7 +182,7 @@ async def test_meta_for_another_session_is_refused(store, keyspace):
 # Meta
 
 
-async def test_meta_is_read_back_as_it_was_saved(open_cache):
+async def test_saved_meta_is_loaded_unchanged(open_cache):
     store = open_cache().session("chat")
     assert await store.load_session_meta() is None
     await store.save_session_meta(META)
@@ -196,7 +196,7 @@ async def test_saving_meta_replaces_the_whole_record(store):
     assert await store.load_session_meta() == bare
 
 
-async def test_meta_and_head_leave_each_other_alone(store):
+async def test_saving_meta_keeps_the_head_and_a_commit_keeps_the_meta(store):
     await store.save_session_meta(META)
     assert await store.load_session(FullGraph()) is None
     await store.commit_runtime_state(commit(0, append("a"), usage_deltas=[used(input=1)]))
@@ -207,7 +207,7 @@ async def test_meta_and_head_leave_each_other_alone(store):
 
 
 @broken_by(Lua("meta", "if mode == 'create' and redis.call('HEXISTS', head, 'meta') == 1 then", "if false then"))
-async def test_creating_a_session_again_keeps_the_meta_it_has(open_cache):
+async def test_creating_a_session_again_keeps_its_meta(open_cache):
     request = SessionStoreCreateRequest("chat", SessionPolicy(model="some-model"), parent_session_id="parent")
     store = await open_cache().create(request)
     made = await store.load_session_meta()
@@ -229,12 +229,12 @@ async def test_concurrent_creators_agree_on_one_meta(open_cache):
 # Layout
 
 
-async def unasked(self, *, writes):
+async def without_check(self, *, writes):
     return None
 
 
-@broken_by(Python("session.namespace:Namespace._check_layout", lambda _: unasked, "does not look"))
-async def test_a_namespace_laid_out_otherwise_is_refused_before_anything_is_written(open_cache, keyspace):
+@broken_by(Python("session.namespace:Namespace._check_layout", lambda _: without_check, "checks nothing"))
+async def test_a_namespace_with_another_layout_is_refused_before_any_write(open_cache, keyspace):
     await open_cache(shards=4).session("chat").commit_runtime_state(commit(None, append("a")))
     before = await keyspace()
     store = open_cache(shards=8).session("chat")
@@ -263,7 +263,7 @@ async def test_a_layout_of_another_version_is_refused(store, client, keyspace):
     assert await keyspace() == before
 
 
-async def test_a_layout_that_is_unreadable_is_refused(store, client):
+async def test_an_unreadable_layout_is_refused(store, client):
     await client.set("lash1:layout:laws", b"\xff")
     with pytest.raises(LayoutMismatch):
         await store.load_session(FullGraph())
@@ -280,25 +280,25 @@ async def test_an_injected_client_stays_open(client):
     assert await client.ping()
 
 
-async def test_a_client_that_decodes_is_refused(server):
+async def test_a_client_with_decode_responses_is_refused(server):
     with pytest.raises(InvalidRecord, match="decode_responses"):
         SessionCache(server.client(decode_responses=True))
 
 
 @pytest.mark.parametrize("client", [None, "redis://localhost", object(), redis.Redis])
-async def test_what_is_no_async_client_is_refused(client):
+async def test_an_object_that_is_not_an_async_client_is_refused(client):
     with pytest.raises(InvalidRecord):
         SessionCache(client)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, True, "60", float("nan"), float("inf"), 10**12])
-async def test_what_is_no_ttl_is_refused(ttl, client):
+async def test_an_invalid_ttl_of_a_cache_is_refused(ttl, client):
     with pytest.raises(InvalidRecord):
         SessionCache(client, ttl=ttl)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_both_protocols_tell_the_same(protocol, real_server):
+async def test_resp2_and_resp3_clients_read_the_same_data(protocol, real_server):
     writer = SessionCache(real_server.client(protocol=5 - protocol), "laws")
     state = Checkpoint(tool_state=tools(), execution_state=b"1")
     made = commit(None, append("a", "b"), checkpoint=state, usage_deltas=[used(input=1)])
@@ -311,7 +311,7 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
     assert (await reader.session("chat").vacuum()).removed_node_count == 1
 
 
-async def test_a_cache_made_of_a_url_serves_a_session(real_server):
+async def test_a_cache_connected_by_url_writes_and_reads_a_session(real_server):
     async with connect(real_server.url, namespace="acme") as cache:
         sends_once(cache)
         await cache.session("chat").commit_runtime_state(commit(None, append("a")))
@@ -322,7 +322,7 @@ async def test_a_cache_made_of_a_url_serves_a_session(real_server):
 
 
 async def lifetimes(client, *keys: bytes) -> list[int]:
-    """Milliseconds left, all seen at one moment."""
+    """The remaining milliseconds of keys, read in one transaction."""
     async with client.pipeline(transaction=True) as pipe:
         for key in keys:
             pipe.pttl(key)
@@ -333,7 +333,7 @@ KEYS = ("head", "log", "nodes", "jumps", "dead", "state")
 
 
 async def full_session(store):
-    """A session with something in each of its six keys, and a blob, after three commits."""
+    """Write each of a session's six keys and a blob, in three commits."""
     state = Checkpoint(tool_state=tools(), execution_state=b"1")
     await store.commit_runtime_state(commit(None, append("a", "b", "c"), checkpoint=state))
     await store.commit_runtime_state(commit(1, append("d", parent="a"), checkpoint=state))
@@ -365,7 +365,7 @@ async def test_the_keys_of_a_session_share_the_deadline_of_its_last_commit(open_
 
 
 @broken_by(Lua("tombstone", "if facts.deadline > 0 then redis.call('PEXPIREAT', dead, facts.deadline) end", ""))
-async def test_what_maintenance_writes_has_the_deadline_of_the_session(open_cache, client):
+async def test_keys_written_by_maintenance_have_the_deadline_of_the_session(open_cache, client):
     store = open_cache(ttl=1_000).session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
@@ -375,7 +375,7 @@ async def test_what_maintenance_writes_has_the_deadline_of_the_session(open_cach
     assert all(0 < each <= 1_000_000 for each in left)
 
 
-async def test_meta_neither_slides_nor_lifts_the_deadline(open_cache, client):
+async def test_saving_meta_neither_extends_nor_removes_the_deadline(open_cache, client):
     store = open_cache(ttl=1_000).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     for ttl in (None, 50_000):
@@ -384,7 +384,7 @@ async def test_meta_neither_slides_nor_lifts_the_deadline(open_cache, client):
         assert 900_000 < left <= 1_000_000
 
 
-async def test_a_session_that_is_nothing_but_meta_expires_too(open_cache, client):
+async def test_a_session_with_only_meta_expires(open_cache, client):
     await open_cache(ttl=1_000).create(SessionStoreCreateRequest("chat"))
     (left,) = await lifetimes(client, await key_of(client, "head"))
     assert 0 < left <= 1_000_000
@@ -394,7 +394,7 @@ async def test_a_session_that_is_nothing_but_meta_expires_too(open_cache, client
     Lua("commit", "elseif had then", "elseif false then"),
     Lua("commit", "jumps, dead, state}) do redis.call('PERSIST', key)", "jumps, dead}) do redis.call('PERSIST', key)"),
 )
-async def test_a_commit_without_a_ttl_keeps_the_session_for_ever(open_cache, client):
+async def test_a_commit_by_a_cache_without_a_ttl_removes_the_deadline(open_cache, client):
     await full_session(open_cache(ttl=1_000).session("chat"))
     last = commit(3, append("f", parent="e"), checkpoint=Checkpoint(tool_state=tools(), execution_state=b"2"))
     await open_cache().session("chat").commit_runtime_state(last)
@@ -408,7 +408,7 @@ async def test_a_commit_without_a_ttl_keeps_the_session_for_ever(open_cache, cli
     Lua("commit", "math.ceil(deadline / grace) * grace", "math.floor(deadline / grace) * grace"),
     Lua("commit", "math.ceil(deadline / grace) * grace", "(math.ceil(deadline / grace) + 1) * grace"),
 )
-async def test_a_blob_has_the_deadline_of_the_session_that_holds_it(open_cache, client):
+async def test_a_blob_expires_at_most_one_grace_after_the_session_that_holds_it(open_cache, client):
     made = commit(None, checkpoint=Checkpoint(tool_state=tools()))
     await open_cache(ttl=1_000).session("chat").commit_runtime_state(made)
     of_head, of_blob = await lifetimes(client, await key_of(client, "head"), *await blob_keys(client))
@@ -436,7 +436,7 @@ async def test_a_shared_blob_lives_at_least_as_long_as_each_of_its_holders(ttls,
 
 
 @broken_by(Lua("commit", "if left ~= -1 and now + left < hold + 100 then", "if false then"))
-async def test_a_blob_that_a_longer_session_takes_up_lives_as_long_as_that(open_cache, client):
+async def test_a_session_with_a_longer_ttl_extends_the_deadline_of_a_shared_blob(open_cache, client):
     for chat, ttl in (("short", 1_000), ("long", 9_000)):
         made = commit(None, session_id=chat, checkpoint=Checkpoint(tool_state=tools()))
         await open_cache(ttl=ttl, shards=1).session(chat).commit_runtime_state(made)
@@ -446,7 +446,7 @@ async def test_a_blob_that_a_longer_session_takes_up_lives_as_long_as_that(open_
     assert sorted((await holds(client, blob)).values()) == [1, 1]
 
 
-async def test_an_expired_session_is_gone_with_all_its_keys(open_cache, client, keyspace):
+async def test_an_expired_session_leaves_no_keys(open_cache, client, keyspace):
     store = open_cache(ttl=0.3, blob_grace=0.05).session("chat")
     await full_session(store)
     for _ in range(200):

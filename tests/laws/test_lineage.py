@@ -1,4 +1,4 @@
-"""What is known to be stored of a graph: by its lineage, by the nodes no caller accessed, by the sum of its log."""
+"""A cache derives which nodes are stored from a graph's lineage, its unaccessed nodes and the sum of its log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, chain, commit, facts_of, key_of, node, numbered
 from tests.support.replacing import KEEPS_ANYTHING, KEEPS_NOTHING, Sent, by_hand, full, longer
 
-# What may have been changed in place
+# Changes in place
 
 
 def nested(text: str) -> EventPayload:
@@ -56,9 +56,9 @@ def deep(graph: SessionGraph, at: int) -> list[Any]:
 
 @broken_by(
     KEEPS_ANYTHING,
-    Python("protocol.stored_nodes:StoredNodes.accessed", lambda _: lambda *_: iter(()), "believes what was read"),
+    Python("protocol.stored_nodes:StoredNodes.accessed", lambda _: lambda *_: iter(()), "reports no accessed node"),
 )
-async def test_a_value_deep_in_a_read_that_is_replaced_by_one_as_long_is_stored_at_every_turn(store, open_cache):
+async def test_a_nested_value_changed_to_one_of_equal_length_is_stored_at_every_turn(store, open_cache):
     nodes = [node("a"), replace(node("b", "a"), payload=nested("0000")), node("c", "b"), node("d", "c")]
     await store.commit_runtime_state(commit(None, Append(nodes, "d")))
     worker = open_cache().session("chat")
@@ -67,14 +67,14 @@ async def test_a_value_deep_in_a_read_that_is_replaced_by_one_as_long_is_stored_
         deep(graph, 1)[0] = f"{turn:04d}"
         await worker.commit_runtime_state(commit(turn, ReplaceFull(graph)))
         assert deep((await full(store)).graph, 1) == [f"{turn:04d}", 1]
-    graph = graph.append_event({"said": "x"})
+    graph = graph.append_event({"text": "x"})
     await worker.commit_runtime_state(commit(5, ReplaceFull(graph)))
-    assert sent.deltas == ["replace"] * 4 + ["extend"]  # less than half was kept, then all
+    assert sent.deltas == ["replace"] * 4 + ["extend"]  # less than half of the nodes was kept, then all of them
     assert (await full(store)).graph == graph
 
 
 @broken_by(KEEPS_NOTHING, KEEPS_ANYTHING)
-async def test_a_partial_message_that_grows_is_sent_alone(store, open_cache):
+async def test_a_growing_last_message_is_sent_without_the_unchanged_nodes(store, open_cache):
     nodes = [*chain(*numbered(50)), replace(node("b", numbered(50)[-1]), payload=nested(""))]
     await store.commit_runtime_state(commit(None, Append(nodes, "b")))
     worker = open_cache().session("chat")
@@ -86,7 +86,7 @@ async def test_a_partial_message_that_grows_is_sent_alone(store, open_cache):
     assert (sent.deltas, sent.drops) == (["extend"] * 7, [1] * 7)
 
 
-async def test_a_change_that_is_taken_back_is_no_change(store, open_cache):
+async def test_a_reverted_change_is_not_sent(store, open_cache):
     await store.commit_runtime_state(commit(None, Append([replace(node("a"), payload=nested("yes"))], "a")))
     worker = open_cache().session("chat")
     sent, graph = Sent(worker), (await full(worker)).graph
@@ -100,8 +100,8 @@ async def test_a_change_that_is_taken_back_is_no_change(store, open_cache):
 
 
 @broken_by(KEEPS_ANYTHING)
-async def test_what_was_changed_in_place_in_an_older_read_is_stored_with_a_newer_one(store, open_cache):
-    """A refresh shares what was decoded, so the nodes of both are the same objects."""
+async def test_a_change_in_place_in_an_older_read_is_stored_with_its_refreshed_read(store, open_cache):
+    """A refreshed read shares its decoded nodes with the older read."""
     await store.commit_runtime_state(commit(None, Append([replace(node("a"), payload=nested("old"))], "a")))
     worker = open_cache().session("chat")
     before = await full(worker)
@@ -113,7 +113,7 @@ async def test_what_was_changed_in_place_in_an_older_read_is_stored_with_a_newer
     assert deep((await full(store)).graph, 0) == ["new", 1]
 
 
-async def test_a_timestamp_that_was_changed_is_stored(store):
+async def test_a_changed_timestamp_is_stored(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     graph = (await full(store)).graph
     nodes = (graph.nodes[0], replace(graph.nodes[1], timestamp="later"))
@@ -126,10 +126,10 @@ async def test_a_timestamp_that_was_changed_is_stored(store):
     assert (await full(store)).graph.nodes[0].timestamp == "later"
 
 
-# What a lineage is
+# Lineage
 
 
-async def test_a_graph_put_together_by_hand_is_sent_whole(store, open_cache):
+async def test_a_graph_without_lineage_is_sent_whole(store, open_cache):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     worker = open_cache().session("chat")
     sent, graph = Sent(worker), (await full(worker)).graph
@@ -146,7 +146,7 @@ async def test_a_graph_put_together_by_hand_is_sent_whole(store, open_cache):
 
 
 @broken_by(KEEPS_NOTHING)
-async def test_a_graph_of_any_beginning_is_sent_whole_once(store):
+async def test_a_graph_from_json_is_sent_whole_only_in_its_first_commit(store):
     sent, graph = Sent(store), SessionGraph.from_json(SessionGraph(chain("a", "b"), "b").to_json())
     for revision in range(4):
         await store.commit_runtime_state(commit(revision, ReplaceFull(graph)))
@@ -154,7 +154,7 @@ async def test_a_graph_of_any_beginning_is_sent_whole_once(store):
     assert sent.deltas == ["replace", "extend", "extend", "extend"]
 
 
-async def test_growing_and_cutting_a_read_decodes_none_of_its_nodes(store):
+async def test_extending_a_read_decodes_no_node_and_cutting_it_only_the_new_leaf(store):
     await store.commit_runtime_state(commit(None, append(*numbered(100))))
     graph = (await full(store)).graph
     grown = graph.append_message({"id": "x", "role": "User"}).append_event({}).with_leaf("x")
@@ -166,7 +166,7 @@ async def test_growing_and_cutting_a_read_decodes_none_of_its_nodes(store):
     assert (cut.lineage.base, cut.lineage.kept, len(cut.nodes)) == (graph.lineage.base, 99, 99)
 
 
-async def test_a_message_whose_id_is_stored_takes_another(store):
+async def test_a_message_with_a_stored_id_gets_another_node_id(store):
     taken = ("a", "b", "é", "x" * 300)
     await store.commit_runtime_state(commit(None, append(*taken)))
     for name in taken:
@@ -182,7 +182,7 @@ async def test_a_message_whose_id_is_stored_takes_another(store):
     assert read.graph.append_message({"id": "later"}).leaf_node_id == "message:later"
 
 
-async def test_a_grown_sequence_of_nodes_is_like_a_tuple_of_them(store):
+async def test_the_nodes_of_an_extended_read_behave_like_a_tuple(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     graph = (await full(store)).graph.append_event({"x": 1}).append_event({"x": 2})
     nodes, plain = graph.nodes, tuple(graph.nodes)
@@ -201,35 +201,34 @@ async def test_a_grown_sequence_of_nodes_is_like_a_tuple_of_them(store):
         assert graph.first(count).nodes == plain[:count]
 
 
-# What a limit counts
+# Limits
 
 
 @broken_by(KEEPS_NOTHING)
 @pytest.mark.parametrize("limits", [{"max_commit_nodes": 10}, {"max_commit_bytes": 3_000}], ids=["nodes", "bytes"])
-async def test_a_session_that_outgrows_a_limit_goes_on_as_it_began(limits, open_cache):
-    """A limit counts what a commit sends."""
+async def test_commit_limits_apply_to_what_is_sent_and_not_to_the_session(limits, open_cache):
     (option,) = limits
     store, graph = open_cache(**limits).session("chat"), SessionGraph()
     for revision in range(20):
         graph = graph.append_message({"id": f"m{revision}", "role": "User", "parts": ["x" * 300]})
         await store.commit_runtime_state(commit(revision, ReplaceFull(graph)))
     reader = open_cache(**limits).session("chat")
-    graph = (await full(reader)).graph.append_event({"said": "x"})
+    graph = (await full(reader)).graph.append_event({"text": "x"})
     await reader.commit_runtime_state(commit(20, ReplaceFull(graph)))
-    await reader.commit_runtime_state(commit(21, ReplaceFull(graph.first(-2).append_event({"said": "y"}))))
+    await reader.commit_runtime_state(commit(21, ReplaceFull(graph.first(-2).append_event({"text": "y"}))))
     with pytest.raises(CommitTooLarge, match=option):
         await reader.commit_runtime_state(commit(22, ReplaceFull(by_hand(graph))))
     many = graph
     for _ in range(11):
-        many = many.append_event({"said": "x" * 300})
+        many = many.append_event({"text": "x" * 300})
     with pytest.raises(CommitTooLarge, match=option):
         await reader.commit_runtime_state(commit(22, ReplaceFull(many)))
     assert (await full(store)).head_revision == 22
 
 
 @broken_by(Python("session.publish:Publisher._learn", lambda _: lambda *_: None, "forgets what it committed"))
-async def test_a_session_that_outgrew_a_limit_survives_the_loss_of_a_reply(open_cache):
-    """The same commit sent again is a retry, and leaves what the first attempt left."""
+async def test_retries_after_lost_replies_succeed_in_a_session_above_the_limit(open_cache):
+    """A retry leaves the state that the first attempt left."""
     store, graph = open_cache(max_commit_nodes=5).session("chat"), SessionGraph()
     run, replies = store._namespace.run_durably, 0
 
@@ -256,7 +255,7 @@ async def test_a_session_that_outgrew_a_limit_survives_the_loss_of_a_reply(open_
     assert lost > 5
 
 
-async def test_a_retry_with_other_timestamps_proves_nothing_of_what_is_stored(store):
+async def test_a_replayed_commit_does_not_mark_its_other_timestamps_as_stored(store):
     first, again = (SessionGraph([replace(node("a"), timestamp=when), node("b", "a")], "b") for when in ("old", "new"))
     made = commit(None, ReplaceFull(first))
     await store.commit_runtime_state(made)
@@ -265,7 +264,7 @@ async def test_a_retry_with_other_timestamps_proves_nothing_of_what_is_stored(st
     assert (await full(store)).graph.nodes[0].timestamp == "new"
 
 
-# What a log sums up to
+# The sum of a log
 
 
 def value_of(record: bytes) -> tuple[int, int]:
@@ -275,7 +274,7 @@ def value_of(record: bytes) -> tuple[int, int]:
 
 
 def sum_of(records: Sequence[bytes]) -> tuple[int, int]:
-    """What the head holds of a log, computed of all of its nodes."""
+    """The sum that the head stores, computed from all records of the log."""
     values = [value_of(record) for record in records]
     high = sum((2 * place + 1) * value for place, (value, _) in enumerate(values)) % 2**32
     low = sum((2 * place + 1) * value for place, (_, value) in enumerate(values)) % 2**32
@@ -288,7 +287,7 @@ def sum_of(records: Sequence[bytes]) -> tuple[int, int]:
     Lua("replace", "+ scaled(plain_low + 0, 2 * base)", ""),
 )
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_sum_of_a_log_is_that_of_its_nodes(seed, open_cache, client):
+async def test_the_stored_sum_of_a_log_equals_the_sum_of_its_records(seed, open_cache, client):
     dice = random.Random(seed)
     store, graph, freed, deltas = open_cache().session("chat"), SessionGraph(), dict[int, bytes](), []
     sent = Sent(store)
@@ -332,7 +331,7 @@ async def test_the_sum_of_a_log_is_that_of_its_nodes(seed, open_cache, client):
     assert any(sent.drops)
 
 
-async def test_a_script_adds_to_a_sum_exactly_at_any_place(client):
+async def test_scripts_compute_a_sum_exactly_at_any_position(client):
     text = (lua_directory() / "include" / "sums.lua").read_text()
     text += "\nlocal high, low = summed(ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]))"
     text += "\nreturn {string.format('%.0f', high), string.format('%.0f', low), in_bytes(low)}"
@@ -349,8 +348,8 @@ async def test_a_script_adds_to_a_sum_exactly_at_any_place(client):
 
 
 @broken_by(Lua("replace", "and in_bytes(facts.low) == low", ""))
-async def test_a_log_that_differs_only_in_its_middle_is_not_kept(store, client):
-    """As after a failover: the epoch, the lengths and the last record are those that were read."""
+async def test_a_log_that_differs_only_in_its_middle_is_replaced(store, client):
+    """After a failover, the epoch, the lengths and the last record may equal those of the read."""
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     graph, sent = (await full(store)).graph, Sent(store)
     await store.commit_runtime_state(
@@ -366,7 +365,7 @@ async def test_a_log_that_differs_only_in_its_middle_is_not_kept(store, client):
     assert (sent.deltas[-1], (await full(store)).graph) == ("replace", made.graph)
 
 
-def regardless_of_places(run: Any) -> Any:
+def ignoring_order(run: Any) -> Any:
     def of(parts: Any) -> Run:
         runs = [run([part]) for part in parts]
         return Run(*(sum(numbers) % 2**32 for numbers in zip(*runs, strict=True))) if runs else Run()
@@ -374,8 +373,8 @@ def regardless_of_places(run: Any) -> Any:
     return staticmethod(of)
 
 
-@broken_by(Python("protocol.sums:Run.of", regardless_of_places, "takes nodes in any order for the same"))
-async def test_the_same_id_with_the_nodes_in_another_order_is_refused(store, open_cache):
+@broken_by(Python("protocol.sums:Run.of", ignoring_order, "ignores the order of nodes"))
+async def test_a_commit_id_reused_for_nodes_in_another_order_is_refused(store, open_cache):
     await store.commit_runtime_state(commit(None, append("a")))
     b, c = node("b", "a"), node("c", "a")
     graph = (await full(store)).graph
@@ -395,7 +394,7 @@ async def test_the_same_id_with_the_nodes_in_another_order_is_refused(store, ope
 
 
 def in_threads(work: Callable[[int], Any], count: int = 4) -> list[Any]:
-    """What `work` gives in threads that begin at once and are switched often."""
+    """The results of `work` in threads that start together and switch often."""
     barrier, interval = Barrier(count), sys.getswitchinterval()
 
     def run(number: int) -> Any:
@@ -438,24 +437,24 @@ def records_of(nodes: Sequence[SessionNodeRecord]) -> list[bytes]:
 
 @broken_by(
     Python("protocol.stored_nodes:StoredNodes._published", publishing_each, "publishes what each thread has decoded"),
-    Python("protocol.nodes:_PackedPayload.load", decoding_each, "gives each thread a value of its own"),
+    Python("protocol.nodes:_PackedPayload.load", decoding_each, "returns another value to each thread"),
 )
 async def test_all_threads_that_share_a_read_get_the_same_objects():
-    """So all threads commit what one of them changes in place. Threads race, so there are four rounds."""
+    """All threads must commit what one of them changes in place. Four rounds make a race more likely."""
     records = records_of(chain(*numbered(5_000)))
     for _ in range(4):
         nodes, kept = StoredNodes(records, "log"), []
 
         def access(number: int, nodes: StoredNodes = nodes, kept: list[Any] = kept) -> list[tuple[int, int]]:
             events = [(each, each.payload.event) for each in (nodes[at] for at in range(len(nodes)))]
-            kept.append(events)  # so that no address is used twice
+            kept.append(events)  # keeps the objects alive, so that no id is reused
             return [(id(each), id(event)) for each, event in events]
 
         first, *others = in_threads(access)
         assert all(other == first for other in others)
 
 
-async def test_threads_that_grow_one_read_each_know_their_own_log():
+async def test_threads_that_extend_one_read_each_know_their_own_log():
     nodes = chain(*numbered(200))
     records = records_of(nodes)
     log = StoredLog(StoredNodes(records, "log"), sum(map(len, records)), 7, Sum(*sum_of(records)))
