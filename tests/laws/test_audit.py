@@ -1,4 +1,4 @@
-"""An audit finds what breaks a law of storage, and nothing else; what it mends touches nothing that lives."""
+"""An audit reports violated storage invariants and nothing else. A repair never changes live data."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from tests.support.builders import node as plain
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 
 
-def said(node_id: str, parent: str | None) -> SessionNodeRecord:
+def message_node(node_id: str, parent: str | None) -> SessionNodeRecord:
     return SessionNodeRecord(node_id, parent, "t", EventPayload({"Conversation": {"id": node_id, "role": "User"}}))
 
 
 async def uploaded(cache, client) -> HydratedSessionCheckpoint:
-    """Three components that are held: in a namespace of one shard, what was uploaded lies where the session is.
+    """Three components as blobs. In a namespace of one shard, uploads are in the shard of the session.
 
-    What the uploads were promised is forgotten, so that these blobs go like any other.
+    The grace that each upload was promised is removed, so that these blobs expire like any other.
     """
     refs = [await cache.put_blob(msgpack.packb(data)) for data in (plugins().to_msgpack(), b"1")]
     for ref in refs:
@@ -58,12 +58,12 @@ async def uploaded(cache, client) -> HydratedSessionCheckpoint:
     return HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot_ref=refs[0], execution_state_ref=refs[1])
 
 
-async def furnished(cache, name: str = "chat", ttl: float | None = None, states=STATES) -> None:
-    """A session with every key there is and a freed node."""
+async def full_session(cache, name: str = "chat", ttl: float | None = None, states=STATES) -> None:
+    """Create a session with every kind of key and a freed node."""
     store = await cache.create(SessionStoreCreateRequest(name, parent_session_id="parent"))
-    graph = Append([said("a", None), plain("b", "a"), plain("x", "b")], "x")
+    graph = Append([message_node("a", None), plain("b", "a"), plain("x", "b")], "x")
     await store.commit_runtime_state(commit(None, graph, session_id=name, checkpoint=states), ttl=ttl)
-    graph = Append([said("c", "a"), plain("d", "c")], "d")
+    graph = Append([message_node("c", "a"), plain("d", "c")], "d")
     await store.commit_runtime_state(
         commit(1, graph, session_id=name, checkpoint=states, usage_deltas=[used(input=1)]), ttl=ttl
     )
@@ -76,10 +76,10 @@ async def audit(open_cache, *, repair: bool = False, **options) -> AuditReport:
     return await open_cache(role="auditor", **options).audit(repair=repair)
 
 
-async def test_a_sound_namespace_has_no_problem(open_cache, keyspace):
+async def test_an_intact_namespace_has_no_problems(open_cache, keyspace):
     cache = open_cache(shards=4)
     for name, ttl in (("one", None), ("two", 100), ("three", 7)):
-        await furnished(cache, name, ttl)
+        await full_session(cache, name, ttl)
     await cache.fork("one", "four")
     await cache.delete("two")
     await cache.create(SessionStoreCreateRequest("only meta"))
@@ -97,7 +97,7 @@ async def test_a_sound_namespace_has_no_problem(open_cache, keyspace):
     assert await keyspace() == before
 
 
-async def test_an_empty_namespace_has_nothing_to_audit(open_cache, keyspace):
+async def test_an_audit_of_an_empty_namespace_reports_and_writes_nothing(open_cache, keyspace):
     assert await audit(open_cache) == AuditReport()
     assert await keyspace() == {}
 
@@ -131,10 +131,10 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "a head of another type": ("head", at("head", lambda client, key: client.execute_command("SET", key, "x"))),
     "facts that are gone": ("head", at("head", lambda client, key: client.hdel(key, "facts"))),
     "a damaged record": ("log", at("log", lambda client, key: client.lset(key, 3, b"xxxxyyyy"))),
-    "an index that leads elsewhere": ("nodes", at("nodes", lambda client, key: client.hset(key, "d", "0"))),
+    "an index entry with another position": ("nodes", at("nodes", lambda client, key: client.hset(key, "d", "0"))),
     "a user's message without its mark": ("nodes", at("nodes", lambda client, key: client.hset(key, "a", "0"))),
-    "a jump that leads elsewhere": ("jumps", at("jumps", lambda client, key: client.lset(key, -1, b"3:1"))),
-    "a lease that no script can read": ("head", at("head", lambda client, key: client.hset(key, "lease", b"1 x"))),
+    "a jump to another position": ("jumps", at("jumps", lambda client, key: client.lset(key, -1, b"3:1"))),
+    "an unreadable lease": ("head", at("head", lambda client, key: client.hset(key, "lease", b"1 x"))),
     "a missing receipt": ("head", at("head", lambda client, key: client.hset(key, "receipts", b"x" * 16))),
     "another receipt": ("head", at("head", lambda client, key: client.hset(key, "receipts", b"x" * 32))),
     "another parent": ("meta", at("head", lambda client, key: client.hset(key, "parent", b"x"))),
@@ -156,7 +156,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
 
 @broken_by(Python("protocol.commands.audit:_of_the_sum", lambda _: lambda *_: [], "computes no sum"))
 @pytest.mark.parametrize("place", [16, 17], ids=["high", "low"])
-async def test_a_sum_that_is_not_that_of_the_log_is_found(place, store, open_cache, client):
+async def test_a_sum_that_differs_from_that_of_the_log_is_reported(place, store, open_cache, client):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     assert (await audit(open_cache)).problems == ()
     await fact(place, "9")(client)
@@ -168,15 +168,15 @@ async def test_a_sum_that_is_not_that_of_the_log_is_found(place, store, open_cac
 
 @pytest.mark.slow
 @broken_by(
-    Python("protocol.commands.audit:_of_deadlines", lambda _: lambda *_: [], "looks at no deadline"),
-    Python("protocol.commands.audit:_of_a_link", lambda _: lambda *_: [], "looks at no link"),
-    Python("protocol.commands.audit:_of_users", lambda _: lambda *_: [], "looks at no mark"),
+    Python("protocol.commands.audit:_of_deadlines", lambda _: lambda *_: [], "checks no deadline"),
+    Python("protocol.commands.audit:_of_a_link", lambda _: lambda *_: [], "checks no link"),
+    Python("protocol.commands.audit:_of_users", lambda _: lambda *_: [], "checks no mark"),
 )
-async def test_every_damage_is_found_and_named_and_the_look_changes_nothing(open_cache, client, keyspace):
+async def test_an_audit_reports_every_kind_of_damage_and_changes_nothing(open_cache, client, keyspace):
     for name, (kind, damage) in DAMAGES.items():
         await client.flushall()
-        await furnished(open_cache(shards=1), ttl=1000)
-        await furnished(open_cache(shards=1), "sound", ttl=1000)
+        await full_session(open_cache(shards=1), ttl=1000)
+        await full_session(open_cache(shards=1), "sound", ttl=1000)
         await damage(client)
         before = await keyspace()
         report = await audit(open_cache, shards=1)
@@ -190,9 +190,9 @@ async def test_every_damage_is_found_and_named_and_the_look_changes_nothing(open
 # Blobs
 
 
-async def test_a_blob_that_is_gone_or_damaged_is_found(open_cache, client):
+async def test_a_missing_or_damaged_blob_is_reported_and_not_repaired(open_cache, client):
     cache = open_cache(shards=1)
-    await furnished(cache, states=await uploaded(cache, client))
+    await full_session(cache, states=await uploaded(cache, client))
     one, two, _ = await blob_keys(client)
     await client.delete(one)
     await client.hset(two, "c", b"\0other bytes")
@@ -206,12 +206,12 @@ async def test_a_blob_that_is_gone_or_damaged_is_found(open_cache, client):
     Lua("recount", "redis.call('HSET', blob, hold, holders)", "redis.call('HSET', blob, hold, 1)"),
     Lua("recount", "for field in pairs(found) do redis.call('HDEL', blob, field) end", ""),
 )
-async def test_wrong_counts_of_holders_are_mended_and_right_ones_left_alone(open_cache, client, keyspace):
+async def test_a_repair_corrects_wrong_holder_counts_and_keeps_correct_ones(open_cache, client, keyspace):
     cache = open_cache(shards=1)
     states = await uploaded(cache, client)
     for name in ("one", "two", "three"):
-        await furnished(cache, name, states=states)
-    await furnished(cache, "timed", ttl=500, states=states)
+        await full_session(cache, name, states=states)
+    await full_session(cache, "timed", ttl=500, states=states)
     sound = await keyspace()
     one, two, three = await blob_keys(client)
     (hold,) = [until for until in await holds(client, one) if until]
@@ -227,18 +227,18 @@ async def test_wrong_counts_of_holders_are_mended_and_right_ones_left_alone(open
     assert [await client.pttl(blob) for blob in (one, two, three)] == [-1, -1, -1]
 
 
-async def test_a_blob_that_leaked_goes_after_the_grace(open_cache, client):
+async def test_a_leaked_blob_expires_one_grace_after_the_repair(open_cache, client):
     cache = open_cache(shards=1, blob_grace=0.1)
     states = await uploaded(cache, client)
-    await furnished(cache, states=states)
-    await furnished(cache, "torn", states=states)
+    await full_session(cache, states=states)
+    await full_session(cache, "torn", states=states)
     leaked = {"c": b"\0bytes", "0": 3}
     from hashlib import sha256
 
     key = f"lash2:{{laws:0}}:blob:{sha256(b'bytes').hexdigest()}"
     await client.hset(key, mapping=leaked)
-    nobodys = f"lash2:{{laws:0}}:blob:{sha256(b'other').hexdigest()}"
-    await client.hset(nobodys, mapping={"c": b"\0other"})
+    unheld = f"lash2:{{laws:0}}:blob:{sha256(b'other').hexdigest()}"
+    await client.hset(unheld, mapping={"c": b"\0other"})
     await client.delete(*cache.layout.session("torn").own)
     report = await audit(open_cache, shards=1, repair=True, blob_grace=0.1)
     assert report.repaired_count == report.problem_count == 5
@@ -246,15 +246,15 @@ async def test_a_blob_that_leaked_goes_after_the_grace(open_cache, client):
     assert len(await blob_keys(client)) == 3
     assert await holders(client) == [1, 1, 1]
     assert (await audit(open_cache, shards=1)).problems == ()
-    assert await client.exists(key, nobodys) == 0
+    assert await client.exists(key, unheld) == 0
 
 
-async def test_beside_a_head_that_cannot_be_read_nothing_is_let_go(open_cache, client, keyspace):
-    """What that head holds is unknown, so every blob of its shard stays as it is until it is deleted."""
+async def test_a_repair_releases_no_blob_while_a_head_is_unreadable(open_cache, client, keyspace):
+    """The blobs that this head holds are unknown, so every blob of its shard stays until the session is deleted."""
     cache = open_cache(shards=1)
     states = await uploaded(cache, client)
-    await furnished(cache, states=states)
-    await furnished(cache, "broken", states=states)
+    await full_session(cache, states=states)
+    await full_session(cache, "broken", states=states)
     await client.hdel(await key_of(client, "head", "broken"), "facts")
     before = await keyspace()
     report = await audit(open_cache, shards=1, repair=True)
@@ -267,11 +267,11 @@ async def test_beside_a_head_that_cannot_be_read_nothing_is_let_go(open_cache, c
     assert await holders(client) == [1, 1, 1]
 
 
-async def test_sessions_that_the_catalogue_lost_are_listed_again_and_keep_their_blobs(open_cache, client, keyspace):
+async def test_a_repair_restores_a_lost_catalogue_and_keeps_all_other_keys(open_cache, client, keyspace):
     cache = open_cache(shards=1)
     for name in ("one", "two"):
-        await furnished(cache, name, ttl=500)
-    await furnished(cache, "three")
+        await full_session(cache, name, ttl=500)
+    await full_session(cache, "three")
     sound = await keyspace()
     await client.delete("lash2:{laws:0}:sessions", "lash2:{laws:0}:expiries")
     report = await audit(open_cache, shards=1, repair=True)
@@ -280,11 +280,11 @@ async def test_sessions_that_the_catalogue_lost_are_listed_again_and_keep_their_
     assert (await audit(open_cache, shards=1)).problems == ()
 
 
-# Beside traffic
+# Concurrent writes
 
 
 @pytest.mark.slow
-async def test_beside_traffic_an_audit_finds_nothing_and_a_repair_hurts_nobody(open_cache):
+async def test_audits_and_repairs_during_writes_report_and_damage_nothing(open_cache):
     cache = open_cache(shards=2, blob_grace=0.2, deletion_marker_ttl=0)
     done = asyncio.Event()
 
@@ -332,10 +332,10 @@ async def test_beside_traffic_an_audit_finds_nothing_and_a_repair_hurts_nobody(o
 # gc of a whole namespace
 
 
-async def test_gc_of_a_namespace_sweeps_every_shard_and_says_what_stayed(open_cache, client):
+async def test_gc_of_a_namespace_collects_every_shard_and_reports_the_kept_blobs(open_cache, client):
     cache = open_cache(shards=4, blob_grace=100)
     for number in range(8):
-        await furnished(cache, f"s{number}")
+        await full_session(cache, f"s{number}")
         await cache.session(f"s{number}").commit_runtime_state(
             commit(
                 2, Unchanged("d"), session_id=f"s{number}", checkpoint=HydratedSessionCheckpoint(tool_state=tools("b"))
@@ -354,9 +354,9 @@ async def test_gc_of_a_namespace_sweeps_every_shard_and_says_what_stayed(open_ca
         assert read.checkpoint.tool_state == tools("b")
 
 
-async def test_gc_drops_entries_of_sessions_that_expired(open_cache, client):
+async def test_gc_removes_entries_of_expired_sessions(open_cache, client):
     cache = open_cache(shards=1, blob_grace=0.05)
-    await furnished(cache, "lasting")
+    await full_session(cache, "lasting")
     for number in range(150):
         await cache.session(f"s{number}").commit_runtime_state(commit(None, session_id=f"s{number}"), ttl=0.05)
     await asyncio.sleep(0.2)
@@ -364,7 +364,7 @@ async def test_gc_drops_entries_of_sessions_that_expired(open_cache, client):
     assert await client.zrange("lash2:{laws:0}:sessions", 0, -1) == [b"lasting\xffparent"]
 
 
-async def test_meta_alone_is_audited_too(open_cache, client):
+async def test_a_session_with_only_meta_is_audited(open_cache, client):
     cache = open_cache(shards=1)
     store = await cache.create(SessionStoreCreateRequest("chat"))
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m", parent_session_id="p"))
@@ -376,13 +376,13 @@ async def test_meta_alone_is_audited_too(open_cache, client):
 # What a repair must not do
 
 
-async def lost_between(audit_of: Audit, monkeypatch, loss: Callable[[], Awaitable[object]]) -> None:
-    """Let `loss` happen when the sessions have been looked at and the blobs have not."""
-    looked = audit_of._blobs
+async def lose_between_phases(audit_of: Audit, monkeypatch, loss: Callable[[], Awaitable[object]]) -> None:
+    """Call `loss` after the audit of the sessions and before the audit of the blobs."""
+    audit_blobs = audit_of._blobs
 
     async def later(shard):
         await loss()
-        await looked(shard)
+        await audit_blobs(shard)
 
     monkeypatch.setattr(audit_of, "_blobs", later)
 
@@ -390,19 +390,19 @@ async def lost_between(audit_of: Audit, monkeypatch, loss: Callable[[], Awaitabl
 @broken_by(
     Lua("recount", "if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then mended = 0 end", "")
 )
-async def test_a_catalogue_lost_during_a_repair_costs_no_session_its_blobs(open_cache, client, monkeypatch):
+async def test_a_catalogue_lost_during_a_repair_releases_no_blob(open_cache, client, monkeypatch):
     cache = open_cache(shards=1, blob_grace=0.05)
     states = await uploaded(cache, client)
     for name in ("one", "two"):
-        await furnished(cache, name, states=states)
+        await full_session(cache, name, states=states)
 
     async def loss() -> None:
-        await furnished(cache, "late", states=states)
+        await full_session(cache, "late", states=states)
         await client.delete("lash2:{laws:0}:sessions")
 
-    looking = Audit(open_cache(role="auditor", shards=1).shared, repair=True, progress=None)
-    await lost_between(looking, monkeypatch, loss)
-    await looking.run()
+    running = Audit(open_cache(role="auditor", shards=1).shared, repair=True, progress=None)
+    await lose_between_phases(running, monkeypatch, loss)
+    await running.run()
     assert await holders(client) == [3, 3, 3]
     await cache.gc()
     await asyncio.sleep(0.15)
@@ -427,11 +427,11 @@ UNREADABLE: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-async def test_beside_a_session_that_cannot_be_read_a_repair_lets_go_of_no_blob(name, open_cache, client):
+async def test_a_repair_changes_no_blob_while_a_session_is_unreadable(name, open_cache, client):
     for lost in ((), ("lash2:{laws:0}:sessions", "lash2:{laws:0}:expiries")):
         await client.flushall()
-        await furnished(open_cache(shards=1))
-        await furnished(open_cache(shards=1), "sound")
+        await full_session(open_cache(shards=1))
+        await full_session(open_cache(shards=1), "sound")
         before = {blob: await client.hgetall(blob) for blob in await blob_keys(client)}
         await UNREADABLE[name](client)
         for key in lost:
@@ -441,16 +441,16 @@ async def test_beside_a_session_that_cannot_be_read_a_repair_lets_go_of_no_blob(
         assert {blob: await client.hgetall(blob) for blob in await blob_keys(client)} == before
 
 
-async def test_what_no_program_of_ours_wrote_is_told_and_ends_no_audit(open_cache, client):
-    await furnished(open_cache(shards=2), "one")
-    await furnished(open_cache(shards=2), "two")
+async def test_an_audit_reports_data_of_other_programs_and_completes(open_cache, client):
+    await full_session(open_cache(shards=2), "one")
+    await full_session(open_cache(shards=2), "two")
     layout = open_cache(shards=2).layout
     prefix, other = layout.prefix(0), layout.prefix(1)
     blob = (await blob_keys(client))[0]
     for key, value in (("blob:zz", "x"), ("head:\udcff", "x"), ("log:only", "x"), ("orphans", "x")):
         await client.set(prefix.encode() + key.encode(errors="surrogateescape"), value)
     await client.hset(blob, mapping={"0": "abc"})
-    await client.zadd(f"{other}sessions", {b"\xff\xfe\xff": "inf", b"nobody": 5})
+    await client.zadd(f"{other}sessions", {b"\xff\xfe\xff": "inf", b"unknown": 5})
     for session in ("one", "two"):
         keys = layout.session(session)
         await client.rpush(keys.jumps, "x:y")
@@ -462,11 +462,11 @@ async def test_what_no_program_of_ours_wrote_is_told_and_ends_no_audit(open_cach
     assert len([info async for info in open_cache(shards=2).sessions()]) >= 2
 
 
-async def test_a_blob_that_expires_before_its_holders_is_found_and_mended(open_cache, client):
+async def test_a_repair_extends_a_blob_that_would_expire_before_its_holders(open_cache, client):
     cache = open_cache(shards=1)
     states = await uploaded(cache, client)
-    await furnished(cache, states=states)
-    await furnished(cache, "timed", ttl=500, states=states)
+    await full_session(cache, states=states)
+    await full_session(cache, "timed", ttl=500, states=states)
     one, two, _ = await blob_keys(client)
     await client.pexpire(one, 1500)
     assert (await audit(open_cache, shards=1)).problem_count == 1
@@ -479,7 +479,7 @@ async def test_a_blob_that_expires_before_its_holders_is_found_and_mended(open_c
     assert min([await client.pttl(blob) for blob in (one, two)]) > 490_000
 
 
-async def test_the_holds_of_clients_with_another_grace_are_no_problem(open_cache):
+async def test_holds_of_clients_with_another_grace_are_not_reported(open_cache):
     cache = open_cache(shards=1, blob_grace=60)
     await cache.session("brief").commit_runtime_state(commit(None, session_id="brief", checkpoint=STATES), ttl=0.05)
     await asyncio.sleep(0.15)
@@ -487,6 +487,6 @@ async def test_the_holds_of_clients_with_another_grace_are_no_problem(open_cache
 
 
 @pytest.mark.parametrize(("arguments", "field"), [({"repair": "no"}, "repair"), ({"progress": 5}, "progress")])
-async def test_what_an_audit_does_not_take_is_refused_by_name(arguments, field, open_cache):
+async def test_invalid_arguments_of_an_audit_are_refused_and_named(arguments, field, open_cache):
     with pytest.raises(InvalidRecord, match=field):
         await open_cache(role="auditor").audit(**arguments)

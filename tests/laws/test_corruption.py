@@ -1,6 +1,6 @@
-"""Stored bytes damaged behind the store's back: each operation shows the right data or says which key is broken.
+"""If stored bytes are damaged, each operation returns correct data or names the damaged key.
 
-`UNSEEN` lists what is not noticed, and why. Everything else is asserted.
+`UNNOTICED` lists the exceptions and their reasons.
 """
 
 from __future__ import annotations
@@ -50,29 +50,28 @@ LEDGER = [("turn", "m", 111, 2, 0, 0), ("plugin", "m", 5, 0, 0, 9)]
 
 
 USERS = "abxefg"
-"""The nodes that are messages of a user; the twin's bear capital letters."""
+"""The nodes that are messages of a user. The node ids of the twin are capital letters."""
 
 
-def said(node_id: str) -> Any:
-    """What a node holds."""
+def event_of(node_id: str) -> Any:
     if node_id.lower() not in USERS:
         return {"text": f"this is {node_id}"}
     parts = [{"kind": "Text", "content": f"this is {node_id}"}]
     return {"Conversation": {"id": node_id, "role": "User", "parts": parts}}
 
 
-def talk(node_id: str, parent: str | None) -> SessionNodeRecord:
-    return SessionNodeRecord(node_id, parent, "t", EventPayload(said(node_id)))
+def record(node_id: str, parent: str | None) -> SessionNodeRecord:
+    return SessionNodeRecord(node_id, parent, "t", EventPayload(event_of(node_id)))
 
 
 async def write_session(store: RedisSessionStore, ids: str, state: bytes) -> None:
-    """a-b-c, then d-e beside b; x beside b was tombstoned and vacuumed, y beside c is tombstoned. The leaf is e."""
+    """Write the paths a-b-c and a-d-e with the leaf e. x is tombstoned and vacuumed, y is only tombstoned."""
     a, b, c, x, y, d, e = ids
     checkpoint = HydratedSessionCheckpoint(tool_state=TOOLS, plugin_snapshot=PLUGINS, execution_state=state)
     ledger = [TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in LEDGER]
-    graph = Append([talk(a, None), talk(b, a), talk(c, b), talk(x, a)], c)
+    graph = Append([record(a, None), record(b, a), record(c, b), record(x, a)], c)
     await store.commit_runtime_state(RuntimeCommit(store.session_id, graph=graph, commit_id=f"{ids} first"))
-    graph = Append([talk(y, b), talk(d, a), talk(e, d)], e)
+    graph = Append([record(y, b), record(d, a), record(e, d)], e)
     await store.commit_runtime_state(
         RuntimeCommit(
             store.session_id, 1, graph=graph, checkpoint=checkpoint, usage_deltas=ledger, commit_id=f"{ids} second"
@@ -84,11 +83,11 @@ async def write_session(store: RedisSessionStore, ids: str, state: bytes) -> Non
     await store.save_session_meta(SessionMeta(store.session_id, "name", "then", "m", "/"))
 
 
-# What each operation shows when nothing is damaged
+# What each operation returns without damage
 
 
-def _shown(read: PersistedSessionRead | None) -> Any:
-    """Every part of a read, each node looked at."""
+def _content(read: PersistedSessionRead | None) -> Any:
+    """Every part of a read, with every node decoded."""
     assert read is not None
     assert read.checkpoint is not None
     nodes = [(node.node_id, node.parent_node_id, node.event()) for node in read.graph.nodes]
@@ -106,28 +105,28 @@ def _counters(row: TokenLedgerEntry) -> tuple[int, ...]:
 
 
 def _expected(*nodes: tuple[str, str | None]) -> Any:
-    shown = [(node_id, parent, said(node_id)) for node_id, parent in nodes]
+    shown = [(node_id, parent, event_of(node_id)) for node_id, parent in nodes]
     return ("chat", 2, "abcxyde second", shown), (TOOLS, PLUGINS, STATE), LEDGER
 
 
 async def full(store: RedisSessionStore, _raw: Any) -> None:
     nodes = (("a", None), ("b", "a"), ("c", "b"), ("d", "a"), ("e", "d"))
-    assert _shown(await store.load_session(FullGraph())) == _expected(*nodes)
+    assert _content(await store.load_session(FullGraph())) == _expected(*nodes)
 
 
 async def path(store: RedisSessionStore, _raw: Any) -> None:
-    assert _shown(await store.load_session(ActivePath())) == _expected(("a", None), ("d", "a"), ("e", "d"))
+    assert _content(await store.load_session(ActivePath())) == _expected(("a", None), ("d", "a"), ("e", "d"))
 
 
 async def path_to_c(store: RedisSessionStore, _raw: Any) -> None:
-    assert _shown(await store.load_session(ActivePath("c"))) == _expected(("a", None), ("b", "a"), ("c", "b"))
+    assert _content(await store.load_session(ActivePath("c"))) == _expected(("a", None), ("b", "a"), ("c", "b"))
 
 
 async def node(store: RedisSessionStore, _raw: Any) -> None:
     for node_id, parent in (("a", None), ("b", "a"), ("e", "d")):
         found = await store.load_node(node_id)
         assert found is not None
-        assert (found.node_id, found.parent_node_id, found.event()) == (node_id, parent, said(node_id))
+        assert (found.node_id, found.parent_node_id, found.event()) == (node_id, parent, event_of(node_id))
     assert await store.load_node("y") is None
 
 
@@ -143,8 +142,8 @@ async def meta(store: RedisSessionStore, _raw: Any) -> None:
     assert await store.load_session_meta() == META
 
 
-async def held(raw: redis.asyncio.Redis) -> dict[int, int]:
-    """Until when how many sessions hold the tool state; holds that ended long ago are nothing."""
+async def tool_state_holders(raw: redis.asyncio.Redis) -> dict[int, int]:
+    """The number of holders of the tool state by deadline, without holds that ended long ago."""
     seen = await holds(raw, PREFIX + b"blob:" + REFS["tool_state"].encode())
     return {hold: count for hold, count in seen.items() if hold != 1}
 
@@ -156,7 +155,7 @@ async def commit(store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
         execution_state_ref=REFS["execution_state"],
     )
     usage = [TokenLedgerEntry("turn", "m", TokenUsage(1))]
-    graph = Append([talk("f", "e"), talk("g", "c")], "f")
+    graph = Append([record("f", "e"), record("g", "c")], "f")
     result = await store.commit_runtime_state(
         RuntimeCommit("chat", 2, graph=graph, checkpoint=checkpoint, usage_deltas=usage, builds_on="abcxyde second")
     )
@@ -164,7 +163,7 @@ async def commit(store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
     assert await raw.lrange(PREFIX + b"jumps:chat", -1, -1) == [b"8:2"]
     assert await raw.hget(PREFIX + b"nodes:chat", "f") == b"7u"
     assert b"0 112 2 0 0" in await raw.hvals(PREFIX + b"head:chat")
-    assert await held(raw) == {0: 2}
+    assert await tool_state_holders(raw) == {0: 2}
     assert sorted(await raw.hkeys(PREFIX + b"state:chat")) == [b"p", b"x"]
 
 
@@ -188,7 +187,7 @@ async def gc(store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
 
 
 async def listing(_store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
-    """What is wrong with one session stands in its line; the others are listed all the same."""
+    """The line of a damaged session contains its fault. The other session is listed without one."""
     cache = SessionCache(raw, "damage", options=StoreOptions(shards=1))
     try:
         lines = {line.session_id: line async for line in cache.sessions()}
@@ -219,7 +218,7 @@ async def touch(store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
 
 
 async def delete(_store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
-    """Damage does not keep a session from being deleted."""
+    """A damaged session can be deleted."""
     report = await SessionCache(raw, "damage", options=StoreOptions(shards=1)).delete("chat")
     left = {key for key in await raw.keys("*") if key.endswith(b":chat")}
     assert left == ({PREFIX + b"head:chat"} if report.closed else set())
@@ -227,7 +226,7 @@ async def delete(_store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
     if report.closed:
         assert (report.existed, report.node_count, report.released_blob_count) == (True, 5, 3)
         assert await raw.hkeys(PREFIX + b"head:chat") == [b"deleted"]
-        assert await held(raw) == {0: 1}
+        assert await tool_state_holders(raw) == {0: 1}
 
 
 READS = (full, path, path_to_c, node, head, meta, listing)
@@ -253,7 +252,7 @@ def deleted(stored: Stored, key: bytes) -> None:
 
 
 def retyped(stored: Stored, key: bytes) -> None:
-    """Sessions that do not expire have no `expiries`, and blobs that all are held no `orphans`."""
+    """Store a value of another type. `expiries` and `orphans` are absent here and are created."""
     is_string = key in stored and stored[key][0] == b"string"
     stored[key] = (b"list", [b"x"], False) if is_string else (b"string", b"another type", False)
 
@@ -278,7 +277,7 @@ def swapped(stored: Stored, key: bytes) -> None:
 
 
 def flipped(at: int, place: float, *, name: bool = False) -> Damage:
-    """One bit of the `at`-th element (or of its name), at `place` between its first byte and its last."""
+    """Flip one bit of the `at`-th element or of its name. `place` is between 0, its first byte, and 1, its last."""
 
     def flip(value: bytes) -> bytes:
         position = round(place * (len(value) - 1))
@@ -305,7 +304,7 @@ def field_flipped(field: bytes, place: float, *, name: bool = False) -> Damage:
 
 
 def fact_flipped(at: int) -> Damage:
-    """The last digit of one of the head's numbers becomes its neighbour."""
+    """Change the last digit of one of the head's numbers by one bit."""
 
     def damage(stored: Stored, key: bytes) -> None:
         def change(value: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -320,11 +319,11 @@ def fact_flipped(at: int) -> Damage:
 
 
 def _damages() -> Iterator[tuple[str, bytes, Damage]]:
-    """Name, key, damage."""
+    """Yield the name, the key and the function of each damage."""
     for family in ("head", "log", "nodes", "jumps", "dead", "state"):
         key = PREFIX + family.encode() + b":chat"
         for damage in (deleted, retyped, emptied, halved, cut_short, swapped):
-            # Half of the one tombstone is none, which is `deleted`; the twin has the same jumps.
+            # Halving the only tombstone equals `deleted`. Swapping changes no jumps, because the twin has the same.
             if (family, damage) not in (("dead", halved), ("jumps", swapped)):
                 yield f"{family} {damage.__name__}", key, damage
     for field in (b"refs", b"body", b"receipts", b"meta", b"u"):
@@ -352,7 +351,7 @@ def _damages() -> Iterator[tuple[str, bytes, Damage]]:
         PREFIX + b"state:chat",
         lambda stored, key: _change(stored, key, lambda value: [*value, (b"z", b"\0z")]),
     )
-    for place in (33, 66):  # the kinds of the private components; that of the tool state is at 0
+    for place in (33, 66):  # the kinds of the private components, the tool state's is at 0
         yield f"head kind {place} flipped", PREFIX + b"head:chat", field_flipped(b"refs", place / 98)
     for component in ("tool_state",):
         for damage in (deleted, retyped, emptied, cut_short):
@@ -369,56 +368,56 @@ def _damages() -> Iterator[tuple[str, bytes, Damage]]:
 DAMAGES = {name: (key, damage) for name, key, damage in _damages()}
 
 READS_OF_THE_HEAD = {"full", "path", "path_to_c", "head"}
-UNSEEN: dict[str, set[str]] = {
-    # Numbers stand in the head as digits, which scripts add to; another digit is another number. A revision beyond 32
-    # is not even told by the count of receipts, which is what stops the commit here.
+UNNOTICED: dict[str, set[str]] = {
+    # The head stores numbers as digits without a checksum, because scripts add to them. The count of receipts stops
+    # the commit here; it would not after revision 32.
     "head fact revision flipped": {*READS_OF_THE_HEAD, "listing"},
     "head fact live flipped": {"head", "delete"},
-    # Nothing else is stored that tells how many messages users sent and when the last commit was; of `first` the list
-    # only asks that some user's message lies there.
+    # The number of user messages and the time of the last commit are stored nowhere else. For `first`, the list checks
+    # only that the node is a user's message.
     "head fact users flipped": {"listing"},
     "head fact committed flipped": {"listing"},
     "head fact first flipped": {"listing"},
     "head u flipped 1.0": {*READS_OF_THE_HEAD, "commit"},
-    # A commit opens only the rows it adds to; reads see that two rows have one place.
+    # A commit decodes only the rows that it adds to. Reads notice that two rows have the same place.
     "head u flipped 0.0": {"commit"},
-    # A deadline in the past: what is given it dies at once, and the next read says so.
+    # The deadline is in the past, so the written key expires at once. The next read reports it.
     "head fact deadline flipped": {"tombstone"},
-    # Receipts are bytes without a check: the last one no longer names the commit that `builds_on` names, so the commit
-    # is refused as a conflict. An older one is a retry that is not recognised.
+    # Receipts have no checksum. The last one no longer matches `builds_on`, so the commit is refused as a conflict. If
+    # an older one is damaged, a retry is not recognised.
     "head receipts flipped 0.5": {"commit"},
-    # Scripts do not open the body, which names the session: commit is refused as a conflict by `builds_on`.
+    # Scripts do not decode the body, which names the session. The commit is refused as a conflict by `builds_on`.
     "head swapped": {"commit"},
-    # Nor do they open the manifest: a commit that names the right ref of a private component finds another one in the
-    # head, and no blob of that name.
+    # Scripts do not decode the manifest. A commit with the correct ref of a private component finds another ref in the
+    # head and no blob for its own.
     "head refs flipped 0.5": {"commit"},
     "head refs flipped 1.0": {"commit"},
-    # The fields of `state` are counted by commits, and named by reads and the audit.
+    # Commits only count the fields of `state`. Reads and audits check their names.
     "state p renamed": {"commit"},
     "state x renamed": {"commit"},
-    # Who holds a blob is counted and not named, so a count that is off, or one that is looked for under another time,
-    # shows only where an audit counts anew. Delete sees that a hold is missing, not that there is one too many.
+    # A blob stores how many sessions hold it and not which, so only an audit notices a wrong count or a wrong time.
+    # Delete notices a missing hold and not a surplus one.
     "head fact hold flipped": {"commit"},
     "tool_state blob holders flipped": {"commit", "delete"},
     "tool_state blob hold flipped": {"commit"},
-    # A line of the list shows one record, whose id it does not know.
+    # A line of the list decodes one record without knowing its id.
     "log swapped": {"listing"},
-    # The catalogue is what is listed; a session returns to it with its next commit.
+    # The list reads the catalogue. The next commit of the session adds its entry again.
     "sessions deleted": {"listing"},
-    # The index is counted, not hashed: with as many other ids in it an id is unknown.
+    # The index has a count and no checksum. If another id replaces one, that id is unknown.
     "nodes swapped": {"path_to_c", "node", "commit", "tombstone"},
     "nodes name 0 flipped": {"node"},
-    # Vacuum does not ask whether jumps ascend; it keeps an id reserved that it might have freed.
+    # Vacuum does not check that jumps ascend. It keeps an id reserved that it could have freed.
     "jumps element -1 flipped 0.0": {"vacuum"},
-    # The path is cut where the tombstone says, without reading the record it hides; the node that lost its tombstone
-    # is found. A read of the whole graph notices.
+    # A path ends at the position of the tombstone, and the hidden record is not read. The node that lost its tombstone
+    # is found. A read of the whole graph notices the damage.
     "dead position flipped": {"path", "node"},
 }
-"""Damage → the operations that do not notice it, or take it for something else."""
+"""For each damage, the operations that do not notice it or report something else."""
 
 
 async def restore(raw: redis.asyncio.Redis, stored: Stored) -> None:
-    """Put exactly these keys into the database."""
+    """Replace the content of the database by these keys."""
     await raw.flushall()
     async with raw.pipeline(transaction=False) as pipe:
         for key, (kind, value, _) in stored.items():
@@ -436,7 +435,7 @@ async def restore(raw: redis.asyncio.Redis, stored: Stored) -> None:
 
 @pytest.fixture
 async def sound(server: Server) -> Snapshot:
-    """The keys of two sessions of one shape in one shard."""
+    """The keys of two intact sessions of the same shape in one shard."""
     if server.name not in SOUND:
         SOUND[server.name] = await _sound(server)
     return SOUND[server.name]
@@ -457,7 +456,7 @@ async def _sound(server: Server) -> Snapshot:
 async def outcome(
     operation: Callable[[RedisSessionStore, Any], Awaitable[None]], raw: redis.asyncio.Redis, stored: Stored, key: bytes
 ) -> tuple[str, Any]:
-    """How an operation on these keys ended: `right`, `noticed`, or what is wrong with its end."""
+    """The result of an operation on these keys: `right`, `noticed`, or the kind of failure."""
     await restore(raw, stored)
     before = None if operation in READS else await snapshot(raw)
     cache = SessionCache(raw, "damage", options=StoreOptions(shards=1))
@@ -469,7 +468,7 @@ async def outcome(
         if before is not None and await snapshot(raw) != before:
             return "a refused operation wrote", error
         if isinstance(error, Corrupt):
-            # Where two keys contradict each other either may be named.
+            # If two keys contradict each other, either may be named.
             found = error.key.encode()
             of_the_session = found.startswith(PREFIX) and found.endswith(b":chat") and b"blob:" not in key
             named = (found == key or of_the_session) and error.kind and error.reason
@@ -477,19 +476,21 @@ async def outcome(
         if isinstance(error, MissingBlob) and b"blob:" + error.ref.encode() in key:
             return "noticed", error
         return "another error", error
-    except Exception as error:  # noqa: BLE001 (an error that is none of ours is an outcome to report, not to raise)
+    except Exception as error:  # noqa: BLE001 (an unexpected error is a result to report)
         return "a foreign error", error
     return "right", None
 
 
-async def test_every_operation_shows_the_right_data_when_nothing_is_damaged(server: Server, sound: Snapshot) -> None:
+async def test_every_operation_returns_correct_data_without_damage(server: Server, sound: Snapshot) -> None:
     for operation in OPERATIONS.values():
         assert await outcome(operation, server.client(), sound, b"") == ("right", None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
-async def test_damage_is_named_or_does_not_matter(server: Server, sound: Snapshot, name: str) -> None:
+async def test_every_operation_on_damaged_data_is_correct_or_names_the_key(
+    server: Server, sound: Snapshot, name: str
+) -> None:
     key, damage = DAMAGES[name]
     if not key.startswith(PREFIX):
         key = PREFIX + b"blob:" + REFS[key.decode()].encode()
@@ -501,4 +502,4 @@ async def test_damage_is_named_or_does_not_matter(server: Server, sound: Snapsho
         ended, detail = await outcome(operation, raw, stored, key)
         if ended not in ("right", "noticed"):
             wrong[operation_name] = (ended, detail)
-    assert set(wrong) == UNSEEN.get(name, set()), wrong
+    assert set(wrong) == UNNOTICED.get(name, set()), wrong

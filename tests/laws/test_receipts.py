@@ -1,4 +1,4 @@
-"""The same commit sent again is a retry, whoever sends it, and has its effect once."""
+"""A commit that any client sends again is a retry and takes effect once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHECKS_REVISION_FIRST = Lua(
 
 
 @broken_by(NO_RECEIPTS)
-async def test_the_same_commit_sent_again_answers_with_its_first_result(store, keyspace):
+async def test_a_retry_returns_the_result_of_the_first_attempt(store, keyspace):
     once = commit(
         None,
         append("a", "b"),
@@ -57,7 +57,7 @@ async def test_the_same_commit_sent_again_answers_with_its_first_result(store, k
 
 
 @broken_by(NO_RECEIPTS, CHECKS_REVISION_FIRST)
-async def test_a_retry_is_settled_after_the_head_moved_on(store, keyspace):
+async def test_a_retry_returns_the_first_result_after_later_commits(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
     once = commit(1, append("b", parent="a"), usage_deltas=[used(input=5)])
     first = await store.commit_runtime_state(once)
@@ -79,7 +79,7 @@ async def test_a_retry_may_expect_another_revision(store, keyspace):
     assert await keyspace() == before
 
 
-def timestamped(encode):
+def with_timestamp(encode):
     def whole(node, path):
         record, _ = encode(node, path)
         return record, record
@@ -87,8 +87,10 @@ def timestamped(encode):
     return whole
 
 
-@broken_by(Python("protocol.commands.prepared_commit:_encode_node", timestamped, "counts the timestamp to the meaning"))
-async def test_a_retry_may_carry_other_timestamps(store):
+@broken_by(
+    Python("protocol.commands.prepared_commit:_encode_node", with_timestamp, "includes the timestamp in the meaning")
+)
+async def test_a_retry_may_have_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))
     first = await store.commit_runtime_state(once)
     again = await store.commit_runtime_state(replace(once, graph=Append(chain("a", "b", timestamp="today"), "b")))
@@ -96,7 +98,7 @@ async def test_a_retry_may_carry_other_timestamps(store):
     assert [each.timestamp for each in (await store.load_session(FullGraph())).graph.nodes] == ["yesterday"] * 2
 
 
-async def test_a_retry_may_carry_a_body_as_its_ref_and_a_ref_as_its_body(store):
+async def test_a_retry_may_replace_a_body_by_its_ref_and_a_ref_by_its_body(store):
     body = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
     once = commit(None, checkpoint=body)
     first = await store.commit_runtime_state(once)
@@ -109,7 +111,7 @@ async def test_a_retry_may_carry_a_body_as_its_ref_and_a_ref_as_its_body(store):
     assert (await store.commit_runtime_state(replace(by_ref, checkpoint=body))).replayed
 
 
-MEANT = commit(
+ORIGINAL = commit(
     1,
     Append(chain("b", "c", parent="a"), "c"),
     commit_id="once",
@@ -117,46 +119,48 @@ MEANT = commit(
     config=PersistedSessionConfig("p", "m"),
     usage_deltas=[used(input=5)],
 )
-OTHER_MEANINGS = {
-    "a payload": replace(MEANT, graph=Append(chain("b", "c", parent="a", text="goodbye"), "c")),
+CHANGED = {
+    "a payload": replace(ORIGINAL, graph=Append(chain("b", "c", parent="a", text="goodbye"), "c")),
     "a kind of payload": replace(
-        MEANT,
+        ORIGINAL,
         graph=Append([node("b", "a"), SessionNodeRecord("c", "b", "t", PluginPayload("p", {"text": "hello"}))], "c"),
     ),
-    "a parent": replace(MEANT, graph=Append([node("b", "a"), node("c", "a")], "c")),
-    "an id": replace(MEANT, graph=Append(chain("b", "d", parent="a"), "d")),
-    "the order": replace(MEANT, graph=Append([node("c", "b"), node("b", "a")], "c")),
-    "a node less": replace(MEANT, graph=Append(chain("b", parent="a"), "b")),
-    "no nodes": replace(MEANT, graph=Unchanged("a")),
-    "a replacement": replace(MEANT, graph=replace_full("b", "c")),
-    "the leaf": replace(MEANT, graph=Append(chain("b", "c", parent="a"), "b")),
-    "the turn index": replace(MEANT, checkpoint=replace(MEANT.checkpoint, turn_state=PersistedTurnState(turn_index=2))),
-    "a component": replace(MEANT, checkpoint=replace(MEANT.checkpoint, tool_state=tools("other"))),
-    "a component less": replace(MEANT, checkpoint=replace(MEANT.checkpoint, tool_state=None)),
-    "a component more": replace(MEANT, checkpoint=replace(MEANT.checkpoint, execution_state=b"")),
-    "the snapshot revision": replace(MEANT, checkpoint=replace(MEANT.checkpoint, plugin_snapshot_revision=1)),
-    "the config": replace(MEANT, config=PersistedSessionConfig("p", "other")),
-    "a usage row": replace(MEANT, usage_deltas=[used(input=6)]),
-    "a counter": replace(MEANT, usage_deltas=[used(output=5)]),
-    "a source": replace(MEANT, usage_deltas=[used("plugin", input=5)]),
-    "no usage": replace(MEANT, usage_deltas=[]),
+    "a parent": replace(ORIGINAL, graph=Append([node("b", "a"), node("c", "a")], "c")),
+    "an id": replace(ORIGINAL, graph=Append(chain("b", "d", parent="a"), "d")),
+    "the order": replace(ORIGINAL, graph=Append([node("c", "b"), node("b", "a")], "c")),
+    "fewer nodes": replace(ORIGINAL, graph=Append(chain("b", parent="a"), "b")),
+    "no nodes": replace(ORIGINAL, graph=Unchanged("a")),
+    "a replacement": replace(ORIGINAL, graph=replace_full("b", "c")),
+    "the leaf": replace(ORIGINAL, graph=Append(chain("b", "c", parent="a"), "b")),
+    "the turn index": replace(
+        ORIGINAL, checkpoint=replace(ORIGINAL.checkpoint, turn_state=PersistedTurnState(turn_index=2))
+    ),
+    "a component": replace(ORIGINAL, checkpoint=replace(ORIGINAL.checkpoint, tool_state=tools("other"))),
+    "fewer components": replace(ORIGINAL, checkpoint=replace(ORIGINAL.checkpoint, tool_state=None)),
+    "more components": replace(ORIGINAL, checkpoint=replace(ORIGINAL.checkpoint, execution_state=b"")),
+    "the snapshot revision": replace(ORIGINAL, checkpoint=replace(ORIGINAL.checkpoint, plugin_snapshot_revision=1)),
+    "the config": replace(ORIGINAL, config=PersistedSessionConfig("p", "other")),
+    "a usage row": replace(ORIGINAL, usage_deltas=[used(input=6)]),
+    "a counter": replace(ORIGINAL, usage_deltas=[used(output=5)]),
+    "a source": replace(ORIGINAL, usage_deltas=[used("plugin", input=5)]),
+    "no usage": replace(ORIGINAL, usage_deltas=[]),
 }
 
 
-@pytest.mark.parametrize("changed", OTHER_MEANINGS)
+@pytest.mark.parametrize("changed", CHANGED)
 @broken_by(
     NO_RECEIPTS,
     Lua("commit", "~= meaning then return {'reused', session}", "== meaning then return {'reused', session}"),
 )
-async def test_a_commit_id_used_for_another_meaning_is_refused(changed, store, keyspace):
+async def test_a_commit_id_reused_for_another_commit_is_refused(changed, store, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
-    first = await store.commit_runtime_state(MEANT)
+    first = await store.commit_runtime_state(ORIGINAL)
     before = await keyspace()
     with pytest.raises(CommitIdReused) as refused:
-        await store.commit_runtime_state(OTHER_MEANINGS[changed])
+        await store.commit_runtime_state(CHANGED[changed])
     assert (refused.value.session_id, refused.value.commit_id) == ("chat", "once")
     assert await keyspace() == before
-    assert await store.commit_runtime_state(MEANT) == replace(first, replayed=True)
+    assert await store.commit_runtime_state(ORIGINAL) == replace(first, replayed=True)
 
 
 async def test_the_same_commit_id_in_two_sessions_is_two_commits(cache):
@@ -166,7 +170,7 @@ async def test_the_same_commit_id_in_two_sessions_is_two_commits(cache):
 
 
 @broken_by(NO_RECEIPTS)
-async def test_of_concurrent_sends_of_one_commit_one_applies_and_all_agree(open_cache):
+async def test_concurrent_sends_of_one_commit_apply_once_and_return_the_same_result(open_cache):
     stores = [open_cache().session("chat") for _ in range(5)]
     await stores[0].commit_runtime_state(commit(None, append("a")))
     once = commit(1, append("b", parent="a"), usage_deltas=[used(input=5)])
@@ -177,7 +181,7 @@ async def test_of_concurrent_sends_of_one_commit_one_applies_and_all_agree(open_
     assert (read.head_revision, ids_of(read), read.token_ledger) == (2, ["a", "b"], (used(input=5),))
 
 
-async def test_a_receipt_outlives_the_process_vacuum_and_gc(open_cache):
+async def test_a_receipt_survives_vacuum_gc_and_a_new_process(open_cache):
     store = open_cache().session("chat")
     once = commit(None, append("a", "b"), checkpoint=HydratedSessionCheckpoint(tool_state=tools()))
     first = await store.commit_runtime_state(once)
@@ -194,7 +198,7 @@ async def test_a_receipt_outlives_the_process_vacuum_and_gc(open_cache):
     ),
     Lua("commit", "'%.0f', 1 - (", "'%.0f', 2 - ("),
 )
-async def test_the_last_32_commits_of_a_session_can_be_sent_again(store):
+async def test_the_last_32_commits_of_a_session_can_be_retried(store):
     made = [commit(revision, usage_deltas=[used(input=1)]) for revision in range(40)]
     for each in made:
         await store.commit_runtime_state(each)
@@ -205,7 +209,7 @@ async def test_the_last_32_commits_of_a_session_can_be_sent_again(store):
 
 
 @broken_by(Lua("commit", "if expected ~= '' and expected ~= actual or", "if"))
-async def test_the_33rd_last_commit_sent_again_is_told_the_head_moved(store, keyspace):
+async def test_a_retry_of_the_33rd_last_commit_is_a_conflict(store, keyspace):
     made = [commit(revision, usage_deltas=[used(input=1)]) for revision in range(33)]
     for each in made:
         await store.commit_runtime_state(each)
@@ -216,14 +220,14 @@ async def test_the_33rd_last_commit_sent_again_is_told_the_head_moved(store, key
     assert await keyspace() == before
 
 
-async def test_a_receipt_holds_nothing_of_the_commit_it_settles(store, client):
+async def test_the_size_of_a_receipt_does_not_depend_on_the_commit(store, client):
     large = HydratedSessionCheckpoint(execution_state=b"x" * 1_000_000)
     await store.commit_runtime_state(commit(None, append("a", text="y" * 100_000), checkpoint=large))
     head = await client.hgetall(await key_of(client, "head"))
     assert sum(map(len, head.values())) < 1_000
 
 
-async def test_commit_ids_of_any_shape_are_told_apart(store):
+async def test_similar_commit_ids_are_distinct(store):
     ids = ["a", "a ", "A", "a\0", "a\n", "é", "e\u0301", "x" * 10_000, "x" * 10_001]
     for revision, commit_id in enumerate(ids):
         result = await store.commit_runtime_state(commit(revision, commit_id=commit_id))
@@ -239,7 +243,7 @@ async def test_a_replayed_commit_holds_its_blobs_once(open_cache, client):
 
 
 @broken_by(NO_RECEIPTS)
-async def test_a_replayed_commit_leaves_the_private_components_of_a_later_one(store, open_cache):
+async def test_a_replayed_commit_keeps_the_private_components_of_a_later_commit(store, open_cache):
     once = commit(None, checkpoint=HydratedSessionCheckpoint(execution_state=b"1"))
     await store.commit_runtime_state(once)
     await store.commit_runtime_state(commit(1, checkpoint=HydratedSessionCheckpoint(execution_state=b"2")))
@@ -251,7 +255,7 @@ async def test_a_replayed_commit_leaves_the_private_components_of_a_later_one(st
 # Lost replies
 
 
-async def settled(store) -> tuple[int, list[str], tuple]:
+async def stored_state(store) -> tuple[int, list[str], tuple]:
     read = await store.load_session(FullGraph())
     return read.head_revision, ids_of(read), tuple(read.token_ledger)
 
@@ -260,32 +264,32 @@ LOST = commit(1, append("b", parent="a"), usage_deltas=[used(input=5)], commit_i
 
 
 @broken_by(NO_RECEIPTS, CHECKS_REVISION_FIRST)
-async def test_a_lost_reply_is_settled_by_the_stores_own_retry(proxy, through_proxy):
+async def test_the_store_retries_a_commit_whose_reply_is_lost(proxy, through_proxy):
     store = through_proxy(retry_max_delay=0.01).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     result = await store.commit_runtime_state(LOST)
     assert (result.head_revision, result.replayed) == (2, True)
-    assert await settled(store) == (2, ["a", "b"], (used(input=5),))
+    assert await stored_state(store) == (2, ["a", "b"], (used(input=5),))
 
 
-async def test_a_blind_commit_whose_reply_is_lost_counts_once(proxy, through_proxy):
+async def test_a_commit_without_an_expected_revision_applies_once_if_its_reply_is_lost(proxy, through_proxy):
     store = through_proxy(retry_max_delay=0.01).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     result = await store.commit_runtime_state(replace(LOST, expected_head_revision=None))
     assert (result.head_revision, result.replayed) == (2, True)
-    assert await settled(store) == (2, ["a", "b"], (used(input=5),))
+    assert await stored_state(store) == (2, ["a", "b"], (used(input=5),))
 
 
 @broken_by(
     Python(
         "transport.backend:_Attempts.error",
         lambda _: lambda self: BackendError(str(self.cause)),
-        "calls it not applied",
+        "reports it as not applied",
     )
 )
-async def test_without_a_retry_a_lost_reply_is_an_unknown_outcome_that_sending_again_settles(proxy, through_proxy):
+async def test_resending_resolves_the_unknown_outcome_of_a_lost_reply(proxy, through_proxy):
     store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
@@ -299,10 +303,10 @@ async def test_without_a_retry_a_lost_reply_is_an_unknown_outcome_that_sending_a
     assert unknown
     result = await store.commit_runtime_state(LOST)
     assert (result.head_revision, result.replayed) == (2, True)
-    assert await settled(store) == (2, ["a", "b"], (used(input=5),))
+    assert await stored_state(store) == (2, ["a", "b"], (used(input=5),))
 
 
-async def test_an_unknown_outcome_that_never_reached_the_server_is_applied_by_sending_again(proxy, through_proxy):
+async def test_resending_applies_a_commit_that_never_reached_the_server(proxy, through_proxy):
     store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.CUT_BEFORE, "EVALSHA")
@@ -310,19 +314,19 @@ async def test_an_unknown_outcome_that_never_reached_the_server_is_applied_by_se
         await store.commit_runtime_state(LOST)
     result = await store.commit_runtime_state(LOST)
     assert (result.head_revision, result.replayed) == (2, False)
-    assert await settled(store) == (2, ["a", "b"], (used(input=5),))
+    assert await stored_state(store) == (2, ["a", "b"], (used(input=5),))
 
 
-async def test_a_command_cut_before_the_server_is_applied_once_by_the_stores_own_retry(proxy, through_proxy):
+async def test_the_store_retries_a_commit_that_never_reached_the_server(proxy, through_proxy):
     store = through_proxy(retry_max_delay=0.01).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.CUT_BEFORE, "EVALSHA")
     result = await store.commit_runtime_state(LOST)
     assert (result.head_revision, result.replayed) == (2, False)
-    assert await settled(store) == (2, ["a", "b"], (used(input=5),))
+    assert await stored_state(store) == (2, ["a", "b"], (used(input=5),))
 
 
-async def test_a_lost_read_is_read_again(proxy, through_proxy):
+async def test_a_read_whose_reply_is_lost_is_retried(proxy, through_proxy):
     store = through_proxy(retry_max_delay=0.01).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EXEC")
@@ -330,7 +334,7 @@ async def test_a_lost_read_is_read_again(proxy, through_proxy):
 
 
 @pytest.mark.slow
-async def test_a_server_that_is_away_is_a_backend_error_and_never_absence(real_server, proxy, through_proxy):
+async def test_an_unreachable_server_is_a_backend_error_and_not_an_absent_session(real_server, proxy, through_proxy):
     cache = through_proxy(call_timeout=0.5, retry_max_delay=0.01)
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -347,7 +351,7 @@ async def test_a_server_that_is_away_is_a_backend_error_and_never_absence(real_s
     with pytest.raises(BackendError):
         await store.commit_runtime_state(LOST)
     await proxy.accept()
-    assert await settled(store) == (1, ["a"], ())
+    assert await stored_state(store) == (1, ["a"], ())
     assert not (await store.commit_runtime_state(LOST)).replayed
 
 
@@ -358,7 +362,7 @@ async def test_a_first_commit_without_a_server_is_a_backend_error(proxy, through
         await store.commit_runtime_state(commit(None, append("a")))
 
 
-async def test_a_server_that_forgot_the_scripts_is_not_noticed(open_cache, client):
+async def test_scripts_that_the_server_lost_are_loaded_again(open_cache, client):
     store = open_cache(role="loader").session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     await client.script_flush()
@@ -367,7 +371,7 @@ async def test_a_server_that_forgot_the_scripts_is_not_noticed(open_cache, clien
     assert (await store.load_node("b")).node_id == "b"
 
 
-async def test_repeating_maintenance_after_a_lost_reply_is_harmless(proxy, through_proxy):
+async def test_a_tombstone_retried_after_a_lost_reply_takes_effect_once(proxy, through_proxy):
     store = through_proxy(retry_max_delay=0.01).session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["x"])
@@ -377,11 +381,11 @@ async def test_repeating_maintenance_after_a_lost_reply_is_harmless(proxy, throu
     assert ids_of(await store.load_session(FullGraph())) == ["a"]
 
 
-# More commits of others between the attempts than there are receipts
+# More commits of other clients between two attempts than the head has receipts
 
 
 class Overtaken:
-    """The first commit that passes loses its reply, or itself; no attempt of its passes until `overtake` is through."""
+    """Drops the first commit or its reply, and blocks later attempts until `overtake` has finished."""
 
     def __init__(self, proxy: Proxy, store: RedisSessionStore, first: Action = Action.DROP_REPLY) -> None:
         self._store = store
@@ -401,7 +405,7 @@ class Overtaken:
         return Action.PASS if self._is_past else Action.CUT_BEFORE
 
     async def overtake(self, leaf: str, begin: Callable[[], Awaitable[object]] | None = None) -> int:
-        """`begin`, and so many commits that the receipt of the first is gone; the revision they come to."""
+        """Call `begin`, then commit until the receipt of the first commit is dropped. Return the last revision."""
         async with asyncio.timeout(20):
             await self._again.wait()
         if begin is not None:
@@ -416,104 +420,108 @@ class Overtaken:
         return head.head_revision
 
 
-NO_SECOND_THOUGHT = Python(
+RAISES_EVERY_CONFLICT = Python(
     "session.publish:Publisher._result_behind",
-    lambda _: _refuses,
-    "takes a conflict for one, however it came about",
+    lambda _: _raise_conflict,
+    "raises every conflict",
 )
 
 
-async def _refuses(self, conflict, *_):
+async def _raise_conflict(self, conflict, *_):
     raise conflict
 
 
-@broken_by(NO_SECOND_THOUGHT)
-async def test_a_turn_whose_receipt_is_gone_before_it_is_sent_again_is_made_once(proxy, through_proxy, real_server):
-    beside = SessionCache(real_server.client(), "laws").session("chat")
-    await beside.commit_runtime_state(commit(None, append("a")))
+@broken_by(RAISES_EVERY_CONFLICT)
+async def test_a_turn_is_stored_once_even_if_its_receipt_is_dropped_before_the_retry(proxy, through_proxy, real_server):
+    other = SessionCache(real_server.client(), "laws").session("chat")
+    await other.commit_runtime_state(commit(None, append("a")))
     store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     read = await store.load_session(FullGraph())
-    overtaken, asked = Overtaken(proxy, beside), []
+    overtaken, revisions = Overtaken(proxy, other), []
 
     def turn(read):
-        asked.append(read.head_revision)
+        revisions.append(read.head_revision)
         return commit(read.head_revision, append("mine", parent=read.graph.leaf_node_id))
 
     result, last = await asyncio.gather(store.update(turn, since=read), overtaken.overtake("mine"))
-    assert (result.head_revision, result.replayed, asked) == (2, True, [1])
+    assert (result.head_revision, result.replayed, revisions) == (2, True, [1])
     assert last == 35
-    assert ids_of(await beside.load_session(FullGraph())).count("mine") == 1
+    assert ids_of(await other.load_session(FullGraph())).count("mine") == 1
 
 
 @broken_by(
     Python(
         "session.publish:first_new_node",
         lambda _: lambda prepared: next(iter(prepared.nodes), None),
-        "asks for any",
+        "returns the first node, new or not",
     )
 )
-async def test_a_replacement_that_moves_a_node_is_not_known_by_that_node(proxy, through_proxy, real_server):
-    """It drops an abandoned branch, so that the node behind that moves up: it was stored before, too."""
-    beside = SessionCache(real_server.client(), "laws").session("chat")
+async def test_a_moved_node_does_not_prove_that_a_replacement_was_applied(proxy, through_proxy, real_server):
+    """The replacement drops a branch and moves a node that was stored before, so it stores no new node."""
+    other = SessionCache(real_server.client(), "laws").session("chat")
     begun = [*chain("a", "b", "c"), node("d", "b")]
-    await beside.commit_runtime_state(commit(None, Append(begun, "d")))
+    await other.commit_runtime_state(commit(None, Append(begun, "d")))
     store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     read = await store.load_session(FullGraph())
-    overtaken = Overtaken(proxy, beside, Action.CUT_BEFORE)
+    overtaken = Overtaken(proxy, other, Action.CUT_BEFORE)
     made = commit(1, ReplaceFull(read.graph.fork_current_path()))
     unknown, _ = await asyncio.gather(store.commit_runtime_state(made), overtaken.overtake("d"), return_exceptions=True)
     assert isinstance(unknown, OutcomeUnknown)
-    assert ids_of(await beside.load_session(FullGraph()))[:4] == ["a", "b", "c", "d"]
+    assert ids_of(await other.load_session(FullGraph()))[:4] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("first", [Action.DROP_REPLY, Action.CUT_BEFORE], ids=["applied", "not applied"])
 @pytest.mark.parametrize("others", ["replace", "tombstone"])
-async def test_where_others_dropped_nodes_since_nobody_knows(others, first, proxy, through_proxy, real_server):
-    beside = SessionCache(real_server.client(), "laws").session("chat")
-    await beside.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
+async def test_the_outcome_is_unknown_if_other_clients_dropped_nodes_meanwhile(
+    others, first, proxy, through_proxy, real_server
+):
+    other = SessionCache(real_server.client(), "laws").session("chat")
+    await other.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
     store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     await store.load_session(FullGraph())
-    overtaken, asked = Overtaken(proxy, beside, first), []
+    overtaken, revisions = Overtaken(proxy, other, first), []
 
     async def drop() -> None:
-        read = await beside.load_session(FullGraph())
+        read = await other.load_session(FullGraph())
         if others == "replace":
-            await beside.commit_runtime_state(commit(read.head_revision, ReplaceFull(read.graph.first(3))))
+            await other.commit_runtime_state(commit(read.head_revision, ReplaceFull(read.graph.first(3))))
         else:
-            await beside.commit_runtime_state(commit(read.head_revision, append("x", parent="c")))
-            await beside.tombstone_nodes(["d", "mine"])
-            await beside.vacuum()
-        await store.load_head()  # by another task, say: what this handle has seen by now tells nothing of then
+            await other.commit_runtime_state(commit(read.head_revision, append("x", parent="c")))
+            await other.tombstone_nodes(["d", "mine"])
+            await other.vacuum()
+        await store.load_head()  # a later read must not resolve the outcome
 
     def turn(read):
-        asked.append(read.head_revision)
+        revisions.append(read.head_revision)
         return commit(read.head_revision, append("mine", parent="d"))
 
     unknown, _ = await asyncio.gather(store.update(turn), overtaken.overtake("c", drop), return_exceptions=True)
     assert isinstance(unknown, OutcomeUnknown)
-    assert asked == [1]
+    assert revisions == [1]
 
 
-async def test_a_turn_that_was_not_applied_is_made_anew_however_many_came_before(proxy, through_proxy, real_server):
-    beside = SessionCache(real_server.client(), "laws").session("chat")
-    await beside.commit_runtime_state(commit(None, append("a")))
+async def test_update_repeats_a_turn_that_was_not_applied_after_many_other_commits(proxy, through_proxy, real_server):
+    other = SessionCache(real_server.client(), "laws").session("chat")
+    await other.commit_runtime_state(commit(None, append("a")))
     store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
-    overtaken, asked = Overtaken(proxy, beside, Action.CUT_BEFORE), []
+    overtaken, revisions = Overtaken(proxy, other, Action.CUT_BEFORE), []
 
     def turn(read):
-        asked.append(read.head_revision)
+        revisions.append(read.head_revision)
         return commit(read.head_revision, append("mine", parent="a"))
 
     result, last = await asyncio.gather(store.update(turn), overtaken.overtake("a"))
-    assert (asked, result.head_revision, result.replayed) == ([1, last], last + 1, False)
+    assert (revisions, result.head_revision, result.replayed) == ([1, last], last + 1, False)
 
 
-async def test_a_commit_without_nodes_whose_receipt_is_gone_says_that_nobody_knows(proxy, through_proxy, real_server):
-    beside = SessionCache(real_server.client(), "laws").session("chat")
-    await beside.commit_runtime_state(commit(None, append("a")))
+async def test_a_commit_without_nodes_has_an_unknown_outcome_if_its_receipt_is_dropped(
+    proxy, through_proxy, real_server
+):
+    other = SessionCache(real_server.client(), "laws").session("chat")
+    await other.commit_runtime_state(commit(None, append("a")))
     store = through_proxy(retry_max_delay=0.2, call_timeout=60).session("chat")
     await store.load_head()
-    overtaken = Overtaken(proxy, beside)
+    overtaken = Overtaken(proxy, other)
     made = commit(1, Unchanged("a"), usage_deltas=[used(input=1)])
     unknown, _ = await asyncio.gather(store.commit_runtime_state(made), overtaken.overtake("a"), return_exceptions=True)
     assert isinstance(unknown, OutcomeUnknown)
