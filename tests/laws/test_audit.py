@@ -97,7 +97,7 @@ async def test_an_intact_namespace_has_no_problems(open_cache, keyspace):
     assert await keyspace() == before
 
 
-async def test_an_audit_of_an_empty_namespace_reports_and_writes_nothing(open_cache, keyspace):
+async def test_an_audit_of_an_empty_namespace_finds_no_problem_and_writes_nothing(open_cache, keyspace):
     assert await audit(open_cache) == AuditReport()
     assert await keyspace() == {}
 
@@ -284,7 +284,7 @@ async def test_a_repair_restores_a_lost_catalogue_and_keeps_all_other_keys(open_
 
 
 @pytest.mark.slow
-async def test_audits_and_repairs_during_writes_report_and_damage_nothing(open_cache):
+async def test_audits_and_repairs_during_writes_find_no_problem_and_lose_no_data(open_cache):
     cache = open_cache(shards=2, blob_grace=0.2, deletion_marker_ttl=0)
     done = asyncio.Event()
 

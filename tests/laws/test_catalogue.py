@@ -344,7 +344,7 @@ async def test_invalid_arguments_of_a_list_are_refused_and_named(arguments, fiel
         await listed(cache, **arguments)
 
 
-async def test_listing_an_empty_namespace_returns_and_writes_nothing(cache, keyspace):
+async def test_listing_an_empty_namespace_yields_no_line_and_writes_nothing(cache, keyspace):
     assert await listed(cache) == []
     assert await listed(cache, limit=0) == []
     assert await keyspace() == {}
