@@ -3,9 +3,7 @@
 A chat is a line `{"id", "messages": [...]}` of OpenAI chat messages. A tree has messages
 `{"id", "parent_id", "role", "text", "lang"}`, parents before children.
 
-A message is stored as a `Conversation` record. Its parts contain the text, the tool calls and the tool result. The
-record's key `source` contains everything else: the role, `lang`, a null content, unknown fields. So `message_of`
-returns exactly the message that was read. The role of a tool's answer is "Assistant"; "User" is only for people.
+A message is stored as `models/chat_messages.py` encodes it. So `message_of` returns exactly the message that was read.
 """
 
 from __future__ import annotations
@@ -29,6 +27,12 @@ from lash_redis.models import (
     ToolState,
     ToolStateEntry,
 )
+from lash_redis.models.chat_messages import (
+    canonical_json,
+    chat_message_of_record,
+    check_chat_message,
+    record_of_chat_message,
+)
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
 from lash_redis.models.json_values import check_json
 
@@ -38,8 +42,6 @@ Format = Literal["chat", "tree"]
 SHIPPED = Path(__file__).with_name("conversation.jsonl")
 
 _TEXT_FIELD: Mapping[Format, str] = {"chat": "content", "tree": "text"}
-_ROLES = {"user": "User", "prompter": "User", "system": "System", "developer": "System"}
-_CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _ANSWERING = ("tool", "function")
 _TREE_ROLES = ("system", "user", "prompter", "assistant")
 
@@ -189,7 +191,7 @@ def _conversation(line: Any) -> Conversation:
     if any("parent_id" in message for message in messages):
         return Conversation(name, "tree", messages, _tree_parents(messages), model)
     for index, message in enumerate(messages):
-        _check_chat_message(message, f"messages[{index}]")
+        check_chat_message(message, f"messages[{index}]")
     return Conversation(name, "chat", messages, [None, *range(len(messages) - 1)], model)
 
 
@@ -209,18 +211,6 @@ def _tree_parents(messages: Sequence[Message]) -> list[int | None]:
         parents.append(None if parent is None else places[parent])
         places[own] = index
     return parents
-
-
-def _check_chat_message(message: Message, where: str) -> None:
-    _check_role(message, where, _CHAT_ROLES)
-    content, calls = message.get("content"), message.get("tool_calls")
-    if content is not None and not isinstance(content, str | list):
-        raise InvalidRecord(f"{where}.content", f"expected a string, a list or null, got {_kind(content)}")
-    if calls is not None and not isinstance(calls, list):
-        raise InvalidRecord(f"{where}.tool_calls", f"expected a list, got {_kind(calls)}")
-    for at, call in enumerate(calls or ()):
-        if not isinstance(call, dict):
-            raise InvalidRecord(f"{where}.tool_calls[{at}]", f"expected a JSON object, got {_kind(call)}")
 
 
 def _check_role(message: Message, where: str, known: Sequence[str]) -> None:
@@ -279,83 +269,12 @@ def named_tools(conversation: Conversation) -> ToolState:
 
 def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:  # noqa: A002 (the field's name)
     """Encode a message as the body of a `Conversation` event."""
-    source = dict(message)
-    parts: list[dict[str, Any]] = []
-
-    def part(kind: str, content: str, **more: str) -> None:
-        part_id = f"{node_id}.p{len(parts)}"
-        parts.append({"id": part_id, "kind": kind, "content": content, **more, "prune_state": "Intact"})
-
-    text = message.get(_TEXT_FIELD[format])
-    if format == "chat" and message["role"] in _ANSWERING:
-        named = {"tool_call_id": message.get("tool_call_id"), "tool_name": message.get("name")}
-        texts = {key: value for key, value in named.items() if isinstance(value, str)}
-        part("ToolResult", text if isinstance(text, str) else _list_text(text), **texts)
-        for key, name in (("tool_call_id", "tool_call_id"), ("name", "tool_name")):
-            if name in texts:
-                del source[key]
-        if isinstance(text, str):
-            del source["content"]
-    elif isinstance(text, str):
-        part("Text", text)
-        del source[_TEXT_FIELD[format]]
-    elif text:
-        part("Text", _list_text(text))
-    if format == "chat" and message.get("tool_calls"):
-        calls = message["tool_calls"]
-        for call in calls:
-            function = call.get("function") if isinstance(call.get("function"), dict) else {}
-            named = {"tool_call_id": call.get("id"), "tool_name": function.get("name")}
-            texts = {key: value for key, value in named.items() if isinstance(value, str)}
-            arguments = function.get("arguments")
-            part("ToolCall", arguments if isinstance(arguments, str) else canonical(arguments), **texts)
-        if _calls_of(parts) == calls:
-            del source["tool_calls"]
-    role = _ROLES.get(message["role"], "Assistant")
-    return {"id": node_id, "role": role, "parts": parts, "source": source}
+    return record_of_chat_message(message, node_id, text_field=_TEXT_FIELD[format])
 
 
 def message_of(format: Format, record: Mapping[str, Any]) -> Message:  # noqa: A002
     """Decode the message that `record_of` encoded."""
-    message: Message = {}
-    parts = record.get("parts", [])
-    for part in parts:
-        if part.get("kind") == "ToolResult":
-            message["content"] = part.get("content")
-            message |= {
-                key: part[name]
-                for key, name in (("tool_call_id", "tool_call_id"), ("name", "tool_name"))
-                if name in part
-            }
-        elif part.get("kind") == "Text":
-            message[_TEXT_FIELD[format]] = part.get("content")
-    if calls := _calls_of(parts):
-        message["tool_calls"] = calls
-    return {**message, **record.get("source", {})}
-
-
-def _calls_of(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": part.get("tool_call_id"),
-            "type": "function",
-            "function": {"name": part.get("tool_name"), "arguments": part.get("content")},
-        }
-        for part in parts
-        if part.get("kind") == "ToolCall"
-    ]
-
-
-def _list_text(content: Any) -> str:
-    """Return the texts of a content that is a list of parts."""
-    parts = content if isinstance(content, list) else ()
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return "\n\n".join(text for text in texts if isinstance(text, str))
-
-
-def canonical(value: Any) -> str:
-    """Encode a JSON value so that only equal values have equal texts: 1, 1.0 and true differ."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return chat_message_of_record(record, text_field=_TEXT_FIELD[format])
 
 
 # The components and the usage of a session
@@ -363,7 +282,7 @@ def canonical(value: Any) -> str:
 
 def tokens(messages: Sequence[Message]) -> int:
     """Return a reproducible number of tokens: one for each four characters."""
-    return sum(len(canonical(message)) for message in messages) // 4
+    return sum(len(canonical_json(message)) for message in messages) // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +312,7 @@ class Progress:
 
     def after(self, deltas: Sequence[TokenLedgerEntry], messages: Sequence[Message]) -> Progress:
         """Return the progress after a turn with these messages and this usage."""
-        added = canonical(list(messages)).encode()
+        added = canonical_json(list(messages)).encode()
         usage = self.usage
         for delta in deltas:
             usage += delta.usage

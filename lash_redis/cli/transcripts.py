@@ -12,7 +12,7 @@ from pathlib import Path
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
-from lash_redis.cli.conversations import Conversation, canonical, conversations_in, message_of, record_of
+from lash_redis.cli.conversations import Conversation, conversations_in, message_of, record_of
 from lash_redis.cli.input import Input, InputError
 from lash_redis.errors import BackendError, CommitIdReused, HeadRevisionConflict, OutcomeUnknown, StoreError
 from lash_redis.models import (
@@ -24,6 +24,7 @@ from lash_redis.models import (
     RuntimeCommit,
     SessionNodeRecord,
 )
+from lash_redis.models.chat_messages import canonical_json
 from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
@@ -144,7 +145,7 @@ def commit_of(conversation: Conversation) -> RuntimeCommit:
         event = EventPayload({"Conversation": record_of(conversation.format, node_id, message)})
         timestamp = given if isinstance(given, str) else now
         nodes.append(SessionNodeRecord(node_id, conversation.parent_id(index), timestamp, event))
-    digest = hashlib.sha256(canonical(list(conversation.messages)).encode()).hexdigest()
+    digest = hashlib.sha256(canonical_json(list(conversation.messages)).encode()).hexdigest()
     return RuntimeCommit(
         conversation.id,
         0,
@@ -164,6 +165,6 @@ async def _holds(store: RedisSessionStore, conversation: Conversation) -> bool:
         record = node.message()
         if (node.node_id, node.parent_node_id) != (conversation.node_id(index), conversation.parent_id(index)):
             return False
-        if record is None or canonical(message_of(conversation.format, record)) != canonical(message):
+        if record is None or canonical_json(message_of(conversation.format, record)) != canonical_json(message):
             return False
     return True

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from uuid import uuid4
 
 from lash_redis.errors import Corrupt
+from lash_redis.models.chat_messages import as_record, parts_of
 from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
 from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord, field_of, inside
 from lash_redis.models.wire import Json, Record, Rule
@@ -209,18 +210,23 @@ class SessionGraph(Record):
     def append_message(self, message: dict[str, Any]) -> SessionGraph:
         """Append a message below the leaf; the new node becomes the leaf.
 
-        The node gets the id of the message. If that id is taken, the node gets `message:<id>`, `message:<id>:2` and so
-        on. A message without an id gets a random one.
+        The message is a record of the contract (`role` "User", "Assistant" or "System", and `parts`) or a message in
+        the OpenAI chat format, which is converted. The node gets the id of the message. If that id is taken, the node
+        gets `message:<id>`, `message:<id>:2` and so on. A message without an id gets a random one.
+
+        Raises:
+            InvalidRecord: the message is neither; the error names the field.
         """
-        return self._grown(self.leaf_node_id, [message])
+        return self._grown(self.leaf_node_id, [_identified(message, "message")])
 
     def append_active_read_delta(
         self, messages: Sequence[dict[str, Any]], tool_calls: Sequence[dict[str, Any]]
     ) -> SessionGraph:
         """Append the messages and tool calls that the active path does not contain yet.
 
-        Messages are compared by id, tool calls by content.
+        Messages are compared by id, tool calls by content. `append_message` lists the forms of a message.
         """
+        messages = _all_identified(messages)
         present = self.read_model()
         known = {message.get("id") for message in present.messages}
         recorded = {_compact(record) for record in present.tool_calls}
@@ -235,8 +241,9 @@ class SessionGraph(Record):
 
         The new path branches off at the first difference from the present path. No node is dropped: nodes that leave
         the path become orphans. Other nodes, such as plugin records, stay on the path up to the first difference.
+        `append_message` lists the forms of a message.
         """
-        wanted = deque(_distinct(messages))
+        wanted = deque(_distinct(_all_identified(messages)))
         calls = deque(tool_calls)
         matched: set[Any] = set()
         kept = None
@@ -285,14 +292,13 @@ class SessionGraph(Record):
                 yield message
 
     def _grown(self, leaf: str | None, additions: Sequence[NodePayload | dict[str, Any]]) -> SessionGraph:
-        """Append one node for each payload or message, as a chain below `leaf`."""
+        """Append one node for each payload or record of a message, as a chain below `leaf`."""
         nodes: list[SessionNodeRecord] = []
         fresh: dict[str, int] = {}
         for addition in additions:
             if isinstance(addition, dict):
-                message_id = addition.get("id") or f"m{uuid4().hex}"
-                node_id = _free_id(message_id, lambda node_id: node_id in fresh or self._has_id(node_id))
-                payload: NodePayload = EventPayload({"Conversation": {**addition, "id": message_id}})
+                node_id = _free_id(addition["id"], lambda node_id: node_id in fresh or self._has_id(node_id))
+                payload: NodePayload = EventPayload({"Conversation": addition})
             else:
                 node_id = f"{'e' if isinstance(addition, EventPayload) else 'x'}{uuid4().hex}"
                 payload = addition
@@ -311,6 +317,16 @@ class SessionGraph(Record):
         graph = SessionGraph(grown(self.nodes, nodes), leaf)
         object.__setattr__(graph, "_lineage", self.lineage)
         return graph
+
+
+def _identified(message: Any, where: str) -> dict[str, Any]:
+    """Return a message as a record with an id."""
+    message_id = message.get("id") if isinstance(message, dict) else None
+    return as_record(message, message_id or f"m{uuid4().hex}", where)
+
+
+def _all_identified(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    return [_identified(message, f"messages[{at}]") for at, message in enumerate(messages)]
 
 
 def stable_key(record: Mapping[str, Any]) -> str:
@@ -352,8 +368,7 @@ def message_text(message: dict[str, Any]) -> str:
     An image becomes `[Image attached]`. Tool calls and tool results are omitted.
     """
     texts = []
-    parts = message.get("parts")
-    for part in parts if isinstance(parts, list) else ():
+    for part in parts_of(message):
         kind, content = field_of(part, "kind"), field_of(part, "content")
         if kind == "Image":
             texts.append("[Image attached]")

@@ -59,7 +59,7 @@ class SessionNodeRecord(Record):
     def user_message(self) -> dict[str, Any] | None:
         """Return the message if this node is a user's message, else None."""
         message = self.message()
-        return message if message is not None and message.get("role") == "User" else None
+        return message if message is not None and message.get("role") in ("User", "user") else None
 
     def plugin(self) -> PluginPayload | None:
         return self.payload if isinstance(self.payload, PluginPayload) else None

@@ -39,9 +39,10 @@ from lash_redis import (
 )
 from lash_redis.cli import app, connection
 from lash_redis.cli.connection import Connection
-from lash_redis.cli.conversations import SHIPPED, canonical, conversations_in, message_of, read_conversations
+from lash_redis.cli.conversations import SHIPPED, conversations_in, message_of, read_conversations
 from lash_redis.cli.replay.worker import Settings, play
 from lash_redis.cli.sessions import ago
+from lash_redis.models.chat_messages import canonical_json
 from tests.support.paths import DATA
 from tests.support.servers import Server
 
@@ -509,7 +510,7 @@ def same(url: str) -> None:
     assert set(new) == set(old)
     assert len(old) == 8
     for session_id, (read, meta, committed) in old.items():
-        assert canonical(new[session_id][0]) == canonical(read)
+        assert canonical_json(new[session_id][0]) == canonical_json(read)
         assert new[session_id][1] == meta
         if read is not None:
             assert new[session_id][2] == committed
@@ -744,7 +745,7 @@ def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) 
         assert tree is not None
         assert (chat.head_revision, chat.config.configured_model, tree.config.configured_model) == (1, "a-model", "")
         said = [message_of("chat", node.message() or {}) for node in chat.graph.nodes]
-        assert canonical(said) == canonical(CHAT["messages"])
+        assert canonical_json(said) == canonical_json(CHAT["messages"])
         assert [node.node_id for node in chat.graph.active_path()] == ["m0", "m1", "m2", "m3", "m4"]
         assert chat.graph.nodes[1].timestamp == "2025-05-05T05:05:05Z"
         assert chat.graph.nodes[0].timestamp > "2026"
@@ -841,7 +842,7 @@ def test_real_conversations_imported_equal_their_source(url: str, name: str, for
             read = await cache.session(conversation["id"]).load_session(FullGraph())
             assert read is not None
             said = [message_of(format_, node.message() or {}) for node in read.graph.nodes]
-            assert canonical(said) == canonical(conversation["messages"])
+            assert canonical_json(said) == canonical_json(conversation["messages"])
 
     within(url, check)
     assert told("audit", "--url", url)["session_count"] == len(source)

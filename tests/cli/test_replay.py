@@ -43,7 +43,6 @@ from lash_redis.cli.conversations import (
     SHIPPED,
     Conversation,
     InputError,
-    canonical,
     message_of,
     read_conversations,
     record_of,
@@ -56,6 +55,7 @@ from lash_redis.cli.show import graph_tree
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import Corrupt
 from lash_redis.models import PersistedSessionRead
+from lash_redis.models.chat_messages import canonical_json
 from tests.support.paths import DATA
 from tests.support.servers import Server
 
@@ -104,9 +104,9 @@ MESSAGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
 def test_a_chat_message_comes_back_from_its_record_field_by_field(message: dict[str, Any]) -> None:
     record = json.loads(json.dumps(record_of("chat", "m0", message)))
-    assert canonical(message_of("chat", record)) == canonical(message)
+    assert canonical_json(message_of("chat", record)) == canonical_json(message)
     assert record["role"] in ("User", "Assistant", "System")
-    assert all(part["kind"] in ("Text", "ToolCall", "ToolResult") for part in record["parts"])
+    assert all(part["kind"] in ("Text", "Image", "ToolCall", "ToolResult") for part in record["parts"])
 
 
 def test_a_tree_message_comes_back_from_its_record_field_by_field() -> None:

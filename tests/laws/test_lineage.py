@@ -150,14 +150,14 @@ async def test_a_graph_from_json_is_sent_whole_only_in_its_first_commit(store):
     sent, graph = Sent(store), SessionGraph.from_json(SessionGraph(chain("a", "b"), "b").to_json())
     for revision in range(4):
         await store.commit_runtime_state(commit(revision, ReplaceFull(graph)))
-        graph = graph.append_message({"id": f"m{revision}", "role": "User"})
+        graph = graph.append_message({"id": f"m{revision}", "role": "User", "parts": []})
     assert sent.deltas == ["replace", "extend", "extend", "extend"]
 
 
 async def test_extending_a_read_decodes_no_node_and_cutting_it_only_the_new_leaf(store):
     await store.commit_runtime_state(commit(None, append(*numbered(100))))
     graph = (await full(store)).graph
-    grown = graph.append_message({"id": "x", "role": "User"}).append_event({}).with_leaf("x")
+    grown = graph.append_message({"id": "x", "role": "User", "parts": []}).append_event({}).with_leaf("x")
     await store.commit_runtime_state(commit(1, ReplaceFull(grown)))
     decoded = graph.lineage.base.nodes._shared.nodes
     assert not any(decoded)
@@ -170,16 +170,16 @@ async def test_a_message_with_a_stored_id_gets_another_node_id(store):
     taken = ("a", "b", "é", "x" * 300)
     await store.commit_runtime_state(commit(None, append(*taken)))
     for name in taken:
-        graph = (await full(store)).graph.append_message({"id": name})
+        graph = (await full(store)).graph.append_message({"id": name, "role": "User", "parts": []})
         assert graph.leaf_node_id == f"message:{name}"
-        assert graph.append_message({"id": name}).leaf_node_id == f"message:{name}:2"
+        assert graph.append_message({"id": name, "role": "User", "parts": []}).leaf_node_id == f"message:{name}:2"
     graph = (await full(store)).graph
     for free in ("c", "aa", "x" * 299, "\ud800", 7):
-        assert graph.append_message({"id": free}).leaf_node_id == free
-    assert graph.first(1).append_message({"id": "b"}).leaf_node_id == "b"
+        assert graph.append_message({"id": free, "role": "User", "parts": []}).leaf_node_id == free
+    assert graph.first(1).append_message({"id": "b", "role": "User", "parts": []}).leaf_node_id == "b"
     await store.commit_runtime_state(commit(1, append("later", parent=taken[-1])))
     read = await store.refresh(await full(store))
-    assert read.graph.append_message({"id": "later"}).leaf_node_id == "message:later"
+    assert read.graph.append_message({"id": "later", "role": "User", "parts": []}).leaf_node_id == "message:later"
 
 
 async def test_the_nodes_of_an_extended_read_behave_like_a_tuple(store):
@@ -243,7 +243,7 @@ async def test_retries_after_lost_replies_succeed_in_a_session_above_the_limit(o
     store._namespace.run_durably = losing
     lost = 0
     for revision in range(20):
-        graph = graph.append_message({"id": f"m{revision}", "role": "User"})
+        graph = graph.append_message({"id": f"m{revision}", "role": "User", "parts": []})
         graph = graph.first(-2).append_event({"again": revision}) if revision % 4 == 3 else graph
         made = commit(revision, ReplaceFull(graph))
         try:
@@ -464,7 +464,7 @@ async def test_threads_that_extend_one_read_each_know_their_own_log():
         mine, logs = graph, []
         for turn in range(30):
             mine = mine.first(-1) if turn % 5 == 4 else mine
-            mine = mine.append_message({"id": f"{number} {turn}", "role": "User"})
+            mine = mine.append_message({"id": f"{number} {turn}", "role": "User", "parts": []})
             newest = known.newest(log, "log")
             prepared = prepare_commit(commit(1, ReplaceFull(mine)), StoreOptions(), WrittenTools(0), newest)
             after = log_after(prepared, "log", 7)

@@ -204,7 +204,9 @@ def test_the_first_node_has_no_parent() -> None:
 
 
 def test_new_nodes_are_named_by_what_they_are() -> None:
-    graph = SessionGraph().append_event({}).append_plugin("p", 1).append_message({"id": "", "role": "User"})
+    graph = (
+        SessionGraph().append_event({}).append_plugin("p", 1).append_message({"id": "", "role": "User", "parts": []})
+    )
     event, plugin, nameless = graph.nodes
     assert re.fullmatch("e[0-9a-f]{32}", event.node_id)
     assert re.fullmatch("x[0-9a-f]{32}", plugin.node_id)

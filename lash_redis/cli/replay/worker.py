@@ -23,7 +23,6 @@ from lash_redis.cli.conversations import (
     Message,
     Progress,
     Turn,
-    canonical,
     message_of,
     named_tools,
     record_of,
@@ -44,6 +43,7 @@ from lash_redis.models import (
     SessionStoreCreateRequest,
     ToolState,
 )
+from lash_redis.models.chat_messages import canonical_json
 from lash_redis.options import StoreOptions
 from lash_redis.session.store import RedisSessionStore
 
@@ -228,7 +228,7 @@ async def faults_of(store: RedisSessionStore, conversation: Conversation, tools:
     faults: list[str] = []
 
     def compare(what: str, stored: Any, expected: Any) -> None:
-        if canonical(stored) != canonical(expected):
+        if canonical_json(stored) != canonical_json(expected):
             faults.append(f"{what} is {_brief(stored)}, expected {_brief(expected)}")
 
     turns = conversation.turns(store.session_id, tools)
@@ -286,7 +286,7 @@ def _json(record: Any) -> Any:
 
 
 def _brief(value: Any) -> str:
-    text = canonical(value)
+    text = canonical_json(value)
     return text if len(text) <= 160 else f"{text[:120]}… ({len(text)} characters)"
 
 

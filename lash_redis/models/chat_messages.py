@@ -1,0 +1,274 @@
+"""Convert messages between the OpenAI chat format and the records of the contract, in both directions without loss.
+
+A chat message is a dict with a `role`, such as `{"role": "user", "content": "Hi"}`. A record is the value of a
+`Conversation` event: `id`, `role` ("User", "Assistant" or "System") and `parts`. A record that was made from a chat
+message also has the key `source`. It contains what the parts do not: the chat role, names, images, vendor fields.
+Runtimes that do not know the key ignore it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from lash_redis.errors import InvalidRecord
+from lash_redis.models.json_values import check_json
+
+ChatMessage: TypeAlias = dict[str, Any]
+"""A message in the OpenAI chat format: any JSON object with a `role` and, usually, a `content`."""
+
+CHAT_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+"""The roles of chat messages."""
+RECORD_ROLES: Final = ("User", "Assistant", "System")
+"""The roles of records."""
+_RECORD_ROLE: Final = {"user": "User", "prompter": "User", "system": "System", "developer": "System"}
+_CHAT_ROLE: Final = {"User": "user", "Assistant": "assistant", "System": "system"}
+_RESULT_ROLES: Final = ("tool", "function")
+_TEXT_KINDS: Final = ("Text", "Prose", "Code", "Output", "Error")
+
+
+def check_chat_message(message: Any, where: str) -> None:
+    """Check the role, the content and the tool calls of a chat message, and that all of it is JSON.
+
+    Raises:
+        InvalidRecord: a field is invalid; `field` is its path, which begins with `where`.
+    """
+    if not isinstance(message, dict):
+        hint = "; pass message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
+        raise InvalidRecord(where, f"expected a dict in the OpenAI chat format, got {type(message).__name__}{hint}")
+    if message.get("role") not in CHAT_ROLES:
+        expected = f"{', '.join(CHAT_ROLES[:-1])} or {CHAT_ROLES[-1]}"
+        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
+    check_json(message, where)
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is not None and not isinstance(content, str | list):
+        raise InvalidRecord(f"{where}.content", f"expected a string, a list or None, got {type(content).__name__}")
+    for at, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict | str):
+            raise InvalidRecord(f"{where}.content[{at}]", f"expected a dict or a string, got {type(part).__name__}")
+    if calls is not None and not isinstance(calls, list):
+        raise InvalidRecord(f"{where}.tool_calls", f"expected a list or None, got {type(calls).__name__}")
+    for at, call in enumerate(calls or ()):
+        if not isinstance(call, dict):
+            raise InvalidRecord(f"{where}.tool_calls[{at}]", f"expected a dict, got {type(call).__name__}")
+
+
+def is_chat_message(message: Mapping[str, Any]) -> bool:
+    """Whether a message is in the OpenAI chat format, judged by its role. No other field is checked."""
+    return message.get("role") in CHAT_ROLES
+
+
+def record_of_chat_message(message: ChatMessage, message_id: str, *, text_field: str = "content") -> dict[str, Any]:
+    """Encode a checked chat message as a record with this id.
+
+    `text_field` is the key of the text. Text, tool calls and tool results become parts. What the parts can express is
+    stored only there.
+    """
+    source = dict(message)
+    parts = _Parts(message_id)
+    if message["role"] in _RESULT_ROLES:
+        _encode_result(message, source, parts, text_field)
+    else:
+        _encode_content(message, source, parts, text_field)
+        _encode_calls(message, source, parts)
+    role = _RECORD_ROLE.get(message["role"], "Assistant")
+    record: dict[str, Any] = {"id": message_id, "role": role, "parts": parts.made, "source": source}
+    if _decoded(record, text_field) != message:  # such as a tool result without any content
+        record |= {"source": message, "source_is_whole": True}
+    return record
+
+
+class _Parts:
+    """The parts of a record that is being made."""
+
+    def __init__(self, message_id: str) -> None:
+        self._message_id = message_id
+        self.made: list[dict[str, Any]] = []
+
+    def add(self, kind: str, content: str, **more: str) -> None:
+        part_id = f"{self._message_id}.p{len(self.made)}"
+        self.made.append({"id": part_id, "kind": kind, "content": content, **more, "prune_state": "Intact"})
+
+
+def _encode_result(message: ChatMessage, source: ChatMessage, parts: _Parts, text_field: str) -> None:
+    text = message.get(text_field)
+    named = {"tool_call_id": message.get("tool_call_id"), "tool_name": message.get("name")}
+    names = {key: value for key, value in named.items() if isinstance(value, str)}
+    parts.add("ToolResult", text if isinstance(text, str) else _text_of(text), **names)
+    if "tool_call_id" in names:
+        del source["tool_call_id"]
+    if "tool_name" in names:
+        del source["name"]
+    if isinstance(text, str):
+        del source[text_field]
+
+
+def _encode_content(message: ChatMessage, source: ChatMessage, parts: _Parts, text_field: str) -> None:
+    content = message.get(text_field)
+    if isinstance(content, str):
+        parts.add("Text", content)
+        del source[text_field]
+    elif content:
+        source[text_field] = [_encode_part(part, parts) for part in content]
+
+
+def _encode_part(part: dict[str, Any] | str, parts: _Parts) -> dict[str, Any] | str | None:
+    """Add one part of a content list. Return what `source` keeps of it: None for a part that is only a text."""
+    if isinstance(part, str):
+        parts.add("Text", part)
+        return part
+    text, kind = part.get("text"), part.get("type")
+    if isinstance(text, str):
+        parts.add("Text", text)
+        return None if part == {"type": "text", "text": text} else part
+    if kind in ("image_url", "input_image", "image"):
+        parts.add("Image", "")
+    return part
+
+
+def _encode_calls(message: ChatMessage, source: ChatMessage, parts: _Parts) -> None:
+    calls = message.get("tool_calls")
+    if not calls:
+        return
+    for call in calls:
+        kind = call.get("type")
+        details = call.get(kind) if isinstance(kind, str) else None
+        details = details if isinstance(details, dict) else {}
+        named = {"tool_call_id": call.get("id"), "tool_name": details.get("name")}
+        names = {key: value for key, value in named.items() if isinstance(value, str)}
+        arguments = details.get("input" if kind == "custom" else "arguments")
+        parts.add("ToolCall", arguments if isinstance(arguments, str) else canonical_json(arguments), **names)
+    if _calls_in(parts.made) == calls:
+        del source["tool_calls"]
+
+
+def chat_message_of_record(record: Mapping[str, Any], *, text_field: str = "content") -> ChatMessage:
+    """Decode a record as a chat message, without an id.
+
+    A record that `record_of_chat_message` made is decoded to an equal message. A record of another runtime is converted
+    as far as the chat format can express it: text, tool calls, tool results. A chat message is returned as it is.
+    """
+    if is_chat_message(record):
+        return {key: value for key, value in record.items() if key != "id"}
+    if isinstance(record.get("source"), dict):
+        return _decoded(record, text_field)
+    return _foreign_message(record, [part for part in record.get("parts") or () if isinstance(part, dict)])
+
+
+def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
+    """Decode a record that `record_of_chat_message` made."""
+    if record.get("source_is_whole"):
+        return dict(record["source"])
+    message: ChatMessage = {}
+    parts = [part for part in record.get("parts") or () if isinstance(part, dict)]
+    for part in parts:
+        if part.get("kind") == "ToolResult":
+            message[text_field] = part.get("content")
+            names = (("tool_call_id", "tool_call_id"), ("name", "tool_name"))
+            message |= {key: part[name] for key, name in names if name in part}
+        elif part.get("kind") == "Text":
+            message[text_field] = part.get("content")
+    if calls := _calls_in(parts):
+        message["tool_calls"] = calls
+    message |= record["source"]
+    if isinstance(message.get(text_field), list):
+        texts = iter([part.get("content") for part in parts if part.get("kind") == "Text"])
+        message[text_field] = [_decode_part(part, texts) for part in message[text_field]]
+    return message
+
+
+def _decode_part(part: Any, texts: Any) -> Any:
+    """Return one part of a content list, and take the text of it from `texts`."""
+    if part is None:
+        return {"type": "text", "text": next(texts, "")}
+    if isinstance(part, str) or isinstance(part.get("text"), str):
+        next(texts, "")
+    return part
+
+
+def _foreign_message(record: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> ChatMessage:
+    """Convert a record that another runtime made."""
+    results = [part for part in parts if part.get("kind") == "ToolResult"]
+    if results:
+        named = {"tool_call_id": results[0].get("tool_call_id"), "name": results[0].get("tool_name")}
+        content = "\n\n".join(str(part.get("content", "")) for part in results)
+        return {
+            "role": "tool",
+            "content": content,
+            **{key: value for key, value in named.items() if isinstance(value, str)},
+        }
+    texts = [part["content"] for part in parts if part.get("kind") in _TEXT_KINDS and _is_text(part.get("content"))]
+    message: ChatMessage = {
+        "role": _CHAT_ROLE.get(str(record.get("role")), "assistant"),
+        "content": "\n\n".join(texts),
+    }
+    if calls := _calls_in(parts):
+        message["tool_calls"] = calls
+        message["content"] = message["content"] or None
+    return message
+
+
+def parts_of(message: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the parts of a record, or those that a chat message would have as a record; empty if it is neither."""
+    parts = message.get("parts")
+    if isinstance(parts, list):
+        return parts
+    if not is_chat_message(message):
+        return ()
+    try:
+        check_chat_message(message, "message")
+    except InvalidRecord:
+        return ()
+    made: list[Any] = record_of_chat_message(dict(message), "")["parts"]
+    return made
+
+
+def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
+    """Return a record with this id: a record as it is, a chat message encoded.
+
+    Raises:
+        InvalidRecord: the message is neither; `field` begins with `where`.
+    """
+    if not isinstance(message, dict):
+        raise InvalidRecord(where, f"expected a dict, got {type(message).__name__}")
+    if is_chat_message(message):
+        check_chat_message(message, where)
+        return record_of_chat_message({key: value for key, value in message.items() if key != "id"}, message_id)
+    if message.get("role") not in RECORD_ROLES:
+        expected = ", ".join((*RECORD_ROLES, *CHAT_ROLES[:-1])) + f" or {CHAT_ROLES[-1]}"
+        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
+    if not isinstance(message.get("parts"), list):
+        reason = f"expected a list of parts, got {type(message.get('parts')).__name__}"
+        raise InvalidRecord(
+            f"{where}.parts", f"{reason}; or pass the OpenAI chat format: a lower-case role and content"
+        )
+    return {**message, "id": message_id}
+
+
+def _calls_in(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": part.get("tool_call_id"),
+            "type": "function",
+            "function": {"name": part.get("tool_name"), "arguments": part.get("content")},
+        }
+        for part in parts
+        if part.get("kind") == "ToolCall"
+    ]
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, str) and bool(content.strip())
+
+
+def _text_of(content: Any) -> str:
+    """Return the texts of a content that is a list of parts."""
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "\n\n".join(text for text in texts if isinstance(text, str))
+
+
+def canonical_json(value: Any) -> str:
+    """Encode a JSON value so that only equal values have equal texts: 1, 1.0 and true differ."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
