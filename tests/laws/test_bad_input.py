@@ -1,6 +1,6 @@
-"""Values that a store must refuse by name, and values that only look as if it had to.
+"""Invalid values are refused with the name of their field, and unusual valid values are accepted.
 
-Whatever is refused is refused with an error of this package, and leaves every key as it was.
+Every refusal is an error of this package and leaves every key unchanged.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ from tests.support.servers import Server, Snapshot, snapshot
 NAMESPACE = "bad-input"
 
 
-def talk(node_id: Any, parent: Any = None, event: Any = None) -> SessionNodeRecord:
+def event_node(node_id: Any, parent: Any = None, event: Any = None) -> SessionNodeRecord:
     return SessionNodeRecord(node_id, parent, "t", EventPayload({"a": 1} if event is None else event))
 
 
 def full_commit(session_id: str = "chat", **changes: Any) -> RuntimeCommit:
-    """A commit in which every field of every record holds something."""
+    """A commit with a value in every field of every record."""
     return replace(
         RuntimeCommit(
             session_id,
             expected_head_revision=None,
             config=PersistedSessionConfig("openai", "m", 8000, "standard", {"kind": "rolling_history"}, "mini"),
-            graph=Append([talk("a"), SessionNodeRecord("b", "a", "t", PluginPayload("notes", {"x": [1]}))], "b"),
+            graph=Append([event_node("a"), SessionNodeRecord("b", "a", "t", PluginPayload("notes", {"x": [1]}))], "b"),
             checkpoint=HydratedSessionCheckpoint(
                 turn_state=PersistedTurnState(3, TokenUsage(1, 2, 3, 4), PromptUsage(1, 2, 3, 4), ModeTurnOptions()),
                 tool_state=ToolState(7, {"look": ToolStateEntry({"name": "look"}, "plugins")}),
@@ -90,7 +90,7 @@ def full_commit(session_id: str = "chat", **changes: Any) -> RuntimeCommit:
     )
 
 
-REPLACING = full_commit(graph=ReplaceFull(SessionGraph((talk("a"), talk("b", "a")), "b")))
+REPLACING = full_commit(graph=ReplaceFull(SessionGraph((event_node("a"), event_node("b", "a")), "b")))
 META = SessionMeta("chat", "name", "then", "m", "/", "parent")
 REQUEST = SessionStoreCreateRequest("chat", SessionPolicy("m"), "parent")
 
@@ -109,23 +109,23 @@ def planted(record: Any, path: Sequence[str | int], value: Any) -> Any:
 
 
 @dataclass
-class Door:
-    """A cache on fakeredis and a look at every key behind it, each call on one event loop."""
+class Env:
+    """A cache on fakeredis with access to every key. All calls run on one event loop."""
 
     cache: SessionCache
     store: RedisSessionStore
     run: Callable[[Awaitable[Any]], Any]
     keyspace: Callable[[], Snapshot]
 
-    def again(self) -> RedisSessionStore:
-        """The session through a cache that has seen nothing yet."""
+    def reopened(self) -> RedisSessionStore:
+        """The session through a cache without any local state."""
         return SessionCache(self.cache_client(), NAMESPACE).session("chat")
 
     cache_client: Callable[[], Any]
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
+def env() -> Iterator[Env]:
     with asyncio.Runner() as runner:
         fake = fakeredis.FakeServer()
         clients = []
@@ -139,19 +139,19 @@ def door() -> Iterator[Door]:
 
         raw = client()
         cache = SessionCache(client(), NAMESPACE)
-        yield Door(
+        yield Env(
             cache,
             cache.session("chat"),
             lambda doing: runner.run(awaited(doing)),
-            lambda: runner.run(seen(raw)),
+            lambda: runner.run(keys_except_layout(raw)),
             client,
         )
         for each in clients:
             runner.run(each.aclose())
 
 
-async def seen(client: Any) -> Snapshot:
-    """Every key but the one that says how the namespace is laid out: the first attempt at a write fixes that."""
+async def keys_except_layout(client: Any) -> Snapshot:
+    """Every key except the layout of the namespace, which the first attempt at a write stores."""
     return {key: value for key, value in (await snapshot(client)).items() if not key.startswith(b"lash1:layout:")}
 
 
@@ -164,7 +164,7 @@ STRANGE_IDS = (
 )  # fmt: skip
 
 
-async def test_any_text_is_a_session_id_and_no_two_of_them_meet(server: Server) -> None:
+async def test_any_text_is_a_valid_session_id_and_sessions_do_not_collide(server: Server) -> None:
     cache, reader = (SessionCache(server.client(), NAMESPACE, options=StoreOptions(shards=2)) for _ in range(2))
     for at, session_id in enumerate(STRANGE_IDS):
         store = cache.session(session_id)
@@ -184,21 +184,21 @@ async def test_any_text_is_a_session_id_and_no_two_of_them_meet(server: Server) 
 
 
 @pytest.mark.parametrize("strange", STRANGE_IDS, ids=lambda text: ascii(text[:12]))
-def test_any_text_is_a_node_id_a_commit_id_and_a_ledger_row(door: Door, strange: str) -> None:
+def test_any_text_is_a_valid_node_id_commit_id_and_ledger_key(env: Env, strange: str) -> None:
     commit = RuntimeCommit(
         "chat",
-        graph=Append([talk(strange), talk("after", strange)], strange),
+        graph=Append([event_node(strange), event_node("after", strange)], strange),
         usage_deltas=[TokenLedgerEntry(strange, strange, TokenUsage(1))],
         commit_id=strange,
     )
-    door.run(door.store.commit_runtime_state(commit))
-    assert door.run(door.store.commit_runtime_state(commit)).replayed
-    read = door.run(door.again().load_session(ActivePath()))
+    env.run(env.store.commit_runtime_state(commit))
+    assert env.run(env.store.commit_runtime_state(commit)).replayed
+    read = env.run(env.reopened().load_session(ActivePath()))
     assert [node.node_id for node in read.graph.nodes] == [strange]
     assert (read.commit_id, read.token_ledger[0].source, read.token_ledger[0].model) == (strange, strange, strange)
-    assert door.run(door.again().load_node("after")).parent_node_id == strange
-    door.run(door.store.tombstone_nodes([strange]))
-    assert door.run(door.store.load_node(strange)) is None
+    assert env.run(env.reopened().load_node("after")).parent_node_id == strange
+    env.run(env.store.tombstone_nodes([strange]))
+    assert env.run(env.store.load_node(strange)) is None
 
 
 # Commits
@@ -216,13 +216,13 @@ def deep(depth: int, make: Callable[[Any], Any]) -> Any:
     return value
 
 
-NO_TEXT = (1, b"x", ["x"], object(), SURROGATE, ESCAPED, True)
-NO_ID = (*NO_TEXT, "", "x" * 65_537)
-NO_U64 = (-1, 2**64, True, 1.0, "1", b"1", NAN)
-NO_I64 = (2**63, -(2**63) - 1, True, 1.0, "1", NAN)
-NO_RECORD = (1, "x", b"x", {}, [], object())
-NO_REF = (1, "", "x", "A" * 64, "0" * 63, "0" * 65, b"0" * 64, "é" * 64, "0" * 63 + "\n")
-NO_JSON = (
+NOT_TEXT = (1, b"x", ["x"], object(), SURROGATE, ESCAPED, True)
+NOT_ID = (*NOT_TEXT, "", "x" * 65_537)
+NOT_U64 = (-1, 2**64, True, 1.0, "1", b"1", NAN)
+NOT_I64 = (2**63, -(2**63) - 1, True, 1.0, "1", NAN)
+NOT_RECORD = (1, "x", b"x", {}, [], object())
+NOT_REF = (1, "", "x", "A" * 64, "0" * 63, "0" * 65, b"0" * 64, "é" * 64, "0" * 63 + "\n")
+NOT_JSON = (
     {1, 2}, (1, 2), datetime.now(UTC), object(), b"x", bytearray(b"x"), {1: 2}, {None: 1}, {b"a": 1}, NAN, INFINITY,
     -INFINITY, 2**64, -(2**63) - 1, SURROGATE, ESCAPED, {SURROGATE: 1}, 1j, deep(1_000, lambda inner: [inner]),
     deep(100_000, lambda inner: [inner]), deep(1_000, lambda inner: {"a": inner}), LOOP, range(3), StoreError,
@@ -230,82 +230,82 @@ NO_JSON = (
 NONE = (None,)
 
 BAD_FIELDS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("expected_head_revision", (*NO_U64, 2**63)),
-    ("commit_id", NO_ID + NONE),
-    ("builds_on", NO_ID),
-    ("config", NO_RECORD + NONE),
-    ("config.provider_id", NO_TEXT + NONE),
-    ("config.configured_model", NO_TEXT + NONE),
-    ("config.context_window", NO_U64 + NONE),
-    ("config.execution_mode", NO_TEXT + NONE),
+    ("expected_head_revision", (*NOT_U64, 2**63)),
+    ("commit_id", NOT_ID + NONE),
+    ("builds_on", NOT_ID),
+    ("config", NOT_RECORD + NONE),
+    ("config.provider_id", NOT_TEXT + NONE),
+    ("config.configured_model", NOT_TEXT + NONE),
+    ("config.context_window", NOT_U64 + NONE),
+    ("config.execution_mode", NOT_TEXT + NONE),
     ("config.standard_context_approach", (1, "x", [], {}, {"kind": 1}, {"kind": "x", "y": {1}}, {"kind": "x", 1: 1})),
-    ("config.model_variant", NO_TEXT),
-    ("graph", NO_RECORD + NONE),
-    ("graph.leaf_node_id", NO_ID),
-    ("graph.nodes", (None, 1, "ab", b"ab", {}, {"a"}, object(), iter([talk("a")]))),
-    ("graph.nodes.0", NO_RECORD + NONE),
-    ("graph.nodes.0.node_id", NO_ID + NONE),
-    ("graph.nodes.1.parent_node_id", NO_ID),
-    ("graph.nodes.0.timestamp", NO_TEXT + NONE),
-    ("graph.nodes.0.payload", NO_RECORD + NONE),
-    ("graph.nodes.0.payload.event", NO_JSON),
-    ("graph.nodes.0.payload.event.a", NO_JSON),
-    ("graph.nodes.1.payload.plugin_type", NO_TEXT + NONE),
-    ("graph.nodes.1.payload.body", NO_JSON),
-    ("graph.nodes.1.payload.body.x.0", NO_JSON),
-    ("checkpoint", NO_RECORD + NONE),
-    ("checkpoint.turn_state", NO_RECORD + NONE),
-    ("checkpoint.turn_state.turn_index", NO_U64 + NONE),
-    ("checkpoint.turn_state.token_usage", NO_RECORD + NONE),
-    ("checkpoint.turn_state.token_usage.input_tokens", NO_I64 + NONE),
-    ("checkpoint.turn_state.token_usage.reasoning_tokens", NO_I64 + NONE),
-    ("checkpoint.turn_state.last_prompt_usage", NO_RECORD),
-    ("checkpoint.turn_state.last_prompt_usage.context_budget_tokens", NO_U64 + NONE),
-    ("checkpoint.turn_state.mode_turn_options", NO_RECORD + NONE),
-    ("checkpoint.turn_state.mode_turn_options.mode_id", NO_TEXT + NONE),
-    ("checkpoint.turn_state.mode_turn_options.payload", NO_JSON),
-    ("checkpoint.tool_state", NO_RECORD),
-    ("checkpoint.tool_state.generation", NO_U64 + NONE),
+    ("config.model_variant", NOT_TEXT),
+    ("graph", NOT_RECORD + NONE),
+    ("graph.leaf_node_id", NOT_ID),
+    ("graph.nodes", (None, 1, "ab", b"ab", {}, {"a"}, object(), iter([event_node("a")]))),
+    ("graph.nodes.0", NOT_RECORD + NONE),
+    ("graph.nodes.0.node_id", NOT_ID + NONE),
+    ("graph.nodes.1.parent_node_id", NOT_ID),
+    ("graph.nodes.0.timestamp", NOT_TEXT + NONE),
+    ("graph.nodes.0.payload", NOT_RECORD + NONE),
+    ("graph.nodes.0.payload.event", NOT_JSON),
+    ("graph.nodes.0.payload.event.a", NOT_JSON),
+    ("graph.nodes.1.payload.plugin_type", NOT_TEXT + NONE),
+    ("graph.nodes.1.payload.body", NOT_JSON),
+    ("graph.nodes.1.payload.body.x.0", NOT_JSON),
+    ("checkpoint", NOT_RECORD + NONE),
+    ("checkpoint.turn_state", NOT_RECORD + NONE),
+    ("checkpoint.turn_state.turn_index", NOT_U64 + NONE),
+    ("checkpoint.turn_state.token_usage", NOT_RECORD + NONE),
+    ("checkpoint.turn_state.token_usage.input_tokens", NOT_I64 + NONE),
+    ("checkpoint.turn_state.token_usage.reasoning_tokens", NOT_I64 + NONE),
+    ("checkpoint.turn_state.last_prompt_usage", NOT_RECORD),
+    ("checkpoint.turn_state.last_prompt_usage.context_budget_tokens", NOT_U64 + NONE),
+    ("checkpoint.turn_state.mode_turn_options", NOT_RECORD + NONE),
+    ("checkpoint.turn_state.mode_turn_options.mode_id", NOT_TEXT + NONE),
+    ("checkpoint.turn_state.mode_turn_options.payload", NOT_JSON),
+    ("checkpoint.tool_state", NOT_RECORD),
+    ("checkpoint.tool_state.generation", NOT_U64 + NONE),
     ("checkpoint.tool_state.tools", (None, 1, "x", [], object(), {1: ToolStateEntry({}, "x")})),
-    ("checkpoint.tool_state.tools.look", NO_RECORD + NONE),
-    ("checkpoint.tool_state.tools.look.manifest", (*NO_JSON, None, 1, "x", [])),
-    ("checkpoint.tool_state.tools.look.source_id", NO_TEXT + NONE),
-    ("checkpoint.plugin_snapshot", NO_RECORD),
+    ("checkpoint.tool_state.tools.look", NOT_RECORD + NONE),
+    ("checkpoint.tool_state.tools.look.manifest", (*NOT_JSON, None, 1, "x", [])),
+    ("checkpoint.tool_state.tools.look.source_id", NOT_TEXT + NONE),
+    ("checkpoint.plugin_snapshot", NOT_RECORD),
     ("checkpoint.plugin_snapshot.plugins", (None, 1, "x", [], object())),
-    ("checkpoint.plugin_snapshot.plugins.p", NO_RECORD + NONE),
-    ("checkpoint.plugin_snapshot.plugins.p.meta", NO_RECORD + NONE),
-    ("checkpoint.plugin_snapshot.plugins.p.meta.plugin_id", NO_TEXT + NONE),
-    ("checkpoint.plugin_snapshot.plugins.p.meta.revision", NO_U64 + NONE),
-    ("checkpoint.plugin_snapshot.plugins.p.meta.state", NO_JSON),
+    ("checkpoint.plugin_snapshot.plugins.p", NOT_RECORD + NONE),
+    ("checkpoint.plugin_snapshot.plugins.p.meta", NOT_RECORD + NONE),
+    ("checkpoint.plugin_snapshot.plugins.p.meta.plugin_id", NOT_TEXT + NONE),
+    ("checkpoint.plugin_snapshot.plugins.p.meta.revision", NOT_U64 + NONE),
+    ("checkpoint.plugin_snapshot.plugins.p.meta.state", NOT_JSON),
     ("checkpoint.plugin_snapshot.plugins.p.artifacts", (None, 1, "x", {}, object())),
     ("checkpoint.plugin_snapshot.plugins.p.artifacts.0.data", (None, 1, "x", [1], object())),
-    ("checkpoint.plugin_snapshot_revision", NO_U64),
+    ("checkpoint.plugin_snapshot_revision", NOT_U64),
     ("checkpoint.execution_state", (1, "x", [1], {}, object())),
     ("usage_deltas", (None, 1, "ab", b"ab", {}, {"a"}, object())),
-    ("usage_deltas.0", NO_RECORD + NONE),
-    ("usage_deltas.0.source", NO_TEXT + NONE),
-    ("usage_deltas.0.model", NO_TEXT + NONE),
-    ("usage_deltas.0.usage", NO_RECORD + NONE),
-    ("usage_deltas.0.usage.input_tokens", NO_I64 + NONE),
-    ("usage_deltas.0.usage.output_tokens", NO_I64 + NONE),
-    ("usage_deltas.0.usage.cached_input_tokens", NO_I64 + NONE),
-    ("usage_deltas.0.usage.reasoning_tokens", NO_I64 + NONE),
+    ("usage_deltas.0", NOT_RECORD + NONE),
+    ("usage_deltas.0.source", NOT_TEXT + NONE),
+    ("usage_deltas.0.model", NOT_TEXT + NONE),
+    ("usage_deltas.0.usage", NOT_RECORD + NONE),
+    ("usage_deltas.0.usage.input_tokens", NOT_I64 + NONE),
+    ("usage_deltas.0.usage.output_tokens", NOT_I64 + NONE),
+    ("usage_deltas.0.usage.cached_input_tokens", NOT_I64 + NONE),
+    ("usage_deltas.0.usage.reasoning_tokens", NOT_I64 + NONE),
 )
 BAD_REPLACEMENTS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("graph.graph", NO_RECORD + NONE),
-    ("graph.leaf_node_id", NO_ID),
+    ("graph.graph", NOT_RECORD + NONE),
+    ("graph.leaf_node_id", NOT_ID),
     ("graph.graph.nodes", (None, 1, "ab", b"ab", {}, {"a"}, object())),
-    ("graph.graph.nodes.1", NO_RECORD + NONE),
-    ("graph.graph.nodes.1.node_id", NO_ID + NONE),
-    ("graph.graph.nodes.1.parent_node_id", NO_ID),
-    ("graph.graph.nodes.0.payload.event.a", NO_JSON),
+    ("graph.graph.nodes.1", NOT_RECORD + NONE),
+    ("graph.graph.nodes.1.node_id", NOT_ID + NONE),
+    ("graph.graph.nodes.1.parent_node_id", NOT_ID),
+    ("graph.graph.nodes.0.payload.event.a", NOT_JSON),
 )
 BAD_METAS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("session_name", NO_TEXT + NONE),
-    ("created_at", NO_TEXT + NONE),
-    ("model", NO_TEXT + NONE),
-    ("cwd", NO_TEXT),
-    ("parent_session_id", NO_TEXT),
+    ("session_name", NOT_TEXT + NONE),
+    ("created_at", NOT_TEXT + NONE),
+    ("model", NOT_TEXT + NONE),
+    ("cwd", NOT_TEXT),
+    ("parent_session_id", NOT_TEXT),
 )
 
 
@@ -313,8 +313,8 @@ def steps(path: str) -> list[str | int]:
     return [int(step) if step.isdigit() else step for step in path.split(".")] if path else []
 
 
-def as_named(record: Any, root: str, path: str) -> str:
-    """The path as an error spells it: an attribute, an index, or a key of a mapping of records."""
+def error_path(record: Any, root: str, path: str) -> str:
+    """The path in the notation of errors: attributes, indexes and keys of mappings of records."""
     out = root
     for step in steps(path):
         mapping = isinstance(record, Mapping)
@@ -332,17 +332,17 @@ def label(value: Any) -> str:
 
 
 def cases(record: Any, root: str, table: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-    """Each row of a table as one test: the record's root, the path and the wrong values for it."""
+    """One test case for each row of a table: the record, the name of its type, the path and the invalid values."""
     return [pytest.param(record, root, path, values, id=f"{root}.{path}") for path, values in table]
 
 
-def refused_by_name(door: Door, field: str, value: Any, call: Callable[[], Awaitable[Any]]) -> None:
-    before = door.keyspace()
+def check_refusal(env: Env, field: str, value: Any, call: Callable[[], Awaitable[Any]]) -> None:
+    before = env.keyspace()
     with pytest.raises(InvalidRecord) as caught:
-        door.run(call())
+        env.run(call())
     assert caught.value.field.startswith(field), f"{caught.value.field!r} for {label(value)}"
     assert str(caught.value)
-    assert door.keyspace() == before
+    assert env.keyspace() == before
 
 
 @pytest.mark.parametrize(
@@ -352,115 +352,117 @@ def refused_by_name(door: Door, field: str, value: Any, call: Callable[[], Await
         *cases(REPLACING, "RuntimeCommit", BAD_REPLACEMENTS),
     ],
 )
-def test_a_commit_with_a_wrong_field_is_refused_by_the_name_of_the_field(
-    door: Door, record: RuntimeCommit, root: str, path: str, values: Sequence[Any]
+def test_an_invalid_commit_field_is_refused_by_its_name(
+    env: Env, record: RuntimeCommit, root: str, path: str, values: Sequence[Any]
 ) -> None:
-    door.run(door.store.commit_runtime_state(full_commit(graph=Append([talk("before")], "before"), commit_id="zero")))
+    env.run(
+        env.store.commit_runtime_state(full_commit(graph=Append([event_node("before")], "before"), commit_id="zero"))
+    )
     for value in values:
-        # A replacement's leaf is its graph's.
+        # The leaf of a replacement is a field of its graph.
         where = "graph.graph.leaf_node_id" if record is REPLACING and path == "graph.leaf_node_id" else path
         commit = planted(record, steps(where), value)
-        refused_by_name(door, as_named(record, root, path), value, lambda c=commit: door.store.commit_runtime_state(c))
-    assert door.run(door.again().load_session(FullGraph())).head_revision == 1
+        check_refusal(env, error_path(record, root, path), value, lambda c=commit: env.store.commit_runtime_state(c))
+    assert env.run(env.reopened().load_session(FullGraph())).head_revision == 1
 
 
 @pytest.mark.parametrize("component", ["tool_state", "plugin_snapshot", "execution_state"])
-@pytest.mark.parametrize("value", NO_REF, ids=label)
-def test_a_ref_that_is_no_ref_is_refused_by_the_name_of_its_component(door: Door, component: str, value: Any) -> None:
+@pytest.mark.parametrize("value", NOT_REF, ids=label)
+def test_an_invalid_ref_is_refused_by_the_name_of_its_component(env: Env, component: str, value: Any) -> None:
     checkpoint: Any = HydratedSessionCheckpoint(**{f"{component}_ref": value})
     commit = RuntimeCommit("chat", checkpoint=checkpoint)
     field = f"RuntimeCommit.checkpoint.{component}_ref"
-    refused_by_name(door, field, value, lambda: door.store.commit_runtime_state(commit))
+    check_refusal(env, field, value, lambda: env.store.commit_runtime_state(commit))
 
 
 @pytest.mark.parametrize(("record", "root", "path", "values"), cases(META, "SessionMeta", BAD_METAS))
-def test_a_meta_record_with_a_wrong_field_is_refused_by_the_name_of_the_field(
-    door: Door, record: SessionMeta, root: str, path: str, values: Sequence[Any]
+def test_an_invalid_session_meta_field_is_refused_by_its_name(
+    env: Env, record: SessionMeta, root: str, path: str, values: Sequence[Any]
 ) -> None:
-    door.run(door.store.save_session_meta(META))
+    env.run(env.store.save_session_meta(META))
     for value in values:
         meta = planted(record, steps(path), value)
-        refused_by_name(door, f"{root}.{path}", value, lambda m=meta: door.store.save_session_meta(m))
-    assert door.run(door.again().load_session_meta()) == META
+        check_refusal(env, f"{root}.{path}", value, lambda m=meta: env.store.save_session_meta(m))
+    assert env.run(env.reopened().load_session_meta()) == META
 
 
 @pytest.mark.parametrize("session_id", [1, None, b"chat", "", SURROGATE, "other"], ids=label)
-def test_a_record_for_another_session_is_refused(door: Door, session_id: Any) -> None:
-    before = door.keyspace()
+def test_a_record_for_another_session_is_refused(env: Env, session_id: Any) -> None:
+    before = env.keyspace()
     for call in (
-        door.store.commit_runtime_state(full_commit(session_id=session_id)),
-        door.store.save_session_meta(replace(META, session_id=session_id)),
+        env.store.commit_runtime_state(full_commit(session_id=session_id)),
+        env.store.save_session_meta(replace(META, session_id=session_id)),
     ):
         with pytest.raises(StoreError) as caught:
-            door.run(call)
+            env.run(call)
         assert str(caught.value)
-    assert door.keyspace() == before
+    assert env.keyspace() == before
 
 
 # Arguments
 
 
-async def _update(door: Door, *given: Any, **more: Any) -> Any:
-    return await door.store.update(*given, **more)
+async def _update(env: Env, *given: Any, **more: Any) -> Any:
+    return await env.store.update(*given, **more)
 
 
-async def _made(make: Callable[[], Any]) -> Any:
+async def _call(make: Callable[[], Any]) -> Any:
     return make()
 
 
-ARGUMENTS: dict[str, tuple[Callable[[Door, Any], Awaitable[Any]], tuple[Any, ...]]] = {
-    "session_id": (lambda door, value: _made(lambda: door.cache.session(value)), NO_ID + NONE),
-    "request": (lambda door, value: door.cache.create(value), NO_RECORD + NONE),
+ARGUMENTS: dict[str, tuple[Callable[[Env, Any], Awaitable[Any]], tuple[Any, ...]]] = {
+    "session_id": (lambda env, value: _call(lambda: env.cache.session(value)), NOT_ID + NONE),
+    "request": (lambda env, value: env.cache.create(value), NOT_RECORD + NONE),
     "SessionStoreCreateRequest.session_id": (
-        lambda door, value: door.cache.create(replace(REQUEST, session_id=value)),
-        NO_ID + NONE,
+        lambda env, value: env.cache.create(replace(REQUEST, session_id=value)),
+        NOT_ID + NONE,
     ),
     "SessionStoreCreateRequest.policy": (
-        lambda door, value: door.cache.create(replace(REQUEST, policy=value)),
-        NO_RECORD + NONE,
+        lambda env, value: env.cache.create(replace(REQUEST, policy=value)),
+        NOT_RECORD + NONE,
     ),
     "SessionStoreCreateRequest.policy.model": (
-        lambda door, value: door.cache.create(replace(REQUEST, policy=SessionPolicy(value))),
-        NO_TEXT + NONE,
+        lambda env, value: env.cache.create(replace(REQUEST, policy=SessionPolicy(value))),
+        NOT_TEXT + NONE,
     ),
     "SessionStoreCreateRequest.parent_session_id": (
-        lambda door, value: door.cache.create(replace(REQUEST, parent_session_id=value)),
-        NO_TEXT,
+        lambda env, value: env.cache.create(replace(REQUEST, parent_session_id=value)),
+        NOT_TEXT,
     ),
-    "data": (lambda door, value: door.cache.put_blob(value), (1, "x", None, [1], object(), 5.0)),
-    "ref": (lambda door, value: door.cache.get_blob(value), NO_REF + NONE),
-    "ActivePath.leaf_node_id": (lambda door, value: door.store.load_session(ActivePath(value)), NO_ID),
-    "node_id": (lambda door, value: door.store.load_node(value), NO_ID + NONE),
-    "commit": (lambda door, value: door.store.commit_runtime_state(value), NO_RECORD + NONE),
-    "meta": (lambda door, value: door.store.save_session_meta(value), NO_RECORD + NONE),
-    "ids": (lambda door, value: door.store.tombstone_nodes(value), ("ab", b"ab", 1, None, {}, {"a"}, iter("ab"))),
-    "ids[1]": (lambda door, value: door.store.tombstone_nodes(["a", value]), NO_ID + NONE),
-    "fn": (lambda door, value: _update(door, value), (None, 1, "x", full_commit())),
-    "read": (lambda door, value: door.store.refresh(value), NO_RECORD + NONE),
-    "since": (lambda door, value: _update(door, lambda read: full_commit(), since=value), NO_RECORD),
+    "data": (lambda env, value: env.cache.put_blob(value), (1, "x", None, [1], object(), 5.0)),
+    "ref": (lambda env, value: env.cache.get_blob(value), NOT_REF + NONE),
+    "ActivePath.leaf_node_id": (lambda env, value: env.store.load_session(ActivePath(value)), NOT_ID),
+    "node_id": (lambda env, value: env.store.load_node(value), NOT_ID + NONE),
+    "commit": (lambda env, value: env.store.commit_runtime_state(value), NOT_RECORD + NONE),
+    "meta": (lambda env, value: env.store.save_session_meta(value), NOT_RECORD + NONE),
+    "ids": (lambda env, value: env.store.tombstone_nodes(value), ("ab", b"ab", 1, None, {}, {"a"}, iter("ab"))),
+    "ids[1]": (lambda env, value: env.store.tombstone_nodes(["a", value]), NOT_ID + NONE),
+    "fn": (lambda env, value: _update(env, value), (None, 1, "x", full_commit())),
+    "read": (lambda env, value: env.store.refresh(value), NOT_RECORD + NONE),
+    "since": (lambda env, value: _update(env, lambda read: full_commit(), since=value), NOT_RECORD),
     "attempts": (
-        lambda door, value: _update(door, lambda read: full_commit(), attempts=value),
+        lambda env, value: _update(env, lambda read: full_commit(), attempts=value),
         (0, -1, True, None, 1.5, "x", NAN),
     ),
-    "client": (lambda door, value: _made(lambda: SessionCache(value, NAMESPACE)), (None, 1, "redis://x", object())),
+    "client": (lambda env, value: _call(lambda: SessionCache(value, NAMESPACE)), (None, 1, "redis://x", object())),
     "namespace": (
-        lambda door, value: _made(lambda: SessionCache(door.cache_client(), value)),
+        lambda env, value: _call(lambda: SessionCache(env.cache_client(), value)),
         (None, 1, b"x", "", "a b", "{", "}", "a:b", "a\n", "é", "x" * 65, "-a", SURROGATE),
     ),
     "ttl": (
-        lambda door, value: _made(lambda: SessionCache(door.cache_client(), NAMESPACE, ttl=value)),
+        lambda env, value: _call(lambda: SessionCache(env.cache_client(), NAMESPACE, ttl=value)),
         (0, -1, True, "1", b"1", NAN, INFINITY, 1e12, object()),
     ),
     "options": (
-        lambda door, value: _made(lambda: SessionCache(door.cache_client(), NAMESPACE, options=value)),
-        NO_RECORD,
+        lambda env, value: _call(lambda: SessionCache(env.cache_client(), NAMESPACE, options=value)),
+        NOT_RECORD,
     ),
     "url": (
-        lambda door, value: _made(lambda: connect(value)),
+        lambda env, value: _call(lambda: connect(value)),
         (None, 1, b"redis://x", "", "x", "http://x", "redis://x:port", "redis://x:99999999", "redis://[x"),
     ),
     **{
-        f"options.{name}": (lambda door, value, name=name: _made(lambda: StoreOptions(**{name: value})), values)
+        f"options.{name}": (lambda env, value, name=name: _call(lambda: StoreOptions(**{name: value})), values)
         for name, values in {
             "graph_checks": (None, 1, "x", b"strict", [], True),
             "blob_profile": (None, 1, "BALANCED", 4096),
@@ -476,36 +478,36 @@ ARGUMENTS: dict[str, tuple[Callable[[Door, Any], Awaitable[Any]], tuple[Any, ...
         }.items()
     },
     "gc_policy.auto_run_every_commits": (
-        lambda door, value: _made(lambda: StoreGcPolicy(value)),
+        lambda env, value: _call(lambda: StoreGcPolicy(value)),
         (None, -1, True, 1.0, "1"),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("field", ARGUMENTS)
-def test_a_wrong_argument_is_refused_by_its_name(door: Door, field: str) -> None:
+def test_an_invalid_argument_is_refused_by_its_name(env: Env, field: str) -> None:
     call, values = ARGUMENTS[field]
-    door.run(door.store.commit_runtime_state(full_commit()))
+    env.run(env.store.commit_runtime_state(full_commit()))
     for value in values:
-        refused_by_name(door, field, value, lambda v=value: call(door, v))
+        check_refusal(env, field, value, lambda v=value: call(env, v))
 
 
 @pytest.mark.parametrize("scope", [None, 1, "FullGraph", FullGraph, ActivePath, {}, object(), Unchanged()], ids=label)
-def test_what_is_no_read_scope_is_refused(door: Door, scope: Any) -> None:
+def test_an_invalid_read_scope_is_refused(env: Env, scope: Any) -> None:
     with pytest.raises(UnsupportedReadScope):
-        door.run(door.store.load_session(scope))
+        env.run(env.store.load_session(scope))
 
 
 @pytest.mark.parametrize("made", [None, 1, "x", {}, Unchanged()], ids=label)
-def test_an_update_that_makes_no_commit_is_refused(door: Door, made: Any) -> None:
+def test_an_update_function_that_returns_no_commit_is_refused(env: Env, made: Any) -> None:
     async def later(_read: Any) -> Any:
         return made
 
-    before = door.keyspace()
+    before = env.keyspace()
     for fn in (lambda _read: made, later):
         with pytest.raises(InvalidRecord):
-            door.run(door.store.update(fn))
-    assert door.keyspace() == before
+            env.run(env.store.update(fn))
+    assert env.keyspace() == before
 
 
 # Batches
@@ -516,24 +518,26 @@ def test_an_update_that_makes_no_commit_is_refused(door: Door, made: Any) -> Non
     [lambda nodes: Append(nodes, "a"), lambda nodes: ReplaceFull(SessionGraph(nodes, "a"))],
     ids=["append", "replace"],
 )
-def test_ids_that_repeat_and_parents_that_come_later_are_refused(door: Door, wrap: Callable[[Any], Any]) -> None:
-    door.run(door.store.commit_runtime_state(full_commit(graph=Append([talk("zero")], "zero"), commit_id="zero")))
-    before = door.keyspace()
+def test_duplicate_ids_and_parents_that_do_not_precede_their_children_are_refused(
+    env: Env, wrap: Callable[[Any], Any]
+) -> None:
+    env.run(env.store.commit_runtime_state(full_commit(graph=Append([event_node("zero")], "zero"), commit_id="zero")))
+    before = env.keyspace()
     faults: list[tuple[list[SessionNodeRecord], type[StoreError], tuple[Any, ...]]] = [
-        ([talk("a"), talk("b", "a"), talk("a")], NodeIdCollision, ("a",)),
-        ([talk("a"), talk("b", "c"), talk("c", "a")], InvalidParent, ("b", "c")),
-        ([talk("a"), talk("b", "b")], InvalidParent, ("b", "b")),
-        ([talk("a", "b"), talk("b", "a")], InvalidParent, ("a", "b")),
+        ([event_node("a"), event_node("b", "a"), event_node("a")], NodeIdCollision, ("a",)),
+        ([event_node("a"), event_node("b", "c"), event_node("c", "a")], InvalidParent, ("b", "c")),
+        ([event_node("a"), event_node("b", "b")], InvalidParent, ("b", "b")),
+        ([event_node("a", "b"), event_node("b", "a")], InvalidParent, ("a", "b")),
     ]
     for nodes, kind, args in faults:
         with pytest.raises(kind) as caught:
-            door.run(door.store.commit_runtime_state(RuntimeCommit("chat", 1, graph=wrap(nodes))))
+            env.run(env.store.commit_runtime_state(RuntimeCommit("chat", 1, graph=wrap(nodes))))
         assert caught.value.args == args
-        assert door.keyspace() == before
+        assert env.keyspace() == before
 
 
 @pytest.mark.slow
-async def test_an_execution_state_of_50_megabytes_works_and_is_refused_under_a_small_limit(server: Server) -> None:
+async def test_a_50_megabyte_execution_state_is_stored_unless_it_exceeds_the_limit(server: Server) -> None:
     state = bytes(range(256)) * (50 * 4096)
     cache = SessionCache(server.client(), NAMESPACE)
     checkpoint = HydratedSessionCheckpoint(execution_state=state)
@@ -545,7 +549,7 @@ async def test_an_execution_state_of_50_megabytes_works_and_is_refused_under_a_s
     assert read.checkpoint.execution_state == state
 
     raw = server.client()
-    before = await seen(raw)
+    before = await keys_except_layout(raw)
     small = SessionCache(server.client(), NAMESPACE, options=StoreOptions(max_commit_bytes=1_000_000))
     with pytest.raises(CommitTooLarge) as caught:
         await small.session("chat").commit_runtime_state(RuntimeCommit("chat", checkpoint=checkpoint))
@@ -553,12 +557,12 @@ async def test_an_execution_state_of_50_megabytes_works_and_is_refused_under_a_s
     assert caught.value.size > len(state)
     with pytest.raises(CommitTooLarge):
         await small.put_blob(state)
-    assert await seen(raw) == before
+    assert await keys_except_layout(raw) == before
 
 
 @pytest.mark.slow
-async def test_20_000_nodes_in_one_replacement_work_and_are_refused_under_a_small_limit(server: Server) -> None:
-    nodes = tuple(talk(f"n{at}", f"n{at - 1}" if at % 1000 else None) for at in range(20_000))
+async def test_a_replacement_of_20_000_nodes_is_stored_unless_it_exceeds_the_limit(server: Server) -> None:
+    nodes = tuple(event_node(f"n{at}", f"n{at - 1}" if at % 1000 else None) for at in range(20_000))
     commit = RuntimeCommit("chat", graph=ReplaceFull(SessionGraph(nodes, "n19999")))
     await SessionCache(server.client(), NAMESPACE).session("chat").commit_runtime_state(commit)
     store = SessionCache(server.client(), NAMESPACE).session("chat")
@@ -570,15 +574,15 @@ async def test_20_000_nodes_in_one_replacement_work_and_are_refused_under_a_smal
     assert tuple(path.graph.nodes) == nodes[19_000:]
 
     raw = server.client()
-    before = await seen(raw)
+    before = await keys_except_layout(raw)
     small = SessionCache(server.client(), NAMESPACE, options=StoreOptions(max_commit_nodes=19_999))
     with pytest.raises(CommitTooLarge) as caught:
         await small.session("chat").commit_runtime_state(commit)
     assert (caught.value.size, caught.value.limit) == (20_000, 19_999)
-    assert await seen(raw) == before
+    assert await keys_except_layout(raw) == before
 
 
-# Anything
+# Generated values
 
 FUZZ = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, print_blob=True,
@@ -597,18 +601,18 @@ json_values = st.recursive(
 
 
 def as_text(value: Any) -> str:
-    """1, 1.0 and True are equal, and so are 0.0 and -0.0; as text they are not. Keys of an object have no order."""
+    """JSON text for comparisons. In Python 1, 1.0 and True are equal, and so are 0.0 and -0.0."""
     return json.dumps(value, sort_keys=True)
 
 
 @pytest.mark.slow
 @FUZZ
 @given(value=json_values, event=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values))
-def test_any_json_comes_back_as_it_was(door: Door, value: Any, event: dict[str, Any]) -> None:
-    store = door.cache.session("fuzz")
-    nodes = (SessionNodeRecord("a", None, "t", PluginPayload("p", value)), talk("b", "a", event))
+def test_any_json_value_is_read_back_unchanged(env: Env, value: Any, event: dict[str, Any]) -> None:
+    store = env.cache.session("fuzz")
+    nodes = (SessionNodeRecord("a", None, "t", PluginPayload("p", value)), event_node("b", "a", event))
     plugin = PluginSnapshotEntry(PluginSnapshotMeta("p", "1", 1, value))
-    door.run(
+    env.run(
         store.commit_runtime_state(
             RuntimeCommit(
                 "fuzz",
@@ -617,14 +621,14 @@ def test_any_json_comes_back_as_it_was(door: Door, value: Any, event: dict[str, 
             )
         )
     )
-    read = door.run(SessionCache(door.cache_client(), NAMESPACE).session("fuzz").load_session(FullGraph()))
+    read = env.run(SessionCache(env.cache_client(), NAMESPACE).session("fuzz").load_session(FullGraph()))
     state = read.checkpoint.plugin_snapshot.plugins["p"].meta.state
     assert as_text(read.graph.nodes[0].plugin_body()) == as_text(state) == as_text(value)
     assert as_text(read.graph.nodes[1].event()) == as_text(event)
 
 
 def every_path(record: Any) -> Iterator[tuple[str | int, ...]]:
-    """Every field of every record within a record."""
+    """The path of every field of every record within a record."""
     if is_dataclass(record):
         steps_down: list[tuple[Any, Any]] = [(f.name, getattr(record, f.name)) for f in fields(record) if f.init]
     elif isinstance(record, Mapping):
@@ -638,15 +642,17 @@ def every_path(record: Any) -> Iterator[tuple[str | int, ...]]:
         yield from ((step, *rest) for rest in every_path(inner))
 
 
-class Odd:
-    """Something with the attributes of nothing."""
+class Other:
+    """An object of a type that no field accepts."""
 
 
 junk = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.datetimes(), st.complex_numbers(),
-    st.builds(Odd), st.builds(object), st.just(Odd), st.sets(st.integers()), st.tuples(st.integers()), json_values,
+    st.builds(Other), st.builds(object), st.just(Other), st.sets(st.integers()), st.tuples(st.integers()), json_values,
     st.lists(st.binary()), st.dictionaries(st.integers() | st.none() | st.text(), st.integers() | st.binary()),
-    st.sampled_from([SURROGATE, {SURROGATE: 1}, [NAN], 2**64, BlobRef("x"), sha256(b"x").hexdigest(), META, talk("z")]),
+    st.sampled_from([
+        SURROGATE, {SURROGATE: 1}, [NAN], 2**64, BlobRef("x"), sha256(b"x").hexdigest(), META, event_node("z"),
+    ]),
     st.sampled_from([TokenUsage(1), Unchanged("a"), full_commit(), HydratedSessionCheckpoint(), LOOP]),
 )  # fmt: skip
 
@@ -654,20 +660,20 @@ junk = st.one_of(
 @pytest.mark.slow
 @FUZZ
 @given(base=st.sampled_from([full_commit(), REPLACING]), data=st.data(), value=junk)
-def test_junk_in_any_field_of_a_commit_works_or_is_refused_and_writes_nothing(
-    door: Door, base: RuntimeCommit, data: st.DataObject, value: Any
+def test_junk_in_any_commit_field_is_stored_or_refused_without_a_write(
+    env: Env, base: RuntimeCommit, data: st.DataObject, value: Any
 ) -> None:
     path = data.draw(st.sampled_from(sorted(every_path(base), key=str)))
-    client = door.cache_client()
-    door.run(client.flushall())
+    client = env.cache_client()
+    env.run(client.flushall())
     store = SessionCache(client, NAMESPACE).session("chat")
-    before = full_commit(graph=Append([talk("before")], "before"), commit_id="zero")
-    door.run(store.commit_runtime_state(before))
-    stored, result = door.keyspace(), None
+    before = full_commit(graph=Append([event_node("before")], "before"), commit_id="zero")
+    env.run(store.commit_runtime_state(before))
+    stored, result = env.keyspace(), None
     with suppress(StoreError):
-        result = door.run(store.commit_runtime_state(planted(base, path, value)))
+        result = env.run(store.commit_runtime_state(planted(base, path, value)))
     if result is None:
-        assert door.keyspace() == stored
-    read = door.run(door.again().load_session(FullGraph()))
+        assert env.keyspace() == stored
+    read = env.run(env.reopened().load_session(FullGraph()))
     assert read.head_revision == (1 if result is None else 2)
     assert all(node.payload is not None for node in read.graph.nodes)

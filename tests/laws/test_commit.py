@@ -1,4 +1,4 @@
-"""A commit is all or nothing, one of two wins, and it takes one round trip."""
+"""A commit is atomic, only one of two concurrent commits succeeds, and it takes one round trip."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ from tests.support.builders import (
 )
 
 MAX = 2**63 - 1
-NOWHERE = "0" * 64
+UNKNOWN_REF = "0" * 64
 
 NO_REVISION_CHECK = Lua("commit", "if expected ~= '' and expected ~= actual or", "if")
 WRITES_FIRST = Lua("commit", "-- CHECK", "redis.call('HINCRBY', KEYS[1], 'attempts', 1)")
 
 
-# Who wins
+# Concurrent commits
 
 
 @broken_by(NO_REVISION_CHECK)
-async def test_exactly_one_of_two_concurrent_commits_on_one_revision_wins(open_cache):
+async def test_exactly_one_of_two_concurrent_commits_on_one_revision_succeeds(open_cache):
     stores = [open_cache().session("chat") for _ in range(2)]
     await stores[0].commit_runtime_state(commit(None, append("root")))
     outcomes = await asyncio.gather(
@@ -83,7 +83,7 @@ async def test_exactly_one_of_two_concurrent_commits_on_one_revision_wins(open_c
 
 
 @broken_by(NO_REVISION_CHECK)
-async def test_of_ten_first_commits_one_wins(open_cache):
+async def test_exactly_one_of_ten_concurrent_first_commits_succeeds(open_cache):
     stores = [open_cache().session("chat") for _ in range(10)]
     outcomes = await asyncio.gather(
         *(store.commit_runtime_state(commit(0, append(f"n{at}"))) for at, store in enumerate(stores)),
@@ -94,7 +94,7 @@ async def test_of_ten_first_commits_one_wins(open_cache):
 
 
 @broken_by(Lua("commit", " or builds_on ~= '' and not is_last(stored.receipts, builds_on)", ""))
-async def test_a_commit_built_on_another_commit_of_the_same_revision_loses(store, keyspace):
+async def test_a_commit_conflicts_when_builds_on_is_not_the_commit_of_the_head(store, keyspace):
     first = await store.commit_runtime_state(commit(None, append("a")))
     before = await keyspace()
     with pytest.raises(HeadRevisionConflict) as lost:
@@ -106,7 +106,7 @@ async def test_a_commit_built_on_another_commit_of_the_same_revision_loses(store
 
 
 @pytest.mark.parametrize("expected", [0, 1, 3, MAX])
-async def test_a_commit_on_any_other_revision_is_told_which_one_there_is(expected, store):
+async def test_a_revision_conflict_reports_the_actual_revision(expected, store):
     for revision in (0, 1):
         await store.commit_runtime_state(commit(revision))
     with pytest.raises(HeadRevisionConflict) as lost:
@@ -125,7 +125,7 @@ async def test_a_commit_on_any_other_revision_is_told_which_one_there_is(expecte
         "commit", "local revision = add64(actual, '1')", "local revision = count == 0 and actual or add64(actual, '1')"
     ),
 )
-async def test_every_success_moves_the_revision_by_one(store):
+async def test_every_successful_commit_increments_the_revision_by_one(store):
     commits = [
         commit(None, append("a")),
         commit(1, Unchanged("a")),
@@ -140,14 +140,14 @@ async def test_every_success_moves_the_revision_by_one(store):
     assert (await store.load_head()).head_revision == 7
 
 
-async def test_without_an_expected_revision_a_commit_overwrites_whatever_head_there_is(store):
+async def test_a_commit_without_an_expected_revision_overwrites_any_head(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     result = await store.commit_runtime_state(commit(None, replace_full("x")))
     assert result.head_revision == 2
     assert ids_of(await store.load_session(FullGraph())) == ["x"]
 
 
-async def test_expecting_revision_0_makes_the_first_head(store):
+async def test_a_commit_expecting_revision_0_creates_the_first_head(store):
     assert (await store.commit_runtime_state(commit(0, append("a")))).head_revision == 1
 
 
@@ -158,7 +158,7 @@ async def test_expecting_revision_0_makes_the_first_head(store):
         "if reply then return reply end\nif not facts then actual = expected end\n",
     )
 )
-async def test_expecting_a_revision_of_a_session_that_is_not_there_says_it_is_gone(store, keyspace):
+async def test_a_commit_expecting_a_revision_of_an_absent_session_raises_session_gone(store, keyspace):
     await store.tombstone_nodes([])
     before = await keyspace()
     with pytest.raises(SessionGone) as gone:
@@ -173,7 +173,7 @@ async def thirty_two_commits(store: RedisSessionStore) -> None:
 
 
 @pytest.mark.parametrize("revision", [2**53 - 1, 2**53, 2**53 + 1, MAX - 1])
-async def test_a_revision_beyond_what_a_double_holds_is_exact(revision, store, client):
+async def test_revisions_beyond_double_precision_are_exact(revision, store, client):
     await thirty_two_commits(store)
     await plant_fact(client, "revision", revision)
     assert (await store.load_session(FullGraph())).head_revision == revision
@@ -198,7 +198,7 @@ async def test_a_revision_beyond_what_a_double_holds_is_exact(revision, store, c
         "if expected ~= '' and tonumber(expected) ~= tonumber(actual)",
     ),
 )
-async def test_two_revisions_that_are_one_double_are_two_revisions(store, client):
+async def test_revisions_that_round_to_the_same_double_are_distinguished(store, client):
     await thirty_two_commits(store)
     await plant_fact(client, "revision", 2**53 + 1)
     with pytest.raises(HeadRevisionConflict):
@@ -207,7 +207,7 @@ async def test_two_revisions_that_are_one_double_are_two_revisions(store, client
 
 
 @broken_by(Lua("commit", "local revision = add64(actual, '1')", "local revision = add64(actual, '1') or '0'"))
-async def test_the_last_revision_of_all_can_be_read_but_not_built_upon(store, client, keyspace):
+async def test_the_maximum_revision_can_be_read_but_not_incremented(store, client, keyspace):
     await thirty_two_commits(store)
     await plant_fact(client, "revision", MAX)
     before = await keyspace()
@@ -219,7 +219,7 @@ async def test_the_last_revision_of_all_can_be_read_but_not_built_upon(store, cl
 
 
 @pytest.mark.parametrize("planted", ["-1", "abc", "1.0", "", "9223372036854775808", "99999999999999999999", "0x1"])
-async def test_a_revision_that_is_none_is_corrupt_and_stays_as_it_is(planted, store, client, keyspace):
+async def test_an_invalid_stored_revision_is_corrupt_and_never_overwritten(planted, store, client, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
     await plant_fact(client, "revision", planted)
     before = await keyspace()
@@ -247,8 +247,8 @@ async def test_a_revision_that_is_none_is_corrupt_and_stays_as_it_is(planted, st
 Refusal = tuple[RuntimeCommit, type[StoreError]]
 
 
-async def a_session(store: RedisSessionStore) -> RuntimeCommit:
-    """a-b-c with d (tombstoned) below c, tool state, a ledger that is full. Returns its second commit, the head's."""
+async def build_session(store: RedisSessionStore) -> RuntimeCommit:
+    """Store nodes a-b-c with a tombstoned d below c, tool state and a full counter. Return the commit of the head."""
     await store.commit_runtime_state(
         commit(
             None,
@@ -263,9 +263,9 @@ async def a_session(store: RedisSessionStore) -> RuntimeCommit:
     return second
 
 
-MISSING = HydratedSessionCheckpoint(execution_state_ref=NOWHERE)
+MISSING = HydratedSessionCheckpoint(execution_state_ref=UNKNOWN_REF)
 
-REFUSED_BY_THE_SERVER: dict[str, Refusal] = {
+REFUSED_BY_COMMIT: dict[str, Refusal] = {
     "an older revision": (commit(1, append("e", parent="c")), HeadRevisionConflict),
     "a later revision": (commit(3, append("e", parent="c")), HeadRevisionConflict),
     "another commit of that revision": (commit(2, append("e", parent="c"), builds_on="x"), HeadRevisionConflict),
@@ -283,8 +283,8 @@ REFUSED_BY_THE_SERVER: dict[str, Refusal] = {
 }
 
 REFUSED_BY_REPLACE: dict[str, Refusal] = {
-    "an id twice": (commit(2, Append([node("e", "c"), node("e", "c")], "e")), NodeIdCollision),
-    "an id twice in a replacement": (
+    "a duplicate id": (commit(2, Append([node("e", "c"), node("e", "c")], "e")), NodeIdCollision),
+    "a duplicate id in a replacement": (
         commit(2, ReplaceFull(SessionGraph([node("e"), node("e")], "e"))),
         NodeIdCollision,
     ),
@@ -297,30 +297,30 @@ REFUSED_BY_REPLACE: dict[str, Refusal] = {
     "an unknown leaf of a replacement": (commit(2, ReplaceFull(SessionGraph([node("e")], "c"))), InvalidLeaf),
     "no leaf in a replacement": (commit(2, ReplaceFull(SessionGraph([node("e")]))), InvalidLeaf),
 }
-"""Replacements, and what the client knows to be wrong before it sends it: `replace.lua` refuses these."""
+"""`replace.lua` refuses these: replacements, and appends in which the client finds a fault."""
 
-REFUSED_HERE: dict[str, Refusal] = {
+REFUSED_BY_THE_CLIENT: dict[str, Refusal] = {
     "another session": (commit(2, Unchanged("c"), session_id="other"), SessionBindingMismatch),
     "a negative revision": (commit(-1, Unchanged("c")), InvalidRecord),
     "a revision beyond 64 bits": (commit(2**63, Unchanged("c")), InvalidRecord),
     "an empty commit id": (commit(2, Unchanged("c"), commit_id=""), InvalidRecord),
     "an empty node id": (commit(2, append("", parent="c")), InvalidRecord),
-    "a ref that is none": (
+    "an invalid ref": (
         commit(2, Unchanged("c"), checkpoint=HydratedSessionCheckpoint(tool_state_ref="abc")),
         InvalidRecord,
     ),
     "a counter beyond 64 bits": (commit(2, Unchanged("c"), usage_deltas=[used(input=2**63)]), InvalidRecord),
-    "a payload that is no JSON": (commit(2, append("e", parent="c", text=object())), InvalidRecord),
+    "a payload that is not JSON": (commit(2, append("e", parent="c", text=object())), InvalidRecord),
     "a lone surrogate": (commit(2, append("\ud800", parent="c")), InvalidRecord),
     "an integer beyond 64 bits": (commit(2, append("e", parent="c", text=2**64)), InvalidRecord),
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED_BY_THE_SERVER)
+@pytest.mark.parametrize("fault", REFUSED_BY_COMMIT)
 @broken_by(WRITES_FIRST)
-async def test_a_refused_commit_leaves_every_key_as_it_was(fault, store, keyspace):
-    await a_session(store)
-    refused, error = REFUSED_BY_THE_SERVER[fault]
+async def test_a_refused_commit_leaves_every_key_unchanged(fault, store, keyspace):
+    await build_session(store)
+    refused, error = REFUSED_BY_COMMIT[fault]
     before = await keyspace()
     with pytest.raises(error):
         await store.commit_runtime_state(refused)
@@ -329,8 +329,8 @@ async def test_a_refused_commit_leaves_every_key_as_it_was(fault, store, keyspac
 
 @pytest.mark.parametrize("fault", REFUSED_BY_REPLACE)
 @broken_by(replace(WRITES_FIRST, script="replace"))
-async def test_a_refused_replacement_leaves_every_key_as_it_was(fault, store, keyspace):
-    await a_session(store)
+async def test_a_refused_replacement_leaves_every_key_unchanged(fault, store, keyspace):
+    await build_session(store)
     refused, error = REFUSED_BY_REPLACE[fault]
     before = await keyspace()
     with pytest.raises(error):
@@ -338,10 +338,10 @@ async def test_a_refused_replacement_leaves_every_key_as_it_was(fault, store, ke
     assert await keyspace() == before
 
 
-@pytest.mark.parametrize("fault", REFUSED_HERE)
-async def test_a_commit_that_cannot_be_stored_leaves_every_key_as_it_was(fault, store, keyspace):
-    await a_session(store)
-    refused, error = REFUSED_HERE[fault]
+@pytest.mark.parametrize("fault", REFUSED_BY_THE_CLIENT)
+async def test_a_commit_refused_by_the_client_leaves_every_key_unchanged(fault, store, keyspace):
+    await build_session(store)
+    refused, error = REFUSED_BY_THE_CLIENT[fault]
     before = await keyspace()
     with pytest.raises(error):
         await store.commit_runtime_state(refused)
@@ -349,9 +349,7 @@ async def test_a_commit_that_cannot_be_stored_leaves_every_key_as_it_was(fault, 
 
 
 @pytest.mark.parametrize("limit", [{"max_commit_nodes": 1}, {"max_commit_bytes": 500}], ids=["nodes", "bytes"])
-async def test_a_commit_over_a_limit_is_refused_with_its_size_and_leaves_every_key_as_it_was(
-    limit, open_cache, keyspace
-):
+async def test_a_commit_over_a_limit_is_refused_with_its_size_and_changes_no_key(limit, open_cache, keyspace):
     store = open_cache(**limit).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     before = await keyspace()
@@ -362,7 +360,7 @@ async def test_a_commit_over_a_limit_is_refused_with_its_size_and_leaves_every_k
     assert await keyspace() == before
 
 
-async def test_refs_without_bodies_cost_no_budget(open_cache):
+async def test_refs_without_bodies_do_not_count_toward_the_size_limit(open_cache):
     large = HydratedSessionCheckpoint(execution_state=b"x" * 10_000)
     manifest = (await open_cache().session("chat").commit_runtime_state(commit(checkpoint=large))).manifest
     frugal = open_cache(max_commit_bytes=2_000).session("chat")
@@ -377,18 +375,18 @@ PRECEDENCE: dict[str, Refusal] = {
         commit(9, append("e", parent="x"), commit_id="second", session_id="other"),
         SessionBindingMismatch,
     ),
-    "binding before what cannot be stored": (commit(-1, session_id="other"), SessionBindingMismatch),
+    "binding before an invalid revision": (commit(-1, session_id="other"), SessionBindingMismatch),
     "receipt before revision": (commit(9, append("e", parent="x"), commit_id="second"), CommitIdReused),
-    "receipt before an id twice": (
+    "receipt before a duplicate id": (
         commit(2, Append([node("e", "c"), node("e", "c")], "e"), commit_id="second"),
         CommitIdReused,
     ),
-    "revision before an id twice": (commit(1, Append([node("e", "c"), node("e", "c")], "e")), HeadRevisionConflict),
+    "revision before a duplicate id": (commit(1, Append([node("e", "c"), node("e", "c")], "e")), HeadRevisionConflict),
     "revision before a taken id": (commit(1, append("a", parent="c")), HeadRevisionConflict),
     "revision before a later parent": (commit(1, append("e", parent="e")), HeadRevisionConflict),
     "revision before an unknown parent": (commit(1, append("e", parent="x")), HeadRevisionConflict),
     "revision before a missing blob": (commit(1, Unchanged("c"), checkpoint=MISSING), HeadRevisionConflict),
-    "an id twice before an unknown parent": (
+    "a duplicate id before an unknown parent": (
         commit(2, Append([node("e", "x"), node("f", "c"), node("f", "c")], "f")),
         NodeIdCollision,
     ),
@@ -404,18 +402,18 @@ PRECEDENCE: dict[str, Refusal] = {
 
 
 @pytest.mark.parametrize("faults", PRECEDENCE)
-async def test_of_two_faults_the_one_of_higher_precedence_is_told(faults, store, keyspace):
-    await a_session(store)
+async def test_the_fault_of_higher_precedence_is_reported(faults, store, keyspace):
+    await build_session(store)
     refused, error = PRECEDENCE[faults]
     before = await keyspace()
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as raised:
         await store.commit_runtime_state(refused)
-    assert type(told.value) is error
+    assert type(raised.value) is error
     assert await keyspace() == before
 
 
-async def test_a_replayed_commit_answers_before_any_fault_it_would_have_now(store):
-    second = await a_session(store)
+async def test_a_replay_returns_the_stored_result_before_any_new_fault_is_checked(store):
+    second = await build_session(store)
     await store.commit_runtime_state(commit(2, replace_full("other")))
     again = await store.commit_runtime_state(replace(second, expected_head_revision=9))
     assert (again.replayed, again.head_revision) == (True, 2)
@@ -424,7 +422,7 @@ async def test_a_replayed_commit_answers_before_any_fault_it_would_have_now(stor
 # What is stored
 
 
-async def test_a_first_commit_with_everything_is_read_back_as_it_was(open_cache):
+async def test_a_first_commit_with_every_field_is_read_back_unchanged(open_cache):
     config = PersistedSessionConfig("some-provider", "some-model", 200_000, "rlm", {"kind": "rolling_history"}, "high")
     checkpoint = HydratedSessionCheckpoint(
         turn_state=PersistedTurnState(turn_index=3),
@@ -451,7 +449,7 @@ async def test_a_first_commit_with_everything_is_read_back_as_it_was(open_cache)
     assert read.token_ledger == (used(input=1, cached=2),)
 
 
-async def test_the_config_and_turn_state_are_those_of_the_last_commit_alone(store):
+async def test_config_and_turn_state_come_from_the_last_commit_only(store):
     state = HydratedSessionCheckpoint(turn_state=PersistedTurnState(turn_index=3), plugin_snapshot_revision=2)
     await store.commit_runtime_state(commit(config=PersistedSessionConfig("p", "m"), checkpoint=state))
     await store.commit_runtime_state(commit(1))
@@ -460,7 +458,7 @@ async def test_the_config_and_turn_state_are_those_of_the_last_commit_alone(stor
     assert read.checkpoint == HydratedSessionCheckpoint()
 
 
-# What it costs
+# Cost
 
 
 @pytest.mark.slow
@@ -511,7 +509,7 @@ def pinging(send):
     return twice
 
 
-@broken_by(Python("transport.backend:Backend.send", pinging, "asks before it writes"))
+@broken_by(Python("transport.backend:Backend.send", pinging, "sends a PING before it writes"))
 async def test_a_commit_after_a_load_or_a_commit_is_one_command(proxy, through_proxy):
     cache = through_proxy()
     store = cache.session("chat")
@@ -543,7 +541,7 @@ async def test_a_commit_by_a_new_handle_that_carries_the_heads_refs_is_one_comma
 @broken_by(
     Lua("commit", "local revision = ", "for at = 1, facts.length do call('LINDEX', log, at) end\nlocal revision = ")
 )
-async def test_a_commit_costs_the_same_at_10_and_at_5000_nodes(proxy, real_server, through_proxy):
+async def test_a_commit_costs_the_same_with_10_and_with_5000_stored_nodes(proxy, real_server, through_proxy):
     raw = real_server.client()
     cache = through_proxy(shards=1)
     await cache.session("warm").commit_runtime_state(commit(None, session_id="warm"))
@@ -562,7 +560,7 @@ async def test_a_commit_costs_the_same_at_10_and_at_5000_nodes(proxy, real_serve
     assert costs[0] == costs[1]
 
 
-async def test_what_a_process_has_seen_stored_is_not_sent_again(proxy, through_proxy):
+async def test_components_known_to_be_stored_are_not_sent_again(proxy, through_proxy):
     cache = through_proxy()
     state = HydratedSessionCheckpoint(tool_state=tools("x" * 50_000))
     store = cache.session("chat")
@@ -573,7 +571,7 @@ async def test_what_a_process_has_seen_stored_is_not_sent_again(proxy, through_p
     assert seen.bytes_sent < 1_500
 
 
-async def test_a_blob_that_went_away_meanwhile_is_sent_after_all(store, client):
+async def test_a_blob_deleted_in_the_meantime_is_sent_again(store, client):
     state = HydratedSessionCheckpoint(tool_state=tools("x" * 5_000))
     await store.commit_runtime_state(commit(None, checkpoint=state))
     (blob,) = await client.keys("lash2:*:blob:*")
@@ -584,8 +582,8 @@ async def test_a_blob_that_went_away_meanwhile_is_sent_after_all(store, client):
 
 
 @broken_by(Python("session.store:RedisSessionStore.load_head", lambda head: _forgetting(head), "remembers no commit"))
-async def test_a_handle_builds_on_the_commit_it_saw_though_nobody_says_so(open_cache, client):
-    """The revision that a failover took back has come round again with another content."""
+async def test_a_commit_builds_on_the_last_commit_its_handle_has_seen_by_default(open_cache, client):
+    """After a failover, another commit can have the revision that the handle has read."""
     worker, other = open_cache().session("chat"), open_cache().session("chat")
     await other.commit_runtime_state(commit(None, append("lost")))
     assert (await worker.load_head()).head_revision == 1

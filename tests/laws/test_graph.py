@@ -1,4 +1,4 @@
-"""What may become part of the graph, what each read shows of it, and what hides and frees nodes."""
+"""Which nodes a commit accepts, which nodes each read returns, and how tombstones and vacuum remove nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lash_redis import (
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, chain, commit, facts_of, ids_of, key_of, node, numbered, replace_full
 
-SEES_NO_TOMBSTONES = Lua(
+IGNORES_TOMBSTONES = Lua(
     "commit", "if facts.dead > 0 and redis.call('HEXISTS', dead, place) == 1 then", "if false then"
 )
 NO_JUMPS = Lua("commit", "if above ~= at - 1 then plan.jumps", "if false then plan.jumps")
@@ -40,7 +40,7 @@ async def everything(store) -> list[str]:
 
 
 @broken_by(Lua("commit", "if entries[index] then return", "if false then return"))
-async def test_an_id_that_is_stored_is_taken_and_named(store, keyspace):
+async def test_a_commit_that_reuses_a_stored_node_id_is_refused_with_that_id(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     before = await keyspace()
     with pytest.raises(NodeIdCollision) as refused:
@@ -57,7 +57,7 @@ async def test_an_id_that_is_stored_is_taken_and_named(store, keyspace):
         "for at = 2, #fields, 2 do redis.call('HDEL', nodes, fields[at]) end\nfacts.ids = facts.ids - count",
     )
 )
-async def test_a_tombstoned_id_is_taken_until_it_is_vacuumed(store):
+async def test_a_tombstoned_id_cannot_be_reused_until_it_is_vacuumed(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.commit_runtime_state(commit(1, Unchanged("a")))
     await store.tombstone_nodes(["b"])
@@ -70,14 +70,14 @@ async def test_a_tombstoned_id_is_taken_until_it_is_vacuumed(store):
 
 
 @broken_by(Lua("replace", "if delta == 'faulty' then return {'faulty', session} end", ""))
-async def test_an_id_twice_in_one_commit_is_refused(store):
+async def test_a_duplicate_id_within_one_commit_is_refused(store):
     with pytest.raises(NodeIdCollision) as refused:
         await store.commit_runtime_state(commit(None, Append([node("a"), node("b", "a"), node("a", "b")], "b")))
     assert refused.value.node_id == "a"
     assert await store.load_session(FullGraph()) is None
 
 
-async def test_a_replacement_with_an_id_twice_keeps_the_previous_graph(store):
+async def test_a_replacement_with_a_duplicate_id_keeps_the_previous_graph(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     with pytest.raises(NodeIdCollision):
         await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph([node("x"), node("x")], "x"))))
@@ -105,7 +105,7 @@ async def test_a_parent_of_another_session_is_refused(open_cache):
         await cache.session("two").commit_runtime_state(commit(1, append("b", parent="one-a"), session_id="two"))
 
 
-@broken_by(SEES_NO_TOMBSTONES)
+@broken_by(IGNORES_TOMBSTONES)
 async def test_a_tombstoned_parent_is_refused(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.tombstone_nodes(["b"])
@@ -125,7 +125,7 @@ async def test_a_tombstoned_parent_is_refused(store):
     ids=["itself", "a later one", "a cycle", "itself after others"],
 )
 @pytest.mark.parametrize("replaces", [False, True], ids=["append", "replace"])
-async def test_a_parent_that_does_not_come_before_its_child_is_refused(nodes, replaces, store):
+async def test_a_parent_that_does_not_precede_its_child_is_refused(nodes, replaces, store):
     graph = ReplaceFull(SessionGraph(nodes, nodes[-1].node_id)) if replaces else Append(nodes, nodes[-1].node_id)
     with pytest.raises(InvalidParent):
         await store.commit_runtime_state(commit(None, graph))
@@ -135,7 +135,7 @@ async def test_a_parent_that_does_not_come_before_its_child_is_refused(nodes, re
 @broken_by(
     Lua("commit", "if not was_empty or index > 0 then return nil, {'parent'", "if index > 0 then return nil, {'parent'")
 )
-async def test_only_the_first_node_of_an_empty_graph_may_hang_from_an_unknown_parent(store):
+async def test_only_the_first_node_of_an_empty_graph_may_have_an_unknown_parent(store):
     await store.commit_runtime_state(commit(None, append("a", "b", parent="before-the-store")))
     read = await store.load_session(ActivePath())
     assert list(read.graph.nodes) == chain("a", "b", parent="before-the-store")
@@ -143,7 +143,7 @@ async def test_only_the_first_node_of_an_empty_graph_may_hang_from_an_unknown_pa
         await store.commit_runtime_state(commit(1, append("c", parent="before-the-store")))
 
 
-async def test_only_the_first_node_of_a_replacement_may_hang_from_an_unknown_parent(store):
+async def test_only_the_first_node_of_a_replacement_may_have_an_unknown_parent(store):
     await store.commit_runtime_state(commit(None, append("a")))
     orphan = ReplaceFull(SessionGraph([node("x"), node("y", "unknown")], "y"))
     with pytest.raises(InvalidParent):
@@ -160,17 +160,17 @@ async def test_only_the_first_node_of_a_replacement_may_hang_from_an_unknown_par
     Lua("replace", "(as.replaces or not place)", "not place"),
     Lua("replace", "if not plan.named[id] and", "if"),
 )
-async def test_a_replacement_may_repeat_every_cut_that_a_tombstone_made(store, open_cache):
-    """Two branches hang from the hidden node, neither of them is the first node. Its name stays taken."""
+async def test_a_replacement_may_list_children_of_tombstoned_nodes_without_their_parent(store, open_cache):
+    """The tombstoned node has children on two branches, none of them the first node. Its id stays reserved."""
     begun = [*chain("a", "b", "c"), node("d", "b"), *chain("e", "f", parent="a")]
     await store.commit_runtime_state(commit(None, Append(begun, "f")))
     await store.tombstone_nodes(["b"])
-    for revision in (1, 2):  # the first finds a tombstone, the second a name
+    for revision in (1, 2):  # the first finds a tombstone, the second only a reserved id
         graph = (await store.load_session(FullGraph())).graph
         assert [each.node_id for each in graph.nodes][:5] == ["a", "c", "d", "e", "f"]
-        unknown = ReplaceFull(SessionGraph([*graph.nodes, node("y", "elsewhere")], "y"))
+        orphan = ReplaceFull(SessionGraph([*graph.nodes, node("y", "elsewhere")], "y"))
         with pytest.raises(InvalidParent):
-            await store.commit_runtime_state(commit(revision, unknown))
+            await store.commit_runtime_state(commit(revision, orphan))
         repeated = SessionGraph([*graph.nodes, node(f"x{revision}", "c")], f"x{revision}")
         await store.commit_runtime_state(commit(revision, ReplaceFull(repeated)))
         assert (await open_cache().session("chat").load_session(FullGraph())).graph == repeated
@@ -182,14 +182,14 @@ async def test_a_replacement_may_repeat_every_cut_that_a_tombstone_made(store, o
 
 
 @broken_by(Lua("commit", "if not above then plan.places", "if false then plan.places"))
-async def test_an_unknown_parent_once_named_is_taken(store):
+async def test_the_id_of_an_unknown_parent_is_reserved(store):
     await store.commit_runtime_state(commit(None, append("a", parent="root")))
     with pytest.raises(NodeIdCollision) as refused:
         await store.commit_runtime_state(commit(1, append("root", parent="a")))
     assert refused.value.node_id == "root"
 
 
-async def test_an_append_to_a_session_emptied_by_a_replacement_starts_anew(store):
+async def test_an_append_after_an_empty_replacement_may_have_an_unknown_parent(store):
     await store.commit_runtime_state(commit(None, append("a")))
     await store.commit_runtime_state(commit(1, replace_full()))
     await store.commit_runtime_state(commit(2, append("b", parent="somewhere")))
@@ -214,7 +214,7 @@ async def test_a_leaf_that_is_not_stored_is_refused(store):
         assert refused.value.leaf_node_id == "x"
 
 
-@broken_by(SEES_NO_TOMBSTONES)
+@broken_by(IGNORES_TOMBSTONES)
 async def test_a_leaf_that_is_tombstoned_is_refused(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.tombstone_nodes(["b"])
@@ -230,7 +230,7 @@ async def test_a_leaf_that_is_tombstoned_is_refused(store):
     Lua("commit", "if count + facts.live > 0 then return nil, {'leaf'} end", ""),
     Lua("replace", "(mark == '=' or live > 0)", "mark == '='"),
 )
-async def test_no_leaf_is_refused_while_there_are_nodes(store):
+async def test_a_commit_without_a_leaf_is_refused_while_the_graph_has_nodes(store):
     with pytest.raises(InvalidLeaf):
         await store.commit_runtime_state(commit(None, Append(chain("a"), None)))
     await store.commit_runtime_state(commit(None, append("a")))
@@ -257,7 +257,7 @@ async def test_the_leaf_may_move_to_any_live_node(graph, store):
 
 
 @broken_by(NO_JUMPS)
-async def test_the_path_of_every_leaf_of_a_branching_graph_is_its_own(store):
+async def test_a_path_read_returns_the_ancestors_of_each_leaf_in_a_branching_graph(store):
     #  a - b - c - d
     #       \   \ - g - h
     #        e - f - i
@@ -279,7 +279,7 @@ async def test_the_path_of_every_leaf_of_a_branching_graph_is_its_own(store):
 
 
 @broken_by(NO_JUMPS_IN_A_REPLACEMENT)
-async def test_a_commit_may_hold_several_branches_and_roots(store):
+async def test_a_commit_may_contain_several_branches_and_roots(store):
     nodes = [node("a"), node("b", "a"), node("c", "a"), node("r"), node("d", "b"), node("s", "r")]
     await store.commit_runtime_state(commit(None, ReplaceFull(SessionGraph(nodes, "d"))))
     assert [await path(store, leaf) for leaf in "dcs"] == [["a", "b", "d"], ["a", "c"], ["r", "s"]]
@@ -298,7 +298,7 @@ async def test_a_zigzag_of_100_branches_is_read_as_one_path(store):
     assert await path(store, ids[101]) == ["root", *ids[:100:2], ids[101]]
 
 
-async def test_both_scopes_agree_on_every_path(store):
+async def test_full_and_path_reads_agree_on_every_path(store):
     nodes = [node("a"), *chain("b", "c", parent="a"), *chain("d", "e", "f", parent="b"), node("g", "e"), node("h", "a")]
     await store.commit_runtime_state(commit(None, Append(nodes, "g")))
     await store.tombstone_nodes(["d"])
@@ -307,7 +307,7 @@ async def test_both_scopes_agree_on_every_path(store):
         assert await path(store, leaf) == [each.node_id for each in full.with_leaf(leaf).active_path()]
 
 
-async def test_an_unknown_or_tombstoned_leaf_asked_for_has_an_empty_path(store):
+async def test_a_path_read_of_an_unknown_or_tombstoned_leaf_is_empty(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
     for leaf in ("x", "b", "chat", "a "):
@@ -315,7 +315,7 @@ async def test_an_unknown_or_tombstoned_leaf_asked_for_has_an_empty_path(store):
         assert (ids_of(read), read.graph.leaf_node_id, read.head_revision) == ([], leaf, 1)
 
 
-async def test_asking_for_another_leaf_leaves_the_head_as_it_is(store, keyspace):
+async def test_a_path_read_of_another_leaf_leaves_the_head_unchanged(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     before = await keyspace()
     read = await store.load_session(ActivePath("b"))
@@ -328,7 +328,7 @@ async def test_asking_for_another_leaf_leaves_the_head_as_it_is(store, keyspace)
 
 
 @broken_by(Lua("replace", "if replaced then call('UNLINK', log, nodes, jumps, dead) end", ""))
-async def test_a_replacement_leaves_nothing_of_the_graph_before(store, client):
+async def test_a_replacement_removes_every_node_of_the_previous_graph(store, client):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.commit_runtime_state(commit(1, append("d", parent="a")))
     await store.tombstone_nodes(["c"])
@@ -341,7 +341,7 @@ async def test_a_replacement_leaves_nothing_of_the_graph_before(store, client):
 
 
 @broken_by(Lua("replace", "facts.dead, facts.ids, facts.bytes = 0, 0, 0", "facts.ids, facts.bytes = 0, 0"))
-async def test_a_replacement_brings_back_the_tombstoned_nodes_it_lists(store):
+async def test_a_replacement_restores_the_tombstoned_nodes_it_lists(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b", "c"])
     await store.commit_runtime_state(commit(1, replace_full("a", "b")))
@@ -350,7 +350,7 @@ async def test_a_replacement_brings_back_the_tombstoned_nodes_it_lists(store):
     assert await everything(store) == ["a", "b", "c"]
 
 
-async def test_replacing_again_and_again_leaves_only_the_last(store):
+async def test_repeated_replacements_leave_only_the_last_graph(store):
     graphs = [append("a", "b"), replace_full("c", "d"), append("x", parent="c"), replace_full("y"), replace_full()]
     seen = []
     for graph in [*graphs, replace_full("a", "z")]:
@@ -359,7 +359,7 @@ async def test_replacing_again_and_again_leaves_only_the_last(store):
     assert seen == ["ab", "cd", "cdx", "y", "", "az"]
 
 
-async def test_an_append_after_a_replacement_finds_its_parent_in_the_new_graph(store):
+async def test_an_append_after_a_replacement_resolves_its_parent_in_the_new_graph(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.commit_runtime_state(commit(1, replace_full("c", "a")))
     await store.commit_runtime_state(commit(2, append("d", parent="c")))
@@ -375,7 +375,7 @@ async def test_an_append_after_a_replacement_finds_its_parent_in_the_new_graph(s
     Lua("node", "if buried == id then return {'none', session} end\nif buried then", "if false then"),
     Lua("tombstone", "if redis.call('HEXISTS', dead, position) == 0 then", "if false then"),
 )
-async def test_tombstoned_nodes_are_in_no_read(store):
+async def test_no_read_returns_tombstoned_nodes(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
     await store.commit_runtime_state(commit(1, append("e", parent="a")))
     await store.tombstone_nodes(["c"])
@@ -391,7 +391,7 @@ async def test_tombstoned_nodes_are_in_no_read(store):
 
 
 @broken_by(Lua("tombstone", "if redis.call('HEXISTS', dead, position) == 0 then", "if true then"))
-async def test_hiding_a_node_twice_is_hiding_it_once(store, keyspace):
+async def test_tombstoning_a_node_twice_has_no_further_effect(store, keyspace):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
     before = await keyspace()
@@ -403,7 +403,7 @@ async def test_hiding_a_node_twice_is_hiding_it_once(store, keyspace):
     assert (await store.vacuum()).removed_node_count == 2
 
 
-async def test_hiding_and_freeing_nodes_leave_the_head_where_it_was(store):
+async def test_tombstones_and_vacuum_change_only_the_node_count_of_the_head(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     before = await store.load_head()
     await store.tombstone_nodes(["b"])
@@ -411,7 +411,7 @@ async def test_hiding_and_freeing_nodes_leave_the_head_where_it_was(store):
     assert await store.load_head() == replace(before, graph_node_count=2)
 
 
-async def test_hiding_2500_nodes_at_once_and_freeing_them(store):
+async def test_2500_nodes_can_be_tombstoned_and_vacuumed_at_once(store):
     ids = numbered(2_500)
     await store.commit_runtime_state(commit(None, append("root", *ids)))
     await store.commit_runtime_state(commit(1, Unchanged("root")))
@@ -424,14 +424,14 @@ async def test_hiding_2500_nodes_at_once_and_freeing_them(store):
     assert await path(store) == ["root", *ids]
 
 
-async def test_without_a_head_there_is_nothing_to_hide_or_free(store, keyspace):
+async def test_tombstones_and_vacuum_do_nothing_in_a_session_without_a_head(store, keyspace):
     await store.tombstone_nodes(["a"])
     assert (await store.vacuum()).removed_node_count == 0
     assert not [key for key in await keyspace() if b":layout:" not in key]
 
 
 @broken_by(Lua("vacuum", "redis.call('LSET', log, position, '')", "redis.call('LLEN', log)"))
-async def test_vacuum_frees_the_bytes(store, client):
+async def test_vacuum_frees_the_bytes_of_tombstoned_nodes(store, client):
     await store.commit_runtime_state(commit(None, append("a", "b", text="x" * 5_000)))
     await store.commit_runtime_state(commit(1, Unchanged("a")))
     await store.tombstone_nodes(["b"])
@@ -442,7 +442,7 @@ async def test_vacuum_frees_the_bytes(store, client):
 
 
 @broken_by(Lua("vacuum", "if facts.loose == '0' and has_live_child(position) then", "if false then"))
-async def test_an_id_that_a_live_child_still_names_stays_taken_after_vacuum(store):
+async def test_an_id_with_a_live_child_stays_reserved_after_vacuum(store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
     assert (await store.vacuum()).removed_node_count == 1
@@ -453,7 +453,7 @@ async def test_an_id_that_a_live_child_still_names_stays_taken_after_vacuum(stor
     assert await path(store) == ["c"]
 
 
-async def test_an_id_named_by_a_branch_stays_taken_after_vacuum(store):
+async def test_an_id_with_a_child_on_another_branch_stays_reserved_after_vacuum(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.commit_runtime_state(commit(1, append("c", parent="a")))
     await store.tombstone_nodes(["a", "b"])
@@ -464,7 +464,7 @@ async def test_an_id_named_by_a_branch_stays_taken_after_vacuum(store):
     assert await path(store) == ["c", "b"]
 
 
-async def test_ids_freed_by_one_handle_can_be_used_by_another(open_cache):
+async def test_ids_vacuumed_by_one_handle_can_be_reused_by_another(open_cache):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a", "b")))
     await open_cache().session("chat").tombstone_nodes(["b"])
     await open_cache().session("chat").vacuum()
@@ -480,7 +480,7 @@ def lenient_read(plan):
 
 
 @pytest.mark.parametrize("vacuumed", [False, True])
-async def test_the_path_of_a_head_whose_leaf_is_hidden_is_an_error_not_an_empty_session(vacuumed, store):
+async def test_a_path_read_of_a_head_with_a_tombstoned_leaf_raises_invalid_leaf(vacuumed, store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.tombstone_nodes(["b"])
     if vacuumed:
@@ -495,8 +495,8 @@ async def test_the_path_of_a_head_whose_leaf_is_hidden_is_an_error_not_an_empty_
     assert await path(store) == ["a"]
 
 
-@broken_by(Python("protocol.commands.paths:path_plan", lenient_read, "hands out an empty path"))
-async def test_a_hidden_leaf_never_reads_as_a_session_without_messages(store):
+@broken_by(Python("protocol.commands.paths:path_plan", lenient_read, "returns an empty path"))
+async def test_a_tombstoned_head_leaf_never_reads_as_an_empty_path(store):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await store.tombstone_nodes(["b"])
     with pytest.raises(InvalidLeaf):
@@ -506,8 +506,8 @@ async def test_a_hidden_leaf_never_reads_as_a_session_without_messages(store):
 # Lenient checks
 
 
-async def agrees_with_the_walk(store, *leaves: str | None) -> list[list[str]]:
-    """The paths to `leaves`, each the same by both scopes."""
+async def paths_in_both_scopes(store, *leaves: str | None) -> list[list[str]]:
+    """Return the paths to `leaves`, after checking that both read scopes agree on each."""
     graph = (await store.load_session(FullGraph())).graph
     paths = []
     for leaf in leaves:
@@ -517,19 +517,19 @@ async def agrees_with_the_walk(store, *leaves: str | None) -> list[list[str]]:
     return paths
 
 
-async def test_lenient_checks_take_any_parent(lenient):
+async def test_lenient_checks_accept_any_parent(lenient):
     await lenient.commit_runtime_state(commit(None, append("a")))
     await lenient.commit_runtime_state(commit(1, append("b", "c", parent="nowhere")))
     assert await everything(lenient) == ["a", "b", "c"]
-    assert await agrees_with_the_walk(lenient, None, "a", "b") == [["b", "c"], ["a"], ["b"]]
+    assert await paths_in_both_scopes(lenient, None, "a", "b") == [["b", "c"], ["a"], ["b"]]
 
 
-async def test_lenient_checks_take_a_parent_that_arrives_later(lenient):
+async def test_lenient_checks_accept_a_parent_that_is_committed_later(lenient):
     await lenient.commit_runtime_state(commit(None, append("a")))
     await lenient.commit_runtime_state(commit(1, append("c", parent="b")))
-    assert await agrees_with_the_walk(lenient, None) == [["c"]]
+    assert await paths_in_both_scopes(lenient, None) == [["c"]]
     await lenient.commit_runtime_state(commit(2, Append([node("b", "a")], "c")))
-    assert await agrees_with_the_walk(lenient, None, "b") == [["a", "b", "c"], ["a", "b"]]
+    assert await paths_in_both_scopes(lenient, None, "b") == [["a", "b", "c"], ["a", "b"]]
 
 
 @broken_by(
@@ -539,21 +539,21 @@ async def test_lenient_checks_take_a_parent_that_arrives_later(lenient):
         "if above >= base + index then above = -1 end",
     )
 )
-async def test_lenient_checks_take_a_parent_later_in_the_batch(lenient):
+async def test_lenient_checks_accept_a_parent_later_in_the_batch(lenient):
     await lenient.commit_runtime_state(commit(None, Append([node("c", "b"), node("a"), node("b", "a")], "c")))
-    assert await agrees_with_the_walk(lenient, None, "b", "a") == [["a", "b", "c"], ["a", "b"], ["a"]]
+    assert await paths_in_both_scopes(lenient, None, "b", "a") == [["a", "b", "c"], ["a", "b"], ["a"]]
 
 
-async def test_lenient_checks_take_a_tombstoned_parent(lenient):
+async def test_lenient_checks_accept_a_tombstoned_parent(lenient):
     await lenient.commit_runtime_state(commit(None, append("a", "b")))
     await lenient.tombstone_nodes(["b"])
     await lenient.commit_runtime_state(commit(1, append("c", parent="b")))
-    assert await agrees_with_the_walk(lenient, None) == [["c"]]
+    assert await paths_in_both_scopes(lenient, None) == [["c"]]
     await lenient.vacuum()
-    assert await agrees_with_the_walk(lenient, None) == [["c"]]
+    assert await paths_in_both_scopes(lenient, None) == [["c"]]
 
 
-async def test_lenient_checks_take_any_leaf(lenient):
+async def test_lenient_checks_accept_any_leaf(lenient):
     await lenient.commit_runtime_state(commit(None, append("a", "b")))
     await lenient.commit_runtime_state(commit(1, Unchanged("unknown")))
     read = await lenient.load_session(FullGraph())
@@ -568,15 +568,15 @@ async def test_lenient_checks_take_any_leaf(lenient):
     assert await path(lenient) == []
 
 
-async def test_lenient_checks_take_a_replacement_with_unknown_parents_and_leaf(lenient):
+async def test_lenient_checks_accept_a_replacement_with_unknown_parents_and_leaf(lenient):
     graph = SessionGraph([node("a"), node("c", "b"), node("b", "x")], "gone")
     await lenient.commit_runtime_state(commit(None, ReplaceFull(graph)))
     read = await lenient.load_session(FullGraph())
     assert (list(read.graph.nodes), read.graph.leaf_node_id) == (list(graph.nodes), "gone")
-    assert await agrees_with_the_walk(lenient, None, "a", "b", "c") == [[], ["a"], ["b"], ["b", "c"]]
+    assert await paths_in_both_scopes(lenient, None, "a", "b", "c") == [[], ["a"], ["b"], ["b", "c"]]
 
 
-async def test_lenient_checks_still_refuse_an_id_that_is_taken(lenient):
+async def test_lenient_checks_still_refuse_an_id_that_is_in_use(lenient):
     await lenient.commit_runtime_state(commit(None, append("a", "b")))
     await lenient.tombstone_nodes(["b"])
     for graph in (append("a", parent="a"), append("b", parent="a"), Append([node("c"), node("c")], "c")):
@@ -584,33 +584,33 @@ async def test_lenient_checks_still_refuse_an_id_that_is_taken(lenient):
             await lenient.commit_runtime_state(commit(1, graph))
 
 
-async def test_lenient_checks_let_a_vacuumed_id_be_used_while_a_child_names_it(lenient):
+async def test_lenient_checks_accept_a_vacuumed_id_that_still_has_a_child(lenient):
     await lenient.commit_runtime_state(commit(None, append("a", "b", "c")))
     await lenient.tombstone_nodes(["b"])
     await lenient.vacuum()
     await lenient.commit_runtime_state(commit(1, Append([SessionNodeRecord("b", "a", "t", node("b").payload)], "c")))
-    assert await agrees_with_the_walk(lenient, None, "b") == [["a", "b", "c"], ["a", "b"]]
+    assert await paths_in_both_scopes(lenient, None, "b") == [["a", "b", "c"], ["a", "b"]]
 
 
-async def test_lenient_checks_let_the_unknown_parent_of_the_first_node_arrive(lenient):
+async def test_lenient_checks_accept_the_unknown_parent_of_the_first_node_later(lenient):
     await lenient.commit_runtime_state(commit(None, append("b", parent="a")))
     await lenient.commit_runtime_state(commit(1, Append([node("a")], "b")))
-    assert await agrees_with_the_walk(lenient, None) == [["a", "b"]]
+    assert await paths_in_both_scopes(lenient, None) == [["a", "b"]]
 
 
-async def test_a_graph_begun_leniently_can_be_read_and_extended_strictly(lenient, store):
+async def test_a_graph_started_with_lenient_checks_can_be_read_and_extended_strictly(lenient, store):
     await lenient.commit_runtime_state(commit(None, append("a")))
     await lenient.commit_runtime_state(commit(1, append("c", parent="b")))
     await lenient.commit_runtime_state(commit(2, Append([node("b", "a")], "c")))
-    assert await agrees_with_the_walk(store, None) == [["a", "b", "c"]]
+    assert await paths_in_both_scopes(store, None) == [["a", "b", "c"]]
     await store.commit_runtime_state(commit(3, append("d", parent="c")))
-    assert await agrees_with_the_walk(store, None) == [["a", "b", "c", "d"]]
+    assert await paths_in_both_scopes(store, None) == [["a", "b", "c", "d"]]
 
 
-async def test_a_graph_begun_strictly_can_be_extended_leniently(lenient, store):
+async def test_a_graph_started_with_strict_checks_can_be_extended_leniently(lenient, store):
     await store.commit_runtime_state(commit(None, append("b", parent="a")))
     await lenient.commit_runtime_state(commit(1, Append([node("a")], "b")))
-    assert await agrees_with_the_walk(store, None) == [["a", "b"]]
+    assert await paths_in_both_scopes(store, None) == [["a", "b"]]
     await store.tombstone_nodes(["a"])
     await store.vacuum()
-    assert await agrees_with_the_walk(store, None) == [["b"]]
+    assert await paths_in_both_scopes(store, None) == [["b"]]

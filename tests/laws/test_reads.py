@@ -1,4 +1,4 @@
-"""A read is one revision, changes nothing, and tells absence from damage."""
+"""A read returns one revision, changes nothing, and distinguishes absent data from damaged data."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ SCOPES = [FullGraph(), ActivePath()]
 EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES, ids=["full", "path"])
 
 
-async def looked_at(store, scope):
-    """A read whose every record has been looked at."""
+async def decoded_payloads(store, scope):
+    """Load the session and decode the payload of every node."""
     read = await store.load_session(scope)
     return [each.payload for each in read.graph.nodes]
 
@@ -60,7 +60,7 @@ async def looked_at(store, scope):
 
 
 @EVERY_SCOPE
-async def test_a_session_without_a_head_is_none(scope, cache, store, keyspace):
+async def test_a_session_without_a_head_reads_as_none(scope, cache, store, keyspace):
     await cache.session("other").commit_runtime_state(commit(None, append("a"), session_id="other"))
     await store.save_session_meta(SessionMeta("chat", "name", "now", "m"))
     before = await keyspace()
@@ -85,7 +85,7 @@ async def test_reads_of_an_empty_server_leave_it_empty(cache, keyspace):
 
 
 @broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads key by key"))
-async def test_a_read_beside_commits_is_one_revision(open_cache):
+async def test_a_read_concurrent_with_commits_returns_one_revision(open_cache):
     last = 40
 
     def revision(number):
@@ -125,7 +125,7 @@ async def test_a_read_beside_commits_is_one_revision(open_cache):
             tasks.create_task(read(scope))
 
 
-async def test_a_path_read_beside_a_replacement_is_one_of_the_two_graphs(open_cache):
+async def test_a_path_read_concurrent_with_a_replacement_returns_one_of_the_two_graphs(open_cache):
     graphs = [["a", "b", "c"], ["x", "y"], ["b", "a"]]
     writer = open_cache().session("chat")
     await writer.commit_runtime_state(commit(None, replace_full(*graphs[-1])))
@@ -169,7 +169,7 @@ async def test_no_read_changes_any_key(open_cache, keyspace):
 # What is read
 
 
-async def test_the_head_alone_agrees_with_the_whole(store):
+async def test_load_head_agrees_with_load_session(store):
     config = PersistedSessionConfig("p", "m", 9)
     made = commit(
         None,
@@ -198,7 +198,7 @@ async def test_the_head_alone_agrees_with_the_whole(store):
     )
 
 
-async def test_every_public_read_is_the_same_after_reopening(open_cache):
+async def test_every_public_read_returns_the_same_through_a_new_cache(open_cache):
     store = open_cache().session("chat")
     state = HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1")
     await store.commit_runtime_state(
@@ -224,13 +224,13 @@ async def test_a_node_is_found_by_its_id_on_and_off_the_active_path(store):
 
 
 @broken_by(Lua("node", "if not entry or entry == '?' then", "if not entry then"))
-async def test_an_id_that_is_only_named_as_a_parent_is_no_node(store):
+async def test_an_id_that_occurs_only_as_a_parent_is_not_a_node(store):
     await store.commit_runtime_state(commit(None, append("a", parent="root")))
     assert await store.load_node("root") is None
     assert ids_of(await store.load_session(ActivePath("root"))) == []
 
 
-async def test_a_read_shows_what_its_commit_id_built_on(store):
+async def test_a_read_returns_the_commit_id_that_the_next_commit_builds_on(store):
     first = await store.commit_runtime_state(commit(None, append("a")))
     read = await store.load_session(FullGraph())
     assert read.commit_id == first.commit_id
@@ -238,12 +238,12 @@ async def test_a_read_shows_what_its_commit_id_built_on(store):
 
 
 @pytest.mark.parametrize("scope", [None, "FullGraph", FullGraph, ActivePath, 1])
-async def test_what_is_no_read_scope_is_refused(scope, store):
+async def test_an_invalid_read_scope_is_refused(scope, store):
     with pytest.raises(UnsupportedReadScope):
         await store.load_session(scope)
 
 
-async def test_ids_that_cannot_exist_are_refused_by_reads(store):
+async def test_reads_refuse_invalid_node_ids(store):
     for node_id in ("", None, 5, "\ud800"):
         with pytest.raises(InvalidRecord):
             await store.load_node(node_id)
@@ -251,7 +251,7 @@ async def test_ids_that_cannot_exist_are_refused_by_reads(store):
         await store.load_session(ActivePath(""))
 
 
-def counting(run):
+def with_a_ping(run):
     async def extra(self, commands, *, atomic, **more):
         await run(self, [("PING",)], atomic=False)
         return await run(self, commands, atomic=atomic, **more)
@@ -259,8 +259,8 @@ def counting(run):
     return extra
 
 
-@broken_by(Python("session.namespace:Namespace.read", counting, "asks before it reads"))
-async def test_a_read_is_two_round_trips_at_the_most(proxy, through_proxy):
+@broken_by(Python("session.namespace:Namespace.read", with_a_ping, "sends a PING before it reads"))
+async def test_a_read_takes_at_most_two_round_trips(proxy, through_proxy):
     cache = through_proxy()
     state = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
     await cache.session("chat").commit_runtime_state(commit(None, append("a", "b"), checkpoint=state))
@@ -276,8 +276,8 @@ async def test_a_read_is_two_round_trips_at_the_most(proxy, through_proxy):
     assert trips == [2, 1, 2, 2]
 
 
-async def test_a_cold_resume_is_one_round_trip_where_the_process_knows_the_tools(proxy, through_proxy):
-    """Tools are the same in most sessions of an application; the other components come with the session."""
+async def test_a_first_load_takes_one_round_trip_when_the_tools_are_cached(proxy, through_proxy):
+    """Most sessions of an application have the same tools. The other components are stored with the session."""
     cache, cold = through_proxy(), through_proxy()
     for name, state in (("chat", b"1"), ("other", b"2")):
         states = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(name), execution_state=state)
@@ -294,16 +294,16 @@ async def test_a_cold_resume_is_one_round_trip_where_the_process_knows_the_tools
     )
 
 
-def believing(_):
+def without_a_comparison(_):
     async def at_one_revision(self, trip):
         return (await self._namespace.read([*trip, ("HGET", self._keys.head, "facts")], atomic=False))[:-1]
 
     return at_one_revision
 
 
-@broken_by(Python("session.reader:Reader._at_one_revision", believing, "does not compare the facts at both ends"))
+@broken_by(Python("session.reader:Reader._at_one_revision", without_a_comparison, "compares no facts"))
 @EVERY_SCOPE
-async def test_a_read_into_which_a_commit_came_is_of_one_revision(scope, store, open_cache, monkeypatch):
+async def test_a_read_interrupted_by_a_commit_returns_one_revision(scope, store, open_cache, monkeypatch):
     states = [HydratedSessionCheckpoint(execution_state=state) for state in (b"1", b"2")]
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=states[0]))
     reader, rival = open_cache().session("chat"), [commit(1, append("b", parent="a"), checkpoint=states[1])]
@@ -321,7 +321,7 @@ async def test_a_read_into_which_a_commit_came_is_of_one_revision(scope, store, 
     assert (found.head_revision, ids_of(found), found.checkpoint.execution_state) == (2, ["a", "b"], b"2")
 
 
-async def test_a_head_or_a_node_is_one_round_trip(proxy, through_proxy):
+async def test_loading_a_head_a_node_or_the_meta_takes_one_round_trip(proxy, through_proxy):
     store = through_proxy().session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     await store.load_node("a")
@@ -331,7 +331,7 @@ async def test_a_head_or_a_node_is_one_round_trip(proxy, through_proxy):
         assert seen.round_trips == 1
 
 
-async def test_a_short_path_costs_the_same_in_a_large_graph(proxy, through_proxy):
+async def test_reading_a_short_path_costs_the_same_in_a_large_graph(proxy, through_proxy):
     cache = through_proxy(shards=1)
     received = []
     for chat, ballast in (("small", 10), ("large", 5_000)):
@@ -349,8 +349,8 @@ async def test_a_short_path_costs_the_same_in_a_large_graph(proxy, through_proxy
 # Damage
 
 
-async def a_session(store):
-    """Something in each of its five keys."""
+async def build_session(store):
+    """Store a session with content in each of its five keys."""
     state = HydratedSessionCheckpoint(execution_state=b"1")
     await store.commit_runtime_state(
         commit(None, append("a", "b", "c"), checkpoint=state, usage_deltas=[used(input=1)])
@@ -368,7 +368,7 @@ def calls(store):
     }
 
 
-WHO_LOOKS_AT = {
+ACCESSED_BY = {
     "head": {"load_head", "load_node", "tombstone", "vacuum", "gc"},
     "log": {"load_node", "vacuum"},
     "nodes": {"load_node", "tombstone", "vacuum"},
@@ -377,7 +377,7 @@ WHO_LOOKS_AT = {
 }
 
 
-def lookers(store, family):
+def calls_that_access(store, family):
     others = {
         "load_head": store.load_head,
         "load_node": lambda: store.load_node("a"),
@@ -385,17 +385,17 @@ def lookers(store, family):
         "vacuum": store.vacuum,
         "gc": store.gc_unreachable,
     }
-    return calls(store) | {name: call for name, call in others.items() if name in WHO_LOOKS_AT[family]}
+    return calls(store) | {name: call for name, call in others.items() if name in ACCESSED_BY[family]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_session_that_lost_a_key_is_an_eviction_to_all_who_need_it(family, open_cache, client, keyspace):
+async def test_every_call_that_needs_a_missing_key_raises_session_evicted(family, open_cache, client, keyspace):
     store = open_cache().session("chat")
-    await a_session(store)
+    await build_session(store)
     gone = await key_of(client, family)
     await client.delete(gone)
     before = await keyspace()
-    for name, call in lookers(open_cache().session("chat"), family).items():
+    for name, call in calls_that_access(open_cache().session("chat"), family).items():
         with pytest.raises(SessionEvicted) as evicted:
             await call()
         assert evicted.value.key == gone.decode(), name
@@ -403,7 +403,7 @@ async def test_a_session_that_lost_a_key_is_an_eviction_to_all_who_need_it(famil
 
 
 @broken_by(Lua("commit", "if wrong then return refuse(session, wrong) end", ""))
-async def test_a_session_that_lost_its_log_is_not_built_upon(store, client, keyspace):
+async def test_a_commit_to_a_session_without_its_log_is_refused(store, client, keyspace):
     await store.commit_runtime_state(commit(None, append("a", "b")))
     await client.delete(await key_of(client, "log"))
     before = await keyspace()
@@ -413,14 +413,14 @@ async def test_a_session_that_lost_its_log_is_not_built_upon(store, client, keys
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_key_of_another_type_is_corrupt_to_all_who_need_it(family, open_cache, client, keyspace):
+async def test_every_call_that_needs_a_key_of_another_type_raises_corrupt(family, open_cache, client, keyspace):
     store = open_cache().session("chat")
-    await a_session(store)
+    await build_session(store)
     wrong = await key_of(client, family)
     await client.delete(wrong)
     await client.set(wrong, "text")
     before = await keyspace()
-    for name, call in lookers(open_cache().session("chat"), family).items():
+    for name, call in calls_that_access(open_cache().session("chat"), family).items():
         with pytest.raises(Corrupt) as corrupt:
             await call()
         assert corrupt.value.key == wrong.decode(), name
@@ -428,9 +428,9 @@ async def test_a_key_of_another_type_is_corrupt_to_all_who_need_it(family, open_
 
 
 @pytest.mark.parametrize("family", ["log", "nodes", "jumps", "dead"])
-async def test_a_key_with_an_entry_too_many_or_too_few_is_corrupt(family, open_cache, client):
+async def test_a_key_with_extra_or_missing_entries_is_corrupt(family, open_cache, client):
     store = open_cache().session("chat")
-    await a_session(store)
+    await build_session(store)
     await store.commit_runtime_state(commit(2, append("g", parent="d")))
     await store.tombstone_nodes(["g"])
     await store.commit_runtime_state(commit(3, Unchanged("e")))
@@ -460,10 +460,8 @@ async def test_a_key_with_an_entry_too_many_or_too_few_is_corrupt(family, open_c
 
 @pytest.mark.parametrize("field", ["facts", "refs", "body", "receipts"])
 @pytest.mark.parametrize("planted", [b"{", b"null", b"\xff\x00", b"1 2 3"])
-async def test_a_head_that_cannot_be_read_is_corrupt_and_never_overwritten(
-    field, planted, open_cache, client, keyspace
-):
-    await a_session(open_cache().session("chat"))
+async def test_an_undecodable_head_is_corrupt_and_never_overwritten(field, planted, open_cache, client, keyspace):
+    await build_session(open_cache().session("chat"))
     head = await key_of(client, "head")
     await client.hset(head, field, planted)
     before = await keyspace()
@@ -485,8 +483,8 @@ async def test_a_head_that_cannot_be_read_is_corrupt_and_never_overwritten(
 
 
 @pytest.mark.parametrize("field", ["facts", "refs", "body", "receipts"])
-async def test_a_head_that_lost_a_field_is_corrupt(field, open_cache, client, keyspace):
-    await a_session(open_cache().session("chat"))
+async def test_a_head_without_one_of_its_fields_is_corrupt(field, open_cache, client, keyspace):
+    await build_session(open_cache().session("chat"))
     await client.hdel(await key_of(client, "head"), field)
     before = await keyspace()
     store = open_cache().session("chat")
@@ -500,14 +498,14 @@ async def test_a_head_that_lost_a_field_is_corrupt(field, open_cache, client, ke
     assert await keyspace() == before
 
 
-async def flipped(client, key, place):
-    record = await client.lindex(key, place)
-    await client.lset(key, place, record[:-1] + bytes([record[-1] ^ 1]))
+async def flip_last_bit(client, key, position):
+    record = await client.lindex(key, position)
+    await client.lset(key, position, record[:-1] + bytes([record[-1] ^ 1]))
 
 
 @pytest.mark.parametrize("decode", [False, True], ids=["lazy", "decode"])
 @EVERY_SCOPE
-async def test_a_read_that_decodes_everything_is_the_same_and_nothing_counts_as_accessed(scope, decode, store):
+async def test_an_eager_read_equals_a_lazy_read_and_marks_no_node_as_accessed(scope, decode, store):
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     read = await store.load_session(scope, decode=decode)
     assert read == await store.load_session(scope)
@@ -520,29 +518,29 @@ async def test_a_read_that_decodes_everything_is_the_same_and_nothing_counts_as_
 
 @broken_by(Python("session.reader:decode_some", lambda _: lambda nodes, *_: len(nodes), "decodes nothing"))
 @EVERY_SCOPE
-async def test_a_read_that_decodes_everything_finds_every_damaged_record(scope, open_cache, client):
+async def test_an_eager_read_reports_a_damaged_record(scope, open_cache, client):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a", "b", "c")))
-    await flipped(client, await key_of(client, "log"), 1)
+    await flip_last_bit(client, await key_of(client, "log"), 1)
     store = open_cache().session("chat")
     with pytest.raises(Corrupt, match="record 1"):
         await store.load_session(scope, decode=True)
 
 
-async def test_a_path_that_only_ids_express_is_decoded_too(open_cache, client):
+async def test_an_eager_read_of_a_path_linked_by_ids_decodes_every_node(open_cache, client):
     store = open_cache(graph_checks="lenient").session("chat")
     await store.commit_runtime_state(commit(None, Append([node("b", "a"), node("a"), node("c", "b")], "c")))
     read = await store.load_session(ActivePath(), decode=True)
     assert ids_of(read) == ["a", "b", "c"]
-    await flipped(client, await key_of(client, "log"), 1)
+    await flip_last_bit(client, await key_of(client, "log"), 1)
     with pytest.raises(Corrupt, match="record 1"):
         await open_cache(graph_checks="lenient").session("chat").load_session(ActivePath(), decode=True)
 
 
 @broken_by(
-    Python("session.reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "decodes in one go")
+    Python("session.reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "never pauses")
 )
 async def test_other_tasks_run_while_a_read_is_decoded(store):
-    """The rows take some 50 ms to decode in all; the clock is checked after each node."""
+    """The rows take about 50 ms to decode. The decoder checks the clock after each node."""
     rows = [{"id": number, "name": f"row {number}", "value": number * 1.5} for number in range(3000)]
     nodes = [SessionNodeRecord(f"n{at}", f"n{at - 1}" if at else None, "t", EventPayload(rows)) for at in range(30)]
     await store.commit_runtime_state(commit(None, Append(nodes, "n29")))
@@ -566,13 +564,13 @@ async def test_other_tasks_run_while_a_read_is_decoded(store):
 
 
 @EVERY_SCOPE
-async def test_a_damaged_record_is_corrupt_when_it_is_looked_at(scope, open_cache, client):
-    await a_session(open_cache().session("chat"))
+async def test_a_damaged_record_raises_corrupt_on_access(scope, open_cache, client):
+    await build_session(open_cache().session("chat"))
     log = await key_of(client, "log")
-    await flipped(client, log, 1)
+    await flip_last_bit(client, log, 1)
     store = open_cache().session("chat")
     with pytest.raises(Corrupt) as corrupt:
-        await looked_at(store, scope)
+        await decoded_payloads(store, scope)
     assert corrupt.value.key == log.decode()
     with pytest.raises(Corrupt):
         await store.load_node("b")
@@ -592,9 +590,9 @@ async def test_a_tombstone_outside_the_log_is_corrupt(position, store, client):
     assert corrupt.value.key == dead.decode()
 
 
-@broken_by(Python("protocol.commands.reads:check_id", lambda _: lambda *_: None, "trusts the places"))
-async def test_a_record_in_the_place_of_another_is_corrupt(open_cache, client):
-    await a_session(open_cache().session("chat"))
+@broken_by(Python("protocol.commands.reads:check_id", lambda _: lambda *_: None, "does not check positions"))
+async def test_a_record_at_the_position_of_another_is_corrupt(open_cache, client):
+    await build_session(open_cache().session("chat"))
     log = await key_of(client, "log")
     records = await client.lrange(log, 0, -1)
     await client.lset(log, 4, records[3])
@@ -602,13 +600,13 @@ async def test_a_record_in_the_place_of_another_is_corrupt(open_cache, client):
     store = open_cache().session("chat")
     for scope in SCOPES:
         with pytest.raises(Corrupt):
-            await looked_at(store, scope)
+            await decoded_payloads(store, scope)
     with pytest.raises(Corrupt):
         await store.load_node("d")
 
 
 @pytest.mark.parametrize("jump", ["3:3", "3:9", "x", "3", "3:2", "4:2", "2:0", "3:x"])
-async def test_a_jump_that_leads_elsewhere_is_corrupt(jump, open_cache, client):
+async def test_an_invalid_jump_is_corrupt(jump, open_cache, client):
     store = open_cache().session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.commit_runtime_state(commit(1, append("d", "e", parent="b")))
@@ -616,22 +614,22 @@ async def test_a_jump_that_leads_elsewhere_is_corrupt(jump, open_cache, client):
     assert await client.lrange(key, 0, -1) == [b"3:1"]
     await client.lset(key, 0, jump)
     with pytest.raises(Corrupt):
-        await looked_at(open_cache().session("chat"), ActivePath())
+        await decoded_payloads(open_cache().session("chat"), ActivePath())
 
 
 @pytest.mark.parametrize("position", [-1, 0, 3, 5, 99])
 @EVERY_SCOPE
-async def test_a_head_leaf_at_another_position_is_corrupt(scope, position, open_cache, client):
-    await a_session(open_cache().session("chat"))
+async def test_a_head_leaf_with_a_wrong_position_is_corrupt(scope, position, open_cache, client):
+    await build_session(open_cache().session("chat"))
     assert (await facts_of(client))["leaf"] == 4
     await plant_fact(client, "leaf", position)
     with pytest.raises(Corrupt):
-        await looked_at(open_cache().session("chat"), scope)
+        await decoded_payloads(open_cache().session("chat"), scope)
 
 
 @pytest.mark.parametrize("planted", ["99", "x", "-1", "1.5", ""])
-async def test_an_index_entry_that_points_nowhere_is_corrupt(planted, open_cache, client, keyspace):
-    await a_session(open_cache().session("chat"))
+async def test_an_index_entry_with_an_invalid_position_is_corrupt(planted, open_cache, client, keyspace):
+    await build_session(open_cache().session("chat"))
     await client.hset(await key_of(client, "nodes"), "a", planted)
     before = await keyspace()
     store = open_cache().session("chat")
@@ -662,10 +660,10 @@ def as_unknown(plan):
     Lua("tombstone", "place >= facts.length", "place > facts.length"),
     Lua("commit", "place >= facts.length", "place > facts.length"),
     Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),
-    Python("protocol.commands.paths:path_plan", as_unknown, "takes it for an unknown id"),
+    Python("protocol.commands.paths:path_plan", as_unknown, "treats it as an unknown id"),
 )  # fmt: skip
-async def test_an_index_entry_just_behind_the_log_is_corrupt_for_whoever_looks_at_it(open_cache, client, keyspace):
-    """Position 3 of the nodes `a`, `b` and `c`, which are at 0 to 2: of `a`, and of the tombstoned `b`."""
+async def test_every_call_reports_an_index_entry_one_past_the_end_of_the_log(open_cache, client, keyspace):
+    """The log has positions 0 to 2. The entries of `a` and of the tombstoned `b` point at position 3."""
     store = open_cache().session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
@@ -692,16 +690,16 @@ async def test_an_index_entry_just_behind_the_log_is_corrupt_for_whoever_looks_a
 
 
 async def test_an_index_entry_that_points_at_another_node_is_corrupt(open_cache, client):
-    await a_session(open_cache().session("chat"))
+    await build_session(open_cache().session("chat"))
     await client.hset(await key_of(client, "nodes"), "a", "1")
     store = open_cache().session("chat")
     with pytest.raises(Corrupt):
         await store.load_node("a")
     with pytest.raises(Corrupt):
-        await looked_at(store, ActivePath("a"))
+        await decoded_payloads(store, ActivePath("a"))
 
 
-async def test_a_head_of_another_session_under_this_name_is_corrupt(open_cache, client):
+async def test_a_head_stored_under_the_key_of_another_session_is_corrupt(open_cache, client):
     cache = open_cache(shards=1)
     await cache.session("other").commit_runtime_state(commit(None, session_id="other"))
     head = await key_of(client, "head", "other")
@@ -711,7 +709,7 @@ async def test_a_head_of_another_session_under_this_name_is_corrupt(open_cache, 
             await cache.session("chat").load_session(scope)
 
 
-async def test_a_read_is_equal_to_itself_and_not_to_the_next(store):
+async def test_reads_are_equal_only_when_their_content_is_equal(store):
     await store.commit_runtime_state(commit(None, append("a")))
     one, two = [await store.load_session(FullGraph()) for _ in range(2)]
     assert one == two
