@@ -1,4 +1,4 @@
-"""Components: carried by ref, shared by their content, alive as long as something holds them."""
+"""Components are carried by ref, shared by their content, and stored as long as a session refers to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, blob_keys, commit, holders, key_of, plugins, replace_full, tools
 
 Checkpoint = HydratedSessionCheckpoint
-NOWHERE = "0" * 64
+UNKNOWN_REF = "0" * 64
 
 
 async def publish(store, expected: int | None = None, /, **components):
@@ -46,7 +46,7 @@ async def components(store):
     Lua("commit", "ARGV[contents + index], hold, '1')", "'', hold, '1')"),
     Lua("commit", "string.byte(after, 67) ~= 112", "true"),
 )
-async def test_a_ref_alone_keeps_the_component(open_cache):
+async def test_a_commit_with_only_a_ref_keeps_the_component(open_cache):
     first = (await publish(open_cache().session("chat"), tool_state=tools(), execution_state=b"1")).manifest
     refs = {"tool_state_ref": first.tool_state_ref, "execution_state_ref": first.execution_state_ref}
     second = (await publish(open_cache().session("chat"), 1, plugin_snapshot=plugins(), **refs)).manifest
@@ -65,25 +65,25 @@ async def test_a_component_with_neither_body_nor_ref_is_dropped(open_cache):
 
 
 @pytest.fixture
-def packed(monkeypatch):
+def encoded_paths(monkeypatch):
     """The paths of the records that were encoded since the test began."""
     paths: list[str] = []
 
-    def counted(record, path):
+    def recorded(record, path):
         paths.append(path)
         return pack_record(record, path)
 
-    monkeypatch.setattr(prepared_commit, "pack_record", counted)
+    monkeypatch.setattr(prepared_commit, "pack_record", recorded)
     return paths
 
 
-async def test_tools_that_were_written_before_are_not_encoded_again(cache, packed):
+async def test_unchanged_tools_are_encoded_once_per_cache(cache, encoded_paths):
     one, two = cache.session("one"), cache.session("two")
     first = await publish(one, tool_state=tools())
-    assert packed.count("RuntimeCommit.checkpoint.tool_state") == 1
+    assert encoded_paths.count("RuntimeCommit.checkpoint.tool_state") == 1
     again = await publish(one, 1, tool_state=tools())
     other = await publish(two, tool_state=tools())
-    assert packed.count("RuntimeCommit.checkpoint.tool_state") == 1
+    assert encoded_paths.count("RuntimeCommit.checkpoint.tool_state") == 1
     assert first.manifest.tool_state_ref == again.manifest.tool_state_ref == other.manifest.tool_state_ref
     assert (await components(two)).tool_state == tools()
 
@@ -92,9 +92,7 @@ ENTRY = tools().tools["search"]
 
 
 @broken_by(
-    Python(
-        "protocol.commands.prepared_commit:fingerprint_of", lambda _: lambda tools: b"", "takes all tools for the same"
-    )
+    Python("protocol.commands.prepared_commit:fingerprint_of", lambda _: lambda tools: b"", "treats all tools as equal")
 )
 @pytest.mark.parametrize(
     "change",
@@ -107,7 +105,7 @@ ENTRY = tools().tools["search"]
         lambda tools: tools.tools.pop("search"),
     ],
 )
-async def test_tools_that_were_changed_where_they_are_are_stored_as_they_are_now(change, cache):
+async def test_tools_changed_in_place_are_stored_with_their_changes(change, cache):
     store, state = cache.session("chat"), tools()
     state.tools["search"].manifest.update(flag=1, input_schema={"type": "object"})
     await publish(store, tool_state=state)
@@ -117,7 +115,7 @@ async def test_tools_that_were_changed_where_they_are_are_stored_as_they_are_now
     assert repr((await components(store)).tool_state.to_json()) == repr(expected)
 
 
-async def test_tools_that_cannot_be_written_are_refused_however_often_they_come(store, keyspace):
+async def test_tools_that_cannot_be_encoded_are_refused_at_every_attempt(store, keyspace):
     state = tools()
     await publish(store, tool_state=state)
     state.tools["search"].manifest["when"] = (1, 2)
@@ -129,20 +127,20 @@ async def test_tools_that_cannot_be_written_are_refused_however_often_they_come(
     assert await keyspace() == before
 
 
-async def test_components_of_a_read_that_nobody_looked_at_are_neither_decoded_nor_encoded(open_cache, packed):
+async def test_components_of_a_read_that_were_not_accessed_are_not_encoded_again(open_cache, encoded_paths):
     await publish(open_cache().session("chat"), tool_state=tools(), plugin_snapshot=plugins())
     store = open_cache().session("chat")
     read = await components(store)
-    packed.clear()
+    encoded_paths.clear()
     kept = (await publish(store, 1, tool_state=read.tool_state, plugin_snapshot=read.plugin_snapshot)).manifest
-    assert not [path for path in packed if path.startswith("RuntimeCommit.checkpoint.")]
+    assert not [path for path in encoded_paths if path.startswith("RuntimeCommit.checkpoint.")]
     assert (kept.tool_state_ref, kept.plugin_snapshot_ref) == (read.tool_state_ref, read.plugin_snapshot_ref)
     other = (await publish(open_cache().session("other"), tool_state=read.tool_state)).manifest
     assert other.tool_state_ref == read.tool_state_ref
     assert (await components(open_cache().session("other"))).tool_state == tools()
 
 
-async def test_components_of_a_read_that_were_looked_at_and_changed_are_stored_as_they_are_now(open_cache):
+async def test_components_of_a_read_changed_in_place_are_stored_with_their_changes(open_cache):
     await publish(open_cache().session("chat"), tool_state=tools(), plugin_snapshot=plugins({"seen": []}))
     store = open_cache().session("chat")
     read = await components(store)
@@ -155,7 +153,7 @@ async def test_components_of_a_read_that_were_looked_at_and_changed_are_stored_a
     assert next(iter(seen.plugin_snapshot.plugins.values())).meta.state == {"seen": [1]}
 
 
-async def test_a_component_of_a_read_that_was_evicted_since_is_stored_again(open_cache, client):
+async def test_a_component_evicted_after_the_read_is_stored_again(open_cache, client):
     await publish(open_cache().session("chat"), tool_state=tools())
     store = open_cache().session("chat")
     read = await components(store)
@@ -165,19 +163,19 @@ async def test_a_component_of_a_read_that_was_evicted_since_is_stored_again(open
     assert (await components(open_cache().session("chat"))).tool_state == tools()
 
 
-async def test_a_body_beats_the_ref_beside_it(store):
-    await publish(store, execution_state=b"1", execution_state_ref=NOWHERE)
+async def test_a_body_takes_precedence_over_a_ref(store):
+    await publish(store, execution_state=b"1", execution_state_ref=UNKNOWN_REF)
     assert (await components(store)).execution_state == b"1"
 
 
 @pytest.mark.parametrize("body", [b"", bytes(range(256)), b"x" * 300_000])
-async def test_an_execution_state_of_any_bytes_is_a_body(body, open_cache):
+async def test_an_execution_state_may_be_any_bytes(body, open_cache):
     result = await publish(open_cache().session("chat"), execution_state=body)
     assert result.manifest.execution_state_ref is not None
     assert (await components(open_cache().session("chat"))).execution_state == body
 
 
-async def test_equal_components_have_equal_refs_and_equal_manifests_an_equal_checkpoint(cache):
+async def test_equal_components_have_equal_refs_manifests_and_checkpoint_refs(cache):
     one = await publish(cache.session("one"), tool_state=tools(), execution_state=b"1")
     two = await publish(cache.session("two"), tool_state=tools(), execution_state=b"1")
     other = await publish(cache.session("two"), 1, tool_state=tools(), execution_state=b"2")
@@ -186,20 +184,20 @@ async def test_equal_components_have_equal_refs_and_equal_manifests_an_equal_che
     assert one.manifest.tool_state_ref == other.manifest.tool_state_ref
 
 
-async def test_the_turn_state_and_the_snapshot_revision_are_never_inherited(store):
+async def test_turn_state_and_snapshot_revision_are_not_inherited_from_the_last_commit(store):
     await publish(store, turn_state=PersistedTurnState(turn_index=4), plugin_snapshot_revision=7)
     await publish(store, 1)
     assert await components(store) == Checkpoint()
 
 
 @broken_by(Lua("commit", "if missing then return nil, missing end", ""))
-async def test_a_ref_that_is_stored_nowhere_is_refused_and_named(store, keyspace):
+async def test_a_commit_with_an_unknown_ref_is_refused_with_that_ref(store, keyspace):
     await publish(store, tool_state=tools())
     before = await keyspace()
     for component in ("tool_state", "plugin_snapshot", "execution_state"):
         with pytest.raises(MissingBlob) as refused:
-            await publish(store, 1, **{f"{component}_ref": NOWHERE})
-        assert (refused.value.ref, refused.value.component) == (NOWHERE, component)
+            await publish(store, 1, **{f"{component}_ref": UNKNOWN_REF})
+        assert (refused.value.ref, refused.value.component) == (UNKNOWN_REF, component)
         assert await keyspace() == before
 
 
@@ -209,7 +207,7 @@ async def test_a_ref_of_another_namespace_is_refused(open_cache):
         await publish(open_cache(namespace="two").session("chat"), tool_state_ref=held.tool_state_ref)
 
 
-async def test_one_blob_may_be_two_components(store, client):
+async def test_one_blob_may_be_several_components(store, client):
     ref = (await publish(store, tool_state=tools())).manifest.tool_state_ref
     await publish(store, 1, tool_state_ref=ref, plugin_snapshot_ref=ref, execution_state_ref=ref)
     assert await holders(client) == [1]
@@ -217,27 +215,27 @@ async def test_one_blob_may_be_two_components(store, client):
     assert report == GcReport(root_count=1, retained_blob_count=2, deleted_blob_count=0)
 
 
-# Sharing and letting go
+# Sharing and release
 
 
 @broken_by(
     Lua("commit", "redis.call('HSET', blob, hold, count + 1)", "redis.call('HSET', blob, hold, count)"),
     Lua("commit", "redis.call('HSET', blob, hold, count + 1)", "redis.call('HSET', blob, hold, count + 2)"),
 )
-async def test_a_blob_that_sessions_of_one_shard_share_is_stored_once_and_counted(open_cache, client):
+async def test_a_blob_shared_within_a_shard_is_stored_once_and_counts_its_holders(open_cache, client):
     for chat in ("one", "two", "three"):
         await publish(open_cache(shards=1).session(chat), tool_state=tools("x" * 1_000))
     assert await holders(client) == [3]
 
 
-async def test_keeping_a_blob_counts_it_once(open_cache, client):
+async def test_a_session_that_keeps_a_blob_counts_as_one_holder(open_cache, client):
     for expected in range(4):
         await publish(open_cache().session("chat"), expected, tool_state=tools())
     assert await holders(client) == [1]
 
 
 @broken_by(Lua("commit", "redis.call('HSET', blob, hold, count - 1)", "redis.call('HSET', blob, hold, count)"))
-async def test_a_blob_let_go_by_one_session_stays_for_the_other(open_cache, client):
+async def test_a_blob_released_by_one_session_stays_available_to_another(open_cache, client):
     one, two = (open_cache(shards=1).session(chat) for chat in ("one", "two"))
     for store in (one, two):
         await publish(store, tool_state=tools())
@@ -254,7 +252,7 @@ async def test_a_blob_let_go_by_one_session_stays_for_the_other(open_cache, clie
     Lua("gc", "tonumber(due) <= now", "tonumber(due) > now"),
     Lua("commit", "if count > 1 then", "if count > 0 then"),
 )
-async def test_gc_deletes_what_nobody_holds_and_counts_it(store, client):
+async def test_gc_deletes_blobs_without_holders_and_reports_their_number(store, client):
     await publish(store, tool_state=tools("1"), plugin_snapshot=plugins(), execution_state=b"1")
     await publish(store, 1, tool_state=tools("2"), plugin_snapshot=plugins())
     await publish(store, 2, tool_state=tools("3"), execution_state=b"2")
@@ -267,7 +265,7 @@ async def test_gc_deletes_what_nobody_holds_and_counts_it(store, client):
     assert (seen.tool_state, seen.execution_state) == (tools("3"), b"2")
 
 
-async def test_gc_of_an_idle_shard_finds_nothing(store):
+async def test_gc_deletes_nothing_while_every_blob_has_a_holder(store):
     assert await store.gc_unreachable() == GcReport(0, 0, 0)
     await publish(store, tool_state=tools())
     assert await store.gc_unreachable() == GcReport(1, 2, 0)
@@ -276,7 +274,7 @@ async def test_gc_of_an_idle_shard_finds_nothing(store):
 
 
 @broken_by(Lua("gc", "if due and (not stored or is_held(key, now)) then", "if false then"))
-async def test_gc_leaves_what_a_session_took_up_again(open_cache, client):
+async def test_gc_keeps_an_orphaned_blob_that_a_session_holds_again(open_cache, client):
     cache = open_cache(shards=1)
     await publish(cache.session("one"), tool_state=tools())
     await publish(cache.session("one"), 1)
@@ -288,7 +286,7 @@ async def test_gc_leaves_what_a_session_took_up_again(open_cache, client):
     assert (await components(open_cache(shards=1).session("two"))).tool_state == tools()
 
 
-async def test_a_blob_taken_up_again_waits_for_nothing_any_more(open_cache, client):
+async def test_an_orphaned_blob_that_is_held_again_loses_its_expiry(open_cache, client):
     store = open_cache().session("chat")
     await publish(store, tool_state=tools())
     await publish(store, 1)
@@ -304,7 +302,7 @@ def key_of_orphans(blob: bytes) -> bytes:
     return blob[: blob.index(b"}:") + 2] + b"orphans"
 
 
-async def test_a_blob_nobody_holds_dies_by_itself_after_its_grace(open_cache, client):
+async def test_a_blob_without_holders_expires_after_its_grace_period(open_cache, client):
     store = open_cache(blob_grace=0.05).session("chat")
     await publish(store, tool_state=tools())
     assert len(await blob_keys(client)) == 1
@@ -316,7 +314,7 @@ async def test_a_blob_nobody_holds_dies_by_itself_after_its_grace(open_cache, cl
     assert await blob_keys(client) == []
 
 
-async def test_an_unreadable_head_stops_gc(store, client, keyspace):
+async def test_gc_stops_at_an_undecodable_head(store, client, keyspace):
     await publish(store, tool_state=tools("1"))
     await publish(store, 1, tool_state=tools("2"))
     await client.hset(await key_of(client, "head"), "body", b"{")
@@ -326,7 +324,7 @@ async def test_an_unreadable_head_stops_gc(store, client, keyspace):
     assert await keyspace() == before
 
 
-async def test_gc_beside_commits_never_leaves_a_head_without_its_blobs(open_cache):
+async def test_gc_concurrent_with_commits_never_deletes_a_blob_of_a_head(open_cache):
     caches = [open_cache(shards=1) for _ in range(3)]
     states = [tools("a"), tools("b"), None]
 
@@ -345,7 +343,7 @@ async def test_gc_beside_commits_never_leaves_a_head_without_its_blobs(open_cach
         assert (seen.tool_state, seen.execution_state) == (None, b"0")
 
 
-async def test_a_handle_collects_by_itself_as_often_as_it_is_told(open_cache, client):
+async def test_a_handle_runs_gc_after_the_configured_number_of_commits(open_cache, client):
     store = open_cache(gc_policy=StoreGcPolicy(auto_run_every_commits=3)).session("chat")
     stored = []
     for expected in range(6):
@@ -357,17 +355,17 @@ async def test_a_handle_collects_by_itself_as_often_as_it_is_told(open_cache, cl
 # Private components
 
 LARGE = plugins("y" * 5_000)
-DROPS_NOTHING = "if #drop > 0 then call('HDEL', state, unpack(drop)) end"
+DROP_FIELDS = "if #drop > 0 then call('HDEL', state, unpack(drop)) end"
 
 
 async def private(client, session_id: str = "chat") -> dict[bytes, bytes]:
-    """The session's private components as they are stored; empty where it has none."""
+    """The stored fields of the private components of a session. Without components there are none."""
     found = [key for key in await client.keys("*") if key.endswith(f":state:{session_id}".encode())]
     return await client.hgetall(found[0]) if found else {}
 
 
-async def leaves_nothing_behind(open_cache, client, **more) -> None:
-    """Three heads: both components, one of them replaced and the other dropped, none."""
+async def commit_three_heads(open_cache, client, **more) -> None:
+    """Commit three heads: with both components, with one replaced and the other dropped, and with none."""
     states = [{"plugin_snapshot": plugins(), "execution_state": b"1"}, {"execution_state": b"22"}, {}]
     fields = []
     for revision, state in enumerate(states):
@@ -384,25 +382,25 @@ async def leaves_nothing_behind(open_cache, client, **more) -> None:
 
 
 @broken_by(
-    Lua("commit", DROPS_NOTHING, ""),
+    Lua("commit", DROP_FIELDS, ""),
     Lua("commit", "drop[1] = 'p'", ""),
     Lua("commit", "set[#set + 2] = 'x', execution", "set[#set + 2] = 'p', execution"),
 )
-async def test_private_components_are_replaced_with_the_head_and_leave_nothing_behind(open_cache, client):
-    await leaves_nothing_behind(open_cache, client)
+async def test_a_commit_removes_the_private_components_it_replaces_or_drops(open_cache, client):
+    await commit_three_heads(open_cache, client)
 
 
 @broken_by(
-    Lua("replace", DROPS_NOTHING, ""),
+    Lua("replace", DROP_FIELDS, ""),
     Lua("replace", "drop[1] = 'p'", ""),
     Lua("replace", "set[#set + 2] = 'x', execution", "set[#set + 2] = 'p', execution"),
 )
-async def test_private_components_are_replaced_with_the_graph_and_leave_nothing_behind(open_cache, client):
-    await leaves_nothing_behind(open_cache, client, graph=replace_full())
+async def test_a_graph_replacement_removes_the_private_components_it_replaces_or_drops(open_cache, client):
+    await commit_three_heads(open_cache, client, graph=replace_full())
 
 
-@broken_by(Python("protocol.commands.commit:_private_contents", lambda _: sends_them_always, "sends them always"))
-async def test_private_components_that_the_head_names_already_are_not_sent_again(through_proxy, proxy, real_server):
+@broken_by(Python("protocol.commands.commit:_private_contents", lambda _: all_contents, "sends them always"))
+async def test_private_components_already_stored_with_the_head_are_not_sent_again(through_proxy, proxy, real_server):
     body = bytes(range(256)) * 40
     first = (await publish(through_proxy().session("chat"), plugin_snapshot=LARGE, execution_state=body)).manifest
     store = through_proxy().session("chat")
@@ -422,16 +420,16 @@ async def test_private_components_that_the_head_names_already_are_not_sent_again
     assert (read.head_revision, read.checkpoint.plugin_snapshot, read.checkpoint.execution_state) == (4, LARGE, body)
 
 
-def sends_them_always(prepared, before, after, profile):
+def all_contents(prepared, before, after, profile):
     return [prepared.content(ref, profile) for ref in after.refs[1:]]
 
 
 @broken_by(
     Lua("commit", "if missing then return nil, missing end", ""),
-    Lua("commit", DROPS_NOTHING, ""),
+    Lua("commit", DROP_FIELDS, ""),
 )
 @pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
-async def test_the_private_component_of_an_earlier_revision_is_stored_no_more(component, open_cache, client, keyspace):
+async def test_a_private_component_dropped_by_a_commit_is_no_longer_stored(component, open_cache, client, keyspace):
     store, revision = open_cache().session("chat"), 0
     states = {"plugin_snapshot": plugins(), "execution_state": b"1"}
     first = (await publish(store, plugin_snapshot=plugins(), execution_state=b"1")).manifest
@@ -448,7 +446,7 @@ async def test_the_private_component_of_an_earlier_revision_is_stored_no_more(co
     assert await open_cache().get_blob(ref) is None
 
 
-async def test_a_private_component_is_found_by_its_session_alone(open_cache):
+async def test_a_private_component_is_accessible_only_to_its_session(open_cache):
     cache = open_cache(shards=1)
     manifest = (await publish(cache.session("one"), execution_state=b"1")).manifest
     assert await cache.get_blob(manifest.execution_state_ref) is None
@@ -457,7 +455,7 @@ async def test_a_private_component_is_found_by_its_session_alone(open_cache):
     assert (await components(cache.session("one"))).execution_state == b"1"
 
 
-async def test_sessions_with_equal_private_components_share_nothing(open_cache, client):
+async def test_sessions_with_equal_private_components_store_them_separately(open_cache, client):
     for chat in ("one", "two"):
         await publish(open_cache(shards=1).session(chat), plugin_snapshot=plugins(), execution_state=b"1")
     assert await private(client, "one") == await private(client, "two") != {}
@@ -467,7 +465,7 @@ async def test_sessions_with_equal_private_components_share_nothing(open_cache, 
     assert (seen.plugin_snapshot, seen.execution_state) == (plugins(), b"1")
 
 
-async def test_a_private_component_stays_private_where_the_same_bytes_are_uploaded(open_cache, client):
+async def test_a_private_component_stays_private_when_the_same_bytes_are_uploaded(open_cache, client):
     store = open_cache(shards=1).session("chat")
     ref = (await publish(store, execution_state=b"uploaded")).manifest.execution_state_ref
     assert await open_cache(shards=1).put_blob(UPLOADED) == ref
@@ -476,7 +474,7 @@ async def test_a_private_component_stays_private_where_the_same_bytes_are_upload
     assert list(await private(client)) == [b"x"]
 
 
-async def test_a_held_component_stays_held_where_its_body_comes_again(open_cache, client):
+async def test_an_uploaded_component_stays_a_blob_when_its_body_is_committed(open_cache, client):
     ref = await open_cache(shards=1).put_blob(UPLOADED)
     for revision, state in enumerate([{"execution_state_ref": ref}, {"execution_state": b"uploaded"}]):
         await publish(open_cache(shards=1).session("chat"), revision, **state)
@@ -490,7 +488,7 @@ async def test_a_held_component_stays_held_where_its_body_comes_again(open_cache
     Lua("commit", "if counts[1] > 0 then drop_holder(key, had, counts[1], counts[2], grace, now, free) end", ""),
 )
 @pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
-async def test_an_upload_that_sessions_name_is_counted_and_released_when_it_is_replaced(component, open_cache, client):
+async def test_an_upload_counts_its_sessions_and_is_released_when_they_replace_it(component, open_cache, client):
     data = UPLOADED if component == "execution_state" else pack_record(plugins(), "plugins")
     body = {"execution_state": b"2", "plugin_snapshot": plugins("2")}[component]
     cache = open_cache(shards=1, blob_grace=0.02, upload_grace=1)
@@ -509,7 +507,7 @@ async def test_an_upload_that_sessions_name_is_counted_and_released_when_it_is_r
     assert getattr(await components(open_cache(shards=1).session("one")), component) == body
 
 
-async def test_an_upload_of_another_shard_is_stored_with_the_session(open_cache, client):
+async def test_an_upload_on_another_shard_is_copied_to_the_session(open_cache, client):
     cache = open_cache(shards=64)
     ref = await cache.put_blob(UPLOADED)
     (upload,) = await blob_keys(client)
@@ -523,14 +521,14 @@ async def test_an_upload_of_another_shard_is_stored_with_the_session(open_cache,
 
 
 @broken_by(Lua("commit", "if facts.private > 0 then redis.call('PEXPIREAT', state, deadline) end", ""))
-async def test_a_component_that_becomes_private_has_the_deadline_of_its_session(open_cache, client):
+async def test_the_first_private_component_gets_the_deadline_of_its_session(open_cache, client):
     store = open_cache(ttl=100).session("chat")
     await publish(store)
     await publish(store, 1, execution_state=b"1")
     assert 95_000 < await client.pttl(await key_of(client, "state")) <= 100_000
 
 
-async def test_a_compact_profile_stores_private_components_in_fewer_bytes(open_cache, client):
+async def test_the_compact_profile_stores_private_components_in_fewer_bytes(open_cache, client):
     sizes = {}
     for profile in BlobProfile:
         store = open_cache(blob_profile=profile).session(profile.name.lower())
@@ -564,14 +562,14 @@ async def test_an_uploaded_blob_can_be_committed_by_its_ref(shards, open_cache):
 
 
 @broken_by(Python("session.namespace:ref_of", lambda ref_of: lambda data: ref_of(data + b" "), "hashes something else"))
-async def test_a_ref_is_the_sha256_of_the_bytes_whatever_the_profile(open_cache):
+async def test_a_ref_is_the_sha256_of_the_bytes_in_every_profile(open_cache):
     data = b"compressible " * 1_000
     refs = [await open_cache(blob_profile=profile).put_blob(data) for profile in BlobProfile]
     assert refs == [sha256(data).hexdigest()] * 3
     assert [await open_cache().get_blob(ref) for ref in refs] == [data] * 3
 
 
-async def test_every_profile_reads_what_every_other_wrote(open_cache, client):
+async def test_every_profile_reads_blobs_of_every_other_profile(open_cache, client):
     large = tools("z" * 9_000)
     refs = set()
     for chat, profile in zip("abc", BlobProfile, strict=True):
@@ -584,7 +582,7 @@ async def test_every_profile_reads_what_every_other_wrote(open_cache, client):
             assert (seen.tool_state, seen.execution_state) == (large, b"1")
 
 
-async def test_a_compact_profile_stores_fewer_bytes(open_cache, client):
+async def test_the_compact_profile_stores_uploads_in_fewer_bytes(open_cache, client):
     sizes = {}
     for profile in BlobProfile:
         namespace = profile.name.lower()
@@ -595,7 +593,7 @@ async def test_a_compact_profile_stores_fewer_bytes(open_cache, client):
     assert sizes[BlobProfile.BALANCED] == sizes[BlobProfile.LOW_LATENCY] == 2_001
 
 
-async def test_uploading_twice_stores_once_and_waits_for_a_holder(cache, client):
+async def test_repeated_uploads_store_one_blob_that_expires_without_a_holder(cache, client):
     refs = {await cache.put_blob(b"bytes") for _ in range(3)}
     assert len(refs) == 1
     assert await holders(client) == [0]
@@ -603,7 +601,7 @@ async def test_uploading_twice_stores_once_and_waits_for_a_holder(cache, client)
     assert await client.pttl(blob) > 0
 
 
-async def test_uploading_what_a_session_holds_leaves_it_held(open_cache, client):
+async def test_uploading_a_held_blob_changes_neither_its_holders_nor_its_expiry(open_cache, client):
     cache = open_cache(shards=1)
     ref = (await publish(cache.session("chat"), tool_state=tools())).manifest.tool_state_ref
     data = await cache.get_blob(ref)
@@ -613,7 +611,7 @@ async def test_uploading_what_a_session_holds_leaves_it_held(open_cache, client)
     assert await client.pttl(blob) == -1
 
 
-async def test_gc_leaves_an_upload_that_waits_for_its_commit(open_cache):
+async def test_gc_keeps_an_upload_that_is_not_committed_yet(open_cache):
     cache = open_cache(shards=1)
     ref = await cache.put_blob(b"bytes")
     assert (await cache.session("chat").gc_unreachable()).deleted_blob_count == 0
@@ -626,17 +624,17 @@ async def test_a_component_can_be_fetched_by_its_ref(open_cache):
     assert sha256(data).hexdigest() == result.manifest.tool_state_ref
 
 
-async def test_a_blob_that_is_stored_nowhere_is_none(cache):
-    assert await cache.get_blob(NOWHERE) is None
+async def test_get_blob_returns_none_for_an_unknown_ref(cache):
+    assert await cache.get_blob(UNKNOWN_REF) is None
 
 
 @pytest.mark.parametrize("ref", ["", "abc", "G" * 64, "A" * 64, "0" * 63, "0" * 65, "0" * 63 + "\n", None, b"0" * 64])
-async def test_what_is_no_ref_is_refused(ref, cache):
+async def test_get_blob_refuses_an_invalid_ref(ref, cache):
     with pytest.raises(InvalidRecord):
         await cache.get_blob(ref)
 
 
-async def test_an_empty_upload_is_an_upload(open_cache):
+async def test_an_empty_upload_is_stored(open_cache):
     ref = await open_cache().put_blob(b"")
     assert await open_cache().get_blob(ref) == b""
 
@@ -644,11 +642,11 @@ async def test_an_empty_upload_is_an_upload(open_cache):
 # Damage
 
 
-def trusting(_):
+def without_comparison(_):
     return lambda ref, content, key: content[1:]
 
 
-@broken_by(Python("session.namespace:decode_blob", trusting, "trusts the bytes"))
+@broken_by(Python("session.namespace:decode_blob", without_comparison, "does not compare hashes"))
 async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, client):
     ref = (await publish(open_cache().session("chat"), tool_state=tools())).manifest.tool_state_ref
     (blob,) = await blob_keys(client)
@@ -661,7 +659,7 @@ async def test_bytes_that_do_not_hash_to_their_ref_are_corrupt(open_cache, clien
         await open_cache().get_blob(ref)
 
 
-@broken_by(Python("protocol.components:decode_blob", trusting, "trusts the bytes"))
+@broken_by(Python("protocol.components:decode_blob", without_comparison, "does not compare hashes"))
 @pytest.mark.parametrize("field", ["p", "x"])
 async def test_private_bytes_that_do_not_hash_to_their_ref_are_corrupt_on_access(field, open_cache, client):
     await publish(open_cache().session("chat"), plugin_snapshot=plugins(), execution_state=b"state")
@@ -702,14 +700,14 @@ async def test_private_content_of_an_unknown_encoding_is_corrupt_on_access(conte
 
 
 @pytest.mark.parametrize("component", ["plugin_snapshot", "execution_state"])
-async def test_a_component_of_another_kind_is_corrupt_when_it_is_looked_at(component, open_cache):
+async def test_a_component_of_another_kind_is_corrupt_on_access(component, open_cache):
     manifest = (await publish(open_cache().session("chat"), tool_state=tools())).manifest
     await publish(open_cache().session("chat"), 1, **{f"{component}_ref": manifest.tool_state_ref})
     with pytest.raises(Corrupt):
         repr(getattr(await components(open_cache().session("chat")), component))
 
 
-async def test_a_blob_that_the_head_names_and_that_is_gone_is_an_eviction(open_cache, client):
+async def test_a_missing_blob_of_the_head_raises_session_evicted(open_cache, client):
     await publish(open_cache().session("chat"), tool_state=tools())
     (blob,) = await blob_keys(client)
     await client.delete(blob)
@@ -721,7 +719,7 @@ async def test_a_blob_that_the_head_names_and_that_is_gone_is_an_eviction(open_c
 
 @pytest.mark.parametrize("field", ["0", "u"])
 @pytest.mark.parametrize("planted", ["x", "-1", "1.5", "", "1" * 16])
-async def test_an_unreadable_number_of_holders_is_corrupt(field, planted, open_cache, client, keyspace):
+async def test_an_invalid_holder_count_is_corrupt(field, planted, open_cache, client, keyspace):
     await publish(open_cache().session("chat"), tool_state=tools("1"))
     (blob,) = await blob_keys(client)
     await client.hset(blob, field, planted)
@@ -732,16 +730,16 @@ async def test_an_unreadable_number_of_holders_is_corrupt(field, planted, open_c
     assert await keyspace() == before
 
 
-async def test_a_commit_without_a_graph_still_has_its_components(open_cache):
+async def test_a_read_with_an_empty_path_still_has_its_components(open_cache):
     store = open_cache().session("chat")
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=Checkpoint(execution_state=b"1")))
     read = await open_cache().session("chat").load_session(ActivePath("unknown"))
     assert (list(read.graph.nodes), read.checkpoint.execution_state) == ([], b"1")
 
 
-@pytest.mark.parametrize("beside", ["no ref at all", "0" * 64])
-async def test_a_ref_beside_a_body_is_ignored_whatever_it_is(beside, store):
-    checkpoint = HydratedSessionCheckpoint(execution_state=b"body", execution_state_ref=beside)
+@pytest.mark.parametrize("ref", ["no ref at all", "0" * 64])
+async def test_a_ref_next_to_a_body_is_ignored_even_if_it_is_invalid(ref, store):
+    checkpoint = HydratedSessionCheckpoint(execution_state=b"body", execution_state_ref=ref)
     result = await store.commit_runtime_state(commit(None, append("a"), checkpoint=checkpoint))
-    assert result.manifest.execution_state_ref != beside
+    assert result.manifest.execution_state_ref != ref
     assert (await store.load_session(FullGraph())).checkpoint.execution_state == b"body"

@@ -1,4 +1,4 @@
-"""A read brought up to date is what a load would be, for the price of what is new."""
+"""A refresh returns the same read as a load, and transfers only what is new."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES, ids=["full", "path", "pat
 STATES = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1")
 
 
-async def answer(reading: Awaitable[PersistedSessionRead | None]) -> PersistedSessionRead | type[StoreError] | None:
+async def outcome(reading: Awaitable[PersistedSessionRead | None]) -> PersistedSessionRead | type[StoreError] | None:
     try:
         return await reading
     except StoreError as error:
         return type(error)
 
 
-async def furnished(store: RedisSessionStore) -> None:
-    """Nodes in a line and a branch, one of them hidden; components; a ledger."""
+async def build_session(store: RedisSessionStore) -> None:
+    """Store a line of nodes, a branch with a tombstoned node, components and a ledger."""
     await store.commit_runtime_state(commit(None, append("a", "b", "c", "d"), checkpoint=STATES))
     await store.commit_runtime_state(
         commit(1, append("e", "f", parent="c"), checkpoint=STATES, usage_deltas=[used(input=1)])
@@ -72,7 +72,7 @@ async def furnished(store: RedisSessionStore) -> None:
 Change = Callable[[RedisSessionStore], Awaitable[object]]
 
 
-def made(*graphs, **fields) -> Change:
+def committing(*graphs, **fields) -> Change:
     async def change(store: RedisSessionStore) -> None:
         for graph in graphs:
             await store.commit_runtime_state(commit(None, graph, **{"checkpoint": STATES} | fields))
@@ -80,7 +80,7 @@ def made(*graphs, **fields) -> Change:
     return change
 
 
-def after(*changes: Change) -> Change:
+def in_turn(*changes: Change) -> Change:
     async def change(store: RedisSessionStore) -> None:
         for each in changes:
             await each(store)
@@ -88,79 +88,81 @@ def after(*changes: Change) -> Change:
     return change
 
 
-def hidden(*ids: str) -> Change:
+def tombstoning(*ids: str) -> Change:
     return lambda store: store.tombstone_nodes(ids)
 
 
-def freed(store: RedisSessionStore) -> Awaitable[object]:
+def vacuuming(store: RedisSessionStore) -> Awaitable[object]:
     return store.vacuum()
 
 
-async def deleted(store: RedisSessionStore) -> None:
+async def deleting(store: RedisSessionStore) -> None:
     await store.delete()
 
 
 CHANGES: dict[str, Change] = {
-    "nodes at the leaf": made(append("i", "j", parent="h")),
-    "two commits": made(append("i", parent="h"), append("j", parent="i")),
-    "a branch": made(append("i", "j", parent="a")),
-    "a branch below what is not on the path": made(append("i", parent="f")),
-    "a node off the path": made(Append(chain("i", parent="a"), "h")),
-    "the leaf moved up": made(Unchanged("d")),
-    "the leaf moved to another branch": made(Unchanged("f")),
-    "the leaf moved and back": made(Unchanged("f"), Unchanged("h")),
-    "components": made(Unchanged("h"), checkpoint=HydratedSessionCheckpoint(execution_state=b"2")),
-    "components dropped": made(Unchanged("h"), checkpoint=HydratedSessionCheckpoint()),
-    "the turn": made(Unchanged("h"), checkpoint=HydratedSessionCheckpoint(PersistedTurnState(turn_index=9))),
-    "the config": made(Unchanged("h"), config=PersistedSessionConfig("p", "another")),
-    "the ledger": made(Unchanged("h"), usage_deltas=[used(input=2), used("other", output=1)]),
-    "tombstones": hidden("b", "f"),
-    "tombstones below new nodes": after(made(append("i", "j", "k", parent="h")), hidden("j")),
-    "a dead leaf": hidden("h"),
-    "old tombstones freed": freed,
-    "old tombstones freed, new nodes": after(freed, made(append("i", parent="h"))),
-    "a tombstone freed": after(hidden("b"), freed),
-    "a tombstone freed, another not": after(hidden("b"), freed, hidden("g")),
-    "new nodes freed": after(made(append("i", "j", parent="h")), hidden("i"), freed),
-    "an id used again": after(made(append("i", parent="h"), Unchanged("h")), hidden("i"), freed, made(append("i"))),
-    "another graph": made(replace_full("x", "y")),
-    "another graph with the same ids": made(replace_full("a", "b", "c", "d", "e", "f", "g", "h")),
-    "a longer graph": made(replace_full(*numbered(20))),
-    "an empty graph": made(replace_full()),
-    "a hundred nodes": made(append(*numbered(100), parent="h")),
-    "a hundred tombstones": after(made(append(*numbered(120), parent="h")), hidden(*numbered(100))),
-    "forty commits": made(*[Unchanged("h")] * 40),
-    "forty commits and a node": made(*[Unchanged("h")] * 40, append("i", parent="h")),
-    "a hundred jumps": made(*[append(name, parent="a") for name in numbered(70)]),
+    "nodes at the leaf": committing(append("i", "j", parent="h")),
+    "two commits": committing(append("i", parent="h"), append("j", parent="i")),
+    "a branch": committing(append("i", "j", parent="a")),
+    "a branch from a node off the path": committing(append("i", parent="f")),
+    "a node off the path": committing(Append(chain("i", parent="a"), "h")),
+    "the leaf moved up": committing(Unchanged("d")),
+    "the leaf moved to another branch": committing(Unchanged("f")),
+    "the leaf moved and back": committing(Unchanged("f"), Unchanged("h")),
+    "components": committing(Unchanged("h"), checkpoint=HydratedSessionCheckpoint(execution_state=b"2")),
+    "components dropped": committing(Unchanged("h"), checkpoint=HydratedSessionCheckpoint()),
+    "the turn": committing(Unchanged("h"), checkpoint=HydratedSessionCheckpoint(PersistedTurnState(turn_index=9))),
+    "the config": committing(Unchanged("h"), config=PersistedSessionConfig("p", "another")),
+    "the ledger": committing(Unchanged("h"), usage_deltas=[used(input=2), used("other", output=1)]),
+    "tombstones": tombstoning("b", "f"),
+    "tombstones among new nodes": in_turn(committing(append("i", "j", "k", parent="h")), tombstoning("j")),
+    "a tombstoned leaf": tombstoning("h"),
+    "old tombstones vacuumed": vacuuming,
+    "old tombstones vacuumed, new nodes": in_turn(vacuuming, committing(append("i", parent="h"))),
+    "a tombstone vacuumed": in_turn(tombstoning("b"), vacuuming),
+    "a tombstone vacuumed, another not": in_turn(tombstoning("b"), vacuuming, tombstoning("g")),
+    "new nodes vacuumed": in_turn(committing(append("i", "j", parent="h")), tombstoning("i"), vacuuming),
+    "an id used again": in_turn(
+        committing(append("i", parent="h"), Unchanged("h")), tombstoning("i"), vacuuming, committing(append("i"))
+    ),
+    "another graph": committing(replace_full("x", "y")),
+    "another graph with the same ids": committing(replace_full("a", "b", "c", "d", "e", "f", "g", "h")),
+    "a longer graph": committing(replace_full(*numbered(20))),
+    "an empty graph": committing(replace_full()),
+    "a hundred nodes": committing(append(*numbered(100), parent="h")),
+    "a hundred tombstones": in_turn(committing(append(*numbered(120), parent="h")), tombstoning(*numbered(100))),
+    "forty commits": committing(*[Unchanged("h")] * 40),
+    "forty commits and a node": committing(*[Unchanged("h")] * 40, append("i", parent="h")),
+    "a hundred jumps": committing(*[append(name, parent="a") for name in numbered(70)]),
     "a touch": lambda store: store.touch(ttl=500),
-    "a deletion": deleted,
-    "a deletion and a new begin": after(deleted, made(append("a", "b", "c", "d"))),
-    "nothing": after(),
+    "a deletion": deleting,
+    "a deletion and a new session": in_turn(deleting, committing(append("a", "b", "c", "d"))),
+    "nothing": in_turn(),
 }
 
 
 @pytest.mark.slow
 @EVERY_SCOPE
 @pytest.mark.parametrize("change", CHANGES)
-async def test_whatever_happened_a_refresh_is_what_a_load_would_be(change, scope, open_cache):
+async def test_a_refresh_equals_a_load_after_any_change(change, scope, open_cache):
     cache = open_cache(shards=1, deletion_marker_ttl=0)
     store, writer = cache.session("chat"), open_cache(shards=1, deletion_marker_ttl=0).session("chat")
-    await furnished(writer)
+    await build_session(writer)
     read = await store.load_session(scope)
-    shown = pickle.dumps(replace(read))
+    before = pickle.dumps(replace(read))
     await CHANGES[change](writer)
-    expected = await answer(open_cache(shards=1).session("chat").load_session(scope))
-    refreshed = await answer(store.refresh(read))
+    expected = await outcome(open_cache(shards=1).session("chat").load_session(scope))
+    refreshed = await outcome(store.refresh(read))
     assert refreshed == expected
-    assert pickle.dumps(replace(read)) == shown
+    assert pickle.dumps(replace(read)) == before
     if isinstance(refreshed, PersistedSessionRead):
         assert refreshed.scope == scope
         assert refreshed.graph.active_path() == expected.graph.active_path()
         assert await store.refresh(refreshed) is refreshed
 
 
-async def pieces(store: RedisSessionStore, scope=FullGraph()):  # noqa: B008 - a record without a field
-    """A read of three commits: a to c."""
+async def three_commits(store: RedisSessionStore, scope=FullGraph()):  # noqa: B008 - a record without a field
+    """Commit the nodes a to c one by one, and return a read of them."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     await store.commit_runtime_state(commit(1, append("b", parent="a"), checkpoint=STATES))
     await store.commit_runtime_state(commit(2, append("c", parent="b"), checkpoint=STATES))
@@ -172,11 +174,13 @@ async def pieces(store: RedisSessionStore, scope=FullGraph()):  # noqa: B008 - a
         "protocol.commands.refresh:spans_of", lambda spans: lambda jumps, _, at: spans(jumps, (), at), "hides nothing"
     ),
     Python(
-        "protocol.commands.refresh:_Log._with", lambda _: lambda log, pieces, places: log.nodes, "keeps what it has"
+        "protocol.commands.refresh:_Log._with",
+        lambda _: lambda log, pieces, places: log.nodes,
+        "keeps what it has",
     ),
 )
-async def test_what_was_hidden_since_is_gone_and_what_came_is_there(store, open_cache):
-    reads = [await pieces(store), await store.load_session(ActivePath())]
+async def test_a_refresh_removes_tombstoned_nodes_and_adds_new_nodes(store, open_cache):
+    reads = [await three_commits(store), await store.load_session(ActivePath())]
     writer = open_cache().session("chat")
     await writer.tombstone_nodes(["a"])
     await writer.commit_runtime_state(commit(None, append("d", parent="c"), checkpoint=STATES))
@@ -186,8 +190,8 @@ async def test_what_was_hidden_since_is_gone_and_what_came_is_there(store, open_
 
 
 @broken_by(Python("protocol.commands.refresh:_Log.graph", lambda _: _without_counting, "counts nothing"))
-async def test_a_node_hidden_and_freed_since_is_gone(store, open_cache):
-    read = await pieces(store)
+async def test_a_refresh_removes_nodes_that_were_tombstoned_and_vacuumed(store, open_cache):
+    read = await three_commits(store)
     writer = open_cache().session("chat")
     await writer.tombstone_nodes(["a"])
     await writer.vacuum()
@@ -199,18 +203,18 @@ def _without_counting(log, known):
     return replace(known, head=log.head, nodes=log._with([(0, len(log.nodes))], places), dead=log.dead)
 
 
-async def test_another_graph_of_the_same_size_is_another_graph(store, open_cache):
-    read = await pieces(store)
+async def test_a_refresh_detects_a_replacement_of_the_same_size(store, open_cache):
+    read = await three_commits(store)
     other = open_cache().session("chat")
     await other.commit_runtime_state(commit(None, replace_full("x", "y", "c"), checkpoint=STATES))
     assert ids_of(await store.refresh(read)) == ["x", "y", "c"]
 
 
-async def test_what_was_looked_at_stays_decoded(store, open_cache):
+async def test_a_refresh_reuses_decoded_nodes_and_leaves_the_old_read_unchanged(store, open_cache):
     for scope in (FullGraph(), ActivePath()):
         await store.delete()
         store = open_cache(deletion_marker_ttl=0).session("chat")
-        read = await pieces(store, scope)
+        read = await three_commits(store, scope)
         assert read.graph.nodes[0].payload.event["Conversation"]["text"] == "hello"
         await store.commit_runtime_state(commit(None, append("d", parent="c"), checkpoint=STATES))
         refreshed = await store.refresh(read)
@@ -225,7 +229,7 @@ async def test_what_was_looked_at_stays_decoded(store, open_cache):
         await store.delete()
 
 
-# What a failover takes back
+# Failovers
 
 
 Saved = dict[bytes, bytes]
@@ -235,8 +239,8 @@ async def saved(client: redis.asyncio.Redis) -> Saved:
     return {key: await client.dump(key) for key in await client.keys("*")}
 
 
-async def failed_over(client: redis.asyncio.Redis, to: Saved) -> None:
-    """To a replica that had heard of `to` and of nothing since."""
+async def fail_over(client: redis.asyncio.Redis, to: Saved) -> None:
+    """Restore the keys `to`: those of a replica that has received no later write."""
     await client.flushall()
     for key, value in to.items():
         await client.restore(key, 0, value)
@@ -246,20 +250,20 @@ async def failed_over(client: redis.asyncio.Redis, to: Saved) -> None:
     Lua("refresh", "\n  and tag == string.sub(stored.receipts, -16, -9) then", " then"),
 )
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_a_revision_that_came_round_again_with_another_content_is_read(scope, store, client):
-    """Even one that was made in the same millisecond and has as many bytes."""
+async def test_a_refresh_detects_another_commit_at_the_same_revision(scope, store, client):
+    """The other commit has the same size and the same time in milliseconds."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
     await store.commit_runtime_state(commit(1, append("b", parent="a"), checkpoint=STATES))
     read = await store.load_session(scope)
     facts = await client.hget(await key_of(client, "head"), "facts")
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(commit(1, append("x", parent="a"), checkpoint=STATES))
     await client.hset(await key_of(client, "head"), "facts", facts)
     assert ids_of(await store.refresh(read)) == ["a", "x"]
 
 
-def trusts_the_mark(grown):
+def ignoring_receipts(grown):
     def without_receipts(known, nodes, head, delta, dead):
         known = replace(known, head=replace(known.head, fields={**known.head.fields, b"receipts": head.receipts}))
         return grown(known, nodes, replace(head, fields={**head.fields, b"receipts": b""}), delta, dead)
@@ -267,16 +271,16 @@ def trusts_the_mark(grown):
     return staticmethod(without_receipts)
 
 
-@broken_by(Python("protocol.commands.refresh:_Log.grown", trusts_the_mark, "compares no receipts"))
-async def test_a_history_that_differs_in_the_middle_is_read_anew(store, client):
-    """The reader's last commit was sent again to the new primary, by somebody who expected nothing."""
+@broken_by(Python("protocol.commands.refresh:_Log.grown", ignoring_receipts, "compares no receipts"))
+async def test_a_refresh_reloads_a_history_that_differs_before_the_last_commit(store, client):
+    """The last commit of the read is sent again to the new primary, without an expected revision."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
     await store.commit_runtime_state(commit(1, append("b", parent="a"), checkpoint=STATES))
     last = commit(None, append("c", parent="a"), checkpoint=STATES)
     await store.commit_runtime_state(last)
     read = await store.load_session(FullGraph())
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(commit(1, append("x", parent="a"), checkpoint=STATES))
     await store.commit_runtime_state(last)
     await store.commit_runtime_state(commit(3, append("d", parent="c"), checkpoint=STATES))
@@ -284,8 +288,8 @@ async def test_a_history_that_differs_in_the_middle_is_read_anew(store, client):
 
 
 @broken_by(Lua("refresh", "if mark ~= '' and ", "if mark == '-' and "))
-async def test_a_commit_sent_again_after_a_failover_with_another_timestamp_is_read(store, client):
-    """A commit's meaning does not hold the times of its nodes."""
+async def test_a_refresh_detects_a_commit_sent_again_with_another_timestamp(store, client):
+    """The receipt of a commit does not cover the timestamps of its nodes."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
 
@@ -295,7 +299,7 @@ async def test_a_commit_sent_again_after_a_failover_with_another_timestamp_is_re
 
     await store.commit_runtime_state(sent("12:00"))
     read = await store.load_session(FullGraph())
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(sent("12:01"))
     assert [node.timestamp for node in (await store.refresh(read)).graph.nodes] == ["t", "12:01"]
     await store.commit_runtime_state(commit(2, append("c", parent="b"), checkpoint=STATES))
@@ -303,22 +307,22 @@ async def test_a_commit_sent_again_after_a_failover_with_another_timestamp_is_re
 
 
 @broken_by(Lua("refresh", "if mark ~= '' and ", "if mark == '-' and "))
-async def test_a_history_of_which_no_receipt_is_left_is_read_anew(store, client):
-    await forked_long_ago(store, client, 34)
+async def test_a_refresh_reloads_after_a_failover_older_than_all_receipts(store, client):
+    await check_reload_after_failover(store, client, 34)
 
 
-async def test_so_it_is_where_more_came_since_than_a_script_hands_over(store, client):
-    await forked_long_ago(store, client, 80)
+async def test_a_refresh_reloads_after_a_failover_with_more_nodes_than_one_reply_returns(store, client):
+    await check_reload_after_failover(store, client, 80)
 
 
-async def test_so_it_is_where_the_reader_does_not_hold_the_last_record(store, client):
-    """A path beside which the log ends."""
+async def test_a_refresh_of_a_path_without_the_last_record_detects_a_failover(store, client):
+    """The last record of the log is not on the path."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
     await store.commit_runtime_state(commit(1, append("y00", "leaf", parent="a"), checkpoint=STATES))
     await store.commit_runtime_state(commit(2, Append(chain("off", parent="a"), "leaf"), checkpoint=STATES))
     read = await store.load_session(ActivePath())
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(commit(1, append("x00", "leaf", parent="a"), checkpoint=STATES))
     await store.commit_runtime_state(commit(2, Append(chain("off", parent="a"), "leaf"), checkpoint=STATES))
     for at in range(40):
@@ -326,46 +330,46 @@ async def test_so_it_is_where_the_reader_does_not_hold_the_last_record(store, cl
     assert ids_of(await store.refresh(read)) == ["a", "x00", "leaf"]
 
 
-async def test_a_failover_between_the_two_trips_of_a_refresh_is_noticed(store, client):
+async def test_a_refresh_detects_a_failover_between_its_two_round_trips(store, client):
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
     await store.commit_runtime_state(commit(1, append("y00", parent="a"), checkpoint=STATES))
     read = await store.load_session(FullGraph())
     ids = [f"x{at:02}" for at in range(80)]
-    await failed_over(client, before)
+    await fail_over(client, before)
     for parent, name in zip(["a", *ids], ids, strict=False):
         await store.commit_runtime_state(commit(None, append(name, parent=parent), checkpoint=STATES))
-    after_it = await saved(client)
-    await failed_over(client, before)
+    after_failover = await saved(client)
+    await fail_over(client, before)
     await store.commit_runtime_state(commit(1, append("y00", parent="a"), checkpoint=STATES))
     for parent, name in zip(["y00", *ids], ids, strict=False):
         await store.commit_runtime_state(commit(None, append(name, parent=parent), checkpoint=STATES))
     run = store._namespace.run
 
-    async def then_it_fails_over(call, **more):
+    async def run_then_fail_over(call, **more):
         reply = await run(call, **more)
         if reply[0] == b"far":
-            await failed_over(client, after_it)
+            await fail_over(client, after_failover)
         return reply
 
-    store._namespace.run = then_it_fails_over
+    store._namespace.run = run_then_fail_over
     assert ids_of(await store.refresh(read)) == ["a", *ids]
 
 
-async def forked_long_ago(store, client, more):
-    """`more` commits after the failover, whose records are as long as those it took back."""
+async def check_reload_after_failover(store, client, more):
+    """After a failover come `more` commits. Their records are as long as the lost ones."""
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
     await store.commit_runtime_state(commit(1, append("y00", parent="a"), checkpoint=STATES))
     read = await store.load_session(FullGraph())
-    await failed_over(client, before)
+    await fail_over(client, before)
     ids = [f"x{at:02}" for at in range(more)]
     for parent, name in zip(["a", *ids], ids, strict=False):
         await store.commit_runtime_state(commit(None, append(name, parent=parent), checkpoint=STATES))
     assert ids_of(await store.refresh(read)) == ["a", *ids]
 
 
-async def test_a_commit_sent_again_with_another_time_of_any_node_is_read(store, client):
+async def test_a_refresh_detects_another_timestamp_of_a_node_before_the_last(store, client):
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
     before = await saved(client)
 
@@ -375,13 +379,13 @@ async def test_a_commit_sent_again_with_another_time_of_any_node_is_read(store, 
 
     await store.commit_runtime_state(sent("12:00"))
     read = await store.load_session(FullGraph())
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(sent("12:01"))
     assert [node.timestamp for node in (await store.refresh(read)).graph.nodes] == ["t", "12:01", "t"]
 
 
-async def test_so_it_is_of_one_that_was_known_before_the_last_refresh(store, client):
-    await pieces(store)
+async def test_a_second_refresh_detects_another_tombstone_behind_identical_facts(store, client):
+    await three_commits(store)
     before = await saved(client)
     last = commit(3, append("d", parent="c"), checkpoint=STATES)
     await store.tombstone_nodes(["a"])
@@ -390,7 +394,7 @@ async def test_so_it_is_of_one_that_was_known_before_the_last_refresh(store, cli
     read = await store.refresh(read)
     assert ids_of(read) == ["b", "c", "d"]
     facts = await client.hget(await key_of(client, "head"), "facts")
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.tombstone_nodes(["b"])
     await store.commit_runtime_state(last)
     await client.hset(await key_of(client, "head"), "facts", facts)
@@ -399,40 +403,40 @@ async def test_so_it_is_of_one_that_was_known_before_the_last_refresh(store, cli
 
 @broken_by(Lua("refresh", "hides = hides or not id", "hides = hides or false"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_a_tombstone_that_a_failover_took_back_is_taken_back(scope, store, client):
-    """Although there are as many of them as before."""
-    await pieces(store)
+async def test_a_refresh_restores_a_node_whose_tombstone_a_failover_lost(scope, store, client):
+    """The number of tombstones is the same as before the failover."""
+    await three_commits(store)
     before = await saved(client)
     await store.tombstone_nodes(["a"])
     read = await store.load_session(scope)
     assert ids_of(read) == ["b", "c"]
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.tombstone_nodes(["b"])
     expected = {"full": ["a", "c"], "path": ["c"]}["full" if scope == FullGraph() else "path"]
     assert ids_of(await store.refresh(read)) == expected
 
 
-# What is broken
+# Missing and damaged keys
 
 
 @broken_by(Lua("refresh", "wrong = wrong or now and torn(now, log, nodes, jumps, dead, state)", ""))
 @pytest.mark.parametrize("family", FAMILIES[1:])
-async def test_whatever_key_is_gone_a_refresh_says_which_though_nothing_is_new(family, open_cache, client):
-    await says_what_is_gone(family, open_cache, client, moved=False)
+async def test_a_refresh_without_a_new_commit_reports_the_missing_key(family, open_cache, client):
+    await check_missing_key(family, open_cache, client, moved=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_whatever_key_is_gone_a_refresh_says_which(family, open_cache, client):
-    await says_what_is_gone(family, open_cache, client, moved=True)
+async def test_a_refresh_after_a_new_commit_reports_the_missing_key(family, open_cache, client):
+    await check_missing_key(family, open_cache, client, moved=True)
 
 
-async def test_a_refresh_says_that_the_head_is_gone_though_nothing_is_new(open_cache, client):
-    await says_what_is_gone("head", open_cache, client, moved=False)
+async def test_a_refresh_without_a_new_commit_reports_a_missing_head(open_cache, client):
+    await check_missing_key("head", open_cache, client, moved=False)
 
 
-async def says_what_is_gone(family, open_cache, client, *, moved):
+async def check_missing_key(family, open_cache, client, *, moved):
     store = open_cache().session("chat")
-    await furnished(store)
+    await build_session(store)
     reads = [await store.load_session(scope) for scope in SCOPES]
     if moved:
         await open_cache().session("chat").commit_runtime_state(commit(3, append("i", parent="h"), checkpoint=STATES))
@@ -444,8 +448,8 @@ async def says_what_is_gone(family, open_cache, client, *, moved):
         assert (refused.value.kind, refused.value.key) == (family, lost.decode())
 
 
-async def test_a_session_without_a_head_is_none(store, client):
-    read = await pieces(store)
+async def test_a_refresh_of_a_session_without_a_head_returns_none(store, client):
+    read = await three_commits(store)
     await client.flushall()
     assert await store.refresh(read) is None
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=STATES))
@@ -454,9 +458,9 @@ async def test_a_session_without_a_head_is_none(store, client):
     assert await store.refresh(read) is None
 
 
-async def test_a_new_component_that_is_gone_is_told(open_cache, client):
+async def test_a_refresh_reports_a_missing_new_component(open_cache, client):
     store, writer = open_cache().session("chat"), open_cache().session("chat")
-    read = await pieces(store)
+    read = await three_commits(store)
     known = set(await blob_keys(client))
     states = replace(STATES, tool_state=tools("other"))
     await writer.commit_runtime_state(commit(3, append("d", parent="c"), checkpoint=states))
@@ -468,15 +472,15 @@ async def test_a_new_component_that_is_gone_is_told(open_cache, client):
 
 
 @pytest.mark.parametrize("place", [0, 3])
-async def test_a_damaged_record_is_corrupt_when_it_is_looked_at(place, store, client):
-    """One that is new, and one that was read before; the length is as it was."""
-    read = await pieces(store)
+async def test_a_refresh_raises_corrupt_on_access_to_a_damaged_new_record(place, store, client):
+    """A refresh does not fetch a record again that the read already has."""
+    read = await three_commits(store)
     await store.commit_runtime_state(commit(3, append("d", "e", parent="c"), checkpoint=STATES))
     log = await key_of(client, "log")
     record = await client.lindex(log, place)
     await client.lset(log, place, record[:-1] + bytes([record[-1] ^ 1]))
     refreshed = await store.refresh(read)
-    if place < 3:  # it is as it was read
+    if place < 3:  # the read has this record already
         assert [node.payload for node in refreshed.graph.nodes][place] == read.graph.nodes[place].payload
     else:
         with pytest.raises(Corrupt, match="checksum"):
@@ -484,9 +488,9 @@ async def test_a_damaged_record_is_corrupt_when_it_is_looked_at(place, store, cl
 
 
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-@pytest.mark.parametrize("damage", ["a record too short", "a leaf that is another node", "a jump nowhere"])
-async def test_damage_that_a_load_tells_a_refresh_tells(damage, scope, store, client):
-    await pieces(store)
+@pytest.mark.parametrize("damage", ["a record too short", "a leaf that is another node", "an invalid jump"])
+async def test_a_refresh_reports_the_same_damage_as_a_load(damage, scope, store, client):
+    await three_commits(store)
     read = await store.load_session(scope)
     await store.commit_runtime_state(commit(3, append("d", "e", parent="a"), checkpoint=STATES))
     if damage == "a record too short":
@@ -496,13 +500,13 @@ async def test_damage_that_a_load_tells_a_refresh_tells(damage, scope, store, cl
         await plant_fact(client, "leaf", 3)
     else:
         await client.lset(await key_of(client, "jumps"), -1, "3:9")
-    expected = await answer(store.load_session(scope))
-    assert await answer(store.refresh(read)) == expected
-    if (damage, scope) not in {("a record too short", ActivePath()), ("a jump nowhere", FullGraph())}:
+    expected = await outcome(store.load_session(scope))
+    assert await outcome(store.refresh(read)) == expected
+    if (damage, scope) not in {("a record too short", ActivePath()), ("an invalid jump", FullGraph())}:
         assert expected is Corrupt
 
 
-async def test_a_leaf_that_lenient_checks_let_pass_is_refused_by_a_strict_store(lenient, store):
+async def test_a_strict_refresh_refuses_a_leaf_that_lenient_checks_accept(lenient, store):
     await lenient.commit_runtime_state(commit(None, append("a", "b")))
     await lenient.tombstone_nodes(["b"])
     read = await lenient.load_session(ActivePath())
@@ -511,17 +515,17 @@ async def test_a_leaf_that_lenient_checks_let_pass_is_refused_by_a_strict_store(
         await store.refresh(read)
 
 
-# What a read may be
+# Accepted reads
 
 
 async def test_a_read_of_another_session_is_refused(cache, store):
-    read = await pieces(store)
+    read = await three_commits(store)
     with pytest.raises(SessionBindingMismatch):
         await cache.session("other").refresh(read)
 
 
-async def test_a_read_of_another_namespace_is_read_anew(open_cache, store):
-    read = await pieces(store)
+async def test_a_refresh_of_a_read_of_another_namespace_loads_the_session(open_cache, store):
+    read = await three_commits(store)
     other = open_cache(namespace="another").session("chat")
     assert await other.refresh(read) is None
     await other.commit_runtime_state(commit(None, append("x")))
@@ -532,9 +536,9 @@ async def test_a_read_of_another_namespace_is_read_anew(open_cache, store):
     lambda read: pickle.loads(pickle.dumps(read)), copy.copy, copy.deepcopy,
 ], ids=["pickled", "copied", "deeply copied"])  # fmt: skip
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_a_copy_is_refreshed_as_its_original_is(copied, scope, open_cache, client):
+async def test_a_copied_read_is_refreshed_like_its_original(copied, scope, open_cache, client):
     store = open_cache().session("chat")
-    read = copied(await pieces(store, scope))
+    read = copied(await three_commits(store, scope))
     again = open_cache().session("chat")
     assert await again.refresh(read) is read
     await store.commit_runtime_state(commit(3, append("d", parent="c"), checkpoint=STATES))
@@ -543,18 +547,18 @@ async def test_a_copy_is_refreshed_as_its_original_is(copied, scope, open_cache,
     assert refreshed.scope == scope
 
 
-@pytest.mark.parametrize("made_anew", [
+@pytest.mark.parametrize("rebuilt", [
     replace, lambda read: PersistedSessionRead.from_json(read.to_json()),
 ], ids=["replaced", "from JSON"])  # fmt: skip
-async def test_a_read_that_does_not_know_where_it_came_from_becomes_one_of_the_full_graph(made_anew, store):
-    await pieces(store)
+async def test_a_read_without_an_origin_is_refreshed_to_the_full_graph(rebuilt, store):
+    await three_commits(store)
     await store.commit_runtime_state(commit(3, append("d", parent="a"), checkpoint=STATES))
-    read = made_anew(await store.load_session(ActivePath()))
+    read = rebuilt(await store.load_session(ActivePath()))
     assert read.scope == FullGraph()
     assert ids_of(await store.refresh(read)) == ["a", "b", "c", "d"]
 
 
-async def test_links_by_id_alone_are_told_by_a_load(lenient):
+async def test_a_refresh_follows_links_by_id(lenient):
     await lenient.commit_runtime_state(commit(None, Append(chain("a", parent="nowhere"), "a")))
     await lenient.commit_runtime_state(commit(1, Append(chain("b", parent="later"), "b")))
     reads = [await lenient.load_session(scope) for scope in SCOPES]
@@ -570,7 +574,7 @@ async def test_links_by_id_alone_are_told_by_a_load(lenient):
     ]  # fmt: skip
 
 
-async def test_links_that_came_to_be_by_id_alone_are_told_by_a_load(lenient):
+async def test_a_refresh_follows_links_by_id_that_are_newer_than_the_read(lenient):
     await lenient.commit_runtime_state(commit(None, append("a")))
     read = await lenient.load_session(ActivePath())
     await lenient.commit_runtime_state(commit(1, Append(chain("b", parent="later"), "b")))
@@ -579,13 +583,13 @@ async def test_links_that_came_to_be_by_id_alone_are_told_by_a_load(lenient):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_both_protocols_tell_the_same(protocol, real_server):
+async def test_a_refresh_returns_the_same_over_both_protocols(protocol, real_server):
     writer = SessionCache(real_server.client(protocol=5 - protocol), "laws").session("chat")
     store = SessionCache(real_server.client(protocol=protocol), "laws").session("chat")
-    await furnished(writer)
+    await build_session(writer)
     reads = [await store.load_session(scope) for scope in SCOPES]
     assert [await store.refresh(read) for read in reads] == reads
-    await CHANGES["tombstones below new nodes"](writer)
+    await CHANGES["tombstones among new nodes"](writer)
     for read in reads:
         assert await store.refresh(read) == await writer.load_session(read.scope)
 
@@ -594,8 +598,8 @@ async def test_both_protocols_tell_the_same(protocol, real_server):
 
 
 @broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads key by key"))
-async def test_a_refresh_beside_commits_is_one_revision(open_cache):
-    """Of nodes that a script hands over and of more than that."""
+async def test_a_refresh_concurrent_with_commits_returns_one_revision(open_cache):
+    """Every fourth commit adds more nodes than one reply of the script returns."""
     last = 40
 
     def revision(number):
@@ -613,7 +617,7 @@ async def test_a_refresh_beside_commits_is_one_revision(open_cache):
         for number in range(2, last + 1):
             await store.commit_runtime_state(revision(number))
 
-    async def keep_up(scope):
+    async def refresh_until_last(scope):
         store = open_cache().session("chat")
         read = await store.load_session(scope)
         while read.head_revision < last:
@@ -631,17 +635,17 @@ async def test_a_refresh_beside_commits_is_one_revision(open_cache):
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(write())
         for scope in SCOPES[:2]:
-            tasks.create_task(keep_up(scope))
+            tasks.create_task(refresh_until_last(scope))
 
 
-async def test_two_refreshes_of_one_read_do_not_disturb_each_other(open_cache, client):
-    """They part where a failover made two histories."""
+async def test_two_refreshes_of_one_read_are_independent(open_cache, client):
+    """A failover between them gives the session two histories."""
     store = open_cache().session("chat")
-    read = await pieces(store)
+    read = await three_commits(store)
     before = await saved(client)
     await store.commit_runtime_state(commit(3, append("d", parent="c"), checkpoint=STATES))
     one = await store.refresh(read)
-    await failed_over(client, before)
+    await fail_over(client, before)
     await store.commit_runtime_state(commit(3, append("x", "y", parent="c"), checkpoint=STATES))
     other = await store.refresh(read)
     await store.commit_runtime_state(commit(4, append("z", parent="y"), checkpoint=STATES))
@@ -653,11 +657,11 @@ async def test_two_refreshes_of_one_read_do_not_disturb_each_other(open_cache, c
     assert [each.graph.node_index("x") for each in (read, one, other, third)] == [None, None, 3, 3]
 
 
-# What it costs
+# Cost
 
 
 async def long_session(cache: SessionCache, count: int) -> RedisSessionStore:
-    """`count` nodes in two commits; ids, times and revisions of one length whatever the count."""
+    """Commit `count` nodes in two commits. The lengths of ids, timestamps and revisions do not depend on `count`."""
     store = cache.session("chat")
     ids = list(numbered(count))
     await store.commit_runtime_state(commit(None, append(*ids[: count // 2]), checkpoint=STATES))
@@ -672,7 +676,7 @@ COUNTS = (10, 10_000)
 
 @broken_by(Lua("refresh", "return {'same', session}", "now.revision = now.revision"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_nothing_new_is_one_round_trip_of_a_few_hundred_bytes(scope, through_proxy, proxy, real_server):
+async def test_a_refresh_without_changes_is_one_small_round_trip(scope, through_proxy, proxy, real_server):
     for count in COUNTS:
         await real_server.client().flushall()
         store = await long_session(through_proxy(), count)
@@ -688,7 +692,7 @@ async def test_nothing_new_is_one_round_trip_of_a_few_hundred_bytes(scope, throu
 @pytest.mark.slow
 @broken_by(Python("session.reader:Reader.refresh", lambda _: lambda self, read: self.load(read.scope), "loads"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_new_nodes_cost_their_own_bytes_in_one_round_trip(scope, through_proxy, proxy, real_server):
+async def test_a_refresh_transfers_only_new_nodes_in_one_round_trip(scope, through_proxy, proxy, real_server):
     received = []
     for count in COUNTS:
         await real_server.client().flushall()
@@ -707,7 +711,7 @@ async def test_new_nodes_cost_their_own_bytes_in_one_round_trip(scope, through_p
 
 
 @broken_by(Lua("refresh", "now.length - known.length > limit or", "now.length - known.length > 63 or"))
-async def test_sixty_four_new_nodes_come_in_one_round_trip_and_more_in_two(through_proxy, proxy):
+async def test_64_new_nodes_take_one_round_trip_and_more_take_two(through_proxy, proxy):
     store = await long_session(through_proxy(), 10)
     read = await store.load_session(FullGraph())
     await store.refresh(read)
@@ -720,10 +724,10 @@ async def test_sixty_four_new_nodes_come_in_one_round_trip_and_more_in_two(throu
         assert seen.round_trips == trips
 
 
-async def test_a_path_that_freed_nodes_cut_is_refreshed_by_what_is_new(through_proxy, proxy):
-    """Old ones and new ones."""
+async def test_a_path_cut_by_vacuumed_nodes_is_refreshed_with_one_command(through_proxy, proxy):
+    """One vacuumed node is older than the read, and the other one is newer."""
     store = through_proxy().session("chat")
-    await pieces(store)
+    await three_commits(store)
     await store.tombstone_nodes(["a"])
     await store.vacuum()
     read = await store.load_session(ActivePath())
@@ -740,8 +744,8 @@ async def test_a_path_that_freed_nodes_cut_is_refreshed_by_what_is_new(through_p
 @pytest.mark.slow
 @broken_by(Python("protocol.stored_nodes:_SharedRecords.matches", lambda _: lambda *_: False, "copies each time"))
 @pytest.mark.parametrize("scope", SCOPES[:2], ids=["full", "path"])
-async def test_a_hundred_reads_of_one_session_hold_its_records_once(scope, store):
-    """Each of them kept, each refreshed twice, each of 3,000 nodes: a copy is 24 KB."""
+async def test_a_hundred_reads_of_one_session_share_its_records(scope, store):
+    """A copy of the 3,000 references of a read would take 24 KB."""
     ids = numbered(3000)
     await store.commit_runtime_state(commit(None, append(*ids[:-1]), checkpoint=STATES))
     await store.commit_runtime_state(commit(None, Append(chain("off", parent=ids[0]), ids[-2]), checkpoint=STATES))
@@ -765,10 +769,10 @@ async def test_a_hundred_reads_of_one_session_hold_its_records_once(scope, store
     assert taken < 100 * 12_000
 
 
-async def test_components_are_fetched_once_and_none_that_the_read_holds(through_proxy, proxy):
-    """Also where the process keeps none."""
+async def test_a_refresh_fetches_only_components_that_the_read_does_not_contain(through_proxy, proxy):
+    """The process caches no blobs."""
     store, writer = through_proxy(blob_cache_bytes=0).session("chat"), through_proxy().session("chat")
-    read = await pieces(writer)
+    read = await three_commits(writer)
     read = await store.load_session(FullGraph())
     await store.refresh(read)
     states = replace(STATES, execution_state=b"2")
@@ -789,9 +793,9 @@ async def test_components_are_fetched_once_and_none_that_the_read_holds(through_
 
 
 async def test_a_commit_after_a_refresh_is_one_round_trip(through_proxy, proxy):
-    """The handle has learned which components the head holds."""
+    """After the refresh, the handle knows the components of the head."""
     writer = through_proxy().session("chat")
-    read = await pieces(writer)
+    read = await three_commits(writer)
     cache = through_proxy()
     await cache.session("chat").load_head()
     store = cache.session("chat")
@@ -802,9 +806,9 @@ async def test_a_commit_after_a_refresh_is_one_round_trip(through_proxy, proxy):
 
 
 @broken_by(
-    Python("session.store:RedisSessionStore._seen", lambda _: lambda self, read: _as_it_is(read), "does not slide")
+    Python("session.store:RedisSessionStore._seen", lambda _: lambda self, read: _unchanged(read), "does not slide")
 )
-async def test_where_loads_slide_refreshes_slide(open_cache, client):
+async def test_a_refresh_extends_the_deadline_when_slide_on_load_is_set(open_cache, client):
     store = open_cache(ttl=100, slide_on_load=True).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     read = await store.load_session(FullGraph())
@@ -813,11 +817,11 @@ async def test_where_loads_slide_refreshes_slide(open_cache, client):
     assert await client.pttl(await key_of(client, "log")) > 90_000
 
 
-async def _as_it_is(read):
+async def _unchanged(read):
     return read
 
 
-def test_a_read_s_origin_is_not_part_of_what_it_says():
+def test_the_origin_of_a_read_is_not_in_its_repr_json_or_constructor():
     read = PersistedSessionRead("s", 1, PersistedSessionConfig(), SessionGraph())
     assert "_origin" not in repr(read)
     assert "_origin" not in read.to_json()
