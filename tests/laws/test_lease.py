@@ -1,4 +1,4 @@
-"""A lease is one worker's at a time: known by its token, counted at each change of hands, ended by one clock."""
+"""A lease has one holder at a time, a token, a generation that counts holders, and a deadline by the server's clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.builders import append, commit, facts_of, ids_of, key_of, too
 from tests.support.proxy import Action, on
 
 
-async def let_it_lapse(client, session_id: str = "chat") -> None:
+async def expire_lease(client, session_id: str = "chat") -> None:
     """Put the deadline of the stored lease into the past."""
     head = await key_of(client, "head", session_id)
     generation, _, rest = (await client.hget(head, "lease")).split(b" ", 2)
@@ -61,7 +61,7 @@ async def test_the_first_lease_of_a_session_has_generation_1_and_the_callers_tok
     assert 1900 < lease.remaining <= 2000
 
 
-async def test_a_lease_may_be_taken_before_there_is_a_head_and_after(store):
+async def test_a_lease_can_be_acquired_before_and_after_the_first_commit(store):
     assert (await (await store.acquire_lease("a")).release()) is None
     await store.commit_runtime_state(commit(None, append("a")))
     assert (await store.acquire_lease("b")).generation == 2
@@ -69,7 +69,7 @@ async def test_a_lease_may_be_taken_before_there_is_a_head_and_after(store):
 
 
 @broken_by(Lua("acquire", "if is_live and lease.owner ~= owner then", "if false then"))
-async def test_a_held_lease_is_busy_for_anybody_else(store, keyspace):
+async def test_acquiring_the_lease_of_another_owner_raises_lease_busy(store, keyspace):
     lease = await store.acquire_lease("first", ttl=60)
     before = await keyspace()
     with pytest.raises(LeaseBusy) as busy:
@@ -84,14 +84,14 @@ async def test_a_claim_sent_twice_is_one_claim(store, client):
     first = await store.acquire_lease("worker", token="mine")
     second = await store.acquire_lease("worker", token="mine")
     assert (second.generation, second.token) == (first.generation, first.token)
-    await let_it_lapse(client)
+    await expire_lease(client)
     await store.acquire_lease("other", token="theirs")
     assert (await store.acquire_lease("other", token="theirs")).generation == 2
 
 
 @broken_by(Lua("acquire", "'lease', write_lease(generation, deadline, token, owner)",
                "'lease', write_lease(generation, deadline, is_live and lease.token or token, owner)"))  # fmt: skip
-async def test_an_owner_that_asks_again_gets_a_new_token_and_the_old_one_is_worth_nothing(store):
+async def test_acquiring_again_returns_a_new_token_and_invalidates_the_old_one(store):
     old = await store.acquire_lease("worker", ttl=60)
     new = await store.acquire_lease("worker", ttl=1)
     assert (new.generation, new.displaced) == (1, None)
@@ -111,7 +111,7 @@ async def test_an_owner_that_asks_again_gets_a_new_token_and_the_old_one_is_wort
     Lua("acquire", "add64(lease and lease.generation or '0', '1')", "'1'"),
     Lua("release", "write_lease(lease.generation, 0, '', request)", "write_lease('0', 0, '', request)"),
 )
-async def test_each_change_of_hands_counts_one_and_the_count_survives_everything(store, open_cache, client):
+async def test_every_new_holder_increments_the_generation_across_commits_and_vacuum(store, open_cache, client):
     for generation in range(1, 4):
         lease = await store.acquire_lease(f"worker-{generation}")
         assert lease.generation == generation
@@ -123,15 +123,15 @@ async def test_each_change_of_hands_counts_one_and_the_count_survives_everything
     await store.tombstone_nodes(["a"])
     await store.vacuum()
     await store.gc_unreachable()
-    await let_it_lapse(client)
+    await expire_lease(client)
     elsewhere = open_cache().session("chat")
     assert (await elsewhere.acquire_lease("y")).generation == 5
 
 
 @broken_by(Lua("acquire", "lapsed and {'lapsed'", "false and {'lapsed'"))
-async def test_taking_a_lapsed_lease_over_tells_whose_it_was(store, client):
+async def test_acquiring_an_expired_lease_returns_its_previous_holder(store, client):
     await store.acquire_lease("dead worker", ttl=60)
-    await let_it_lapse(client)
+    await expire_lease(client)
     lease = await store.acquire_lease("next")
     assert lease.displaced == LeaseInfo("dead worker", 1, 1.0)
     assert (await store.acquire_lease("next")).displaced is None
@@ -140,13 +140,13 @@ async def test_taking_a_lapsed_lease_over_tells_whose_it_was(store, client):
 
 
 @broken_by(Lua("acquire", "lease.deadline > now", "true"))
-async def test_a_lease_whose_time_is_up_is_free(store):
+async def test_an_expired_lease_can_be_acquired(store):
     await store.acquire_lease("first", ttl=0.05)
     await asyncio.sleep(0.1)
     assert (await store.acquire_lease("second")).generation == 2
 
 
-async def test_of_many_first_claims_through_many_handles_exactly_one_wins(open_cache):
+async def test_exactly_one_of_many_concurrent_first_claims_succeeds(open_cache):
     caches = [open_cache() for _ in range(4)]
     claims = [
         cache.session("chat").acquire_lease(f"w{at}-{task}") for at, cache in enumerate(caches) for task in (1, 2)
@@ -155,7 +155,7 @@ async def test_of_many_first_claims_through_many_handles_exactly_one_wins(open_c
     assert sorted(type(each).__name__ for each in results) == ["Lease"] + ["LeaseBusy"] * 7
 
 
-async def test_waiting_for_a_lease_gets_it_when_it_is_released(store, open_cache):
+async def test_a_waiting_worker_acquires_the_lease_when_it_is_released(store, open_cache):
     lease = await store.acquire_lease("first")
     waiting = asyncio.create_task(open_cache().session("chat").acquire_lease("second", wait=20.0))
     await asyncio.sleep(0.05)
@@ -171,7 +171,7 @@ async def test_waiting_for_a_lease_gets_it_when_it_is_released(store, open_cache
         (("w", 1e12), "ttl"),
     ],
 )  # fmt: skip
-async def test_a_claim_that_makes_no_sense_names_its_field_and_writes_nothing(arguments, field, store, keyspace):
+async def test_an_invalid_claim_is_refused_by_its_field_and_writes_nothing(arguments, field, store, keyspace):
     with pytest.raises(InvalidRecord) as refused:
         await store.acquire_lease(*arguments)
     assert refused.value.field == field
@@ -179,12 +179,12 @@ async def test_a_claim_that_makes_no_sense_names_its_field_and_writes_nothing(ar
 
 
 @pytest.mark.parametrize("token", ["", "a b", "é", "x" * 129, "a\n"])
-async def test_a_token_is_visible_ascii(token, store):
+async def test_a_token_must_be_visible_ascii(token, store):
     with pytest.raises(InvalidRecord, match="token"):
         await store.acquire_lease("w", token=token)
 
 
-async def test_a_number_too_long_to_show_names_its_field(store):
+async def test_a_number_too_long_to_print_is_refused_by_its_field(store):
     lease, huge = await store.acquire_lease("worker"), 10**5_000
     for field, call in (
         ("ttl", lambda: store.acquire_lease("worker", huge)),
@@ -200,7 +200,7 @@ async def test_a_number_too_long_to_show_names_its_field(store):
 
 
 @pytest.mark.parametrize("owner", ["host name with blanks", "a\nb", "ünïcode ✓", "7 8 9", "x" * 60_000])
-async def test_any_text_may_name_an_owner(owner, store, client):
+async def test_any_text_is_a_valid_owner(owner, store, client):
     lease = await store.acquire_lease(owner)
     with pytest.raises(LeaseBusy) as busy:
         await store.acquire_lease("other")
@@ -215,7 +215,7 @@ async def test_any_text_may_name_an_owner(owner, store, client):
 
 
 @broken_by(Lua("renew", "write_lease(lease.generation, deadline", "write_lease(lease.generation, lease.deadline"))
-async def test_renewing_moves_the_deadline_and_nothing_else(store):
+async def test_renewing_changes_only_the_deadline(store):
     lease = await store.acquire_lease("worker", ttl=5)
     token, deadline = lease.token, lease.deadline
     assert await lease.renew(ttl=100) is lease
@@ -225,7 +225,7 @@ async def test_renewing_moves_the_deadline_and_nothing_else(store):
 
 
 @broken_by(Lua("renew", "math.max(lease.deadline, now + ttl)", "now + ttl"))
-async def test_renewing_for_less_ends_no_earlier(store):
+async def test_renewing_with_a_shorter_ttl_does_not_shorten_the_lease(store):
     lease = await store.acquire_lease("worker", ttl=100)
     deadline = lease.deadline
     await lease.renew(ttl=1)
@@ -233,9 +233,9 @@ async def test_renewing_for_less_ends_no_earlier(store):
 
 
 @broken_by(Lua("renew", "return lease.deadline <= now and 'expired' or nil", "return nil"))
-async def test_a_lease_whose_time_is_up_is_not_revived(store, keyspace, client):
+async def test_an_expired_lease_cannot_be_renewed(store, keyspace, client):
     lease = await store.acquire_lease("worker")
-    await let_it_lapse(client)
+    await expire_lease(client)
     before = await keyspace()
     with pytest.raises(LeaseLost) as lost:
         await lease.renew()
@@ -244,9 +244,9 @@ async def test_a_lease_whose_time_is_up_is_not_revived(store, keyspace, client):
 
 
 @broken_by(Lua("release", "if lease.token ~= token or lease.owner ~= owner then return 'taken' end", ""))
-async def test_a_release_that_comes_late_clears_no_successor(store, keyspace, client):
+async def test_a_late_release_does_not_release_the_lease_of_a_successor(store, keyspace, client):
     stale = await store.acquire_lease("first")
-    await let_it_lapse(client)
+    await expire_lease(client)
     held = await store.acquire_lease("second")
     before = await keyspace()
     for _ in range(2):
@@ -268,7 +268,7 @@ async def test_a_second_release_is_refused(store):
 
 
 @broken_by(Lua("release", "lease.owner == request", "false"))
-async def test_a_release_whose_reply_is_lost_is_no_loss(proxy, through_proxy):
+async def test_a_release_whose_reply_is_lost_succeeds(proxy, through_proxy):
     cache = through_proxy()
     await cache.preload()
     store = cache.session("chat")
@@ -281,15 +281,15 @@ async def test_a_release_whose_reply_is_lost_is_no_loss(proxy, through_proxy):
     assert (await store.acquire_lease("other")).displaced is None
 
 
-async def test_a_token_without_its_owner_renews_nothing(store):
+async def test_renewing_with_the_token_and_another_owner_is_refused(store):
     lease = await store.acquire_lease("worker", token="known")
-    foreign = Lease("chat", "somebody", "known", 1, 0.0)
+    foreign = Lease("chat", "other", "known", 1, 0.0)
     with pytest.raises(LeaseLost):
         await store.adopt_lease(foreign).renew()
     await lease.renew()
 
 
-async def test_a_block_releases_its_lease_at_the_end_and_when_it_fails(store):
+async def test_a_with_block_releases_its_lease_on_success_and_on_error(store):
     async with await store.acquire_lease("first"):
         assert (await store.load_lease()).owner == "first"
     with pytest.raises(ZeroDivisionError):
@@ -299,20 +299,20 @@ async def test_a_block_releases_its_lease_at_the_end_and_when_it_fails(store):
     assert (await store.acquire_lease("third")).generation == 3
 
 
-async def test_a_block_that_lost_its_lease_leaves_the_successor_alone(store, client):
+async def test_a_with_block_that_lost_its_lease_keeps_the_lease_of_a_successor(store, client):
     async with await store.acquire_lease("first"):
-        await let_it_lapse(client)
+        await expire_lease(client)
         held = await store.acquire_lease("second")
     await held.renew()
 
 
-# Looking
+# Inspecting
 
 
-async def test_looking_at_a_lease_changes_nothing_and_shows_one_that_ran_out(store, keyspace, client):
+async def test_load_lease_changes_nothing_and_returns_an_expired_lease(store, keyspace, client):
     assert await store.load_lease() is None
     await store.acquire_lease("worker")
-    await let_it_lapse(client)
+    await expire_lease(client)
     before = await keyspace()
     assert await store.load_lease() == LeaseInfo("worker", 1, 1.0)
     assert await keyspace() == before
@@ -331,7 +331,7 @@ async def test_a_commit_whose_lease_is_lost_is_refused_and_changes_nothing(how, 
     elif how == "gone":
         await client.hdel(await key_of(client, "head"), "lease")
     else:
-        await let_it_lapse(client)
+        await expire_lease(client)
     if how == "taken":
         await store.acquire_lease("other")
     before = await keyspace()
@@ -342,7 +342,7 @@ async def test_a_commit_whose_lease_is_lost_is_refused_and_changes_nothing(how, 
 
 
 @broken_by(Lua("commit", "or lease.generation ~= generation and 'taken' or nil", ""))
-async def test_a_commit_must_name_the_generation_too(store):
+async def test_a_commit_with_another_generation_of_its_lease_is_refused(store):
     lease = await store.acquire_lease("worker")
     await store.commit_runtime_state(commit(None, append("a"), lease=lease))
     lease.generation += 1
@@ -350,7 +350,7 @@ async def test_a_commit_must_name_the_generation_too(store):
         await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
 
 
-async def test_a_commit_under_a_lease_leaves_the_lease_as_it_was(store, client):
+async def test_a_commit_under_a_lease_leaves_the_lease_unchanged(store, client):
     lease = await store.acquire_lease("worker")
     before = await stored_lease(client)
     await store.commit_runtime_state(commit(None, append("a"), lease=lease))
@@ -359,7 +359,7 @@ async def test_a_commit_under_a_lease_leaves_the_lease_as_it_was(store, client):
     assert await stored_lease(client) == before
 
 
-async def test_who_may_commit_is_decided_by_the_revision_alone(store):
+async def test_a_lease_neither_bypasses_the_revision_check_nor_blocks_other_commits(store):
     lease = await store.acquire_lease("worker")
     await store.commit_runtime_state(commit(None, append("a")))
     with pytest.raises(HeadRevisionConflict):
@@ -367,19 +367,19 @@ async def test_who_may_commit_is_decided_by_the_revision_alone(store):
     await store.commit_runtime_state(commit(1, append("b", parent="a")))
 
 
-async def test_a_lost_lease_is_told_before_a_receipt_which_it_then_mentions(store, client):
+async def test_a_lost_lease_is_reported_before_a_replay_with_the_replayed_revision(store, client):
     lease = await store.acquire_lease("worker")
     made = commit(None, append("a"), lease=lease)
     await store.commit_runtime_state(made)
     await store.commit_runtime_state(commit(1, append("b", parent="a")))
     assert (await store.commit_runtime_state(made)).replayed
-    await let_it_lapse(client)
+    await expire_lease(client)
     with pytest.raises(LeaseLost) as lost:
         await store.commit_runtime_state(made)
     assert (lost.value.reason, lost.value.revision) == ("expired", 1)
 
 
-async def test_a_lease_is_no_part_of_what_a_commit_means(store):
+async def test_a_retry_without_the_lease_of_the_commit_is_a_replay(store):
     made = commit(None, append("a"), lease=await store.acquire_lease("worker"))
     await store.commit_runtime_state(made)
     again = replace(made, lease=None)
@@ -387,14 +387,14 @@ async def test_a_lease_is_no_part_of_what_a_commit_means(store):
 
 
 @broken_by(Lua("commit", "local frees = is_claim(held_lease, releases)", "local frees = false"))
-async def test_a_commit_may_release_its_lease_with_it(store):
+async def test_a_commit_can_release_its_lease(store):
     lease = await store.acquire_lease("worker")
     await store.commit_runtime_state(commit(None, append("a"), releases=lease))
     assert await store.load_lease() is None
     assert (await store.acquire_lease("next")).generation == 2
 
 
-async def test_a_refused_commit_releases_nothing(store):
+async def test_a_refused_commit_does_not_release_its_lease(store):
     lease = await store.acquire_lease("worker")
     with pytest.raises(HeadRevisionConflict):
         await store.commit_runtime_state(commit(7, append("a"), releases=lease))
@@ -402,15 +402,15 @@ async def test_a_refused_commit_releases_nothing(store):
 
 
 @broken_by(Lua("commit", "if frees then", "if held_lease then"))
-async def test_a_commit_with_a_stale_release_stands_and_leaves_the_successor_alone(store, client):
+async def test_a_commit_that_releases_a_lost_lease_keeps_the_lease_of_a_successor(store, client):
     stale = await store.acquire_lease("first")
-    await let_it_lapse(client)
+    await expire_lease(client)
     held = await store.acquire_lease("second")
     await store.commit_runtime_state(commit(None, append("a"), releases=stale))
     await held.renew()
 
 
-async def test_a_replayed_commit_releases_its_lease_all_the_same(store):
+async def test_a_replayed_commit_releases_its_lease(store):
     first = commit(None, append("a"))
     await store.commit_runtime_state(first)
     lease = await store.acquire_lease("worker")
@@ -420,7 +420,7 @@ async def test_a_replayed_commit_releases_its_lease_all_the_same(store):
     assert (await store.commit_runtime_state(again)).replayed
 
 
-async def test_a_replayed_commit_whose_lease_cannot_be_released_does_not_deny_the_commit(store, monkeypatch):
+async def test_a_replay_whose_release_fails_reports_that_the_commit_was_made(store, monkeypatch):
     first = commit(None, append("a"))
     await store.commit_runtime_state(first)
     again = replace(first, releases=await store.acquire_lease("worker"))
@@ -432,7 +432,7 @@ async def test_a_replayed_commit_whose_lease_cannot_be_released_does_not_deny_th
     assert await store.load_lease() is None
 
 
-async def test_a_commit_names_one_lease_and_of_its_own_session(store, open_cache):
+async def test_a_commit_accepts_only_one_lease_and_only_of_its_session(store, open_cache):
     lease = await store.acquire_lease("worker")
     with pytest.raises(InvalidRecord, match="releases"):
         await store.commit_runtime_state(commit(None, append("a"), lease=lease, releases=lease))
@@ -444,10 +444,10 @@ async def test_a_commit_names_one_lease_and_of_its_own_session(store, open_cache
             await other.commit_runtime_state(commit(None, append("a"), session_id="other", **{name: lease}))
 
 
-# The session around it
+# The session of a lease
 
 
-async def test_a_lease_survives_commits_touches_and_meta(store, client):
+async def test_commits_and_touches_leave_the_lease_unchanged(store, client):
     lease = await store.acquire_lease("worker")
     before = await stored_lease(client)
     await store.commit_runtime_state(commit(None, append("a")))
@@ -456,7 +456,7 @@ async def test_a_lease_survives_commits_touches_and_meta(store, client):
     assert await stored_lease(client) == before
 
 
-async def test_a_session_that_is_nothing_but_a_lease_is_no_session_yet_and_dies_in_time(store, cache, client):
+async def test_a_session_with_only_a_lease_does_not_exist_yet_and_expires(store, cache, client):
     await store.acquire_lease("worker", ttl=60)
     assert await store.load_session(FullGraph()) is None
     assert await store.load_head() is None
@@ -473,7 +473,7 @@ async def test_a_session_that_is_nothing_but_a_lease_is_no_session_yet_and_dies_
     Lua("renew", "redis.call('PEXPIREAT', head, deadline + remains)", "redis.call('PEXPIREAT', head, deadline)"),
     Lua("renew", "'PEXPIREAT', head, deadline + remains)", "'PEXPIREAT', head, now + ttl + remains)"),
 )
-async def test_a_head_that_is_nothing_but_a_lease_outlives_each_renewal_by_a_day(store, client):
+async def test_a_head_with_only_a_lease_expires_one_day_after_its_longest_renewal(store, client):
     lease = await store.acquire_lease("worker", ttl=60)
     head = await key_of(client, "head")
     for ttl, lives in ((4_000, 90_400_000), (1, 90_400_000), (8_000, 94_400_000)):
@@ -487,7 +487,7 @@ async def test_a_head_that_is_nothing_but_a_lease_outlives_each_renewal_by_a_day
     Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not facts"),
     Lua("renew", "is_alone = not (facts or stored[3])", "is_alone = not stored[3]"),
 )
-async def test_renewing_the_lease_of_a_session_that_never_expires_gives_it_no_deadline(cache, client):
+async def test_renewing_a_lease_sets_no_deadline_on_a_session_without_one(cache, client):
     created = await cache.create(SessionStoreCreateRequest("created"))
     written = cache.session("written")
     await written.commit_runtime_state(commit(None, append("a"), session_id="written"))
@@ -496,7 +496,7 @@ async def test_renewing_the_lease_of_a_session_that_never_expires_gives_it_no_de
         assert await client.pttl(await key_of(client, "head", store.session_id)) == -1
 
 
-async def test_a_lease_dies_with_its_session(store, cache):
+async def test_leases_of_a_deleted_session_raise_session_deleted(store, cache):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker")
     await cache.delete("chat")
@@ -511,7 +511,7 @@ async def test_a_lease_dies_with_its_session(store, cache):
             await call()
 
 
-async def test_a_deleted_session_begins_anew_with_generation_1(open_cache):
+async def test_a_session_recreated_after_deletion_starts_at_generation_1(open_cache):
     cache = open_cache(deletion_marker_ttl=0)
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -521,8 +521,8 @@ async def test_a_deleted_session_begins_anew_with_generation_1(open_cache):
     assert (await store.acquire_lease("c")).generation == 1
 
 
-@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
-async def test_a_held_lease_keeps_its_session_alive(open_cache, client):
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _do_nothing, "touches nothing"))
+async def test_acquiring_and_renewing_a_lease_extend_the_deadline_of_its_session(open_cache, client):
     store = open_cache(ttl=10).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     await client.pexpire(await key_of(client, "head"), 2_000)
@@ -540,7 +540,7 @@ async def test_a_held_lease_keeps_its_session_alive(open_cache, client):
     Lua("commit", "not frees and held_lease, now)", "false, now)"),
     Lua("touch", "default_ttl, lease, now)", "default_ttl, false, now)"),
 )
-async def test_a_session_that_lives_shorter_than_its_lease_does_not_end_before_it(cache, client):
+async def test_a_session_with_a_short_ttl_does_not_expire_before_its_lease(cache, client):
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")), ttl=0.3)
     lease = await store.acquire_lease("worker", ttl=60)
@@ -555,8 +555,8 @@ async def test_a_session_that_lives_shorter_than_its_lease_does_not_end_before_i
     assert await client.pttl(await key_of(client, "head")) <= 300
 
 
-@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _nothing, "touches nothing"))
-async def test_so_it_is_of_a_session_that_has_only_meta(cache, client):
+@broken_by(Python("session.leasing:Leasing._outlive", lambda _: _do_nothing, "touches nothing"))
+async def test_a_session_with_only_meta_does_not_expire_before_its_lease(cache, client):
     store = await cache.create(SessionStoreCreateRequest("chat"), ttl=0.3)
     lease = await store.acquire_lease("worker", ttl=60)
     assert await client.pttl(await key_of(client, "head")) > 50_000
@@ -567,12 +567,12 @@ async def test_so_it_is_of_a_session_that_has_only_meta(cache, client):
     assert await client.pttl(await key_of(client, "head")) > 50_000
 
 
-async def _nothing(*arguments):
+async def _do_nothing(*arguments):
     return None
 
 
 @pytest.mark.parametrize("family", ["log", "nodes", "head"])
-async def test_a_torn_session_gives_no_lease(family, store, client):
+async def test_acquiring_a_lease_of_a_session_with_a_missing_key_is_refused(family, store, client):
     await store.commit_runtime_state(commit(None, append("a")))
     key = await key_of(client, family)
     await client.delete(key)
@@ -585,7 +585,7 @@ async def test_a_torn_session_gives_no_lease(family, store, client):
 @pytest.mark.parametrize(
     "planted", [b"", b"x", b"-1 5 t o", b"1 5", b"9223372036854775808 5 t o", b"1 9999999999999999 t o", b"1.5 5 t o"]
 )
-async def test_an_unreadable_lease_is_corrupt_and_stays_as_it_is(planted, store, client, keyspace):
+async def test_an_undecodable_lease_is_corrupt_and_never_overwritten(planted, store, client, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker")
     await client.hset(await key_of(client, "head"), "lease", planted)
@@ -603,7 +603,7 @@ async def test_an_unreadable_lease_is_corrupt_and_stays_as_it_is(planted, store,
     assert await keyspace() == before
 
 
-async def test_generations_count_to_the_end_and_never_wrap(store, client, keyspace):
+async def test_generations_count_up_to_the_maximum_and_never_wrap(store, client, keyspace):
     await store.commit_runtime_state(commit(None, append("a")))
     head = await key_of(client, "head")
     await client.hset(head, "lease", b"9007199254740993 0  ")
@@ -615,10 +615,10 @@ async def test_generations_count_to_the_end_and_never_wrap(store, client, keyspa
     assert await keyspace() == before
 
 
-# Outside Python
+# Copies and other processes
 
 
-async def test_a_lease_travels_as_json_and_is_adopted_elsewhere(store, open_cache):
+async def test_a_lease_can_be_sent_as_json_and_adopted_by_another_process(store, open_cache):
     lease = await store.acquire_lease("worker", ttl=60)
     text = json.dumps(lease.to_json())
     sent = Lease.from_json(json.loads(text))
@@ -633,7 +633,7 @@ async def test_a_lease_travels_as_json_and_is_adopted_elsewhere(store, open_cach
         open_cache().session("other").adopt_lease(sent)
 
 
-async def test_an_adopted_lease_is_kept_by_who_adopts_it(store, open_cache):
+async def test_an_adopted_lease_can_be_renewed_in_the_background_and_released(store, open_cache):
     sent = Lease.from_json((await store.acquire_lease("worker", ttl=60)).to_json())
     adopted = open_cache().session("chat").adopt_lease(sent)
     async with adopted.renewing():
@@ -645,7 +645,7 @@ async def test_an_adopted_lease_is_kept_by_who_adopts_it(store, open_cache):
     assert lost.value.reason == "released"
 
 
-async def test_a_lease_is_copied_with_its_store_and_pickled_without(store):
+async def test_a_copied_lease_keeps_its_store_and_a_pickled_lease_does_not(store):
     lease = await store.acquire_lease("worker", ttl=60)
     made = commit(None, append("a"), lease=lease)
     for same in (copy.copy(lease), copy.deepcopy(lease), copy.deepcopy(made).lease):
@@ -657,7 +657,7 @@ async def test_a_lease_is_copied_with_its_store_and_pickled_without(store):
         await store.adopt_lease(sent).renew()
 
 
-async def test_what_is_adopted_is_a_lease(store):
+async def test_adopting_an_invalid_lease_is_refused_by_its_field(store):
     lease = await store.acquire_lease("worker", ttl=60)
     claim = LeaseClaim("chat", "worker", lease.token, lease.generation, lease.deadline)
     for wrong, field in ((claim, "lease"), (None, "lease"), (replace(lease, ttl=-1.0), "lease.ttl")):
@@ -666,14 +666,14 @@ async def test_what_is_adopted_is_a_lease(store):
         assert caught.value.field == field
 
 
-async def test_a_commit_is_written_without_its_lease(store):
+async def test_the_json_and_repr_of_a_commit_omit_its_lease(store):
     made = commit(None, append("a"), lease=await store.acquire_lease("worker", token="secret"))
     assert "secret" not in json.dumps(made.to_json())
     assert RuntimeCommit.from_json(made.to_json()).lease is None
     assert "secret" not in repr(made)
 
 
-def test_the_errors_of_leases_survive_pickling():
+def test_lease_errors_survive_pickling():
     for error in (LeaseBusy("s", "o", 3, 1.5), LeaseLost("s", "o", "taken", 7)):
         sent = pickle.loads(pickle.dumps(error))
         assert (type(sent), vars(sent), str(sent)) == (type(error), vars(error), str(error))
@@ -683,7 +683,7 @@ def test_the_errors_of_leases_survive_pickling():
 
 
 @pytest.mark.slow
-async def test_a_lease_is_kept_while_a_block_takes_longer_than_it(store):
+async def test_a_renewing_block_keeps_its_lease_beyond_the_ttl(store):
     async with await store.acquire_lease("worker", ttl=1.5) as lease:
         async with lease.renewing():
             await asyncio.sleep(3)
@@ -692,13 +692,13 @@ async def test_a_lease_is_kept_while_a_block_takes_longer_than_it(store):
     assert await store.load_lease() is None
 
 
-async def test_a_block_ends_with_lease_lost_when_its_lease_is_taken(store, client):
+async def test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken(store, client):
     lease = await store.acquire_lease("worker", ttl=0.3)
     reached: list[Lease | str] = []
 
     async def work() -> None:
         async with lease.renewing():
-            await let_it_lapse(client)
+            await expire_lease(client)
             reached.append(await store.acquire_lease("other", ttl=60))
             await asyncio.sleep(20)
             reached.append("the end")
@@ -711,7 +711,7 @@ async def test_a_block_ends_with_lease_lost_when_its_lease_is_taken(store, clien
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_block_ends_when_its_session_is_deleted(store, cache):
+async def test_a_renewing_block_raises_session_deleted_when_its_session_is_deleted(store, cache):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker", ttl=0.3)
 
@@ -724,7 +724,7 @@ async def test_a_block_ends_when_its_session_is_deleted(store, cache):
         await work()
 
 
-async def test_a_block_ends_when_its_lease_becomes_unreadable(store, client):
+async def test_a_renewing_block_raises_corrupt_when_its_lease_becomes_undecodable(store, client):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker", ttl=0.3)
 
@@ -737,8 +737,8 @@ async def test_a_block_ends_when_its_lease_becomes_unreadable(store, client):
         await work()
 
 
-@broken_by(Python("session.lease:Lease.renew", lambda _: _unreachable, "never gets through"))
-async def test_a_block_that_needs_no_longer_than_its_lease_sees_renewals(store):
+@broken_by(Python("session.lease:Lease.renew", lambda _: _unreachable, "never reaches the server"))
+async def test_a_renewing_block_does_not_lose_its_lease_at_the_first_deadline(store):
     lease = await store.acquire_lease("worker", ttl=0.5)
     async with lease.renewing():
         await asyncio.sleep(0.9)
@@ -748,7 +748,7 @@ async def _unreachable(lease, ttl=None):
     raise BackendError("unreachable")
 
 
-async def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_up(store, monkeypatch):
+async def test_a_renewing_block_raises_lease_lost_when_renewals_fail_until_the_deadline(store, monkeypatch):
     lease = await store.acquire_lease("worker", ttl=0.3)
     monkeypatch.setattr(Lease, "renew", _unreachable)
     with pytest.raises(LeaseLost) as lost:
@@ -757,7 +757,7 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_up(store,
     assert lost.value.reason == "expired"
 
 
-async def test_what_a_block_raises_comes_out_as_it_is(store):
+async def test_a_renewing_block_propagates_errors_and_cancellation_unchanged(store):
     lease = await store.acquire_lease("worker", ttl=0.3)
     with pytest.raises(ZeroDivisionError):
         async with lease.renewing():
@@ -777,8 +777,8 @@ async def _hold(lease):
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-async def test_a_block_ends_though_a_cancellation_is_swallowed(is_lost, store, monkeypatch):
-    """As `asyncio.wait_for` does before Python 3.12 when what it waits for is done at the same moment."""
+async def test_a_renewing_block_ends_when_a_cancellation_is_swallowed(is_lost, store, monkeypatch):
+    """Before Python 3.12, `asyncio.wait_for` swallows a cancellation that arrives when its task completes."""
     lease = await store.acquire_lease("worker", ttl=60)
     reached = asyncio.Event()
 
@@ -786,34 +786,34 @@ async def test_a_block_ends_though_a_cancellation_is_swallowed(is_lost, store, m
         reached.set()
         if is_lost:
             raise LeaseLost("chat", "worker", "taken")
-        await _swallowing()
+        await _swallow_cancellation()
 
     monkeypatch.setattr(Lease, "renew", renew)
     async with asyncio.timeout(5):
         async with lease.renewing(0.01):
-            await (_swallowing() if is_lost else reached.wait())
+            await (_swallow_cancellation() if is_lost else reached.wait())
     assert asyncio.current_task().cancelling() == 0
 
 
-async def _swallowing():
+async def _swallow_cancellation():
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(20)
 
 
 @pytest.mark.parametrize("every", [0, -1, 0.2, "x", float("nan")])
-async def test_renewals_come_at_least_three_times_in_a_lease(every, store):
+async def test_a_renewal_interval_must_be_positive_and_at_most_a_third_of_the_ttl(every, store):
     lease = await store.acquire_lease("worker", ttl=0.5)
     with pytest.raises(InvalidRecord, match="every"):
         async with lease.renewing(every=every):
             pass
 
 
-# Every order
+# Random orders of operations
 
 
 @dataclass
-class Lane:
-    """What the laws say of one session's lease."""
+class Model:
+    """The expected state of the lease of one session."""
 
     generation: int = 0
     holder: Lease | None = None
@@ -826,7 +826,7 @@ class Lane:
 
 STEPS = st.tuples(
     st.sampled_from(
-        ["acquire", "ask again", "renew", "release", "lapse", "commit", "commit and release", "plain commit"]
+        ["acquire", "acquire again", "renew", "release", "expire", "commit", "commit and release", "plain commit"]
     ),
     st.integers(0, 2),
     st.integers(0, 7),
@@ -836,50 +836,50 @@ SESSIONS = count()
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=5, max_size=30))
-async def test_any_order_of_claims_renewals_releases_and_commits_goes_by_the_laws(cache, client, steps):
-    name = f"lane-{next(SESSIONS)}"
-    store, lane, leases = cache.session(name), Lane(), list[Lease]()
+async def test_leases_match_a_model_in_any_order_of_operations(cache, client, steps):
+    name = f"model-{next(SESSIONS)}"
+    store, model, leases = cache.session(name), Model(), list[Lease]()
     for step, worker, which in steps:
         owner = f"worker {worker}"
         lease = leases[-1 - which % len(leases)] if leases else None
-        if step == "lapse":
-            if lane.is_live:
-                await let_it_lapse(client, name)
-                lane.is_live = False
-        elif step in ("acquire", "ask again") or lease is None:
-            again = step == "ask again" and lease is not None
+        if step == "expire":
+            if model.is_live:
+                await expire_lease(client, name)
+                model.is_live = False
+        elif step in ("acquire", "acquire again") or lease is None:
+            again = step == "acquire again" and lease is not None
             token = lease.token if again else None
             owner = lease.owner if again else owner
-            if lane.is_live and lane.holder.owner != owner:
+            if model.is_live and model.holder.owner != owner:
                 with pytest.raises(LeaseBusy) as busy:
                     await store.acquire_lease(owner, token=token)
-                assert (busy.value.owner, busy.value.generation) == (lane.holder.owner, lane.generation)
+                assert (busy.value.owner, busy.value.generation) == (model.holder.owner, model.generation)
                 continue
             got = await store.acquire_lease(owner, token=token)
-            lane.generation += 0 if lane.is_live else 1
-            displaced = lane.holder.owner if lane.holder is not None and not lane.is_live else None
-            assert (got.generation, got.displaced and got.displaced.owner) == (lane.generation, displaced)
-            lane.holder, lane.is_live = got, True
+            model.generation += 0 if model.is_live else 1
+            displaced = model.holder.owner if model.holder is not None and not model.is_live else None
+            assert (got.generation, got.displaced and got.displaced.owner) == (model.generation, displaced)
+            model.holder, model.is_live = got, True
             leases.append(got)
         elif step in ("renew", "release"):
-            if not lane.accepts(lease):
+            if not model.accepts(lease):
                 with pytest.raises(LeaseLost):
                     await getattr(lease, step)()
                 continue
             await getattr(lease, step)()
             if step == "release":
-                lane.holder, lane.is_live = None, False
+                model.holder, model.is_live = None, False
         else:
             named = {"commit": {"lease": lease}, "commit and release": {"releases": lease}, "plain commit": {}}[step]
-            made = commit(lane.revision, session_id=name, **named)
-            if step == "commit" and not (lane.accepts(lease) and lease.generation == lane.generation):
+            made = commit(model.revision, session_id=name, **named)
+            if step == "commit" and not (model.accepts(lease) and lease.generation == model.generation):
                 with pytest.raises(LeaseLost):
                     await store.commit_runtime_state(made)
                 continue
-            assert (await store.commit_runtime_state(made)).head_revision == lane.revision + 1
-            lane.revision += 1
-            is_holders = lane.holder is not None and lane.holder.token == lease.token
-            if step == "commit and release" and is_holders and lease.generation == lane.generation:
-                lane.holder, lane.is_live = None, False
+            assert (await store.commit_runtime_state(made)).head_revision == model.revision + 1
+            model.revision += 1
+            is_holders = model.holder is not None and model.holder.token == lease.token
+            if step == "commit and release" and is_holders and lease.generation == model.generation:
+                model.holder, model.is_live = None, False
         shown = await store.load_lease()
-        assert (shown and shown.owner) == (lane.holder and lane.holder.owner)
+        assert (shown and shown.owner) == (model.holder and model.holder.owner)
