@@ -419,7 +419,7 @@ async def test_a_replay_returns_the_stored_result_before_any_new_fault_is_checke
     assert (again.replayed, again.head_revision) == (True, 2)
 
 
-# What is stored
+# Stored content
 
 
 async def test_a_first_commit_with_every_field_is_read_back_unchanged(open_cache):

@@ -299,7 +299,7 @@ async def test_a_with_block_releases_its_lease_on_success_and_on_error(store):
     assert (await store.acquire_lease("third")).generation == 3
 
 
-async def test_a_with_block_that_lost_its_lease_keeps_the_lease_of_a_successor(store, client):
+async def test_a_with_block_that_lost_its_lease_does_not_release_a_successors_lease(store, client):
     async with await store.acquire_lease("first"):
         await expire_lease(client)
         held = await store.acquire_lease("second")
@@ -402,7 +402,7 @@ async def test_a_refused_commit_does_not_release_its_lease(store):
 
 
 @broken_by(Lua("commit", "if frees then", "if held_lease then"))
-async def test_a_commit_that_releases_a_lost_lease_keeps_the_lease_of_a_successor(store, client):
+async def test_a_commit_that_releases_a_lost_lease_does_not_affect_its_successor(store, client):
     stale = await store.acquire_lease("first")
     await expire_lease(client)
     held = await store.acquire_lease("second")

@@ -166,7 +166,7 @@ async def test_no_read_changes_any_key(open_cache, keyspace):
     assert await keyspace() == before
 
 
-# What is read
+# Returned content
 
 
 async def test_load_head_agrees_with_load_session(store):

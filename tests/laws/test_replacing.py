@@ -519,7 +519,7 @@ async def test_a_graph_is_sent_whole_when_the_dropped_ids_are_longer_than_its_no
     assert sent.bytes[0] < 5_000
 
 
-async def test_a_none_among_the_nodes_is_refused(store):
+async def test_none_as_a_node_is_refused(store):
     graph = await graph_to_cut(store)
     for nodes in ((*graph.nodes[:2], None, *graph.nodes[3:]), (None, *graph.nodes[1:]), (*graph.nodes, None)):
         with pytest.raises(InvalidRecord, match="nodes"):
