@@ -211,7 +211,7 @@ def test_new_nodes_are_named_by_what_they_are() -> None:
     assert re.fullmatch("e[0-9a-f]{32}", event.node_id)
     assert re.fullmatch("x[0-9a-f]{32}", plugin.node_id)
     assert re.fullmatch("m[0-9a-f]{32}", nameless.node_id)
-    assert nameless.message() == {"id": nameless.node_id, "role": "User"}
+    assert nameless.message() == {"id": nameless.node_id, "role": "User", "parts": []}
 
 
 def test_a_message_whose_id_is_taken_gets_the_next_free_name() -> None:
