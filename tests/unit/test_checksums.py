@@ -19,20 +19,20 @@ def test_a_checksum_is_the_crc_32_of_zlib_and_ethernet(data: bytes, expected: in
 
 
 @given(st.binary(max_size=3000), st.binary(), st.integers(0, 2**32 - 1))
-def test_any_bytes_have_the_checksum_of_zlib(data: bytes, more: bytes, start: int) -> None:
+def test_checksums_of_arbitrary_bytes_equal_those_of_zlib(data: bytes, more: bytes, start: int) -> None:
     assert checksums.crc32(data) == zlib.crc32(data)
     assert checksums.crc32(data, start) == zlib.crc32(data, start)
     assert checksums.crc32(more, checksums.crc32(data)) == zlib.crc32(data + more)
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 1023, 1024, 1025, 65_535, 1_000_003])
-def test_bytes_of_every_alignment_have_the_checksum_of_zlib(size: int) -> None:
+def test_checksums_at_every_alignment_equal_those_of_zlib(size: int) -> None:
     data = bytes(index * 7 % 256 for index in range(size + 64))
     for offset in range(33):
         assert checksums.crc32(data[offset : offset + size]) == zlib.crc32(data[offset : offset + size])
 
 
-def test_without_the_extra_zlib_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zlib_computes_checksums_if_isal_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal", None)
     monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
     monkeypatch.delitem(sys.modules, checksums.__name__)

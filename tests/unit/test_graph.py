@@ -1,4 +1,4 @@
-"""The graph: its active path, what it says, how it grows; and payloads that are decoded when looked at."""
+"""Session graphs: the active path, the read model, new nodes, and payloads that are decoded when accessed."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_a_graph_without_a_known_leaf_has_an_empty_path(leaf: str | None) -> Non
     assert BRANCHED.with_leaf(leaf).active_path() == []
 
 
-def test_a_path_ends_where_the_parent_is_not_in_the_graph() -> None:
+def test_a_path_starts_at_a_node_whose_parent_is_not_in_the_graph() -> None:
     assert ids(SessionGraph((talk("b", "gone"), talk("c", "b")), "c").active_path()) == ["b", "c"]
 
 
-def test_the_later_of_two_nodes_has_the_id() -> None:
+def test_the_later_of_two_nodes_with_the_same_id_is_found() -> None:
     graph = SessionGraph((talk("a"), talk("b"), talk("a", "b")), "a")
     assert graph.node_index("a") == 2
     assert ids(graph.active_path()) == ["b", "a"]
@@ -70,9 +70,9 @@ def test_the_later_of_two_nodes_has_the_id() -> None:
 @pytest.mark.parametrize("nodes", [(talk("a", "a"),), (talk("b", "a"), talk("a", "b"))])
 def test_a_parent_cycle_is_reported_as_corruption(nodes: tuple[SessionNodeRecord, ...]) -> None:
     graph = SessionGraph(nodes, "a")
-    for look in (graph.active_path, graph.message_tree, graph.read_model, graph.with_leaf(None).message_tree):
+    for access in (graph.active_path, graph.message_tree, graph.read_model, graph.with_leaf(None).message_tree):
         with pytest.raises(Corrupt) as corrupt:
-            look()
+            access()
         assert (corrupt.value.kind, corrupt.value.key, corrupt.value.reason) == ("graph", "a", "parent cycle")
 
 
@@ -81,24 +81,24 @@ def test_orphans_are_the_nodes_off_the_path_in_list_order() -> None:
     assert BRANCHED.with_leaf("unknown").orphaned_node_ids() == ["a", "b", "c", "x", "d"]
 
 
-def test_the_path_contains_its_nodes_and_no_others() -> None:
+def test_the_active_path_contains_its_nodes_and_no_others() -> None:
     assert BRANCHED.active_path_contains("x")
     assert not BRANCHED.active_path_contains("c")
     assert not BRANCHED.active_path_contains("unknown")
 
 
-def test_the_first_nodes_end_in_the_leaf() -> None:
+def test_the_last_of_the_first_nodes_is_their_leaf() -> None:
     assert [ids(BRANCHED.first(count).nodes) for count in (2, -1, 0)] == [["a", "b"], ["a", "b", "c", "x"], []]
     assert [BRANCHED.first(count).leaf_node_id for count in (2, -1, 99, 0)] == ["b", "x", "d", None]
 
 
-def test_a_fork_holds_the_path_and_keeps_even_an_unknown_leaf() -> None:
+def test_a_fork_contains_the_active_path_and_keeps_an_unknown_leaf() -> None:
     fork = BRANCHED.fork_current_path()
     assert (ids(fork.nodes), fork.leaf_node_id) == (["a", "b", "x", "d"], "d")
     assert BRANCHED.with_leaf("unknown").fork_current_path() == SessionGraph((), "unknown")
 
 
-def test_a_long_path_is_followed() -> None:
+def test_an_active_path_of_5000_nodes_is_followed() -> None:
     nodes = [talk("n0"), *(talk(f"n{at}", f"n{at - 1}") for at in range(1, 5_000))]
     graph = SessionGraph(nodes, "n4999")
     assert len(graph.active_path()) == 5_000
@@ -114,17 +114,17 @@ def test_an_unknown_leaf_heals_to_the_last_message_in_the_list() -> None:
     assert graph.leaf_node_id == "unknown"
 
 
-def test_an_unknown_leaf_among_no_messages_heals_to_none() -> None:
+def test_an_unknown_leaf_of_a_graph_without_messages_heals_to_none() -> None:
     assert SessionGraph((note("x"),), "unknown").heal_orphaned_leaf() == SessionGraph((note("x"),), None)
 
 
 @pytest.mark.parametrize("leaf", [None, "c"])
-def test_a_leaf_that_is_none_or_known_needs_no_healing(leaf: str | None) -> None:
+def test_a_known_or_missing_leaf_needs_no_healing(leaf: str | None) -> None:
     graph = BRANCHED.with_leaf(leaf)
     assert graph.heal_orphaned_leaf() is graph
 
 
-# What the graph says
+# The read model
 
 
 def test_the_read_model_drops_transient_messages_and_later_ones_of_the_same_id() -> None:
@@ -137,13 +137,13 @@ def test_the_read_model_drops_transient_messages_and_later_ones_of_the_same_id()
         .append_event({"Tool": {"Invocation": {"stable_key": "c", "record": call("c")}}})
         .append_event({"Mode": {"mode_id": "rlm", "payload": None}})
     )
-    said = graph.read_model()
-    assert [next(iter(event)) for event in said.active_events] == ["Conversation"] * 3 + ["Tool", "Mode"]
-    assert said.messages == (message("m1", text="first"),)
-    assert said.tool_calls == (call("c"),)
+    model = graph.read_model()
+    assert [next(iter(event)) for event in model.active_events] == ["Conversation"] * 3 + ["Tool", "Mode"]
+    assert model.messages == (message("m1", text="first"),)
+    assert model.tool_calls == (call("c"),)
 
 
-def test_events_of_unknown_form_say_nothing() -> None:
+def test_events_of_unknown_form_are_ignored() -> None:
     odd: list[Any] = [None, 1, "Conversation", [], {"Conversation": None}, {"Tool": {"Invocation": []}}, {"Tool": 1}]
     graph = SessionGraph()
     for event in odd:
@@ -157,7 +157,7 @@ def test_user_messages_are_counted_over_all_nodes() -> None:
     assert graph.user_message_count() == 3
 
 
-def test_the_first_user_message_is_its_readable_parts_with_blank_lines_between() -> None:
+def test_the_first_user_message_joins_its_readable_parts_with_blank_lines() -> None:
     parts = [
         {"kind": "Text", "content": "  one "},
         {"kind": "ToolCall", "content": "dropped"},
@@ -170,21 +170,21 @@ def test_the_first_user_message_is_its_readable_parts_with_blank_lines_between()
     assert graph.first_user_message() == "one \n\n[Image attached]\n\ntwo"
 
 
-def test_a_graph_without_user_messages_has_an_empty_first_one() -> None:
+def test_the_first_user_message_of_a_graph_without_user_messages_is_empty() -> None:
     assert SessionGraph((talk("a", role="Assistant"),), "a").first_user_message() == ""
 
 
-def test_the_message_tree_skips_what_is_no_message_and_sorts_siblings_by_timestamp() -> None:
+def test_the_message_tree_skips_other_nodes_and_sorts_siblings_by_timestamp() -> None:
     graph = SessionGraph((talk("a"), note("x", "a"), talk("late", "x", "t2"), talk("early", "a", "t1")), "late")
     (root,) = graph.message_tree()
     assert [child.node_id for child in root.children] == ["early", "late"]
     assert (root.active, [child.active for child in root.children]) == (True, [False, True])
 
 
-# Growing
+# New nodes
 
 
-def test_appending_leaves_the_old_graph_as_it_was() -> None:
+def test_appending_does_not_change_the_old_graph() -> None:
     old = SessionGraph((talk("a"),), "a")
     new = old.append_message(message("b"))
     assert (ids(old.nodes), old.leaf_node_id) == (["a"], "a")
@@ -192,7 +192,7 @@ def test_appending_leaves_the_old_graph_as_it_was() -> None:
     assert new.nodes[1].parent_node_id == "a"
 
 
-def test_two_graphs_grown_from_one_do_not_see_each_other() -> None:
+def test_two_graphs_that_extend_the_same_graph_are_independent() -> None:
     old = SessionGraph((talk("a"),), "a").append_message(message("b"))
     left, right = old.append_message(message("l")), old.append_message(message("r"))
     assert (left.find_node("r"), right.find_node("l"), old.find_node("l")) == (None, None, None)
@@ -203,7 +203,7 @@ def test_the_first_node_has_no_parent() -> None:
     assert SessionGraph().append_plugin("notes", 1).nodes[0].parent_node_id is None
 
 
-def test_new_nodes_are_named_by_what_they_are() -> None:
+def test_the_id_of_a_new_node_starts_with_a_letter_for_its_kind() -> None:
     graph = (
         SessionGraph().append_event({}).append_plugin("p", 1).append_message({"id": "", "role": "User", "parts": []})
     )
@@ -214,7 +214,7 @@ def test_new_nodes_are_named_by_what_they_are() -> None:
     assert nameless.message() == {"id": nameless.node_id, "role": "User", "parts": []}
 
 
-def test_a_message_whose_id_is_taken_gets_the_next_free_name() -> None:
+def test_a_message_whose_id_is_taken_gets_the_next_free_id() -> None:
     graph = SessionGraph()
     for _ in range(4):
         graph = graph.append_message(message("m"))
@@ -227,18 +227,18 @@ def test_new_timestamps_are_utc_with_offset_and_fraction() -> None:
     assert datetime.fromisoformat(timestamp).utcoffset() == timedelta(0)
 
 
-def test_a_delta_adds_only_what_the_path_does_not_say() -> None:
+def test_a_delta_adds_only_content_that_the_path_lacks() -> None:
     graph = SessionGraph().append_active_read_delta([message("m1")], [call("c1", flag=True)])
     same = graph.append_active_read_delta([message("m1"), message("t", origin=TRANSIENT)], [call("c1", flag=True)])
     assert same == graph
     more = graph.append_active_read_delta([message("m1"), message("m2"), message("m2")], [call("c1", flag=1)])
-    said = more.read_model()
-    assert said.messages == (message("m1"), message("m2"))
+    model = more.read_model()
+    assert model.messages == (message("m1"), message("m2"))
     assert len(more.nodes) == len(graph.nodes) + 2
-    assert [record["args"]["flag"] for record in said.tool_calls] == [True, 1]
+    assert [record["args"]["flag"] for record in model.tool_calls] == [True, 1]
 
 
-def test_replacing_branches_off_after_the_longest_prefix_that_agrees() -> None:
+def test_replacing_branches_off_after_the_longest_equal_prefix() -> None:
     graph = SessionGraph().append_active_read_delta([message("m1"), message("m2"), message("m3")], [])
     changed = graph.replace_active_read_state([message("m1"), message("m2", text="edited"), message("m4")], [])
     assert ids(changed.active_path()) == ["m1", "message:m2", "m4"]
@@ -253,17 +253,17 @@ def test_replacing_with_a_prefix_only_moves_the_leaf() -> None:
     assert shorter.leaf_node_id == graph.nodes[1].node_id
 
 
-def test_replacing_with_what_is_said_already_changes_nothing() -> None:
+def test_replacing_with_equal_content_changes_nothing() -> None:
     graph = SessionGraph().append_active_read_delta([message("m1")], [call("c1")])
     assert graph.replace_active_read_state([message("m1")], [call("c1")]) == graph
 
 
-def test_replacing_with_nothing_leaves_every_node_an_orphan() -> None:
+def test_replacing_with_empty_content_makes_every_node_an_orphan() -> None:
     graph = SessionGraph().append_message(message("m1")).replace_active_read_state([], [])
     assert (graph.leaf_node_id, graph.orphaned_node_ids()) == (None, ["m1"])
 
 
-def test_a_tool_call_is_known_by_its_call_id_or_by_a_hash_of_its_content() -> None:
+def test_a_tool_call_is_identified_by_its_call_id_or_a_hash_of_its_content() -> None:
     assert stable_key(call("c1")) == "c1"
     nameless = {"tool": "lookup", "args": {"b": 1, "a": "é"}, "output": None}
     assert stable_key(nameless) == stable_key({**nameless, "call_id": "", "duration_ms": 9})
@@ -273,8 +273,8 @@ def test_a_tool_call_is_known_by_its_call_id_or_by_a_hash_of_its_content() -> No
 # Sequences of nodes
 
 
-class Shelf(Sequence[SessionNodeRecord]):
-    """A sequence that is no tuple and equals any sequence of the same nodes."""
+class NodeSequence(Sequence[SessionNodeRecord]):
+    """A sequence that is not a tuple and equals any sequence of the same nodes."""
 
     def __init__(self, *nodes: SessionNodeRecord) -> None:
         self.nodes = nodes
@@ -298,30 +298,30 @@ def test_a_list_of_nodes_is_copied() -> None:
     assert graph.nodes == (talk("a"),)
 
 
-def test_another_sequence_is_kept_and_compares_with_a_tuple_both_ways() -> None:
-    shelf = Shelf(talk("a"), talk("b", "a"))
-    lazy, plain = SessionGraph(shelf, "b"), SessionGraph((talk("a"), talk("b", "a")), "b")
-    assert lazy.nodes is shelf
+def test_a_custom_sequence_of_nodes_is_kept_and_equals_a_tuple() -> None:
+    sequence = NodeSequence(talk("a"), talk("b", "a"))
+    lazy, plain = SessionGraph(sequence, "b"), SessionGraph((talk("a"), talk("b", "a")), "b")
+    assert lazy.nodes is sequence
     assert lazy == plain
     assert plain == lazy
-    assert plain != SessionGraph(Shelf(talk("a")), "b")
+    assert plain != SessionGraph(NodeSequence(talk("a")), "b")
     assert ids(lazy.append_message(message("c")).active_path()) == ["a", "b", "c"]
     assert lazy.to_json() == plain.to_json()
 
 
-def test_what_a_graph_looked_up_is_no_part_of_its_value() -> None:
-    looked, fresh = SessionGraph((talk("a"),), "a"), SessionGraph((talk("a"),), "a")
-    looked.find_node("a")
-    assert looked == fresh
-    assert repr(looked) == repr(fresh)
-    assert dataclasses.replace(looked, nodes=()).find_node("a") is None
+def test_the_lookup_index_of_a_graph_is_not_part_of_its_value() -> None:
+    indexed, fresh = SessionGraph((talk("a"),), "a"), SessionGraph((talk("a"),), "a")
+    indexed.find_node("a")
+    assert indexed == fresh
+    assert repr(indexed) == repr(fresh)
+    assert dataclasses.replace(indexed, nodes=()).find_node("a") is None
 
 
-# Payloads that are decoded when looked at
+# Payloads that are decoded when accessed
 
 
 class Stored:
-    """Fills one field at a time and remembers which."""
+    """Loads one field at a time and records its name."""
 
     def __init__(self, body: Any = None) -> None:
         self.values = {"plugin_type": "notes", "body": [1] if body is None else body}
@@ -337,7 +337,7 @@ NOTES = PluginPayload("notes", [1])
 PLAIN = SessionNodeRecord("n", "p", "t", NOTES)
 
 
-def test_a_stored_payload_loads_each_field_once_and_only_when_looked_at() -> None:
+def test_a_stored_payload_loads_each_field_once_on_first_access() -> None:
     stored = Stored()
     payload = PluginPayload.from_stored(stored)
     assert stored.loaded == []
@@ -347,7 +347,7 @@ def test_a_stored_payload_loads_each_field_once_and_only_when_looked_at() -> Non
     assert stored.loaded == ["plugin_type", "body"]
 
 
-def test_a_stored_payload_is_like_one_that_was_built() -> None:
+def test_a_stored_payload_equals_a_constructed_payload() -> None:
     built = NOTES
     assert PluginPayload.from_stored(Stored()) == built
     assert built == PluginPayload.from_stored(Stored())
@@ -360,39 +360,39 @@ def test_a_stored_payload_is_like_one_that_was_built() -> None:
     "remake",
     [copy.copy, copy.deepcopy, lambda node: pickle.loads(pickle.dumps(node)), dataclasses.replace],
 )
-def test_copies_of_a_stored_payload_are_plain_and_full(remake: Any) -> None:
+def test_copies_of_a_stored_payload_are_fully_loaded_plain_payloads(remake: Any) -> None:
     payload = remake(PluginPayload.from_stored(Stored()))
     assert payload == NOTES
     assert not hasattr(payload, "_stored")
 
 
-def test_a_stored_payload_cannot_be_written_to() -> None:
+def test_a_stored_payload_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PluginPayload.from_stored(Stored()).body = "other"  # type: ignore[misc]
 
 
-def test_a_payload_has_no_attributes_but_its_own() -> None:
+def test_an_unknown_attribute_of_a_payload_raises_an_attribute_error() -> None:
     for payload in (NOTES, PluginPayload.from_stored(Stored())):
         with pytest.raises(AttributeError, match="'PluginPayload' object has no attribute 'colour'"):
             payload.colour  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_a_look_at_a_broken_stored_payload_raises_what_loading_raised() -> None:
+def test_accessing_a_broken_stored_payload_raises_the_error_of_loading() -> None:
     class Broken:
         def load(self, record: PluginPayload, name: str) -> Any:
             raise Corrupt("node", "log:s", "truncated")
 
     payload = PluginPayload.from_stored(Broken())
     node = SessionNodeRecord("n", "p", "t", payload)
-    for look in (lambda: payload.body, node.plugin_body, lambda: payload == NOTES, node.to_json):
+    for access in (lambda: payload.body, node.plugin_body, lambda: payload == NOTES, node.to_json):
         with pytest.raises(Corrupt, match="truncated"):
-            look()
+            access()
 
 
-def test_a_node_tells_what_it_holds() -> None:
-    said = talk("m")
-    assert said.message() == message("m")
-    assert said.event() == {"Conversation": message("m")}
-    assert (said.plugin(), said.plugin_body()) == (None, None)
+def test_the_accessors_of_a_node_return_its_content() -> None:
+    spoken = talk("m")
+    assert spoken.message() == message("m")
+    assert spoken.event() == {"Conversation": message("m")}
+    assert (spoken.plugin(), spoken.plugin_body()) == (None, None)
     assert (PLAIN.event(), PLAIN.message()) == (None, None)
     assert PLAIN.plugin() == PluginPayload("notes", [1])

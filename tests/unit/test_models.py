@@ -1,4 +1,4 @@
-"""Records: their shape on the wire, what they refuse and where, and the bytes they pack to."""
+"""Records have a published JSON and MessagePack form, and refuse an invalid field with its path."""
 
 from __future__ import annotations
 
@@ -149,14 +149,14 @@ WIRE_TEXTS: list[tuple[type[Any], str]] = [
 ]
 
 
-def at(record: Any) -> str:
-    """Where writing `record` is refused."""
+def refused_on_write(record: Any) -> str:
+    """The path of the field for which writing `record` is refused."""
     with pytest.raises(InvalidRecord) as refused:
         record.to_json()
     return refused.value.field
 
 
-def read_at(cls: type[Any], value: Any) -> str:
+def refused_on_read(cls: type[Any], value: Any) -> str:
     with pytest.raises(InvalidRecord) as refused:
         cls.from_json(value)
     return refused.value.field
@@ -225,7 +225,7 @@ def test_empty_bytes_are_written() -> None:
     assert HydratedSessionCheckpoint(execution_state=b"").to_json()["execution_state"] == []
 
 
-def test_equal_content_packs_equally_whatever_the_order_of_its_keys() -> None:
+def test_the_order_of_keys_does_not_change_the_packed_bytes() -> None:
     one = ToolState(1, {"b": ToolStateEntry({"name": "b", "x": [{"p": 1, "q": 2}]}, "s"), "a": ToolStateEntry({}, "s")})
     two = ToolState(1, {"a": ToolStateEntry({}, "s"), "b": ToolStateEntry({"x": [{"q": 2, "p": 1}], "name": "b"}, "s")})
     assert msgpack.packb(one.to_msgpack()) == msgpack.packb(two.to_msgpack())
@@ -238,7 +238,7 @@ def test_keys_are_sorted_by_their_utf8_bytes() -> None:
     assert list(packed["body"]) == ["a", "\ufffd", "\U0001f600"]
 
 
-def test_sorting_leaves_the_caller_s_objects_alone() -> None:
+def test_sorting_keys_does_not_change_the_objects_of_the_caller() -> None:
     body: dict[str, Any] = {"b": {"d": 1, "c": 2}, "a": 3}
     PluginPayload("p", body).to_msgpack()
     assert list(body) == ["b", "a"]
@@ -276,8 +276,8 @@ def test_unknown_keys_are_ignored() -> None:
         (RuntimeCommit, {}, "RuntimeCommit.session_id"),
     ],
 )
-def test_a_missing_required_key_is_refused_by_its_path(cls: type[Any], value: Any, where: str) -> None:
-    assert read_at(cls, value) == where
+def test_a_missing_required_key_is_refused_with_its_path(cls: type[Any], value: Any, where: str) -> None:
+    assert refused_on_read(cls, value) == where
 
 
 @pytest.mark.parametrize(
@@ -318,11 +318,11 @@ def test_a_missing_required_key_is_refused_by_its_path(cls: type[Any], value: An
         (PluginPayload, {"plugin_type": "p", "body": {"a": [1, {"b": math.nan}]}}, "PluginPayload.body.a[1].b"),
     ],
 )  # fmt: skip
-def test_a_wrong_type_is_refused_by_its_path(cls: type[Any], value: Any, where: str) -> None:
-    assert read_at(cls, value) == where
+def test_a_wrong_type_is_refused_with_its_path(cls: type[Any], value: Any, where: str) -> None:
+    assert refused_on_read(cls, value) == where
 
 
-def test_a_given_path_stands_in_for_the_class_name() -> None:
+def test_a_given_path_replaces_the_class_name_in_refusals() -> None:
     with pytest.raises(InvalidRecord) as refused:
         ToolState.from_json({"generation": "1"}, "read.checkpoint.tool_state")
     assert str(refused.value) == "read.checkpoint.tool_state.generation: expected an integer, got str"
@@ -336,25 +336,25 @@ def test_a_mode_payload_defaults_to_an_object_when_built_and_to_null_when_read()
     assert ModeTurnOptions.from_json({"mode_id": "rlm"}).payload is None
 
 
-def test_a_policy_without_context_approach_reads_as_one_without() -> None:
+def test_a_policy_read_without_a_context_approach_has_none() -> None:
     text = {"model": "", "provider": {"type": "x"}, "execution_mode": "rlm"}
     policy = SessionPolicy.from_json(text)
     assert policy.standard_context_approach is None
     assert "standard_context_approach" not in policy.to_json()
 
 
-def test_a_read_ref_is_a_blob_ref() -> None:
+def test_a_ref_is_read_as_a_blob_ref() -> None:
     read = SessionCheckpoint.from_json({"tool_state_ref": TOOLS_AT_7})
     assert type(read.tool_state_ref) is BlobRef
     assert type(read.to_json()["tool_state_ref"]) is str
 
 
-def test_read_sequences_are_tuples() -> None:
+def test_sequences_are_read_as_tuples() -> None:
     read = PluginSnapshotEntry.from_json({"meta": {"plugin_id": "p", "plugin_version": "1"}, "artifacts": []})
     assert read.artifacts == ()
 
 
-def test_a_null_plugin_state_reads_back_as_none() -> None:
+def test_a_null_plugin_state_is_read_as_none() -> None:
     meta = PluginSnapshotMeta.from_json({"plugin_id": "p", "plugin_version": "1", "state": None})
     assert meta.to_json() == {"plugin_id": "p", "plugin_version": "1", "revision": 0}
 
@@ -368,44 +368,44 @@ def test_false_and_zero_and_empty_states_are_written() -> None:
 # Writing
 
 
-def test_a_wrong_type_is_found_when_the_record_is_written() -> None:
+def test_a_wrong_type_is_refused_when_the_record_is_written() -> None:
     broken = SessionCheckpoint(turn_state=PersistedTurnState(token_usage=TokenUsage(input_tokens=True)))
-    assert at(broken) == "SessionCheckpoint.turn_state.token_usage.input_tokens"
-    assert at(SessionCheckpoint(turn_state={})) == "SessionCheckpoint.turn_state"  # type: ignore[arg-type]
-    assert at(ToolState(0, {1: ToolStateEntry({}, "s")})) == "ToolState.tools"  # type: ignore[dict-item]
-    assert at(ToolState(0, {"t": ToolStateEntry([], "s")})) == "ToolState.tools['t'].manifest"  # type: ignore[arg-type]
-    assert at(Append("m1")) == "Append.nodes"  # type: ignore[arg-type]
+    assert refused_on_write(broken) == "SessionCheckpoint.turn_state.token_usage.input_tokens"
+    assert refused_on_write(SessionCheckpoint(turn_state={})) == "SessionCheckpoint.turn_state"  # type: ignore[arg-type]
+    assert refused_on_write(ToolState(0, {1: ToolStateEntry({}, "s")})) == "ToolState.tools"  # type: ignore[dict-item]
+    assert refused_on_write(ToolState(0, {"t": ToolStateEntry([], "s")})) == "ToolState.tools['t'].manifest"  # type: ignore[arg-type]
+    assert refused_on_write(Append("m1")) == "Append.nodes"  # type: ignore[arg-type]
 
 
-def test_integers_reach_exactly_to_the_ends_of_64_bits() -> None:
+def test_integer_fields_accept_exactly_the_64_bit_range() -> None:
     ends = TokenUsage(2**63 - 1, -(2**63))
     assert TokenUsage.from_json(ends.to_json()) == ends
-    assert at(TokenUsage(2**63)) == "TokenUsage.input_tokens"
-    assert at(TokenUsage(0, -(2**63) - 1)) == "TokenUsage.output_tokens"
+    assert refused_on_write(TokenUsage(2**63)) == "TokenUsage.input_tokens"
+    assert refused_on_write(TokenUsage(0, -(2**63) - 1)) == "TokenUsage.output_tokens"
     assert ToolState(2**64 - 1).to_json()["generation"] == 18446744073709551615
-    assert at(ToolState(2**64)) == "ToolState.generation"
+    assert refused_on_write(ToolState(2**64)) == "ToolState.generation"
 
 
-def test_a_bad_value_deep_in_a_commit_is_named_by_its_whole_path() -> None:
+def test_a_bad_nested_value_of_a_commit_is_refused_with_its_full_path() -> None:
     event = {"Conversation": {"id": "m", "role": "User", "parts": [{"content": datetime(2026, 1, 1, tzinfo=UTC)}]}}
     node = SessionNodeRecord("m", None, "t", EventPayload(event))
     commit = RuntimeCommit("s", graph=Append([node], "m"))
-    assert at(commit) == "RuntimeCommit.graph.nodes[0].payload.event.Conversation.parts[0].content"
+    assert refused_on_write(commit) == "RuntimeCommit.graph.nodes[0].payload.event.Conversation.parts[0].content"
     with pytest.raises(InvalidRecord) as refused:
         node.to_msgpack("nodes[3]")
     assert refused.value.field == "nodes[3].payload.event.Conversation.parts[0].content"
 
 
 def test_an_empty_id_is_refused() -> None:
-    assert at(RuntimeCommit("")) == "RuntimeCommit.session_id"
-    assert at(SessionNodeRecord("", None, "t", PluginPayload("p", None))) == "SessionNodeRecord.node_id"
+    assert refused_on_write(RuntimeCommit("")) == "RuntimeCommit.session_id"
+    assert refused_on_write(SessionNodeRecord("", None, "t", PluginPayload("p", None))) == "SessionNodeRecord.node_id"
 
 
 def test_a_lone_surrogate_in_a_plain_field_is_refused() -> None:
-    assert at(SessionMeta("s", "n\ud800", "t", "m")) == "SessionMeta.session_name"
+    assert refused_on_write(SessionMeta("s", "n\ud800", "t", "m")) == "SessionMeta.session_name"
 
 
-def test_a_provider_is_its_config_with_its_kind_beside_it() -> None:
+def test_a_provider_is_written_as_its_config_plus_its_kind() -> None:
     provider = ProviderHandle("openai", {"base_url": "u", "a": [1]})
     assert provider.to_json() == {"type": "openai", "base_url": "u", "a": [1]}
     assert list(provider.to_msgpack()) == ["a", "base_url", "type"]
@@ -413,11 +413,11 @@ def test_a_provider_is_its_config_with_its_kind_beside_it() -> None:
     assert ProviderHandle.from_json({"type": "unconfigured"}) == ProviderHandle()
 
 
-def test_a_provider_config_that_cannot_lie_flat_is_refused() -> None:
-    assert at(ProviderHandle("x", [1])) == "ProviderHandle.config"  # type: ignore[arg-type]
-    assert at(ProviderHandle("x", {"type": "y"})) == "ProviderHandle.config"
-    assert at(ProviderHandle("x", {"k": {1}})) == "ProviderHandle.config.k"
-    assert at(ProviderHandle(1)) == "ProviderHandle.kind"  # type: ignore[arg-type]
+def test_a_provider_config_that_cannot_be_flattened_is_refused() -> None:
+    assert refused_on_write(ProviderHandle("x", [1])) == "ProviderHandle.config"  # type: ignore[arg-type]
+    assert refused_on_write(ProviderHandle("x", {"type": "y"})) == "ProviderHandle.config"
+    assert refused_on_write(ProviderHandle("x", {"k": {1}})) == "ProviderHandle.config.k"
+    assert refused_on_write(ProviderHandle(1)) == "ProviderHandle.kind"  # type: ignore[arg-type]
 
 
 def test_a_commit_survives_json() -> None:
@@ -434,11 +434,11 @@ def test_a_commit_survives_json() -> None:
     assert read.builds_on == "before"
 
 
-def test_every_commit_has_an_id_of_its_own() -> None:
+def test_every_commit_has_a_unique_id() -> None:
     assert RuntimeCommit("s").commit_id != RuntimeCommit("s").commit_id
 
 
-def test_every_delta_tells_its_leaf() -> None:
+def test_every_delta_has_its_leaf_as_an_attribute() -> None:
     assert Unchanged("a").leaf_node_id == "a"
     assert Append((), "b").leaf_node_id == "b"
     assert ReplaceFull(SessionGraph((), "c")).leaf_node_id == "c"
@@ -465,7 +465,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_any_json_is_taken_and_comes_back_as_it_was(value: Any) -> None:
+def test_any_json_is_accepted_and_read_back_unchanged(value: Any) -> None:
     check_json(value, "value")
     payload = PluginPayload("p", value)
     assert PluginPayload.from_json(payload.to_json()) == payload
@@ -488,13 +488,13 @@ def test_any_json_is_taken_and_comes_back_as_it_was(value: Any) -> None:
         ({"\ud800": 2}, "its key '\\ud800' is not valid Unicode: surrogates not allowed at 0"),
     ],
 )
-def test_what_is_not_json_is_refused_by_its_path(value: Any, reason: str) -> None:
+def test_a_value_that_is_not_json_is_refused_with_its_path(value: Any, reason: str) -> None:
     with pytest.raises(InvalidRecord) as refused:
         check_json({"fine": [None, True, "é", {"two words": value}]}, "body")
     assert (refused.value.field, refused.value.reason) == ("body.fine[3]['two words']", reason)
 
 
-def test_containers_nest_to_the_limit_and_no_deeper() -> None:
+def test_containers_nested_deeper_than_the_limit_are_refused() -> None:
     nested: Any = []
     for _ in range(MAX_JSON_DEPTH - 1):
         nested = [nested]
@@ -503,7 +503,7 @@ def test_containers_nest_to_the_limit_and_no_deeper() -> None:
         check_json([nested], "body")
 
 
-def test_a_value_that_holds_itself_is_refused() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(InvalidRecord, match="nested more than 256 deep"):
@@ -534,7 +534,7 @@ def test_only_an_entry_with_all_four_counters_zero_is_dropped() -> None:
 
 
 def test_counters_that_cancel_out_are_kept() -> None:
-    """The zero rule is for what comes in, not for sums."""
+    """Entries with zero counters are dropped before the merge, not after it."""
     plus, minus = TokenUsage(5, -2), TokenUsage(-5, 2)
     merged = merge_token_ledger([TokenLedgerEntry("s", "m", plus), TokenLedgerEntry("s", "m", minus)])
     assert merged == [TokenLedgerEntry("s", "m", TokenUsage())]

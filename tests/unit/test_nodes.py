@@ -1,4 +1,4 @@
-"""The record of a node: its bytes, what makes it corrupt, and when its payload is decoded and counts as accessed."""
+"""Node records: their bytes, how corruption is detected, and when a payload is decoded and counts as accessed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Decode: TypeAlias = Callable[[bytes, str, int], SessionNodeRecord]
 
 @pytest.fixture(params=["fast", "plain"])
 def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The unpacking as it is with msgspec, and as it is without."""
+    """The unpacking module with msgspec, and without it."""
     if request.param == "fast":
         return unpacking
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def stored(nodes: list[SessionNodeRecord]) -> StoredNodes:
 
 
 def signed(fields: Any, *ends: bytes) -> bytes:
-    """Fields with a right checksum behind them, between `ends` if given instead of an array's own header."""
+    """Packed fields with a correct checksum. `ends` replaces the array header and adds the marker of the checksum."""
     packed = ends[0] + b"".join(map(msgpack.packb, fields)) + ends[1] if ends else msgpack.packb(fields)
     return packed + struct.pack("<I", zlib.crc32(packed))
 
@@ -86,7 +86,7 @@ def signed(fields: Any, *ends: bytes) -> bytes:
 # Bytes
 
 
-def test_the_bytes_of_a_record() -> None:
+def test_a_record_has_the_documented_bytes() -> None:
     assert encoded(SessionNodeRecord("b", "a", "now", EventPayload({"z": 1, "a": [None]}))).hex() == (
         "96" "a162" "a161" "c0" "82a16191c0a17a01" "a36e6f77" "ce" "cc1ce1db"
     )  # fmt: skip
@@ -99,7 +99,9 @@ def test_the_bytes_of_a_record() -> None:
 @given(node_id=TEXT, parent=st.none() | TEXT, timestamp=st.text(max_size=300) | TEXT, payload=st.one_of(
     st.builds(EventPayload, JSON), st.builds(PluginPayload, TEXT, JSON)
 ))  # fmt: skip
-def test_a_record_is_what_msgpack_and_zlib_write(node_id: str, parent: Any, timestamp: str, payload: Any) -> None:
+def test_a_record_equals_the_output_of_msgpack_and_zlib(
+    node_id: str, parent: Any, timestamp: str, payload: Any
+) -> None:
     try:
         timestamp.encode()
     except UnicodeEncodeError:
@@ -117,7 +119,7 @@ def test_a_record_is_what_msgpack_and_zlib_write(node_id: str, parent: Any, time
 
 
 @pytest.mark.samples
-def test_the_record_of_every_sample_message_is_what_msgpack_and_zlib_write() -> None:
+def test_records_of_sample_messages_equal_the_output_of_msgpack_and_zlib() -> None:
     count = 0
     for line in SAMPLES.read_text().splitlines():
         for message in json.loads(line)["messages"]:
@@ -128,7 +130,7 @@ def test_the_record_of_every_sample_message_is_what_msgpack_and_zlib_write() -> 
     assert count > 1000
 
 
-def test_two_nodes_that_differ_in_the_timestamp_alone_mean_the_same() -> None:
+def test_the_timeless_part_of_a_record_excludes_the_timestamp() -> None:
     early, late, other = (node("a", timestamp="early"), node("a", timestamp="x" * 400), node("a", text="other"))
     assert _encode_node(early, "")[1] == _encode_node(late, "")[1] != _encode_node(other, "")[1]
 
@@ -161,14 +163,16 @@ class Text(str):
         (SessionNodeRecord("a", None, "t", PluginPayload(Text("p"), 1)), "node 'a'"),
     ],
 )
-def test_what_no_record_can_hold_is_refused_by_its_path(each: SessionNodeRecord, path: str) -> None:
+def test_a_node_that_cannot_be_encoded_is_refused_with_the_path_of_the_field(
+    each: SessionNodeRecord, path: str
+) -> None:
     with pytest.raises(InvalidRecord) as caught:
         _encode_node(each, "where")
     assert caught.value.field == path
 
 
 @given(st.one_of(st.text(), st.binary(), st.none(), st.integers(), st.just("a" * 65_536), st.just("a" * 65_537)))
-def test_a_plain_id_is_one_that_is_never_refused(value: Any) -> None:
+def test_a_plain_id_is_never_refused(value: Any) -> None:
     if is_plain_id(value):
         assert require_id("field", value) is value
     if value == "a" * 65_536:
@@ -176,7 +180,7 @@ def test_a_plain_id_is_one_that_is_never_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 255, 256, 65_535, 65_536, 2_000_000])
-def test_texts_of_every_length_come_back(decoding: ModuleType, size: int) -> None:
+def test_texts_of_every_length_are_decoded_unchanged(decoding: ModuleType, size: int) -> None:
     each = SessionNodeRecord("i" * min(size, 65_536), None, "t" * size, PluginPayload("p" * size, "b" * size))
     record, timeless = _encode_node(each, "")
     assert record == by_hand(each)
@@ -185,7 +189,7 @@ def test_texts_of_every_length_come_back(decoding: ModuleType, size: int) -> Non
 
 
 @pytest.mark.parametrize("depth", [1, 254, 255, 256])
-def test_payloads_of_every_depth_come_back(decoding: ModuleType, depth: int) -> None:
+def test_payloads_of_every_depth_are_decoded_unchanged(decoding: ModuleType, depth: int) -> None:
     value: Any = 1
     for _ in range(depth):
         value = [value]
@@ -198,7 +202,7 @@ def test_payloads_of_every_depth_come_back(decoding: ModuleType, depth: int) -> 
 
 @pytest.mark.parametrize("were_read", [True, False])
 @pytest.mark.parametrize(
-    ("now", "is_alike"),
+    ("now", "is_unchanged"),
     [
         (SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})), True),
         (SessionNodeRecord("a", None, "t", EventPayload({"y": 2, "x": 1})), True),
@@ -211,13 +215,13 @@ def test_payloads_of_every_depth_come_back(decoding: ModuleType, depth: int) -> 
     ],
     ids=["the same", "other order", "timestamp", "parent", "type", "no JSON", "a plugin's", "no node"],
 )
-def test_a_node_is_like_a_record_if_it_would_be_stored_as_that(
-    now: SessionNodeRecord, is_alike: bool, were_read: bool
+def test_a_node_is_unchanged_if_it_would_be_encoded_as_its_record(
+    now: SessionNodeRecord, is_unchanged: bool, were_read: bool
 ) -> None:
     kept = [encoded(SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2})))] * 3
     alike = SessionNodeRecord("a", None, "t", EventPayload({"x": 1, "y": 2}))
     found = records.first_changed(kept, [(0, alike), (2, now)], were_read=were_read)
-    assert found == (None if is_alike else 2)
+    assert found == (None if is_unchanged else 2)
 
 
 # Damage
@@ -266,14 +270,14 @@ def test_a_record_that_is_damaged_at_any_byte_is_corrupt(
     ids=lambda raw: raw.hex(),
 )  # fmt: skip
 @pytest.mark.parametrize("decode", [records.decode_node, records.decode_node_accessed])
-def test_other_content_under_a_right_checksum_is_corrupt(decoding: ModuleType, raw: bytes, decode: Decode) -> None:
+def test_invalid_content_with_a_correct_checksum_is_corrupt(decoding: ModuleType, raw: bytes, decode: Decode) -> None:
     assert zlib.crc32(raw) == 0x2144DF1C
     with pytest.raises(Corrupt, match="record 7 is not a node"):
         decode(raw, "log", 7)
 
 
 @pytest.mark.parametrize("payload", ["a1ff", "81c001c1", "c1", "d9ff61", "dd7fffffff"])
-def test_a_payload_that_is_unreadable_under_a_right_checksum_is_corrupt(decoding: ModuleType, payload: str) -> None:
+def test_an_unreadable_payload_with_a_correct_checksum_is_corrupt(decoding: ModuleType, payload: str) -> None:
     packed = bytes.fromhex("96a161c0c0" + payload + "a174ce")
     raw = packed + struct.pack("<I", zlib.crc32(packed))
     for decode in (records.decode_node, records.decode_node_accessed):
@@ -286,7 +290,7 @@ def test_a_payload_that_is_unreadable_under_a_right_checksum_is_corrupt(decoding
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was decoded since the test began: nodes without their payload, nodes with it, payloads."""
+    """A record of each decoding: a node without its payload, a whole node, or a payload."""
     seen: list[str] = []
 
     def watch(name: str, word: str) -> None:
@@ -316,7 +320,7 @@ def test_a_node_that_is_not_accessed_is_not_decoded(decoded: list[str]) -> None:
     assert decoded == ["node"]
 
 
-def test_a_payload_is_decoded_once_and_when_it_is_accessed(decoded: list[str]) -> None:
+def test_a_payload_is_decoded_once_on_first_access(decoded: list[str]) -> None:
     nodes = stored(NODES)
     assert [each.parent_node_id for each in nodes] == [None, "a", "b", "c"]
     assert [type(each.payload) for each in nodes][-1] is PluginPayload
@@ -338,7 +342,7 @@ def test_a_caller_that_accesses_all_payloads_gets_each_node_decoded_in_one_step(
     assert accessed_by(nodes) == [0, 1, 2, 3]
 
 
-def test_a_caller_that_stops_accessing_payloads_gets_one_ahead_decoded(decoded: list[str]) -> None:
+def test_at_most_one_payload_is_decoded_ahead_after_the_last_access(decoded: list[str]) -> None:
     nodes = stored(chain(*"abcdef"))
     each = iter(nodes)
     next(each).event()
@@ -350,7 +354,7 @@ def test_a_caller_that_stops_accessing_payloads_gets_one_ahead_decoded(decoded: 
     assert accessed_by(nodes) == [0, 1]
 
 
-def test_a_node_that_was_decoded_before_ends_the_decoding_ahead(decoded: list[str]) -> None:
+def test_decoding_ahead_ends_at_a_node_that_was_decoded_before(decoded: list[str]) -> None:
     nodes = stored(chain(*"abcd"))
     assert nodes[1].node_id == "b"
     each = iter(nodes)
@@ -372,7 +376,7 @@ def test_a_copy_of_a_node_is_a_plain_record(decoding: ModuleType, remake: Any, w
 
 
 @pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
-def test_a_copy_of_nodes_has_what_was_changed_in_place(decoding: ModuleType, remake: Any) -> None:
+def test_a_copy_of_nodes_keeps_changes_made_in_place(decoding: ModuleType, remake: Any) -> None:
     nodes = stored(NODES)
     nodes[1].payload.event["Conversation"]["id"] = "other"
     assert nodes[2].node_id == "c"
@@ -385,7 +389,7 @@ def test_a_copy_of_nodes_has_what_was_changed_in_place(decoding: ModuleType, rem
     assert stored(NODES) != copied
 
 
-def test_the_nodes_whose_payload_was_accessed_are_known(decoding: ModuleType) -> None:
+def test_stored_nodes_report_the_nodes_whose_payload_was_accessed(decoding: ModuleType) -> None:
     nodes = stored(NODES)
     assert nodes[0].node_id == "a"
     assert nodes[3].plugin_body() == [1]
@@ -406,14 +410,14 @@ def test_equal_nodes_that_were_not_accessed_are_compared_by_their_records(decode
     assert decoded == []
 
 
-def test_an_access_that_another_thread_was_faster_with_gets_its_value() -> None:
-    """It found the slot unset, and the bytes behind it gone."""
+def test_an_access_that_loses_a_race_returns_the_value_of_the_other_thread() -> None:
+    """The losing thread found the slot unset, and the stored bytes were already released."""
     payload = stored(NODES)[0].payload
     found = payload.event
     assert EventPayload.__getattr__(payload, "event") is found
 
 
-def test_a_payload_that_was_put_in_the_place_of_a_stored_one_counts_as_accessed() -> None:
+def test_a_replaced_payload_counts_as_accessed() -> None:
     nodes = stored(NODES)
     object.__setattr__(nodes[0], "payload", EventPayload({"Mode": 1}))
     assert next(iter(nodes)).event() == {"Mode": 1}
@@ -424,7 +428,7 @@ def test_a_payload_that_was_put_in_the_place_of_a_stored_one_counts_as_accessed(
 # Decoding ahead
 
 
-def test_what_is_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(decoded: list[str]) -> None:
+def test_a_node_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(decoded: list[str]) -> None:
     nodes = stored(NODES)
     assert nodes[1].node_id == "b"
     assert nodes[2].event() == node("c").event()
@@ -440,7 +444,7 @@ def test_what_is_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(de
     assert nodes[3].payload == PluginPayload("notes", [1])
 
 
-def test_iterating_over_what_is_decoded_ahead_counts_as_accessed_what_the_caller_accesses(decoding: ModuleType) -> None:
+def test_iterating_over_nodes_decoded_ahead_counts_only_accesses_of_the_caller(decoding: ModuleType) -> None:
     nodes = stored(NODES)
     decode_some(nodes, 0, 60)
     assert [each.node_id for each in nodes] == ["a", "b", "c", "d"]
@@ -451,7 +455,7 @@ def test_iterating_over_what_is_decoded_ahead_counts_as_accessed_what_the_caller
     assert accessed_by(nodes) == [0, 1, 2, 3]
 
 
-def test_decoding_ahead_stops_when_its_time_is_over_and_continues_from_there(decoded: list[str]) -> None:
+def test_decoding_ahead_stops_at_its_time_limit_and_continues_from_there(decoded: list[str]) -> None:
     for nodes in (stored(NODES), tuple(stored(NODES))):
         del decoded[:]
         assert decode_some(nodes, 0, 0) == 1
@@ -462,12 +466,12 @@ def test_decoding_ahead_stops_when_its_time_is_over_and_continues_from_there(dec
         assert len(decoded) == 4
 
 
-def test_nodes_that_were_made_by_the_caller_need_no_decoding() -> None:
+def test_nodes_made_by_the_caller_need_no_decoding() -> None:
     assert decode_some(NODES, 0, 60) == 4
 
 
 @pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
-def test_a_copy_of_what_is_decoded_ahead_has_the_same_nodes(decoding: ModuleType, remake: Any) -> None:
+def test_a_copy_of_nodes_decoded_ahead_has_the_same_nodes(decoding: ModuleType, remake: Any) -> None:
     nodes = stored(NODES)
     decode_some(nodes, 0, 60)
     assert remake(nodes) == nodes

@@ -43,8 +43,8 @@ FIELD = "RuntimeCommit.graph.nodes[0].payload.event"
 needs_ormsgpack = pytest.mark.skipif(ormsgpack is None, reason="ormsgpack is not installed (extra: fast)")
 
 
-def walked(value: Any) -> bytes:
-    """What the package does without the extra."""
+def packed_in_python(value: Any) -> bytes:
+    """The bytes of the Python packer, which the package uses without ormsgpack."""
     return pack(check_json(value, FIELD), FIELD)
 
 
@@ -52,21 +52,21 @@ def outcome(pack: Callable[[Any], bytes], value: Any) -> bytes | tuple[Any, ...]
     """The bytes, or the type of the refusal with its field and text."""
     try:
         return pack(value)
-    except Exception as refusal:  # noqa: BLE001 - an error of another type is what these tests look for
+    except Exception as refusal:  # noqa: BLE001 - an error of another type is what these tests find
         return type(refusal), refusal.args
 
 
-def same_both_ways(value: Any) -> None:
-    assert outcome(lambda given: pack_json(given, FIELD), value) == outcome(walked, value)
+def assert_same_outcome(value: Any) -> None:
+    assert outcome(lambda given: pack_json(given, FIELD), value) == outcome(packed_in_python, value)
 
 
 def inside(value: Any) -> list[Any]:
-    """The value itself, and in the places where one can stand."""
+    """The value alone, and nested in arrays and objects."""
     return [value, [value], {"key": value}, {"Conversation": {"id": "m1", "parts": [{"a": 1}, {"b": [0.5, value]}]}}]
 
 
 def kind_of(value: Any) -> str:
-    """An id of a test: the same in every process, unlike the representation of some objects."""
+    """A test id that is the same in every process, unlike the `repr` of some objects."""
     return type(value).__name__
 
 
@@ -74,7 +74,7 @@ def kind_of(value: Any) -> str:
 
 
 @needs_ormsgpack
-def test_a_message_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_packed_without_the_python_packer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(packing, "check_json")
     message = {"role": "User", "id": "m1", "parts": [{"content": "hé", "n": 1, "x": 0.5, "ok": True, "none": None}]}
     assert pack_json({"Conversation": message}, FIELD).hex() == (
@@ -85,12 +85,12 @@ def test_a_message_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -
 
 @needs_ormsgpack
 @pytest.mark.parametrize("text", ["zażółć gęślą jaźń", "đường phố", "مرحبا", "שלום", "ƀƁ", "\u02ff"])
-def test_text_of_any_language_is_packed_without_the_walk(text: str) -> None:
-    """Its UTF-8 has bytes by which byte strings and extension types begin in MessagePack."""
-    assert fast_packing.pack_json({text: text}) == walked({text: text})
+def test_text_of_any_language_is_packed_without_the_python_packer(text: str) -> None:
+    """The UTF-8 of such text contains bytes that start byte strings and extension types in MessagePack."""
+    assert fast_packing.pack_json({text: text}) == packed_in_python({text: text})
 
 
-def test_without_the_extra_the_walk_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_packer_is_used_if_ormsgpack_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ormsgpack", None)
     monkeypatch.delitem(sys.modules, fast_packing.__name__)
     without = importlib.import_module(fast_packing.__name__)
@@ -99,17 +99,17 @@ def test_without_the_extra_the_walk_decides(monkeypatch: pytest.MonkeyPatch) -> 
     assert pack_json({"b": 2, "a": 1}, FIELD) == b"\x82\xa1a\x01\xa1b\x02"
 
 
-def test_a_version_without_an_option_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ormsgpack_that_lacks_an_option_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ormsgpack", ModuleType("ormsgpack"))
     monkeypatch.delitem(sys.modules, fast_packing.__name__)
     assert importlib.import_module(fast_packing.__name__).pack_json({"a": 1}) is None
 
 
-# Every message at hand
+# Sample data
 
 
 def values_of(name: str) -> list[Any]:
-    """Each line of a file, and each object in it."""
+    """Each line of a file, and each object in a line."""
     path = DATA / name
     text = path.read_text()
     whole = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
@@ -126,15 +126,15 @@ def objects_in(value: Any) -> Iterator[Any]:
 
 @pytest.mark.samples
 @pytest.mark.parametrize("name", ["airline_chats.jsonl", "message_trees.jsonl", "airline_tools.json"])
-def test_every_message_at_hand_has_the_bytes_of_the_walk(name: str) -> None:
+def test_sample_messages_have_the_same_bytes_in_both_packers(name: str) -> None:
     values = values_of(name)
     assert values
     for value in values:
-        assert pack_json(value, FIELD) == walked(value)
+        assert pack_json(value, FIELD) == packed_in_python(value)
         assert ormsgpack is None or fast_packing.pack_json(value) is not None
 
 
-# Edges of what is JSON
+# Edge cases of JSON
 
 INTEGERS = sorted(
     {
@@ -154,42 +154,42 @@ NON_FINITE_LOOKALIKES = ["\u02ff\x00", "\u02ff\U000f0000", "x" * 0xCB, [0xCB, 0x
 
 
 @pytest.mark.parametrize("number", [*INTEGERS, *FLOATS], ids=repr)
-def test_numbers(number: float) -> None:
+def test_numbers_have_the_same_outcome_in_both_packers(number: float) -> None:
     for value in inside(number):
-        same_both_ways(value)
+        assert_same_outcome(value)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *SURROGATES], ids=ascii)
-def test_texts(text: str) -> None:
+def test_texts_have_the_same_outcome_in_both_packers(text: str) -> None:
     for value in (*inside(text), *inside({text: 1}), {f"a{text}": 1, "a": 2, f"{text}a": 3}):
-        same_both_ways(value)
+        assert_same_outcome(value)
 
 
 @pytest.mark.parametrize("value", NON_FINITE_LOOKALIKES, ids=ascii)
-def test_what_only_looks_like_an_infinity_is_stored(value: Any) -> None:
-    same_both_ways(value)
-    assert isinstance(outcome(walked, value), bytes)
+def test_values_whose_bytes_resemble_an_infinity_are_packed(value: Any) -> None:
+    assert_same_outcome(value)
+    assert isinstance(outcome(packed_in_python, value), bytes)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("unit", ["a", "é", "ş", "€", "😀"])
-def test_lengths_of_texts(length: int, unit: str) -> None:
+def test_texts_of_every_length_have_the_same_outcome_in_both_packers(length: int, unit: str) -> None:
     for text in (unit * length, unit * (length // len(unit.encode())), "a" * (length % 4) + unit * (length // 4)):
-        same_both_ways(text)
-        same_both_ways({text: text})
+        assert_same_outcome(text)
+        assert_same_outcome({text: text})
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_lengths_of_arrays_and_objects(length: int) -> None:
+def test_arrays_and_objects_of_every_length_have_the_same_outcome_in_both_packers(length: int) -> None:
     for item in (None, 1, "x", [], {}):
-        same_both_ways([item] * length)
-        same_both_ways({f"k{at}": item for at in reversed(range(length))})
+        assert_same_outcome([item] * length)
+        assert_same_outcome({f"k{at}": item for at in reversed(range(length))})
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        ("\uffff", "\U00010000"),  # the other way round in UTF-16
+        ("\uffff", "\U00010000"),  # the opposite order in UTF-16
         ("\U0010ffff", "\ue000", "\ud7ff", "z"),
         ("é", "e", "e\u0301", "E", ""),
         ("b", "a", "a\0", "a\0\0", "aa", ""),
@@ -197,23 +197,23 @@ def test_lengths_of_arrays_and_objects(length: int) -> None:
     ],
     ids=ascii,
 )
-def test_the_order_of_keys(keys: tuple[str, ...]) -> None:
+def test_both_packers_sort_keys_by_their_utf8_bytes(keys: tuple[str, ...]) -> None:
     forwards, backwards = dict.fromkeys(keys, 1), dict.fromkeys(reversed(keys), 1)
-    same_both_ways(forwards)
-    same_both_ways([{"deep": backwards}])
+    assert_same_outcome(forwards)
+    assert_same_outcome([{"deep": backwards}])
     assert pack_json(forwards, FIELD) == pack_json(backwards, FIELD)
     assert list(msgpack.unpackb(pack_json(forwards, FIELD))) == sorted(keys, key=lambda key: key.encode())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 127, 253, 254, 255, 256, 257, 258, 510, 511, 512, 513, 1024, 1100])
-def test_depths(depth: int) -> None:
+def test_values_of_every_depth_have_the_same_outcome_in_both_packers(depth: int) -> None:
     for leaf in ("x", 2**64, [], {}, b"", float("nan"), {1: 1}):
         arrays, objects = leaf, leaf
         for at in range(depth):
             arrays = [arrays]
             objects = {"k": objects} if at % 2 else {"a": 1, "k": [objects]}
-        same_both_ways(arrays)
-        same_both_ways(objects)
+        assert_same_outcome(arrays)
+        assert_same_outcome(objects)
 
 
 def loops() -> list[Any]:
@@ -228,49 +228,49 @@ def loops() -> list[Any]:
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_values_that_hold_themselves(at: int) -> None:
-    same_both_ways(loops()[at])
+def test_cyclic_values_have_the_same_outcome_in_both_packers(at: int) -> None:
+    assert_same_outcome(loops()[at])
 
 
-def test_a_value_that_occurs_twice_is_no_loop() -> None:
+def test_a_value_that_occurs_twice_has_the_same_outcome_in_both_packers() -> None:
     part: dict[str, Any] = {"b": [1, 2], "a": {}}
     for _ in range(10):
         part = {"left": part, "right": part}
-    same_both_ways(part)
+    assert_same_outcome(part)
 
 
-# What JSON has no form for
+# Values without a JSON form
 
 
 class Text(str):
-    """A str that is not exactly one."""
+    """A subclass of str."""
 
 
 class Whole(int):
-    """An int that is not exactly one."""
+    """A subclass of int."""
 
 
 class Real(float):
-    """A float that is not exactly one."""
+    """A subclass of float."""
 
 
 class Array(list):
-    """A list that is not exactly one."""
+    """A subclass of list."""
 
 
 class Object(dict):
-    """A dict that is not exactly one."""
+    """A subclass of dict."""
 
 
 class Longer(dict):
-    """A dict that claims more than it holds."""
+    """A dict that reports a length larger than its own."""
 
     def __len__(self) -> int:
         return 3
 
 
 class Twin(str):
-    """Equal to no other key."""
+    """A key that is equal to itself only."""
 
     __hash__ = object.__hash__
 
@@ -279,7 +279,7 @@ class Twin(str):
 
 
 class Pretender:
-    """Claims to be a dict."""
+    """An object that reports dict as its class."""
 
     __class__ = dict  # type: ignore[assignment]
 
@@ -316,7 +316,7 @@ class SlottedPair:
 
 
 def views() -> list[memoryview]:
-    """Whole, long, with gaps, of two dimensions, of floats, and released."""
+    """A short view, a long one, and views with gaps, with two dimensions, of floats, and released."""
     released = memoryview(b"x")
     released.release()
     plane, floats = memoryview(b"abcd").cast("B", (2, 2)), memoryview(array("d", [1, 2])).toreadonly()
@@ -326,7 +326,7 @@ def views() -> list[memoryview]:
 Point = namedtuple("Point", "x y")
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
-ODD: list[Any] = [
+OTHER_VALUES: list[Any] = [
     Text("x"), Text(""), Text("\ud800"), Whole(1), Whole(2**64), Real(0.5), Real("nan"), Real("inf"), Array(),
     Array([b""]), Object(), Object(a=1), Object({1: 1}), Longer(a=1), OrderedDict(b=1, a=2), defaultdict(int, b=1, a=2),
     UserDict(a=1), MappingProxyType({"a": 1}), SimpleNamespace(a=1), Pretender(), Colour.RED, Colour.ONE, Number.ONE,
@@ -337,40 +337,44 @@ ODD: list[Any] = [
     msgpack.ExtType(1, b"x"), msgpack.Timestamp(1),
 ]  # fmt: skip
 if ormsgpack is not None:
-    ODD += [ormsgpack.Ext(1, b"x"), ormsgpack.Ext(-1, b"\0\0\0\1"), ormsgpack.Ext(5, b"x" * 300)]
-    ODD += [ormsgpack.Fragment(b"\xa1x"), ormsgpack.Fragment(b"\x82\xa1b\x01\xa1a\x02"), ormsgpack.Fragment(b"\xc0")]
-ODD_KEYS: list[Any] = [
+    OTHER_VALUES += [ormsgpack.Ext(1, b"x"), ormsgpack.Ext(-1, b"\0\0\0\1"), ormsgpack.Ext(5, b"x" * 300)]
+    OTHER_VALUES += [
+        ormsgpack.Fragment(b"\xa1x"),
+        ormsgpack.Fragment(b"\x82\xa1b\x01\xa1a\x02"),
+        ormsgpack.Fragment(b"\xc0"),
+    ]
+OTHER_KEYS: list[Any] = [
     1, 0, True, None, 0.5, float("nan"), b"k", (), ("k",), frozenset(), Text("k"), Text("\ud800"), "\ud800", Twin("k"),
     Colour.RED, Number.ONE, Word.RED, Label.RED, DAY, UUID(int=1), Decimal(1), int, Point(1, 2), 2**64,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", ODD, ids=kind_of)
-def test_values_of_odd_types(value: Any) -> None:
+@pytest.mark.parametrize("value", OTHER_VALUES, ids=kind_of)
+def test_values_of_other_types_are_left_to_the_python_packer(value: Any) -> None:
     for placed in inside(value):
-        same_both_ways(placed)
-        assert fast_packing.pack_json(placed) is None, "the walk decides"
+        assert_same_outcome(placed)
+        assert fast_packing.pack_json(placed) is None, "the value is not left to Python"
 
 
-@pytest.mark.parametrize("key", ODD_KEYS, ids=kind_of)
-def test_keys_of_odd_types(key: Any) -> None:
+@pytest.mark.parametrize("key", OTHER_KEYS, ids=kind_of)
+def test_keys_of_other_types_are_left_to_the_python_packer(key: Any) -> None:
     for value in ({key: 1}, {"a": 1, key: 2, "z": 3}, {key: {key: key}}, [{"other": 0, key: 1}]):
-        same_both_ways(value)
-        assert fast_packing.pack_json(value) is None, "the walk decides"
+        assert_same_outcome(value)
+        assert fast_packing.pack_json(value) is None, "the key is not left to Python"
 
 
-def test_equal_keys_that_are_not_the_same_string() -> None:
-    same_both_ways({"k": 1, Twin("k"): 2, Twin("k"): 3})
-    same_both_ways({Text("k"): 1, "k": 2})
-    same_both_ways({1: "int", 2**64: "long", "1": "text"})
+def test_keys_with_equal_text_have_the_same_outcome_in_both_packers() -> None:
+    assert_same_outcome({"k": 1, Twin("k"): 2, Twin("k"): 3})
+    assert_same_outcome({Text("k"): 1, "k": 2})
+    assert_same_outcome({1: "int", 2**64: "long", "1": "text"})
 
 
-def test_the_first_of_several_faults_is_reported() -> None:
-    same_both_ways({"b": (), "a": {"z": b"", "y": 2**64}})
-    same_both_ways([1, {"k": [float("nan"), set()]}, {1: 1}])
+def test_both_packers_report_the_same_one_of_several_faults() -> None:
+    assert_same_outcome({"b": (), "a": {"z": b"", "y": 2**64}})
+    assert_same_outcome([1, {"k": [float("nan"), set()]}, {1: 1}])
 
 
-# Anything
+# Arbitrary values
 
 TEXT = st.text() | st.text(st.characters(exclude_categories=[])) | st.sampled_from(TEXTS + SURROGATES)
 ATOMS = (
@@ -383,56 +387,61 @@ ATOMS = (
     | TEXT
 )
 JSON = st.recursive(ATOMS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=30)
-ODDLY = st.recursive(
-    ATOMS | st.binary() | st.integers(0, len(ODD) - 1).map(ODD.__getitem__) | st.dates() | st.decimals() | st.uuids(),
+ANY_VALUE = st.recursive(
+    ATOMS
+    | st.binary()
+    | st.integers(0, len(OTHER_VALUES) - 1).map(OTHER_VALUES.__getitem__)
+    | st.dates()
+    | st.decimals()
+    | st.uuids(),
     lambda inner: (
         st.lists(inner)
         | st.dictionaries(TEXT, inner)
-        | st.dictionaries(TEXT | st.integers(0, len(ODD_KEYS) - 1).map(ODD_KEYS.__getitem__) | st.integers(), inner)
+        | st.dictionaries(TEXT | st.integers(0, len(OTHER_KEYS) - 1).map(OTHER_KEYS.__getitem__) | st.integers(), inner)
         | st.lists(inner).map(tuple)
         | st.lists(inner).map(Array)
         | st.dictionaries(TEXT, inner).map(Object)
     ),
     max_leaves=30,
 )
-OFTEN = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY_EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.slow
-@OFTEN
+@MANY_EXAMPLES
 @given(JSON)
 @example({"\uffff": 1, "\U00010000": 2, "": {"b": -0.0, "a": [5e-324, 1e308]}})
 @example([2**63, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1])
 @example({"a": float("nan"), "\ud800": 1})
 @example({f"{at:05}": at for at in reversed(range(65_536))})
 @example(["x" * 65_536, "é" * 128, "\0"])
-def test_any_json(value: Any) -> None:
-    same_both_ways(value)
+def test_any_json_has_the_same_outcome_in_both_packers(value: Any) -> None:
+    assert_same_outcome(value)
 
 
 @pytest.mark.slow
-@OFTEN
-@given(ODDLY)
+@MANY_EXAMPLES
+@given(ANY_VALUE)
 @example({"k": 1, Text("k2"): Whole(3), 5: Real(0.5)})
 @example([Number.ONE, Word.RED, Label.RED, Colour.ONE])
 @example({"a": memoryview(b""), "b": bytearray()})
-def test_anything(value: Any) -> None:
-    same_both_ways(value)
+def test_any_value_has_the_same_outcome_in_both_packers(value: Any) -> None:
+    assert_same_outcome(value)
 
 
 @pytest.mark.slow
 @needs_ormsgpack
-@OFTEN
+@MANY_EXAMPLES
 @given(JSON)
-def test_what_the_walk_stores_of_plain_types_is_rarely_left_to_it(value: Any) -> None:
-    """Only text and lengths that look like an infinity may be."""
-    expected = outcome(walked, value)
+def test_ormsgpack_packs_all_json_whose_bytes_cannot_contain_an_infinity(value: Any) -> None:
+    """Packed values that contain byte 0xCB may be left to Python, because that byte can start an infinity."""
+    expected = outcome(packed_in_python, value)
     if isinstance(expected, bytes) and b"\xcb" not in expected:
         assert fast_packing.pack_json(value) == expected
 
 
-def test_the_bytes_of_a_catalogue_of_values_are_those_of_this_layout() -> None:
-    """A literal, so that a change of both ways at once is noticed too."""
+def test_a_catalogue_of_values_packs_to_bytes_with_a_fixed_digest() -> None:
+    """The literal digest detects a change that both packers make."""
     catalogue = [
         [number for number in INTEGERS if -(2**63) <= number < 2**64],
         [number for number in FLOATS if number * 0 == 0],
@@ -443,7 +452,7 @@ def test_the_bytes_of_a_catalogue_of_values_are_those_of_this_layout() -> None:
     assert digest == "04f6645023948b045541a7ae7387e95b2c654c9ee5091d29fba2dc8e5f5ca3fc"
 
 
-# Records that hold free-form JSON
+# Records with free-form JSON
 
 
 def entry(state: Any, plugin_id: Any = "p", revision: Any = 1, data: Any = b"\0\xff") -> PluginSnapshotEntry:
@@ -451,7 +460,7 @@ def entry(state: Any, plugin_id: Any = "p", revision: Any = 1, data: Any = b"\0\
 
 
 def snapshots(state: Any) -> list[Record]:
-    """Records of every kind that a commit stores as a blob, with `state` wherever free-form JSON stands."""
+    """Records of every kind that a commit stores as a blob, with `state` in each field of free-form JSON."""
     return [
         ToolState(3, {"b": ToolStateEntry({"z": state, "a": 1}, "plugins"), "a": ToolStateEntry({}, "live:1")}),
         ToolState(3, {"a": ToolStateEntry(state, "plugins")}),
@@ -460,14 +469,14 @@ def snapshots(state: Any) -> list[Record]:
     ]
 
 
-def same_records_both_ways(*records: Any) -> None:
+def assert_same_outcome_of_records(*records: Any) -> None:
     for record in records:
         expected = outcome(lambda given: pack(given.to_msgpack(FIELD), FIELD), record)
         assert outcome(lambda given: pack_record(given, FIELD), record) == expected
 
 
 @needs_ormsgpack
-def test_a_snapshot_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_packed_without_the_python_packer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(wire, "canonical")
     record = PluginSessionSnapshot({"p": entry({"b": 2, "a": "é"})})
     assert pack_record(record, FIELD).hex() == (
@@ -477,21 +486,23 @@ def test_a_snapshot_is_packed_without_the_walk(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize("value", [*ODD, *FLOATS, *INTEGERS, *TEXTS, *SURROGATES], ids=kind_of)
-def test_records_that_hold_a_value(value: Any) -> None:
+@pytest.mark.parametrize("value", [*OTHER_VALUES, *FLOATS, *INTEGERS, *TEXTS, *SURROGATES], ids=kind_of)
+def test_records_with_any_value_have_the_same_outcome_in_both_packers(value: Any) -> None:
     for placed in inside(value):
-        same_records_both_ways(*snapshots(placed))
+        assert_same_outcome_of_records(*snapshots(placed))
 
 
-@pytest.mark.parametrize("key", ODD_KEYS, ids=kind_of)
-def test_records_that_hold_a_key(key: Any) -> None:
-    same_records_both_ways(*snapshots({key: 1}))
-    same_records_both_ways(PluginSessionSnapshot({key: entry(None)}), ToolState(1, {key: ToolStateEntry({}, "p")}))
+@pytest.mark.parametrize("key", OTHER_KEYS, ids=kind_of)
+def test_records_with_other_keys_have_the_same_outcome_in_both_packers(key: Any) -> None:
+    assert_same_outcome_of_records(*snapshots({key: 1}))
+    assert_same_outcome_of_records(
+        PluginSessionSnapshot({key: entry(None)}), ToolState(1, {key: ToolStateEntry({}, "p")})
+    )
 
 
-@pytest.mark.parametrize("value", [*ODD, -1, 2**64, 0.5, "\ud800", None, True], ids=kind_of)
-def test_records_with_a_wrong_field(value: Any) -> None:
-    same_records_both_ways(
+@pytest.mark.parametrize("value", [*OTHER_VALUES, -1, 2**64, 0.5, "\ud800", None, True], ids=kind_of)
+def test_records_with_a_wrong_field_have_the_same_outcome_in_both_packers(value: Any) -> None:
+    assert_same_outcome_of_records(
         ToolState(value, {}),
         ToolState(1, value),
         ToolState(1, {"a": value}),
@@ -506,19 +517,21 @@ def test_records_with_a_wrong_field(value: Any) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 250, 254, 255, 256, 257, 1100])
-def test_records_that_hold_a_deep_value(depth: int) -> None:
+def test_records_with_a_deep_value_have_the_same_outcome_in_both_packers(depth: int) -> None:
     value: Any = []
     for _ in range(depth - 1):
         value = [value]
-    same_records_both_ways(*snapshots(value))
+    assert_same_outcome_of_records(*snapshots(value))
 
 
-@given(ODDLY)
-def test_records_that_hold_anything(value: Any) -> None:
-    same_records_both_ways(*snapshots(value))
+@given(ANY_VALUE)
+def test_records_with_arbitrary_values_have_the_same_outcome_in_both_packers(value: Any) -> None:
+    assert_same_outcome_of_records(*snapshots(value))
 
 
 @pytest.mark.samples
-def test_the_tools_at_hand_have_the_bytes_of_the_walk() -> None:
+def test_sample_tools_have_the_same_outcome_in_both_packers() -> None:
     tools = [tool for tool in values_of("airline_tools.json") if isinstance(tool, dict)]
-    same_records_both_ways(ToolState(1, {f"{at}": ToolStateEntry(tool, "plugins") for at, tool in enumerate(tools)}))
+    assert_same_outcome_of_records(
+        ToolState(1, {f"{at}": ToolStateEntry(tool, "plugins") for at, tool in enumerate(tools)})
+    )

@@ -1,4 +1,4 @@
-"""The scripts at the level of KEYS, ARGV and replies: headers that tell the truth, and text every server takes."""
+"""The headers of scripts document their keys, arguments and replies, and every server can run the scripts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ READS = {
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",
     "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
 }  # fmt: skip
-"""What a script may call above WRITE. A command that is missing here is taken for a write."""
+"""Commands that a script may call above WRITE. Any other command counts as a write."""
 
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
 READ_ONLY = {"node", "read", "refresh"}
-UNSAID = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}}
-"""Replies that an included function makes and the script does not give: delete removes a torn session, too; release and
-renew look at the head alone."""
+UNUSED_REPLIES = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}}
+"""Replies of included functions that a script never returns.
+
+delete removes a torn session, too. release and renew read the head only.
+"""
 
 COMMANDS = re.compile(r"call\('([A-Z]+)'")
 WRITING = {name for name, text in INCLUDES.items() if set(COMMANDS.findall(text)) - READS}
@@ -105,14 +107,14 @@ def test_a_script_is_ascii_without_tabs_or_long_lines(name):
 
 
 @EVERY_SCRIPT
-def test_the_first_line_says_what_the_script_does(name):
+def test_the_header_of_a_script_has_a_purpose_and_five_sections(name):
     header = header_of(SOURCES[name])
     assert re.fullmatch(rf"{name}: .+\.", header.purpose)
     assert header.sections == ["KEYS", "ARGV", "Reply", "Order", "Cost"]
 
 
 @EVERY_SCRIPT
-def test_a_script_has_its_two_parts(name):
+def test_a_script_has_a_check_part_and_a_write_part(name):
     source = SOURCES[name]
     assert source.count("\n-- CHECK\n") == 1
     assert source.count("\n-- WRITE\n") == (0 if name in READ_ONLY else 1)
@@ -121,7 +123,7 @@ def test_a_script_has_its_two_parts(name):
 
 @EVERY_SCRIPT
 @pytest.mark.parametrize("table", ["KEYS", "ARGV"])
-def test_keys_and_arguments_are_the_documented_ones_by_number_and_name(name, table):
+def test_keys_and_arguments_match_the_header_by_number_and_name(name, table):
     header = header_of(SOURCES[name])
     documented = header.keys if table == "KEYS" else header.argv
     assert [number for number, _ in documented] == list(range(1, len(documented) + 1))
@@ -129,7 +131,7 @@ def test_keys_and_arguments_are_the_documented_ones_by_number_and_name(name, tab
     for local, value in assignments(SOURCES[name]).items():
         indexed = re.search(rf"{table}\[(\d+)\]", value)
         if indexed:
-            # `local strict = ARGV[10] == 'strict'` names what it makes of the argument.
+            # `local strict = ARGV[10] == 'strict'` names a result computed from the argument.
             named[int(indexed[1])] = None if "==" in value else local
     variadic = assignments(SOURCES[name]).get(documented[-1][1])
     if variadic == str(documented[-1][0]):
@@ -141,14 +143,14 @@ def test_keys_and_arguments_are_the_documented_ones_by_number_and_name(name, tab
 
 
 @EVERY_SCRIPT
-def test_keys_and_arguments_are_named_once_and_indexed_by_number_nowhere_else(name):
+def test_each_key_and_argument_is_indexed_once_and_above_check(name):
     used = re.findall(r"(?:KEYS|ARGV)\[\d+\]", body_of(SOURCES[name]))
     assert sorted(used) == sorted(set(used))
     assert not re.search(r"(?:KEYS|ARGV)\[\d+\]", SOURCES[name].partition("-- CHECK")[2])
 
 
 def replies_of(source: str) -> set[str]:
-    """The first words of the replies in the body, and of those the included functions make."""
+    """The first words of the replies in the body and in the included functions."""
     text = body_of(source)
     for include in re.findall(r"^--@include (\w+)$", source, re.MULTILINE):
         text += body_of(INCLUDES[include])
@@ -161,23 +163,23 @@ def replies_of(source: str) -> set[str]:
 def test_every_reply_is_documented_and_every_documented_reply_exists(name):
     documented = header_of(SOURCES[name]).replies
     assert len(documented) == len(set(documented))
-    assert set(documented) == replies_of(SOURCES[name]) - UNSAID.get(name, set())
+    assert set(documented) == replies_of(SOURCES[name]) - UNUSED_REPLIES.get(name, set())
 
 
 @EVERY_SCRIPT
 def test_nothing_is_written_above_write(name):
-    """A refusal leaves everything as it was, and Redis does not undo what a script wrote before it failed."""
+    """Redis does not undo the writes of a script that fails, so all checks precede the first write."""
     above, _, below = SCRIPTS[name].text.partition("-- WRITE")
     assert set(COMMANDS.findall(above)) <= READS
     assert name in READ_ONLY or set(COMMANDS.findall(below)) - READS
     hidden = re.search(r"call\((?!'|command, key\))", SCRIPTS[name].text)
-    assert name == "read" or not hidden, "a command that no test can see"  # read runs what it is given
+    assert name == "read" or not hidden, "a command that this test cannot find"  # read runs commands from its arguments
 
 
 @EVERY_SCRIPT
 def test_nothing_is_refused_below_write(name):
     below = SCRIPTS[name].text.partition("-- WRITE")[2]
-    assert "pcall" not in below.replace(INCLUDES["announcing"], "")  # which must not fail, and so may not tell
+    assert "pcall" not in below.replace(INCLUDES["announcing"], "")  # a failed PUBLISH is ignored
     assert "refuse(" not in below
     assert "error(" not in below
     own = body_of(SOURCES[name].partition("-- WRITE")[2])
@@ -186,7 +188,7 @@ def test_nothing_is_refused_below_write(name):
 
 
 @EVERY_SCRIPT
-def test_what_writes_is_included_right_below_write_and_what_reads_above_check(name):
+def test_writing_includes_follow_write_and_reading_includes_precede_check(name):
     above, _, below = SOURCES[name].partition("-- WRITE\n")
     leading = re.match(r"\n(?:--@include \w+\n)*", below)
     assert set(re.findall(r"^--@include (\w+)$", naming_of(above), re.MULTILINE)) & WRITING == set()
@@ -196,7 +198,7 @@ def test_what_writes_is_included_right_below_write_and_what_reads_above_check(na
 
 
 @pytest.mark.parametrize("name", sorted(INCLUDES))
-def test_an_include_only_defines_and_either_all_its_functions_write_or_none(name):
+def test_an_include_only_defines_functions_and_all_or_none_of_them_write(name):
     pieces = re.split(r"^local function ", body_of(INCLUDES[name]), flags=re.MULTILINE)
     assert re.fullmatch(r"\s*(?:local [A-Z]+ = '.+'\s*)*", pieces[0])
     for piece in pieces[1:]:
@@ -206,13 +208,13 @@ def test_an_include_only_defines_and_either_all_its_functions_write_or_none(name
 
 
 @EVERY_SCRIPT
-def test_a_script_needs_no_library_that_some_server_lacks(name):
+def test_a_script_uses_no_library_that_some_servers_lack(name):
     assert not re.search(r"\b(?:cmsgpack|struct|bit|cjson|redis\.sha1hex|redis\.setresp|math\.random|loadstring)\b",
                          body_of(SCRIPTS[name].text))  # fmt: skip
 
 
 @EVERY_SCRIPT
-async def test_the_sha_is_the_one_the_server_computes(name, client):
+async def test_the_sha_of_a_script_equals_the_sha_that_the_server_computes(name, client):
     script = SCRIPTS[name]
     loaded = await client.script_load(script.text)
     assert (loaded.decode() if isinstance(loaded, bytes) else loaded) == script.sha
@@ -252,7 +254,7 @@ async def test_every_script_runs(open_cache, client):
 
 
 def shadowing_lines(text: str) -> set[int]:
-    """The lines that functions for below WRITE take in a script: what they name may be named so above, too."""
+    """The lines of a script that come from writing includes. Their local names may shadow names above WRITE."""
     lines: set[int] = set()
     for name in WRITING:
         before, found, _ = text.partition(INCLUDES[name])
@@ -263,10 +265,10 @@ def shadowing_lines(text: str) -> set[int]:
 
 
 @EVERY_SCRIPT
-def test_luacheck_has_nothing_to_say(name):
+def test_luacheck_reports_no_warnings(name):
     luacheck = require_luacheck()
     script = SCRIPTS[name]
-    # A script need not call every function of what it includes.
+    # A script need not call every function of its includes.
     shared = re.findall(r"^local function (\w+)", "\n".join(INCLUDES.values()), re.MULTILINE)
     options = [
         "--std",
@@ -289,7 +291,7 @@ def test_luacheck_has_nothing_to_say(name):
     warnings = [
         line
         for line in run.stdout.splitlines()
-        if not ((told := re.match(r"stdin:(\d+):\d+: \(W43[123]\)", line)) and told[1] in excused)
+        if not ((shadowed := re.match(r"stdin:(\d+):\d+: \(W43[123]\)", line)) and shadowed[1] in excused)
     ]
     assert (warnings, run.stderr) == ([], "")
     assert run.returncode in (0, 1)
@@ -319,7 +321,7 @@ async def check_sums(client, pairs):
     assert [each.decode() for each in sums] == expected
 
 
-async def test_sums_at_every_pair_of_edges_are_those_of_python(client):
+async def test_int64_sums_of_every_pair_of_edge_values_equal_those_of_python(client):
     await check_sums(client, [(a, b) for a in EDGES for b in EDGES])
 
 
@@ -329,5 +331,5 @@ int64 = st.one_of(st.integers(MIN, MAX), st.sampled_from(EDGES), st.integers(-(1
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(int64, int64), min_size=1, max_size=200))
 @example([(MAX, 0), (MIN, 0), (MAX, MIN), (MIN, MAX)])
-async def test_any_sums_are_those_of_python(client, pairs):
+async def test_int64_sums_of_arbitrary_numbers_equal_those_of_python(client, pairs):
     await check_sums(client, pairs)

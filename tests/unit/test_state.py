@@ -1,4 +1,4 @@
-"""The session in memory: from a read, through commits, to JSON and back."""
+"""The state of a session in memory is built from a read, updated by commits and converted to and from JSON."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ RESULT = RuntimeCommitResult(
 )
 
 
-def test_a_read_becomes_a_state() -> None:
+def test_a_read_is_converted_to_a_state() -> None:
     state = PersistedSessionState.from_read(READ)
     assert state == PersistedSessionState(
         session_id="s",
@@ -103,14 +103,14 @@ def test_a_read_becomes_a_state() -> None:
     )
 
 
-def test_a_read_without_checkpoint_and_window_becomes_a_fresh_state() -> None:
+def test_a_read_without_a_checkpoint_is_converted_to_a_state_of_defaults() -> None:
     state = PersistedSessionState.from_read(PersistedSessionRead("s", 1, PersistedSessionConfig(), SessionGraph()))
     assert (state.turn_index, state.token_usage, state.mode_turn_options) == (0, TokenUsage(), ModeTurnOptions())
     assert state.policy.max_context_tokens is None
     assert (state.tool_state_ref, state.tool_state_generation, state.execution_state_snapshot) == (None, None, None)
 
 
-def test_a_read_s_commit_says_again_what_was_read() -> None:
+def test_a_commit_of_an_unchanged_state_repeats_the_content_of_the_read() -> None:
     commit = RuntimeCommit.persisted_state(PersistedSessionState.from_read(READ), [ENTRY])
     assert commit.session_id == "s"
     assert (commit.expected_head_revision, commit.builds_on) == (5, "c5")
@@ -120,25 +120,25 @@ def test_a_read_s_commit_says_again_what_was_read() -> None:
     assert commit.config == PersistedSessionConfig("unconfigured", "gpt", 200_000, "rlm", None, "fast")
 
 
-def test_a_new_state_commits_its_whole_graph_on_no_revision() -> None:
+def test_a_new_state_commits_its_whole_graph_without_an_expected_revision() -> None:
     commit = RuntimeCommit.persisted_state(PersistedSessionState("s", session_graph=GRAPH))
     assert commit.graph == ReplaceFull(GRAPH)
     assert (commit.expected_head_revision, commit.builds_on) == (None, None)
     assert commit.config.context_window == 0
 
 
-def test_a_state_that_asks_for_it_commits_its_whole_graph() -> None:
+def test_a_state_that_requires_a_replacement_commits_its_whole_graph() -> None:
     state = PersistedSessionState.from_read(READ)
     state.graph_replace_required = True
     assert RuntimeCommit.persisted_state(state).graph == ReplaceFull(GRAPH)
 
 
-def test_a_commit_takes_the_graph_change_it_is_given() -> None:
+def test_a_commit_contains_the_given_graph_change() -> None:
     delta = Append((NODE,), "m1")
     assert RuntimeCommit.persisted_state_with_graph_commit(PersistedSessionState("s"), delta).graph is delta
 
 
-def test_after_a_commit_the_next_one_builds_on_its_result_with_refs_alone() -> None:
+def test_the_next_commit_builds_on_the_last_result_and_sends_only_refs() -> None:
     state = PersistedSessionState.from_read(READ)
     state.tool_state_snapshot = ToolState(8)
     state.graph_replace_required = True
@@ -153,7 +153,7 @@ def test_after_a_commit_the_next_one_builds_on_its_result_with_refs_alone() -> N
     )
 
 
-def test_a_generation_stays_while_the_tools_are_carried_by_ref_and_goes_with_them() -> None:
+def test_the_tool_generation_is_kept_exactly_as_long_as_the_tool_ref() -> None:
     state = PersistedSessionState("s", tool_state_generation=7)
     state.apply_persisted_commit_result(RESULT)
     assert state.tool_state_generation == 7
@@ -162,7 +162,7 @@ def test_a_generation_stays_while_the_tools_are_carried_by_ref_and_goes_with_the
     assert state.commit_id is None
 
 
-def test_clearing_the_execution_state_clears_its_ref_and_empty_bytes_do_not() -> None:
+def test_none_as_execution_state_clears_its_ref_and_empty_bytes_do_not() -> None:
     state = PersistedSessionState.from_read(READ)
     state.set_execution_state_snapshot(b"")
     assert (state.execution_state_snapshot, state.execution_state_ref) == (b"", EXECUTION)
@@ -179,7 +179,7 @@ def test_a_healed_graph_is_committed_whole() -> None:
     assert RuntimeCommit.persisted_state(state).graph == ReplaceFull(GRAPH)
 
 
-def test_adopting_a_read_keeps_what_the_store_does_not_know_of_the_live_policy() -> None:
+def test_adopting_a_read_keeps_the_policy_fields_that_are_not_stored() -> None:
     live = SessionPolicy(
         model="old",
         provider=ProviderHandle("openai", {"key": "k"}),
@@ -205,7 +205,7 @@ def test_adopting_a_read_keeps_what_the_store_does_not_know_of_the_live_policy()
     )
 
 
-def test_the_usage_report_counts_the_ledger_and_what_is_pending_merged() -> None:
+def test_the_usage_report_merges_the_ledger_with_pending_entries() -> None:
     state = PersistedSessionState("s", token_ledger=[ENTRY])
     report = state.usage_report([ENTRY, TokenLedgerEntry("turn", "m", TokenUsage())])
     assert report.entry_count == 1
@@ -213,7 +213,7 @@ def test_the_usage_report_counts_the_ledger_and_what_is_pending_merged() -> None
     assert state.token_ledger == [ENTRY]
 
 
-def test_a_state_survives_json_without_its_place_in_the_store() -> None:
+def test_the_json_of_a_state_omits_its_revision_and_commit_id() -> None:
     state = PersistedSessionState.from_read(READ)
     text = state.to_json()
     assert not {"head_revision", "graph_replace_required", "commit_id"} & set(text)
@@ -223,11 +223,11 @@ def test_a_state_survives_json_without_its_place_in_the_store() -> None:
     assert again == state
 
 
-def test_everything_but_the_session_id_is_defaulted_on_read() -> None:
+def test_every_field_except_the_session_id_has_a_default_on_read() -> None:
     assert PersistedSessionState.from_json({"session_id": "s"}) == PersistedSessionState("s")
 
 
-def test_a_new_state_is_called_root_and_writes_no_empty_parts() -> None:
+def test_a_new_state_is_named_root_and_its_json_omits_empty_parts() -> None:
     assert list(PersistedSessionState().to_json()) == [
         "session_id",
         "policy",
@@ -239,20 +239,20 @@ def test_a_new_state_is_called_root_and_writes_no_empty_parts() -> None:
     assert PersistedSessionState().session_id == "root"
 
 
-def test_a_state_takes_no_fields_it_does_not_have() -> None:
+def test_a_state_refuses_unknown_attributes() -> None:
     with pytest.raises(AttributeError):
         PersistedSessionState().colour = 1  # type: ignore[attr-defined]
 
 
-# Brought up to date
+# Refreshed states
 
 
-async def furnished(store):
+async def commit_two_nodes(store):
     await store.commit_runtime_state(commit(None, append("a", "b"), checkpoint=STATES, usage_deltas=[used(input=1)]))
 
 
-async def test_a_refreshed_state_is_what_a_loaded_one_would_be(cache, store):
-    await furnished(store)
+async def test_a_refreshed_state_equals_a_loaded_state(cache, store):
+    await commit_two_nodes(store)
     for load in (load_persisted_session_state, load_persisted_session_state_active_path):
         state = await load(cache.session("chat"))
         head = await store.load_head()
@@ -270,8 +270,8 @@ async def test_a_refreshed_state_is_what_a_loaded_one_would_be(cache, store):
         assert [node.node_id for node in state.session_graph.nodes][-1] == name
 
 
-async def test_without_a_head_a_state_stays_as_it_is(store, client):
-    await furnished(store)
+async def test_a_refresh_without_a_stored_head_does_not_change_the_state(store, client):
+    await commit_two_nodes(store)
     state = await load_persisted_session_state(store)
     await client.flushall()
     await refresh_persisted_session_state(store, state)
@@ -281,10 +281,10 @@ async def test_without_a_head_a_state_stays_as_it_is(store, client):
     assert fresh == PersistedSessionState("chat")
 
 
-async def test_a_state_is_brought_up_to_date_by_what_is_new_since(proxy, through_proxy):
-    """From the first refresh on, also where it began with the active path; and again after its own commits."""
+async def test_a_refreshed_state_is_refreshed_again_by_one_script_call(proxy, through_proxy):
+    """The first refresh may take more calls, because the state may hold the active path only."""
     store = through_proxy().session("chat")
-    await furnished(store)
+    await commit_two_nodes(store)
     for load in (load_persisted_session_state, load_persisted_session_state_active_path):
         state = await load(store)
         await refresh_persisted_session_state(store, state)
@@ -300,8 +300,8 @@ async def test_a_state_is_brought_up_to_date_by_what_is_new_since(proxy, through
         assert state.session_graph.nodes == grown.nodes
 
 
-async def test_a_state_of_one_session_becomes_that_of_another_store(cache, store):
-    await furnished(store)
+async def test_a_refresh_from_the_store_of_another_session_loads_that_session(cache, store):
+    await commit_two_nodes(store)
     await cache.session("other").commit_runtime_state(commit(None, append("x"), session_id="other"))
     state = await load_persisted_session_state(store)
     await refresh_persisted_session_state(cache.session("other"), state)
@@ -310,7 +310,7 @@ async def test_a_state_of_one_session_becomes_that_of_another_store(cache, store
     assert state.session_id == "other"
 
 
-async def test_a_store_that_only_keeps_the_contract_is_loaded_in_full(store):
+async def test_a_store_without_refresh_is_loaded_in_full(store):
     class Plain:
         def __getattr__(self, name):
             if name in ("refresh", "session_id"):
@@ -320,15 +320,15 @@ async def test_a_store_that_only_keeps_the_contract_is_loaded_in_full(store):
     assert isinstance(store, Refreshing)
     assert isinstance(Plain(), RuntimePersistence)
     assert not isinstance(Plain(), Refreshing)
-    await furnished(store)
+    await commit_two_nodes(store)
     state = await load_persisted_session_state(Plain())
     await store.commit_runtime_state(commit(None, append("c", parent="b")))
     await refresh_persisted_session_state(Plain(), state)
     assert state.session_graph.leaf_node_id == "c"
 
 
-async def test_where_a_state_comes_from_is_not_part_of_it(store):
-    await furnished(store)
+async def test_the_origin_of_a_state_is_not_part_of_its_value(store):
+    await commit_two_nodes(store)
     state = await load_persisted_session_state(store)
     again = PersistedSessionState.from_json(state.to_json())
     again.head_revision, again.commit_id = state.head_revision, state.commit_id

@@ -1,4 +1,4 @@
-"""MessagePack is unpacked alike with and without msgspec."""
+"""MessagePack is unpacked to the same values with and without msgspec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module", params=["msgspec", "msgpack"])
 def reading(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """The module as it is where msgspec is installed, and where it is not."""
+    """The unpacking module with msgspec, and without it."""
     if request.param == "msgspec":
         yield unpacking
         return
@@ -37,13 +37,13 @@ def reading(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
 
 @pytest.mark.slow
 @given(value=JSON, data=st.binary())
-def test_what_was_packed_comes_back(reading: ModuleType, value: Any, data: bytes) -> None:
-    came = reading.unpack(msgpack.packb([value, data]))
-    assert repr(came) == repr([value, data])
+def test_packed_values_unpack_unchanged(reading: ModuleType, value: Any, data: bytes) -> None:
+    unpacked = reading.unpack(msgpack.packb([value, data]))
+    assert repr(unpacked) == repr([value, data])
 
 
 @given(data=st.binary())
-def test_other_bytes_are_unreadable_or_some_value(reading: ModuleType, data: bytes) -> None:
+def test_arbitrary_bytes_unpack_or_are_reported_as_unreadable(reading: ModuleType, data: bytes) -> None:
     try:
         reading.unpack(data)
     except reading.UNREADABLE:
@@ -51,7 +51,7 @@ def test_other_bytes_are_unreadable_or_some_value(reading: ModuleType, data: byt
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x91", b"\xa1\xff", b"\x01\x01", b"\x91" * 100_000], ids=repr)
-def test_what_is_no_messagepack_is_unreadable(reading: ModuleType, data: bytes) -> None:
+def test_invalid_messagepack_is_reported_as_unreadable(reading: ModuleType, data: bytes) -> None:
     with pytest.raises(reading.UNREADABLE):
         reading.unpack(data)
 
@@ -64,7 +64,7 @@ RECORD = ["id", None, None, {"text": [1, "é"]}, "then", 2**32 - 1]
 
 @pytest.mark.parametrize("tag", [None, "notes"])
 @pytest.mark.parametrize("parent", [None, "é"])
-def test_the_fields_of_a_node_come_back(reading: ModuleType, parent: str | None, tag: str | None) -> None:
+def test_the_fields_of_a_node_unpack_unchanged(reading: ModuleType, parent: str | None, tag: str | None) -> None:
     fields = ["id", parent, tag, {"text": [1, "é"]}, "then", 2**32 - 1]
     packed = msgpack.packb(fields)
     assert list(reading.unpack_node(packed)) == fields
@@ -87,7 +87,7 @@ def test_the_fields_of_a_node_come_back(reading: ModuleType, parent: str | None,
     ],
     ids=repr,
 )  # fmt: skip
-def test_other_fields_are_no_node(reading: ModuleType, fields: Any) -> None:
+def test_fields_that_are_not_those_of_a_node_are_reported_as_unreadable(reading: ModuleType, fields: Any) -> None:
     packed = msgpack.packb(fields)
     for unpack in (reading.unpack_node, reading.unpack_node_lazily):
         with pytest.raises(reading.UNREADABLE):
@@ -95,7 +95,7 @@ def test_other_fields_are_no_node(reading: ModuleType, fields: Any) -> None:
 
 
 @given(data=st.binary())
-def test_other_bytes_are_no_node_or_some(reading: ModuleType, data: bytes) -> None:
+def test_arbitrary_bytes_never_unpack_to_a_node_with_fields_of_a_wrong_type(reading: ModuleType, data: bytes) -> None:
     for unpack in (reading.unpack_node, reading.unpack_node_lazily):
         try:
             *_, payload, timestamp, checksum = unpack(b"\x96" + data)
