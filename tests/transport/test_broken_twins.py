@@ -1,4 +1,4 @@
-"""Run the laws of the transport against a transport that is broken on purpose: they must fail there."""
+"""Each test in `BROKEN` must fail on a transport that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.transport import test_time as times
 pytestmark = pytest.mark.slow
 
 PATIENCE = 2.0
-"""Seconds after which a law that waits for what a broken transport never does has failed."""
+"""Seconds after which a test that waits for a broken transport fails."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def any_server(request: pytest.FixtureRequest, _running: RunningServers) -> Serv
 
 @pytest.fixture
 async def real_server(any_server: Server) -> AsyncIterator[Server]:
-    """One server is enough here: what is broken is ours."""
+    """One server is enough, because the breakage is in the client."""
     yield any_server
     await any_server.close_clients()
 
@@ -46,7 +46,7 @@ admin = times.admin
 # Ways to break it
 
 
-def forgets_half_a_reply(data_received: Any) -> Any:
+def loses_half_a_reply(data_received: Any) -> Any:
     def broken(self: Any, data: bytes) -> None:
         self._reader = hiredis.Reader()
         data_received(self, data)
@@ -54,7 +54,7 @@ def forgets_half_a_reply(data_received: Any) -> Any:
     return broken
 
 
-def drops_whatever_comes(_: Any) -> Any:
+def drops_every_reply(_: Any) -> Any:
     def broken(self: Any) -> None:
         while self._reader.gets() is not False:
             pass
@@ -62,7 +62,7 @@ def drops_whatever_comes(_: Any) -> Any:
     return broken
 
 
-def forgets_what_was_cancelled(ask: Any) -> Any:
+def removes_cancelled_requests(ask: Any) -> Any:
     def broken(self: Any, *args: Any) -> Any:
         future = ask(self, *args)
 
@@ -76,7 +76,7 @@ def forgets_what_was_cancelled(ask: Any) -> Any:
     return broken
 
 
-def sends_at_any_time(ask: Any) -> Any:
+def sends_after_the_deadline(ask: Any) -> Any:
     def broken(self: Any, wire: bytes, count: int, deadline: float, timeout: float) -> Any:
         return ask(self, wire, count, max(deadline, self._loop.time() + 1), timeout)
 
@@ -93,7 +93,7 @@ def fails_with(kind: type[Exception]) -> Callable[[Any], Any]:
     return make
 
 
-def takes_all_for_written(fail: Any) -> Any:
+def treats_all_as_written(fail: Any) -> Any:
     def broken(self: Any, error: Exception) -> None:
         self._unwritten.clear()
         fail(self, error)
@@ -108,22 +108,22 @@ def fails_every_call(_: Any) -> Any:
     return broken
 
 
-def knows_one_lane(_: Any) -> Any:
+def uses_one_lane(_: Any) -> Any:
     return lambda self, lane, size: self._small
 
 
-def lets_waits_share(group: Any) -> Any:
+def puts_waits_into_the_small_lane(group: Any) -> Any:
     return lambda self, lane, size: group(self, Lane.SMALL if lane is Lane.WAITING else lane, size)
 
 
-def lets_none_go_first(_: Any) -> Any:
+def introduces_no_script(_: Any) -> Any:
     async def broken(self: Any, request: Any, *, asking: bool, with_text: bool) -> Any:
         return await self._run_with_text(request, asking=asking, with_text=with_text)
 
     return broken
 
 
-def closes_any_client(close: Any) -> Any:
+def closes_given_clients(close: Any) -> Any:
     async def broken(self: Any) -> None:
         self._is_own = True
         await close(self)
@@ -139,93 +139,96 @@ CONNECTION = "transport.connection:Connection"
 BROKEN: list[tuple[Callable[..., Awaitable[None]], Python]] = [
     (
         connections.test_replies_cut_at_any_byte_reach_their_own_requests,
-        Python(f"{CONNECTION}.data_received", forgets_half_a_reply, "forgets half a reply"),
+        Python(f"{CONNECTION}.data_received", loses_half_a_reply, "loses half a reply"),
     ),
     (
         connections.test_pushes_between_replies_are_dropped,
-        Python("transport.connection:hiredis.PushNotification", lambda _: tuple, "takes pushes for replies"),
+        Python("transport.connection:hiredis.PushNotification", lambda _: tuple, "treats pushes as replies"),
     ),
     (
-        connections.test_a_reply_to_no_request_ends_the_connection,
-        Python(f"{CONNECTION}._drop_pushes", drops_whatever_comes, "drops whatever comes"),
+        connections.test_a_reply_without_a_request_closes_the_connection,
+        Python(f"{CONNECTION}._drop_pushes", drops_every_reply, "drops every reply"),
     ),
     (
-        connections.test_a_request_whose_time_is_up_is_not_sent,
-        Python(f"{CONNECTION}.ask", sends_at_any_time, "sends at any time"),
+        connections.test_a_request_past_its_deadline_is_not_sent,
+        Python(f"{CONNECTION}.ask", sends_after_the_deadline, "sends after the deadline"),
     ),
     (
-        connections.test_only_requests_that_were_written_may_have_been_applied,
-        Python(f"{CONNECTION}._fail", takes_all_for_written, "takes all for written"),
+        connections.test_only_written_requests_are_reported_as_possibly_applied,
+        Python(f"{CONNECTION}._fail", treats_all_as_written, "treats all as written"),
     ),
     (
-        connections.test_ten_thousand_cancellations_among_a_hundred_thousand_calls_shift_no_reply,
-        Python(f"{CONNECTION}.ask", forgets_what_was_cancelled, "forgets what was cancelled"),
+        connections.test_10000_cancelled_calls_among_100000_calls_shift_no_reply,
+        Python(f"{CONNECTION}.ask", removes_cancelled_requests, "removes cancelled requests"),
     ),
     (
-        connections.test_a_call_whose_time_ends_after_a_lost_connection_says_whether_it_was_sent,
-        Python("transport.failures:may_be_applied", always(False), "takes nothing for applied"),
+        connections.test_a_timeout_after_a_lost_connection_reports_whether_the_call_was_sent,
+        Python("transport.failures:may_be_applied", always(False), "treats nothing as applied"),
     ),
     (
-        connections.test_fifty_commits_in_flight_on_a_connection_that_ends_inside_of_a_reply_land_once,
-        Python("transport.backend:is_transient", always(False), "never tries again"),
+        connections.test_commits_in_flight_are_applied_once_if_the_connection_ends_inside_a_reply,
+        Python("transport.backend:is_transient", always(False), "never retries"),
     ),
     (
-        times.test_a_timeout_fails_its_own_call_and_no_other,
+        times.test_a_timeout_fails_its_own_call_only,
         Python(f"{CONNECTION}._expire", fails_every_call, "fails every call"),
     ),
     (
         times.test_wrong_settings_for_a_group_are_an_error_after_one_attempt,
-        Python("transport.backend:is_transient", always(True), "always tries again"),
+        Python("transport.backend:is_transient", always(True), "always retries"),
     ),
     (
-        times.test_a_server_that_refuses_for_a_while_is_outlasted,
-        Python("transport.backend:is_transient", always(False), "never tries again"),
+        times.test_a_call_is_retried_until_the_server_accepts_connections,
+        Python("transport.backend:is_transient", always(False), "never retries"),
     ),
     (
         lanes.test_small_calls_overtake_a_large_read,
-        Python("transport.lanes:Lanes.group", knows_one_lane, "knows one lane"),
+        Python("transport.lanes:Lanes.group", uses_one_lane, "uses one lane"),
     ),
     (
         lanes.test_calls_of_every_kind_overtake_commits_that_wait_for_replicas,
-        Python("transport.lanes:Lanes.group", lets_waits_share, "lets waits share the lane of small calls"),
+        Python(
+            "transport.lanes:Lanes.group", puts_waits_into_the_small_lane, "puts waits into the lane of small calls"
+        ),
     ),
     (
-        lanes.test_of_concurrent_first_commits_one_sends_its_bytes_before_the_script_is_known,
-        Python("transport.node:Node.introduce", lets_none_go_first, "lets none go first"),
+        lanes.test_only_one_of_concurrent_first_commits_is_sent_before_the_script_is_loaded,
+        Python("transport.node:Node.introduce", introduces_no_script, "lets none go first"),
     ),
     (
-        lanes.test_what_waits_for_a_script_until_its_time_ends_was_not_sent,
-        Python("transport.node:Node.introduce", lets_none_go_first, "lets none go first"),
+        lanes.test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent,
+        Python("transport.node:Node.introduce", introduces_no_script, "lets none go first"),
     ),
     (
-        lanes.test_a_closed_cache_tells_what_was_sent_from_what_was_not,
-        Python(f"{CONNECTION}._fail", fails_with(NotSent), "takes what was sent for unsent"),
+        lanes.test_closing_a_cache_distinguishes_sent_calls_from_unsent_calls,
+        Python(f"{CONNECTION}._fail", fails_with(NotSent), "reports sent calls as unsent"),
     ),
     (
-        given.test_a_given_client_is_used_by_its_own_methods_and_neither_configured_nor_closed,
-        Python("transport.given:GivenNode.close", closes_any_client, "closes any client"),
+        given.test_a_given_client_sends_every_command_and_is_neither_configured_nor_closed,
+        Python("transport.given:GivenNode.close", closes_given_clients, "closes given clients"),
     ),
 ]
 
 FAILURES = (AssertionError, StoreError, TimeoutError, exceptions.RedisError, pytest.fail.Exception)
 
 
-def broken_twin(law: Callable[..., Awaitable[None]], breakage: Python) -> Callable[..., Awaitable[None]]:
-    @wraps(law)
+def broken_twin(intact: Callable[..., Awaitable[None]], breakage: Python) -> Callable[..., Awaitable[None]]:
+    @wraps(intact)
     async def twin(**fixtures: Any) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # of what the breakage leaves
+        # The breakage may leave unhandled errors in the loop.
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         with pytest.MonkeyPatch.context() as patch:
             breakage.apply(patch)
             for module in (scripted, connections, given, lanes, times):
                 patch.setattr(module, "PATIENCE", PATIENCE)
             with pytest.raises((*FAILURES, ExceptionGroup)) as caught:
-                await law(**fixtures)
+                await intact(**fixtures)
         if isinstance(caught.value, ExceptionGroup):
             assert caught.value.split(FAILURES)[1] is None
 
     return twin
 
 
-for law, breakage in BROKEN:
-    globals()[f"{law.__name__}__broken"] = broken_twin(law, breakage)
-del law, breakage
+for intact, breakage in BROKEN:
+    globals()[f"{intact.__name__}__broken"] = broken_twin(intact, breakage)
+del intact, breakage

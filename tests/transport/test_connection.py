@@ -1,4 +1,4 @@
-"""The protocol of one connection: every reply reaches its own request, or fails it with an error that is true."""
+"""Every reply on a connection reaches its own request, and a failed request gets an accurate error."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.support.servers import RunningServers, Server
 
 @pytest.fixture
 def any_server(request: pytest.FixtureRequest, _running: RunningServers) -> Server:
-    """One empty server, for what does not depend on the server."""
+    """One empty server, for tests that do not depend on its kind."""
     return newest_server(request, _running)
 
 
-async def began(cache: SessionCache, session_id: str) -> Any:
+async def commit_first(cache: SessionCache, session_id: str) -> Any:
     made = commit(None, append(f"{session_id}.0"), session_id=session_id)
     return await cache.session(session_id).commit_runtime_state(made)
 
@@ -62,7 +62,7 @@ REPLIES: list[tuple[bytes, Any]] = [
     (b"=7\r\ntxt:abc\r\n", b"abc"),
     (b"$3\r\nend\r\n", b"end"),
 ]
-"""Replies of every form, and what each one means."""
+"""A reply of every RESP type, and its decoded value."""
 
 ENDS = list(accumulate(len(wire) for wire, _ in REPLIES))
 STREAM = b"".join(wire for wire, _ in REPLIES)
@@ -73,17 +73,17 @@ PUSHES = [
 ]
 
 
-def asked(connection: Any, counts: list[int]) -> list[asyncio.Future[list[Any]]]:
-    """Requests in flight that get so many replies each."""
+def requests_in_flight(connection: Any, counts: list[int]) -> list[asyncio.Future[list[Any]]]:
+    """Requests in flight. Each one expects its count of replies."""
     deadline = asyncio.get_running_loop().time() + PATIENCE
     return [connection.ask(b"", count, deadline, PATIENCE) for count in counts]
 
 
 async def test_replies_cut_at_any_byte_reach_their_own_requests() -> None:
-    """A request is answered when its last byte has arrived, and not before."""
+    """A request is answered only after the last byte of its reply has arrived."""
     for cut in range(len(STREAM) + 1):
         connection, _ = connected()
-        futures = asked(connection, [1] * len(REPLIES))
+        futures = requests_in_flight(connection, [1] * len(REPLIES))
         connection.data_received(STREAM[:cut])
         assert [future.done() for future in futures] == [end <= cut for end in ENDS]
         connection.data_received(STREAM[cut:])
@@ -99,14 +99,14 @@ async def test_the_replies_of_a_pipeline_cut_at_any_two_bytes_stay_together() ->
     for first in range(0, len(STREAM) + 1, 3):
         for second in range(first, len(STREAM) + 1, 5):
             connection, _ = connected()
-            futures = asked(connection, counts)
+            futures = requests_in_flight(connection, counts)
             for part in (STREAM[:first], STREAM[first:second], STREAM[second:]):
                 connection.data_received(part)
             assert [future.result() for future in futures] == expected
 
 
 async def test_replies_that_arrive_byte_by_byte_reach_their_own_calls() -> None:
-    """The greeting of the connection arrives like that, too."""
+    """The replies to the handshake of the connection arrive byte by byte, too."""
     tokens = [b"%d\r\n$1\r\n" % at for at in range(20)]
     async with Scripted() as server, lash_redis.connect(server.url) as cache, asyncio.timeout(PATIENCE):
         calls = [asyncio.create_task(backend_of(cache).send(echo(token))) for token in tokens]
@@ -122,19 +122,19 @@ async def test_replies_that_arrive_byte_by_byte_reach_their_own_calls() -> None:
 
 
 async def test_pushes_between_replies_are_dropped() -> None:
-    """Before the first reply, between two, inside of a pipeline and behind the last, cut at any byte."""
+    """Pushes arrive before, between and after replies and inside of a pipeline, and are cut at any byte."""
     between = [PUSHES[at % 3] + wire for at, (wire, _) in enumerate(REPLIES)]
     stream = b"".join([*between, *PUSHES])
     for cut in range(len(stream) + 1):
         connection, _ = connected()
-        futures = asked(connection, [1, 3, 1, 5])
+        futures = requests_in_flight(connection, [1, 3, 1, 5])
         connection.data_received(stream[:cut])
         connection.data_received(stream[cut:])
         assert [value for future in futures for value in future.result()] == [value for _, value in REPLIES]
         assert connection.is_usable
 
 
-async def test_a_push_while_nothing_is_in_flight_is_dropped() -> None:
+async def test_a_push_without_a_request_in_flight_is_dropped() -> None:
     async with Scripted(echoed) as server, lash_redis.connect(f"{server.url}?protocol=3") as cache:
         assert await backend_of(cache).send(echo(b"one")) == [b"one"]
         link = await server.link()
@@ -144,18 +144,18 @@ async def test_a_push_while_nothing_is_in_flight_is_dropped() -> None:
         assert len(server.links) == 1
 
 
-async def test_real_pushes_do_not_disturb_calls(real_server: Server) -> None:
-    """The server announces every change of a key on the connection that carries the calls."""
+async def test_pushes_of_a_real_server_do_not_disturb_calls(real_server: Server) -> None:
+    """With client tracking, the server pushes every key change on the connection of the calls."""
     async with lash_redis.connect(f"{real_server.url}?protocol=3") as cache:
         await backend_of(cache).send(Request([("CLIENT", "TRACKING", "ON", "BCAST")]))
-        await asyncio.gather(*(began(cache, f"s{at}") for at in range(100)))
+        await asyncio.gather(*(commit_first(cache, f"s{at}") for at in range(100)))
         heads = await asyncio.gather(*(cache.session(f"s{at}").load_head() for at in range(100)))
         assert [(head.session_id, head.head_revision) for head in heads] == [(f"s{at}", 1) for at in range(100)]
 
 
 @pytest.mark.parametrize("stray", [b"+stray\r\n", b"-ERR stray\r\n", b">1\r\n+a\r\n$1\r\na\r\n"])
-async def test_a_reply_to_no_request_ends_the_connection(stray: bytes) -> None:
-    """Taken for the reply to the next call, it would shift every reply behind it."""
+async def test_a_reply_without_a_request_closes_the_connection(stray: bytes) -> None:
+    """Otherwise the next call would get the stray reply, and every later reply would be shifted."""
     async with Scripted(echoed) as server, lash_redis.connect(server.url) as cache:
         assert await backend_of(cache).send(echo(b"one")) == [b"one"]
         link = await server.link()
@@ -165,10 +165,10 @@ async def test_a_reply_to_no_request_ends_the_connection(stray: bytes) -> None:
         assert len(server.links) == 2
 
 
-# Replies that never come
+# Missing and invalid replies
 
-BEGINNINGS = [b"$536870912\r\n"]
-NO_RESP = [
+INCOMPLETE_RESP = [b"$536870912\r\n"]
+INVALID_RESP = [
     b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\xff\r\n", b":abc\r\n", b"$-5\r\n", b"*-5\r\n", b"%-2\r\n",
     b"$99999999999999999999\r\n", b"*4294967296\r\n", b"#x\r\n", b",abc\r\n", b"(12a\r\n", b"%1\r\n*0\r\n+x\r\n",
 ]  # fmt: skip
@@ -176,27 +176,27 @@ READ_AND_COMMIT = pytest.mark.parametrize(
     ("call", "kind"),
     [
         (lambda cache: cache.session("chat").load_head(), BackendError),
-        (lambda cache: began(cache, "chat"), OutcomeUnknown),
+        (lambda cache: commit_first(cache, "chat"), OutcomeUnknown),
     ],
     ids=["read", "commit"],
 )
 
 
 def after_the_layout(data: bytes) -> Callable[[Command], bytes | None]:
-    """Replies that let a first call begin; every further command gets `data`."""
+    """Answer the commands that check the layout, and answer every other command with `data`."""
     replies = {"SET": OK, "GET": b"$-1\r\n"}
     return lambda command: replies.get(name_of(command), data)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had."""
+    """The peak memory use of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @READ_AND_COMMIT
-@pytest.mark.parametrize("data", BEGINNINGS)
-async def test_a_huge_reply_that_never_comes_is_an_error_in_time_and_takes_no_memory(
+@pytest.mark.parametrize("data", INCOMPLETE_RESP)
+async def test_a_huge_reply_that_never_arrives_times_out_without_using_memory(
     data: bytes, call: Callable[[SessionCache], Awaitable[Any]], kind: type[Exception]
 ) -> None:
     before = peak_bytes()
@@ -213,8 +213,8 @@ async def test_a_huge_reply_that_never_comes_is_an_error_in_time_and_takes_no_me
 
 
 @READ_AND_COMMIT
-@pytest.mark.parametrize("data", NO_RESP)
-async def test_bytes_that_are_no_resp_are_an_error_that_names_the_server(
+@pytest.mark.parametrize("data", INVALID_RESP)
+async def test_invalid_resp_is_an_error_with_the_address_of_the_server(
     data: bytes, call: Callable[[SessionCache], Awaitable[Any]], kind: type[Exception]
 ) -> None:
     unhandled: list[Any] = []
@@ -231,8 +231,8 @@ async def test_bytes_that_are_no_resp_are_an_error_that_names_the_server(
     assert unhandled == []
 
 
-async def test_a_request_whose_time_is_up_is_not_sent() -> None:
-    """Sent all the same, it could be applied after its caller was told that it failed."""
+async def test_a_request_past_its_deadline_is_not_sent() -> None:
+    """If it were sent, it could be applied after its caller received an error."""
     connection, wire = connected()
     late = connection.ask(b"late", 1, asyncio.get_running_loop().time(), PATIENCE)
     assert late.done()
@@ -241,13 +241,13 @@ async def test_a_request_whose_time_is_up_is_not_sent() -> None:
     assert connection.is_usable
 
 
-# A connection that ends
+# Lost connections
 
 
-async def test_only_requests_that_were_written_may_have_been_applied() -> None:
-    """What waits for the end of the event loop's turn has not left the process."""
+async def test_only_written_requests_are_reported_as_possibly_applied() -> None:
+    """Requests that wait for the end of the event loop's iteration have not left the process."""
     connection, wire = connected()
-    written, *waiting = asked(connection, [1, 1, 1])
+    written, *waiting = requests_in_flight(connection, [1, 1, 1])
     connection.connection_lost(None)
     assert isinstance(written.exception(), ConnectionLost)
     assert [type(future.exception()) for future in waiting] == [NotSent, NotSent]
@@ -256,7 +256,7 @@ async def test_only_requests_that_were_written_may_have_been_applied() -> None:
 
 
 async def with_revisions(cache: SessionCache, count: int) -> list[Any]:
-    """The next commit of each of `count` sessions, whose revisions now are 1 to 5."""
+    """Create `count` sessions with 1 to 5 revisions, and return the next commit of each one."""
     names = [f"s{at}" for at in range(count)]
 
     def turn(at: int, revision: int) -> Any:
@@ -271,7 +271,7 @@ async def with_revisions(cache: SessionCache, count: int) -> list[Any]:
 
 
 async def expect_stored_once(server: Server, commits: list[Any]) -> None:
-    """Each session holds the nodes of its turns, each of them once, and has as many revisions."""
+    """Check that each session has one revision and one node per turn."""
     async with lash_redis.connect(server.url) as cache:
         for at, each in enumerate(commits):
             read = await cache.session(each.session_id).load_session(FullGraph())
@@ -281,7 +281,7 @@ async def expect_stored_once(server: Server, commits: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("nth", [1, 25, 50])
-async def test_fifty_commits_in_flight_on_a_connection_that_ends_inside_of_a_reply_land_once(
+async def test_commits_in_flight_are_applied_once_if_the_connection_ends_inside_a_reply(
     nth: int, real_server: Server, proxy: Proxy
 ) -> None:
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
@@ -299,10 +299,10 @@ async def test_fifty_commits_in_flight_on_a_connection_that_ends_inside_of_a_rep
 
 
 @pytest.mark.slow
-async def test_a_call_whose_time_ends_after_a_lost_connection_says_whether_it_was_sent(
+async def test_a_timeout_after_a_lost_connection_reports_whether_the_call_was_sent(
     real_server: Server, proxy: Proxy
 ) -> None:
-    """Sent and lost: OutcomeUnknown. Never sent, because no connection could be opened: BackendError."""
+    """A sent call raises OutcomeUnknown. A call that had no connection raises BackendError."""
     options = StoreOptions(call_timeout=1)
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
         commits = await with_revisions(cache, 50)
@@ -324,11 +324,11 @@ async def test_a_call_whose_time_ends_after_a_lost_connection_says_whether_it_wa
     await expect_stored_once(real_server, commits)
 
 
-# Calls that end before their replies
+# Cancelled calls
 
 
 @pytest.mark.slow
-async def test_ten_thousand_cancellations_among_a_hundred_thousand_calls_shift_no_reply(any_server: Server) -> None:
+async def test_10000_cancelled_calls_among_100000_calls_shift_no_reply(any_server: Server) -> None:
     dice = random.Random(5)
     seen: Counter[str] = Counter()
     url = f"{any_server.url}?client_name=busy"
@@ -362,7 +362,7 @@ async def test_ten_thousand_cancellations_among_a_hundred_thousand_calls_shift_n
             await cancel(cache.session(name).commit_runtime_state(made))
             assert (await cache.session(name).commit_runtime_state(made)).head_revision == at + 1
 
-        await began(cache, "first")
+        await commit_first(cache, "first")
         connections = await named(admin, "busy")
         async with asyncio.TaskGroup() as working:
             for at in range(50):

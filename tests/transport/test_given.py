@@ -1,4 +1,4 @@
-"""Clients that the caller made: a `Redis` is used by its own methods, a group's client is read for its settings."""
+"""Clients of the caller: a cache calls the methods of a `Redis` client, and copies the settings of a group client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "given-client"
 
 
 async def work(cache: SessionCache) -> None:
-    """Calls of every kind."""
+    """Make calls of every kind."""
     store = cache.session("chat")
     body = HydratedSessionCheckpoint(execution_state=b"x" * 100_000)
     await store.commit_runtime_state(commit(None, append("a"), checkpoint=body))
@@ -41,7 +41,7 @@ async def work(cache: SessionCache) -> None:
 
 
 class Recorded(redis.Redis):
-    """A client that keeps the name of each command it is asked to send, and whether it was closed."""
+    """A client that records the name of each command, and whether it was closed."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -72,8 +72,8 @@ class Recorded(redis.Redis):
         await super().aclose(close_connection_pool)
 
 
-async def test_a_given_client_is_used_by_its_own_methods_and_neither_configured_nor_closed(proxy: Proxy) -> None:
-    """Every command that reaches the server went through the client, except what its own connections begin with."""
+async def test_a_given_client_sends_every_command_and_is_neither_configured_nor_closed(proxy: Proxy) -> None:
+    """Only the handshake of its connections reaches the server without a call of the client."""
     host, port = proxy.url.removeprefix("redis://").split(":")
     client = Recorded(host=host, port=int(port), client_name=NAME, max_connections=4)
     pool, settings = client.connection_pool, dict(client.connection_pool.connection_kwargs)
@@ -94,7 +94,7 @@ async def test_a_given_client_is_used_by_its_own_methods_and_neither_configured_
 
 
 class Provider(CredentialProvider):
-    """Credentials that are asked for at each connection, as of an account whose password changes."""
+    """Credentials that are requested for each connection, as for an account whose password changes."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -133,32 +133,32 @@ def connections(nodes: list[Member]) -> list[dict[str, str]]:
 
 
 @asynccontextmanager
-async def at_work(client: Any) -> AsyncIterator[None]:
-    """A cache on the client that has done work of every kind, and is still connected."""
+async def connected_cache(client: Any) -> AsyncIterator[None]:
+    """A cache on the client that has made calls of every kind, and is still connected."""
     async with asyncio.timeout(PATIENCE), SessionCache(client) as cache:
         await work(cache)
         yield
 
 
-def expect_like(found: list[dict[str, str]], protocol: int) -> None:
+def expect_given_settings(found: list[dict[str, str]], protocol: int) -> None:
     assert found
     assert {client["user"] for client in found} == {"given"}
-    assert {client.get("resp", str(protocol)) for client in found} == {str(protocol)}  # Redis 6.2 does not tell
+    assert {client.get("resp", str(protocol)) for client in found} == {str(protocol)}  # Redis 6.2 does not report it
 
 
 @CREDENTIALS
 @PROTOCOL
-async def test_connections_are_like_those_of_a_given_cluster_client(
+async def test_connections_use_the_settings_of_a_given_cluster_client(
     protocol: int, provided: bool, cluster: Cluster
 ) -> None:
-    """None of its own is ever opened."""
+    """The given client itself opens no connection."""
     nodes = list(cluster.nodes)
     settings, provider = credentials(provided)
     with account(nodes):
         client = redis.RedisCluster("127.0.0.1", nodes[0].port, client_name=NAME, protocol=protocol, **settings)
-        async with at_work(client):
+        async with connected_cache(client):
             found = await asyncio.to_thread(connections, nodes)
-            expect_like(found, protocol)
+            expect_given_settings(found, protocol)
             assert len({client["laddr"] for client in found if "laddr" in client}) > 1
             assert (provider.asked >= len(found)) is provided
             assert client.nodes_manager.nodes_cache == {}
@@ -170,17 +170,17 @@ async def test_connections_are_like_those_of_a_given_cluster_client(
 
 @CREDENTIALS
 @PROTOCOL
-async def test_connections_are_like_those_of_a_given_sentinel_client(
+async def test_connections_use_the_settings_of_a_given_sentinel_client(
     protocol: int, provided: bool, sentinels: SentinelGroup
 ) -> None:
-    """Neither its own pool nor those of its sentinels are ever used."""
+    """The connection pools of the given client and of its sentinels stay unused."""
     settings, provider = credentials(provided)
     with account(sentinels.nodes):
         manager = Sentinel([("127.0.0.1", each.port) for each in sentinels.sentinels])
         client = manager.master_for("lash", client_name=NAME, protocol=protocol, **settings)
-        async with at_work(client):
+        async with connected_cache(client):
             found = await asyncio.to_thread(connections, sentinels.nodes)
-            expect_like(found, protocol)
+            expect_given_settings(found, protocol)
             assert (provider.asked >= len(found)) is provided
             pools = [client.connection_pool, *(each.connection_pool for each in manager.sentinels)]
             assert not any(pool._available_connections or pool._in_use_connections for pool in pools)
@@ -190,7 +190,7 @@ async def test_connections_are_like_those_of_a_given_sentinel_client(
             await opened.aclose()
 
 
-async def test_a_credential_provider_of_a_given_client_is_asked_for_each_connection(real_server: Server) -> None:
+async def test_the_credential_provider_of_a_given_client_is_called_for_each_connection(real_server: Server) -> None:
     provider = Provider()
     async with real_server.client() as admin:
         await admin.execute_command("ACL", "SETUSER", "given", "on", ">p@ss/word", "~*", "&*", "+@all")

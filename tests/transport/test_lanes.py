@@ -1,4 +1,4 @@
-"""Calls that share a server: none waits for a slow one, each script's text is sent once, and a close ends them all."""
+"""Concurrent calls overtake slow calls, send each script once, and end when their cache is closed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def expect_stored_once(server: Server, commits: list[Any]) -> None:
 
 
 async def until(claim: Callable[[], Any]) -> None:
-    """Return when the server's state is as claimed."""
+    """Wait until a claim about the server is true."""
     async with asyncio.timeout(PATIENCE):
         while not await claim():  # noqa: ASYNC110 - the server's event
             await asyncio.sleep(0.001)
@@ -75,7 +75,7 @@ async def test_small_calls_overtake_a_large_read(limit: int, real_server: Server
 
 
 async def blocked(admin: Any) -> list[Any]:
-    """The ids of the connections that the server holds back."""
+    """The ids of the connections that the server blocks."""
     return [client["id"] for client in await admin.client_list() if "b" in client["flags"]]
 
 
@@ -85,7 +85,7 @@ async def unblock(admin: Any) -> None:
 
 
 async def test_calls_of_every_kind_overtake_commits_that_wait_for_replicas(real_server: Server) -> None:
-    """The server has no replica, so that the commits wait until the test unblocks them."""
+    """The server has no replica, so the commits wait until the test unblocks them."""
     admin = real_server.client()
 
     async def are_all_blocked() -> bool:
@@ -108,8 +108,8 @@ async def test_calls_of_every_kind_overtake_commits_that_wait_for_replicas(real_
 
 
 @pytest.mark.slow
-async def test_the_first_commit_of_all_holds_up_no_other_while_it_waits_for_replicas(real_server: Server) -> None:
-    """No script is known then, and the first call of one goes alone."""
+async def test_a_first_commit_that_waits_for_replicas_does_not_delay_other_commits(real_server: Server) -> None:
+    """The server has no scripts yet, and the first call of a script is sent alone."""
     admin = real_server.client()
     await admin.script_flush()
 
@@ -131,7 +131,7 @@ BIG = 30_000
 """Bytes of each of 64 commits."""
 
 
-async def test_of_concurrent_first_commits_one_sends_its_bytes_before_the_script_is_known(
+async def test_only_one_of_concurrent_first_commits_is_sent_before_the_script_is_loaded(
     real_server: Server, proxy: Proxy
 ) -> None:
     await real_server.client().script_flush()
@@ -146,7 +146,9 @@ async def test_of_concurrent_first_commits_one_sends_its_bytes_before_the_script
     await expect_stored_once(real_server, commits)
 
 
-async def test_where_the_first_commit_is_cancelled_one_other_takes_its_place(real_server: Server, proxy: Proxy) -> None:
+async def test_another_commit_loads_the_script_if_the_first_commit_is_cancelled(
+    real_server: Server, proxy: Proxy
+) -> None:
     await real_server.client().script_flush()
     commits = firsts(64, text="x" * BIG)
     proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
@@ -163,7 +165,7 @@ async def test_where_the_first_commit_is_cancelled_one_other_takes_its_place(rea
     await expect_stored_once(real_server, commits[1:])
 
 
-async def test_what_waits_for_a_script_until_its_time_ends_was_not_sent(real_server: Server, proxy: Proxy) -> None:
+async def test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent(real_server: Server, proxy: Proxy) -> None:
     await real_server.client().script_flush()
     proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
     options = StoreOptions(call_timeout=0.5)
@@ -174,7 +176,7 @@ async def test_what_waits_for_a_script_until_its_time_ends_was_not_sent(real_ser
         assert seen.names().count("EVALSHA") + seen.names().count("EVAL") == 1
 
 
-async def test_commits_in_flight_while_the_server_forgets_its_scripts_land_once(real_server: Server) -> None:
+async def test_commits_in_flight_during_a_script_flush_are_applied_once(real_server: Server) -> None:
     admin = real_server.client()
     commits = firsts(200, text="x" * 1_000)
     async with asyncio.timeout(PATIENCE), lash_redis.connect(real_server.url) as cache:
@@ -189,7 +191,7 @@ async def test_commits_in_flight_while_the_server_forgets_its_scripts_land_once(
 
 
 @pytest.mark.parametrize("before", ["first call", "later call"])
-async def test_without_leave_to_send_scripts_the_error_says_how_to_load_them(
+async def test_without_eval_the_error_of_a_missing_script_names_the_preload_command(
     before: str, real_server: Server, proxy: Proxy
 ) -> None:
     admin = real_server.client()
@@ -211,11 +213,11 @@ async def test_without_leave_to_send_scripts_the_error_says_how_to_load_them(
         assert (await store.commit_runtime_state(made)).replayed is False
 
 
-# The end
+# Close
 
 
 async def expect_settled(server: Server, commits: list[Any], ended: list[Any]) -> None:
-    """What was answered is stored, what failed is not, what is unknown may be; and each lands once when sent again."""
+    """Check that results are stored and failures are not, and that a repeated commit is applied once."""
     assert {type(each) for each in ended} <= {RuntimeCommitResult, OutcomeUnknown, BackendError}
     async with lash_redis.connect(server.url) as cache:
         for made, each in zip(commits, ended, strict=True):
@@ -251,7 +253,7 @@ async def test_commits_in_flight_end_when_their_cache_is_closed(turns: int, real
     await expect_settled(real_server, commits, ended)
 
 
-async def test_a_closed_cache_tells_what_was_sent_from_what_was_not(real_server: Server, proxy: Proxy) -> None:
+async def test_closing_a_cache_distinguishes_sent_calls_from_unsent_calls(real_server: Server, proxy: Proxy) -> None:
     commits = firsts(30)
     cache = lash_redis.connect(proxy.url)
     await cache.session("warm").commit_runtime_state(commit(None, append("a"), session_id="warm"))

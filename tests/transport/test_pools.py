@@ -1,4 +1,4 @@
-"""Connections: how many there are, whose they are, who waits for them, and that none ever gives a reply to another."""
+"""Connections belong to one event loop, stay below their limit, and deliver each reply to its own call."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ GROUPS = [
 
 @pytest.fixture(params=["one server", *GROUPS])
 def url(request: pytest.FixtureRequest) -> str:
-    """Where an empty server is, a cluster, a primary under Sentinel."""
+    """The URL of an empty server, of a cluster, or of a primary under Sentinel."""
     match request.param:
         case "cluster":
             group: Cluster | SentinelGroup = request.getfixturevalue("cluster")
@@ -63,14 +63,14 @@ def url(request: pytest.FixtureRequest) -> str:
     return server
 
 
-async def began(cache: SessionCache, session_id: str) -> None:
+async def commit_first(cache: SessionCache, session_id: str) -> None:
     await cache.session(session_id).commit_runtime_state(commit(None, append(f"{session_id}.0"), session_id=session_id))
 
 
-# Who they belong to
+# Event loops and processes
 
 
-def test_two_event_loops_that_take_turns_open_no_connection_anew(any_server: Server) -> None:
+def test_two_alternating_event_loops_reuse_their_connections(any_server: Server) -> None:
     cache = lash_redis.connect(f"{any_server.url}?client_name=turns")
     loops = [asyncio.new_event_loop() for _ in range(2)]
     ids: list[set[Any]] = []
@@ -90,9 +90,9 @@ def test_two_event_loops_that_take_turns_open_no_connection_anew(any_server: Ser
         loop.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what was not closed warns of it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed connections warn
 @pytest.mark.parametrize("is_closed", [True, False])
-def test_an_event_loop_that_is_gone_is_not_kept(is_closed, any_server):
+def test_a_cache_does_not_keep_a_finished_event_loop(is_closed, any_server):
     cache = lash_redis.connect(any_server.url)
 
     async def turn() -> weakref.ref[asyncio.AbstractEventLoop]:
@@ -147,23 +147,23 @@ def test_a_cache_made_before_a_fork_serves_the_children_and_the_parent(before, u
     assert (ended.stdout, ended.stderr) == ("well\n", "")
 
 
-# Who waits for them
+# Waiting for a connection
 
 
 @pytest.mark.slow
-async def test_thousands_of_tasks_at_once_wait_for_a_connection(url):
-    async with lash_redis.connect(url) as cache:  # a loop so busy may well be late for a connection's greeting
-        await asyncio.gather(*(began(cache, f"s{at}") for at in range(2000)))
+async def test_2000_concurrent_tasks_wait_for_a_connection(url):
+    async with lash_redis.connect(
+        url
+    ) as cache:  # may retry: a busy loop can miss the handshake timeout of a connection
+        await asyncio.gather(*(commit_first(cache, f"s{at}") for at in range(2000)))
         heads = await asyncio.gather(*(cache.session(f"s{at}").load_head() for at in range(2000)))
         assert [head.head_revision for head in heads] == [1] * 2000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20])
-async def test_small_large_and_waiting_requests_together_never_take_more_connections_than_the_url_allows(
-    limit, any_server
-):
-    """With 3 connections or more, each kind of request has some of its own, and all that are allowed are opened."""
+async def test_requests_of_every_kind_together_open_as_many_connections_as_the_url_allows(limit, any_server):
+    """The requests are small, large or wait for replicas. With 3 connections or more, each kind has its own."""
     async with (
         Proxy(any_server.tcp_url) as proxy,
         lash_redis.connect(f"{proxy.url}?max_connections={limit}") as cache,
@@ -172,7 +172,7 @@ async def test_small_large_and_waiting_requests_together_never_take_more_connect
 
         async def work(session_id: str) -> None:
             store = cache.session(session_id)
-            await began(cache, session_id)
+            await commit_first(cache, session_id)
             made = commit(1, append(f"{session_id}.1", parent=f"{session_id}.0"), session_id=session_id)
             waited = await store.commit_runtime_state(made, durability=Replicas(1, 20))
             assert waited.durable is False
@@ -190,46 +190,46 @@ async def test_small_large_and_waiting_requests_together_never_take_more_connect
 async def test_tasks_on_a_given_client_wait_for_its_connections(server):
     client = server.client(max_connections=5)
     cache = sends_once(SessionCache(client))
-    await asyncio.gather(*(began(cache, f"s{at}") for at in range(300)))
+    await asyncio.gather(*(commit_first(cache, f"s{at}") for at in range(300)))
     heads = await asyncio.gather(*(cache.session(f"s{at}").load_head() for at in range(300)))
     assert [head.head_revision for head in heads] == [1] * 300
 
 
-# That none gives a reply to another
+# Replies to their own calls
 
 
 def open_sockets() -> int:
-    """How many this process has."""
+    """The number of open sockets of this process."""
     count = 0
     for number in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # the listing's own, which is closed by now
+        with suppress(OSError):  # the descriptor of the listing is closed already
             count += stat.S_ISSOCK(os.fstat(number).st_mode)
     return count
 
 
-async def test_what_is_under_way_when_its_cache_is_closed_leaves_no_connection_behind(url):
-    """Some calls are in flight then, some wait for a connection that is being opened."""
+async def test_closing_a_cache_with_calls_in_flight_leaves_no_open_socket(url):
+    """Some calls are in flight, and others wait for a connection that is being opened."""
     before = open_sockets()
     cache = lash_redis.connect(url)
-    await began(cache, "chat")
+    await commit_first(cache, "chat")
     calls = [asyncio.create_task(cache.session("chat").load_head()) for _ in range(40)]
     await asyncio.sleep(0)
     await cache.aclose()
     ended = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(each) for each in ended} <= {SessionHeadMeta, BackendError}
     assert BackendError in {type(each) for each in ended}
-    for _ in range(10):  # an event loop closes a socket in one of its next turns
+    for _ in range(10):  # an event loop closes a socket in a later iteration
         await asyncio.sleep(0)
     assert open_sockets() == before
 
 
-async def test_a_reply_that_does_not_come_in_time_is_nobodys(any_server):
-    """It is late for the call that waits for it, and lost with its connection: the next one has another."""
+async def test_a_late_reply_is_dropped_with_its_connection(any_server):
+    """The waiting call times out, its connection is closed, and the next call uses another connection."""
     async with (
         Proxy(any_server.tcp_url) as proxy,
         sends_once(lash_redis.connect(f"{proxy.url}?socket_timeout=0.3")) as cache,
     ):
-        await began(cache, "late")
+        await commit_first(cache, "late")
         late = commit(1, append("late.1", parent="late.0"), session_id="late")
         proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
         with pytest.raises(OutcomeUnknown, match=r"no reply from 127\.0\.0\.1:\d+ within 0\.3 seconds"):
@@ -241,8 +241,8 @@ async def test_a_reply_that_does_not_come_in_time_is_nobodys(any_server):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_call_cancelled_at_any_moment_leaves_no_reply_to_another(protocol, url):
-    """Six tasks share three connections; each knows what its own session holds, and nothing else may come back."""
+async def test_a_call_cancelled_at_any_moment_leaves_no_reply_to_another_call(protocol, url):
+    """Six tasks share three connections, and each task must read only the content of its own session."""
     separator = "&" if "?" in url else "?"
     address = f"{url}{separator}max_connections=3&protocol={protocol}"
     dice = random.Random(protocol)
@@ -289,15 +289,15 @@ async def test_a_call_cancelled_at_any_moment_leaves_no_reply_to_another(protoco
 
         await asyncio.gather(*(worker(f"w{number}") for number in range(6)))
         assert cancelled > 100
-        # Every connection is there still, for whoever comes next.
+        # Every connection is still available for later calls.
         async with asyncio.timeout(20):
             await asyncio.gather(*(cache.session(f"w{at % 6}").load_head() for at in range(60)))
 
 
-# Where they lead
+# Slots and URLs
 
 
-def test_a_key_lies_in_the_slot_that_redis_puts_it_in():
+def test_the_slot_of_a_key_equals_the_slot_that_redis_computes():
     for key in (
         "foo",
         "{user1000}.following",
@@ -323,7 +323,7 @@ def test_a_key_lies_in_the_slot_that_redis_puts_it_in():
         "redis://h?decode_responses=true", "redis+cluster://h?connection_class=secret",
     ],
 )  # fmt: skip
-def test_a_url_that_leads_nowhere_is_refused_by_name_without_its_password(url):
+def test_an_invalid_url_is_refused_without_showing_its_password(url):
     with pytest.raises(InvalidRecord, match=r"^url: ") as caught:
         lash_redis.connect(url)
     assert "secret" not in str(caught.value)
@@ -336,34 +336,34 @@ def test_a_url_that_leads_nowhere_is_refused_by_name_without_its_password(url):
         "redis+sentinel://h/service", "rediss+sentinel://h/service", "redis+sentinel://u:p@h:1,[::1]:2/s%2Ft/3?sentinel_password=x&socket_timeout=1",
     ],
 )  # fmt: skip
-def test_a_url_of_several_servers_connects_to_nothing_yet(url):
+def test_a_valid_url_of_several_servers_is_accepted_without_connecting(url):
     lash_redis.connect(url)
 
 
 @pytest.mark.parametrize("password", ["[secret", "\u2100secret", "a:b%25%2F"])
-async def test_a_password_may_hold_brackets_colons_and_any_letter(password, any_server):
+async def test_a_password_may_contain_brackets_colons_and_any_letter(password, any_server):
     async with redis.Redis.from_url(any_server.tcp_url) as admin:
         await admin.execute_command("ACL", "SETUSER", "named", "on", f">{unquote(password)}", "~*", "+@all")
         try:
             url = any_server.tcp_url.replace("://", f"://named:{password}@")
             async with lash_redis.connect(url) as cache:
-                await began(cache, "chat")
+                await commit_first(cache, "chat")
         finally:
             await admin.execute_command("ACL", "DELUSER", "named")
 
 
-async def test_nobody_who_tells_where_the_cluster_is_means_that_nothing_was_applied():
+async def test_an_unreachable_group_is_an_error_with_the_address_of_each_server():
     options = StoreOptions(call_timeout=0.5)
     for url in ("redis+cluster://127.0.0.1:1,127.0.0.1:2", "redis+sentinel://127.0.0.1:1,127.0.0.1:2/lash"):
         async with lash_redis.connect(url, options=options) as cache:
             with pytest.raises(
                 BackendError, match=r"127\.0\.0\.1:1: .*127\.0\.0\.1:2: |127\.0\.0\.1:2: .*127\.0\.0\.1:1: "
             ):
-                await began(cache, "chat")
+                await commit_first(cache, "chat")
 
 
-async def test_a_wrong_password_is_told_at_once_and_not_shown(cluster, sentinels):
-    """It is no failover: nobody waits for another answer. (The tests' patience would be 45 seconds.)"""
+async def test_a_wrong_password_is_an_immediate_error_that_does_not_show_it(cluster, sentinels):
+    """Refused credentials are not retried, unlike a failover, which may take up to 45 seconds."""
     urls = [
         cluster.url.replace("://", "://nobody:wrong@"),
         sentinels.url.replace("://", "://nobody:wrong@"),
@@ -371,37 +371,37 @@ async def test_a_wrong_password_is_told_at_once_and_not_shown(cluster, sentinels
     for url in urls:
         async with asyncio.timeout(20), lash_redis.connect(url) as cache:
             with pytest.raises(BackendError) as caught:
-                await began(cache, "chat")
+                await commit_first(cache, "chat")
         assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
 
 
-async def test_an_unknown_service_is_told_at_once(sentinels):
+async def test_an_unknown_service_is_an_immediate_error(sentinels):
     url = sentinels.url.replace("/lash", "/other")
     async with asyncio.timeout(20), lash_redis.connect(url) as cache:
         with pytest.raises(BackendError, match="'other'"):
-            await began(cache, "chat")
+            await commit_first(cache, "chat")
 
 
-async def test_a_node_of_a_cluster_says_how_to_connect(cluster):
+async def test_the_error_of_a_plain_url_to_a_cluster_node_names_the_cluster_scheme(cluster):
     async with sends_once(lash_redis.connect(cluster.nodes[0].url)) as cache:
         with pytest.raises(BackendError, match=r"redis\+cluster://"):
-            await asyncio.gather(*(began(cache, f"s{at}") for at in range(30)))
+            await asyncio.gather(*(commit_first(cache, f"s{at}") for at in range(30)))
 
 
-async def test_what_a_replica_refuses_was_not_applied(sentinels):
+async def test_a_commit_refused_by_a_replica_is_reported_as_not_applied(sentinels):
     async with sends_once(lash_redis.connect(sentinels.replicas()[0].url)) as cache:
         with pytest.raises(BackendError) as caught:
-            await began(cache, "chat")
+            await commit_first(cache, "chat")
         assert not isinstance(caught.value, OutcomeUnknown)
 
 
-# A client that is given
+# Given clients
 
 
 async def test_a_given_cluster_client_serves_and_stays_open(cluster):
     client = cluster.client()
     async with SessionCache(client) as cache:
-        await began(cache, "chat")
+        await commit_first(cache, "chat")
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
     assert await client.ping()
     assert len(await client.keys()) == 5
@@ -411,7 +411,7 @@ async def test_a_given_cluster_client_serves_and_stays_open(cluster):
 async def test_a_given_sentinel_client_serves_and_stays_open(sentinels):
     client = sentinels.managed()
     async with SessionCache(client) as cache:
-        await began(cache, "chat")
+        await commit_first(cache, "chat")
         await cache.preload()
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
     assert await client.ping()
@@ -420,7 +420,7 @@ async def test_a_given_sentinel_client_serves_and_stays_open(sentinels):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"decode_responses": True}, "decode_responses=False"),
         ({"encoding": "latin-1"}, "encoding"),
@@ -428,8 +428,8 @@ async def test_a_given_sentinel_client_serves_and_stays_open(sentinels):
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_a_cluster_client_that_would_return_anything_but_the_stored_bytes_is_refused(settings, said):
-    with pytest.raises(InvalidRecord, match=said):
+def test_a_cluster_client_that_would_not_return_the_stored_bytes_is_refused(settings, message):
+    with pytest.raises(InvalidRecord, match=message):
         SessionCache(redis.RedisCluster("127.0.0.1", 1, **settings))
 
 
@@ -441,13 +441,13 @@ def test_a_sentinel_client_that_decodes_is_refused():
 
 @pytest.fixture
 def any_server(_running: Any) -> Server:
-    """One empty server, for what does not depend on the server."""
+    """One empty server, for tests that do not depend on its kind."""
     served: Server = _running.emptied(any_real())
     return served
 
 
 @pytest.mark.parametrize("scheme", ["embedded", "memory", "redis"])
-async def test_a_cache_that_was_closed_stays_closed(scheme, real_server):
+async def test_a_closed_cache_stays_closed(scheme, real_server):
     cache = lash_redis.connect(real_server.tcp_url if scheme == "redis" else f"{scheme}://")
     await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     await cache.aclose()

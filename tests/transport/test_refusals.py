@@ -1,4 +1,4 @@
-"""A server that refuses: the error names its address and says what to do, over a URL and over a given client."""
+"""The error of a server that refuses a call names its address and the remedy, for URLs and for given clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ READ_AND_COMMIT = pytest.mark.parametrize("call", [reads, commits])
 
 
 async def refusal(cache: SessionCache, call: Callable[[SessionCache], Awaitable[Any]] = commits) -> str:
-    """The message of a call that fails at once or within its two seconds."""
+    """The message of a call that fails within its time limit of two seconds."""
     async with asyncio.timeout(PATIENCE), cache:
         with pytest.raises(StoreError) as caught:
             await call(cache)
@@ -49,7 +49,7 @@ def by_url(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0
 
 
 def given(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0, tls: bool = False, **options: Any):
-    """A cache over a client that sends nothing twice."""
+    """A cache over a given client that does not retry."""
     host, _, port = address.partition(":")
     username, password = credentials
     client = redis.Redis(
@@ -78,7 +78,7 @@ def address(real_server: Server) -> str:
 
 @pytest.fixture
 async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
-    """A client that stays connected. At the end the server takes everybody again."""
+    """A client that stays connected. After the test, it removes all restrictions of the server."""
     async with real_server.client(single_connection_client=True) as client:
         yield client
         for name, value in (("requirepass", ""), ("maxmemory", 0), ("min-replicas-to-write", 0)):
@@ -92,20 +92,20 @@ async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
 
 @READ_AND_COMMIT
 @pytest.mark.parametrize(("opened", "remedy"), [(by_url, "redis://user:password@host"), (given, "password=")])
-async def test_without_a_password_the_error_says_where_to_give_it(
+async def test_the_error_of_a_missing_password_shows_where_to_set_it(
     opened: Opened, remedy: str, call: Callable[..., Any], address: str, admin: redis.Redis
 ) -> None:
     await admin.config_set("requirepass", "right")
     message = await refusal(opened(address), call)
     assert f"{address} requires a password" in message
     assert remedy in message
-    assert "HELLO" not in message, "how the client greets is not the caller's concern"
+    assert "HELLO" not in message, "the error shows a command of the handshake"
 
 
 @READ_AND_COMMIT
 @pytest.mark.parametrize("name", ["", "unknown"])
 @pytest.mark.parametrize(("opened", "remedy"), [(by_url, "write %40 for '@'"), (given, "username= and password=")])
-async def test_with_a_wrong_password_the_error_says_what_to_check_and_shows_no_password(
+async def test_the_error_of_a_wrong_password_shows_the_remedy_and_no_password(
     opened: Opened, remedy: str, name: str, call: Callable[..., Any], address: str, admin: redis.Redis
 ) -> None:
     await admin.config_set("requirepass", "right")
@@ -117,7 +117,7 @@ async def test_with_a_wrong_password_the_error_says_what_to_check_and_shows_no_p
 
 @READ_AND_COMMIT
 @EITHER
-async def test_with_a_database_that_the_server_lacks_the_error_says_to_take_a_lower_number(
+async def test_the_error_of_a_missing_database_asks_for_a_lower_number(
     opened: Opened, call: Callable[..., Any], address: str, admin: redis.Redis
 ) -> None:
     message = await refusal(opened(address, db=99), call)
@@ -135,7 +135,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def tls_address(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[str]:
-    """The address of a server that speaks only TLS."""
+    """The address of a server that accepts only TLS."""
     request.node.user_properties.append(("server", tls_kind().name))
     require(tls_kind())
     with ExitStack() as ending:
@@ -147,7 +147,7 @@ def tls_address(request: pytest.FixtureRequest, certificates: Certificates) -> I
 
 @READ_AND_COMMIT
 @pytest.mark.parametrize(("opened", "remedy"), [(by_url, "use redis://"), (given, "without ssl=True")])
-async def test_tls_to_a_plain_port_says_how_to_connect_without(
+async def test_the_error_of_tls_to_a_plain_port_shows_how_to_connect_without_tls(
     opened: Opened, remedy: str, call: Callable[..., Any], address: str
 ) -> None:
     message = await refusal(opened(address, tls=True), call)
@@ -157,7 +157,7 @@ async def test_tls_to_a_plain_port_says_how_to_connect_without(
 
 @READ_AND_COMMIT
 @pytest.mark.parametrize(("opened", "remedy"), [(by_url, "use rediss://"), (given, "with ssl=True")])
-async def test_plain_text_to_a_tls_port_says_how_to_connect_with_tls(
+async def test_the_error_of_plain_text_to_a_tls_port_shows_how_to_connect_with_tls(
     opened: Opened, remedy: str, call: Callable[..., Any], tls_address: str
 ) -> None:
     message = await refusal(opened(tls_address), call)
@@ -166,15 +166,13 @@ async def test_plain_text_to_a_tls_port_says_how_to_connect_with_tls(
 
 
 @EITHER
-async def test_a_certificate_of_an_unknown_authority_says_which_setting_names_it(
-    opened: Opened, tls_address: str
-) -> None:
+async def test_the_error_of_an_unknown_authority_names_the_setting_for_it(opened: Opened, tls_address: str) -> None:
     message = await refusal(opened(tls_address, tls=True))
     assert tls_address in message
     assert "ssl_ca_certs" in message
 
 
-async def test_a_certificate_for_another_host_says_to_use_its_name(
+async def test_the_error_of_a_certificate_for_another_host_asks_for_its_name(
     certificates: Certificates, tls_address: str
 ) -> None:
     port = tls_address.rpartition(":")[2]
@@ -183,11 +181,11 @@ async def test_a_certificate_for_another_host_says_to_use_its_name(
     assert "connect by a name that the certificate has" in message
 
 
-# Scripts and rights
+# Scripts and permissions
 
 
 @EITHER
-async def test_without_leave_to_send_scripts_the_error_names_the_server_that_lacks_them(
+async def test_without_eval_the_error_of_a_missing_script_names_the_server_and_the_remedy(
     opened: Opened, address: str, admin: redis.Redis
 ) -> None:
     await admin.script_flush()
@@ -197,7 +195,7 @@ async def test_without_leave_to_send_scripts_the_error_names_the_server_that_lac
 
 
 @EITHER
-async def test_an_account_that_may_not_send_scripts_gets_the_same_remedy(
+async def test_an_account_that_may_not_load_scripts_gets_the_same_remedy(
     opened: Opened, address: str, admin: redis.Redis
 ) -> None:
     await admin.script_flush()
@@ -209,7 +207,7 @@ async def test_an_account_that_may_not_send_scripts_gets_the_same_remedy(
 
 @READ_AND_COMMIT
 @EITHER
-async def test_an_account_of_another_namespace_is_told_how_to_see_the_rights_it_needs(
+async def test_the_error_of_an_account_of_another_namespace_names_the_acl_command(
     opened: Opened, call: Callable[..., Any], address: str, admin: redis.Redis
 ) -> None:
     await admin.execute_command("ACL", "SETUSER", "named", "reset", "on", ">pw", *acl.rules("other", "loader"))
@@ -218,7 +216,7 @@ async def test_an_account_of_another_namespace_is_told_how_to_see_the_rights_it_
     assert "lash-redis acl" in message
 
 
-async def test_an_account_that_lacks_a_command_of_a_script_gets_the_same_remedy(
+async def test_the_error_of_an_account_that_lacks_a_command_names_the_acl_command(
     address: str, admin: redis.Redis
 ) -> None:
     rules = [*acl.rules("default", "loader"), "-hset"]
@@ -228,20 +226,20 @@ async def test_an_account_that_lacks_a_command_of_a_script_gets_the_same_remedy(
     assert "lash-redis acl" in message
 
 
-async def test_preload_by_an_account_that_may_not_load_names_the_server_and_the_rights(
-    address: str, admin: redis.Redis
-) -> None:
+async def test_the_error_of_preload_without_permission_names_the_acl_command(address: str, admin: redis.Redis) -> None:
     await admin.execute_command("ACL", "SETUSER", "named", "reset", "on", ">pw", *acl.rules("default", "runner"))
     message = await refusal(by_url(address, credentials=("named", "pw")), SessionCache.preload)
     assert address in message
     assert "lash-redis acl" in message
 
 
-# What the server cannot do now
+# Servers that cannot write
 
 
 @EITHER
-async def test_a_full_server_is_named_with_what_makes_room(opened: Opened, address: str, admin: redis.Redis) -> None:
+async def test_the_error_of_a_full_server_names_it_and_the_remedy(
+    opened: Opened, address: str, admin: redis.Redis
+) -> None:
     await admin.config_set("maxmemory-policy", "noeviction")
     await admin.config_set("maxmemory", 1)
     message = await refusal(opened(address))
@@ -250,7 +248,7 @@ async def test_a_full_server_is_named_with_what_makes_room(opened: Opened, addre
 
 
 @EITHER
-async def test_a_replica_is_named_with_how_to_reach_its_primary(
+async def test_the_error_of_a_replica_names_it_and_refers_to_its_primary(
     opened: Opened, address: str, admin: redis.Redis
 ) -> None:
     await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -260,7 +258,7 @@ async def test_a_replica_is_named_with_how_to_reach_its_primary(
 
 
 @EITHER
-async def test_a_server_with_too_few_replicas_is_named_with_the_setting(
+async def test_the_error_of_too_few_replicas_names_the_server_and_the_setting(
     opened: Opened, address: str, admin: redis.Redis
 ) -> None:
     await admin.config_set("min-replicas-to-write", 1)
@@ -270,8 +268,8 @@ async def test_a_server_with_too_few_replicas_is_named_with_the_setting(
 
 
 @EITHER
-async def test_a_last_attempt_without_a_reply_does_not_hide_the_reason_of_the_first(opened: Opened) -> None:
-    """The server replies that it is a replica, and to nothing that comes after."""
+async def test_a_last_attempt_without_a_reply_does_not_hide_the_first_error(opened: Opened) -> None:
+    """The server replies once that it is a replica, and then never again."""
     replies = iter([b"-READONLY You can't write against a read only replica.\r\n"])
     async with Scripted(lambda command: next(replies, None)) as server:
         message = await refusal(opened(server.address), reads)
@@ -279,7 +277,7 @@ async def test_a_last_attempt_without_a_reply_does_not_hide_the_reason_of_the_fi
         assert "connect to its primary" in message
 
 
-async def test_what_was_refused_stays_a_backend_error_with_its_cause(address: str, admin: redis.Redis) -> None:
+async def test_a_refusal_is_a_backend_error_with_its_cause(address: str, admin: redis.Redis) -> None:
     await admin.config_set("requirepass", "right")
     async with asyncio.timeout(PATIENCE), by_url(address) as cache:
         with pytest.raises(BackendError) as caught:

@@ -1,4 +1,4 @@
-"""A call ends within its time, with an error that names the server and the likely cause, or outlasts the trouble."""
+"""A call ends within its time limit with an error that names the cause, or survives a temporary failure."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Call = Callable[[SessionCache], Awaitable[Any]]
 Endpoint = Callable[[], AbstractAsyncContextManager[str]]
 
 
-async def began(cache: SessionCache, session_id: str = "chat") -> Any:
+async def commit_first(cache: SessionCache, session_id: str = "chat") -> Any:
     made = commit(None, append(f"{session_id}.0"), session_id=session_id)
     return await cache.session(session_id).commit_runtime_state(made)
 
 
 READ_AND_COMMIT = pytest.mark.parametrize(
-    "call", [lambda cache: cache.session("chat").load_head(), began], ids=["read", "commit"]
+    "call", [lambda cache: cache.session("chat").load_head(), commit_first], ids=["read", "commit"]
 )
 
 
@@ -39,14 +39,14 @@ READ_AND_COMMIT = pytest.mark.parametrize(
 
 @asynccontextmanager
 async def silent() -> AsyncIterator[str]:
-    """It accepts connections and never replies."""
+    """An endpoint that accepts connections and never replies."""
     async with Scripted(greet=lambda command: None) as server:
         yield server.address
 
 
 @asynccontextmanager
 async def full() -> AsyncIterator[str]:
-    """Its queue of connections is full, so that it does not answer another one at all."""
+    """An endpoint with a full queue of connections, which does not answer a further connection."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as opened:
         for _ in range(300):
             waiting = opened.enter_context(socket.socket())
@@ -58,7 +58,7 @@ async def full() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def refusing() -> AsyncIterator[str]:
-    """Nothing listens on the port."""
+    """A port without a listener."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
@@ -66,7 +66,7 @@ async def refusing() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def unnamed() -> AsyncIterator[str]:
-    """No name server knows the host."""
+    """A host that no name server resolves."""
     with pytest.MonkeyPatch.context() as patch:
 
         def fail(*_: Any, **__: Any) -> Any:
@@ -78,7 +78,7 @@ async def unnamed() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def closing() -> AsyncIterator[str]:
-    """It closes each connection at once."""
+    """An endpoint that closes each connection immediately."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -96,7 +96,7 @@ CAUSES: dict[Endpoint, str] = {
 @pytest.mark.slow
 @READ_AND_COMMIT
 @pytest.mark.parametrize(("endpoint", "cause"), CAUSES.items())
-async def test_an_endpoint_that_never_serves_is_an_error_with_its_address_and_the_likely_cause(
+async def test_the_error_of_an_unusable_endpoint_names_its_address_and_the_likely_cause(
     endpoint: Endpoint, cause: str, call: Call
 ) -> None:
     options = StoreOptions(call_timeout=1)
@@ -112,29 +112,29 @@ async def test_an_endpoint_that_never_serves_is_an_error_with_its_address_and_th
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "redis+sentinel"])
 @pytest.mark.parametrize("endpoint", CAUSES)
-async def test_an_error_names_the_address_though_the_time_ends_before_the_attempt(
+async def test_the_error_of_a_call_that_ends_before_its_first_attempt_names_the_address(
     endpoint: Endpoint, scheme: str
 ) -> None:
-    """An attempt to connect has 3 seconds of its own, and to discover a group 2."""
+    """A connection attempt has its own limit of 3 seconds, and the discovery of a group has 2 seconds."""
     options = StoreOptions(call_timeout=0.5)
     async with asyncio.timeout(PATIENCE), endpoint() as address:
         service = "/lash" if scheme == "redis+sentinel" else ""
         async with lash_redis.connect(f"{scheme}://{address}{service}", options=options) as cache:
             with pytest.raises(BackendError) as caught:
-                await began(cache)
+                await commit_first(cache)
     assert address in caught.value.message
 
 
-async def test_a_socket_that_does_not_exist_is_an_error_with_its_path() -> None:
+async def test_the_error_of_a_missing_unix_socket_names_its_path() -> None:
     options = StoreOptions(call_timeout=0.5)
     async with lash_redis.connect("unix:///nowhere/redis.sock", options=options) as cache:
         with pytest.raises(BackendError, match=r"unix socket /nowhere/redis\.sock.*; is the server running\?"):
-            await began(cache)
+            await commit_first(cache)
 
 
 @pytest.mark.slow
 @READ_AND_COMMIT
-async def test_tls_with_a_port_that_does_not_speak_it_is_an_error_that_names_the_other_scheme(
+async def test_the_error_of_tls_to_a_plain_port_names_the_plain_scheme(
     real_server: Server, proxy: Proxy, call: Call
 ) -> None:
     url = proxy.url.replace("redis://", "rediss://")
@@ -146,12 +146,12 @@ async def test_tls_with_a_port_that_does_not_speak_it_is_an_error_that_names_the
     assert proxy.url.removeprefix("redis://") in caught.value.message
 
 
-# What no further attempt can mend
+# Permanent errors
 
 
 @pytest.fixture
 async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
-    """A client that stays connected; the server has a user `named` with a password, and no other password."""
+    """A client that stays connected. The server has a user `named` with a password, and no other password."""
     async with real_server.client(single_connection_client=True) as client:
         await client.execute_command("ACL", "SETUSER", "named", "on", ">right", "~*", "+@all")
         yield client
@@ -173,7 +173,7 @@ async def admin(real_server: Server) -> AsyncIterator[redis.Redis]:
 async def test_wrong_settings_are_an_error_after_one_attempt(
     credentials: str, path: str, required: str, cause: str, call: Call, admin: redis.Redis, proxy: Proxy
 ) -> None:
-    """So that the error comes at once, and no server locks the account."""
+    """Retries would delay the error, and a server could lock the account."""
     await admin.config_set("requirepass", required)
     url = proxy.url.replace("://", f"://{credentials}") + path
     async with asyncio.timeout(PATIENCE), lash_redis.connect(url) as cache:
@@ -198,14 +198,16 @@ async def test_wrong_settings_for_a_group_are_an_error_after_one_attempt(
     address = proxy.url.removeprefix("redis://")
     async with asyncio.timeout(PATIENCE), lash_redis.connect(url.format(address)) as cache:
         with pytest.raises(BackendError, match=f"{address} {cause}"):
-            await began(cache)
+            await commit_first(cache)
     assert len(proxy.connections) == 1
 
 
-# What passes
+# Temporary failures
 
 
-async def test_a_server_that_refuses_for_a_while_is_outlasted(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_is_retried_until_the_server_accepts_connections(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed, open_ = asyncio.Event(), Dialer.open
 
     async def watched(*args: Any, **more: Any) -> Any:
@@ -218,7 +220,7 @@ async def test_a_server_that_refuses_for_a_while_is_outlasted(proxy: Proxy, monk
     monkeypatch.setattr(Dialer, "open", watched)
     await proxy.refuse()
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
-        committing = asyncio.create_task(began(cache))
+        committing = asyncio.create_task(commit_first(cache))
         await failed.wait()
         await proxy.accept()
         result = await committing
@@ -227,18 +229,18 @@ async def test_a_server_that_refuses_for_a_while_is_outlasted(proxy: Proxy, monk
 
 
 @pytest.mark.parametrize(("before", "refused"), [("first call", "SET"), ("later call", "EVALSHA")])
-async def test_a_server_that_is_read_only_for_a_while_is_outlasted(
+async def test_a_call_is_retried_until_the_server_accepts_writes(
     before: str, refused: str, real_server: Server, proxy: Proxy
 ) -> None:
-    """A replica whose primary is gone, until it is made a primary."""
+    """The server is a replica of a missing primary until it is promoted."""
     admin = real_server.client()
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
         if before == "later call":
-            await began(cache, "other")
+            await commit_first(cache, "other")
         proxy.on_command, is_repeated = once_sent(2, lambda command: Action.PASS, refused)
         await admin.execute_command("REPLICAOF", "127.0.0.1", 1)
         try:
-            committing = asyncio.create_task(began(cache))
+            committing = asyncio.create_task(commit_first(cache))
             await is_repeated.wait()
         finally:
             await admin.execute_command("REPLICAOF", "NO", "ONE")
@@ -247,14 +249,14 @@ async def test_a_server_that_is_read_only_for_a_while_is_outlasted(
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["chat.0"]
 
 
-async def test_a_server_without_a_free_connection_is_outlasted(real_server: Server) -> None:
+async def test_a_call_is_retried_until_the_server_has_a_free_connection(real_server: Server) -> None:
     async with real_server.client(single_connection_client=True) as admin, asyncio.timeout(PATIENCE):
         await admin.config_resetstat()
         (limit,) = (await admin.config_get("maxclients")).values()
         await admin.config_set("maxclients", len(await admin.client_list()))
         async with lash_redis.connect(real_server.url) as cache:
             try:
-                committing = asyncio.create_task(began(cache))
+                committing = asyncio.create_task(commit_first(cache))
                 while not (await admin.info("stats"))["rejected_connections"]:  # noqa: ASYNC110 - the server's event
                     await asyncio.sleep(0.001)
             finally:
@@ -262,17 +264,15 @@ async def test_a_server_without_a_free_connection_is_outlasted(real_server: Serv
             assert (await committing).head_revision == 1
 
 
-# What is lost
+# Lost replies
 
 
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.HOLD_REPLY, Action.HALF_REPLY])
-async def test_a_commit_whose_reply_is_lost_until_its_time_ends_is_unknown_and_settled_by_the_next(
-    action: Action, proxy: Proxy
-) -> None:
+async def test_a_commit_without_a_reply_is_unknown_and_settled_by_its_repetition(action: Action, proxy: Proxy) -> None:
     options = StoreOptions(call_timeout=0.5)
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
         store = cache.session("chat")
-        await began(cache)
+        await commit_first(cache)
         sent = commit(1, append("b", parent="chat.0"))
         await proxy.refuse()
         proxy.on_command = on(action, "EVALSHA")
@@ -284,8 +284,8 @@ async def test_a_commit_whose_reply_is_lost_until_its_time_ends_is_unknown_and_s
         assert (again.head_revision, again.replayed) == (2, True)
 
 
-async def test_a_timeout_fails_its_own_call_and_no_other() -> None:
-    """The connection takes no further call, delivers what is in flight on it, and is closed then."""
+async def test_a_timeout_fails_its_own_call_only() -> None:
+    """The connection accepts no further calls, delivers the replies in flight, and is closed."""
     async with asyncio.timeout(PATIENCE), Scripted() as server, lash_redis.connect(server.url) as cache:
         now = asyncio.get_running_loop().time()
         deadlines = {b"one": now + PATIENCE, b"late": now + 0.3, b"three": now + PATIENCE}

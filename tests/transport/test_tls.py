@@ -1,4 +1,4 @@
-"""TLS: certificates are checked, what is wrong with them is told after one attempt, and calls work as without it."""
+"""Calls work over TLS, certificates are verified, and a bad certificate is reported after one attempt."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def started(request: pytest.FixtureRequest, certificates: Certificates) -> Itera
 
 
 async def work(cache: SessionCache) -> None:
-    """Calls small and large, at once and one after the other."""
+    """Commit small and large sessions concurrently, then read them."""
     body = HydratedSessionCheckpoint(execution_state=b"x" * 1_000_000)
     names = [f"s{at}" for at in range(30)]
     firsts = [
@@ -60,7 +60,7 @@ async def work(cache: SessionCache) -> None:
 
 
 async def failure(url: str, call_timeout: float = 8.0) -> str:
-    """The message of the first call."""
+    """The error message of the first call."""
     options = StoreOptions(call_timeout=call_timeout)
     async with asyncio.timeout(PATIENCE), lash_redis.connect(url, options=options) as cache:
         with pytest.raises(BackendError) as caught:
@@ -68,7 +68,7 @@ async def failure(url: str, call_timeout: float = 8.0) -> str:
     return caught.value.message
 
 
-# What works
+# Calls over TLS
 
 
 @pytest.mark.parametrize("protocol", ["2", "3"])
@@ -80,7 +80,7 @@ async def test_calls_work_over_tls(host: str, protocol: str, started: Started, c
         await work(cache)
 
 
-async def test_calls_work_with_a_certificate_of_the_client(started: Started, certificates: Certificates) -> None:
+async def test_calls_work_with_a_client_certificate(started: Started, certificates: Certificates) -> None:
     server = started(is_asking=True)
     own = certificates.issue("client.example")
     query = certificates.query(ssl_certfile=own["cert"], ssl_keyfile=own["key"])
@@ -88,7 +88,7 @@ async def test_calls_work_with_a_certificate_of_the_client(started: Started, cer
         await work(cache)
 
 
-async def test_commits_in_flight_when_a_tls_connection_is_killed_land_once(
+async def test_commits_in_flight_are_applied_once_if_a_tls_connection_is_killed(
     started: Started, certificates: Certificates
 ) -> None:
     server = started()
@@ -150,15 +150,15 @@ async def test_given_clients_of_groups_work_over_tls(started: Started, certifica
             await client.aclose()
 
 
-# What is wrong
+# Bad certificates and settings
 
 
-async def expect_one_attempt(server: TlsServer, url: str, *said: str) -> None:
-    """The error names the address and the cause, after one connection at the most."""
+async def expect_one_attempt(server: TlsServer, url: str, *texts: str) -> None:
+    """Check that the error names the address and the cause after at most one connection."""
     relay = Relay(server.port)
     async with relay.listening() as address:
         message = await failure(url.format(address=address))
-    for each in (address, *said):
+    for each in (address, *texts):
         assert each in message
     assert relay.count <= 1
 
@@ -181,20 +181,22 @@ async def test_a_certificate_for_another_host_is_not_accepted(
     await expect_one_attempt(server, url + certificates.query(), "the certificate of", "was not accepted", "127.0.0.1")
 
 
-async def test_a_certificate_that_has_expired_is_not_accepted(started: Started, certificates: Certificates) -> None:
+async def test_an_expired_certificate_is_not_accepted(started: Started, certificates: Certificates) -> None:
     server = started("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC))
     url = "rediss://{address}" + certificates.query()
     await expect_one_attempt(server, url, "the certificate of", "was not accepted", "expired")
 
 
-async def test_a_server_that_asks_for_a_certificate_is_told_apart(started: Started, certificates: Certificates) -> None:
+async def test_the_error_of_a_missing_client_certificate_names_the_setting(
+    started: Started, certificates: Certificates
+) -> None:
     server = started(is_asking=True)
     await expect_one_attempt(server, "rediss://{address}" + certificates.query(), "TLS", "ssl_certfile")
 
 
 @SCHEMES
 @pytest.mark.parametrize("setting", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
-async def test_a_file_that_does_not_exist_is_named(
+async def test_the_error_of_a_missing_tls_file_names_its_setting_and_path(
     setting: str, url: str, started: Started, certificates: Certificates, tmp_path: Path
 ) -> None:
     own = certificates.issue("client.example")
@@ -206,23 +208,21 @@ async def test_a_file_that_does_not_exist_is_named(
     assert relay.count <= 1
 
 
-async def test_a_file_that_holds_no_certificate_is_an_error_that_names_the_settings(
-    started: Started, tmp_path: Path
-) -> None:
+async def test_the_error_of_a_file_without_a_certificate_names_the_settings(started: Started, tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("no certificate\n")
     url = f"rediss://{{address}}?ssl_ca_certs={tmp_path / 'empty.pem'}"
     await expect_one_attempt(started(), url, "TLS", "ssl_ca_certs")
 
 
 @pytest.mark.parametrize("url", ["redis://{}", "redis+cluster://{}", "redis+sentinel://{}/lash"])
-async def test_a_port_that_speaks_tls_only_is_told_with_the_scheme_to_use(url: str, started: Started) -> None:
+async def test_the_error_of_plain_text_to_a_tls_port_names_the_tls_scheme(url: str, started: Started) -> None:
     server = started()
     message = await failure(url.format(server.address), call_timeout=1)
     assert server.address in message
     assert "if it is a TLS port, use rediss" in message
 
 
-async def test_a_sentinel_whose_primary_has_another_certificate_is_told_with_the_address_of_the_primary(
+async def test_a_bad_certificate_of_a_primary_under_sentinel_is_reported_with_its_address(
     started: Started, certificates: Certificates
 ) -> None:
     primary = started("other.example")

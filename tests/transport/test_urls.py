@@ -1,4 +1,4 @@
-"""URLs: nonsense is refused, credentials arrive as they were written, and no error shows a part of a password."""
+"""Invalid URLs are refused, credentials reach the server unchanged, and no error shows a part of a password."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.builders import append, commit
 from tests.support.scripted import PATIENCE, backend_of
 from tests.support.servers import Server
 
-# What is refused
+# Valid and invalid URLs
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from tests.support.servers import Server
         "redis+sentinel:///s",
     ],
 )  # fmt: skip
-def test_a_url_that_cannot_be_understood_is_refused_before_anything_is_sent(url: str) -> None:
+def test_an_invalid_url_is_refused_by_connect(url: str) -> None:
     with pytest.raises(InvalidRecord, match=r"^url: ") as caught:
         lash_redis.connect(url)
     assert caught.value.field == "url"
@@ -47,18 +47,18 @@ def test_a_url_that_cannot_be_understood_is_refused_before_anything_is_sent(url:
 
 @pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout", "health_check_interval"])
 @pytest.mark.parametrize("value", ["-1", "nan", "soon", ""])
-def test_a_time_that_is_none_is_refused(name: str, value: str) -> None:
+def test_an_invalid_duration_in_a_url_is_refused(name: str, value: str) -> None:
     with pytest.raises(InvalidRecord, match=r"^url: "):
         lash_redis.connect(f"redis://h?{name}={value}")
 
 
-def test_an_option_that_is_given_twice_is_refused() -> None:
+def test_a_repeated_option_of_a_url_is_refused() -> None:
     with pytest.raises(InvalidRecord, match=r"^url: "):
         lash_redis.connect("redis://h?socket_timeout=1&socket_timeout=2")
 
 
 @pytest.mark.parametrize("url", [None, 5, b"redis://h", object()])
-def test_what_is_no_text_is_refused(url: Any) -> None:
+def test_a_url_that_is_not_a_string_is_refused(url: Any) -> None:
     with pytest.raises(InvalidRecord, match=r"^url: expected a string, got"):
         lash_redis.connect(url)
 
@@ -72,14 +72,14 @@ def test_what_is_no_text_is_refused(url: Any) -> None:
         "rediss+sentinel://u:p@a,b/lash?sentinel_username=x&sentinel_password=y&ssl_cert_reqs=none",
     ],
 )  # fmt: skip
-def test_a_url_that_is_understood_connects_to_nothing_yet(url: str) -> None:
+def test_a_valid_url_is_accepted_without_connecting(url: str) -> None:
     lash_redis.connect(url)
 
 
 # Passwords
 
 FIRST, SECOND = "sEcReT", "tOkEn"
-"""No part of a password may be shown, wherever a URL is cut."""
+"""The parts of each password. An error must show neither of them, even if a URL is split inside the password."""
 PASSWORDS = [
     f"{FIRST}{between}{SECOND}" for between in ["", *"@/?#[]:%&=+,; \\\u2100", "@/", "/?", "?x=", ":1/", "%zz"]
 ]
@@ -96,7 +96,7 @@ SCHEMES = {"redis": "/0", "redis+cluster": "", "redis+sentinel": "/lash/0", "uni
 
 
 def shown(error: BaseException) -> Iterator[str]:
-    """Every text that an error carries, those of its causes and contexts among them."""
+    """Every text of an error, of its causes and of its contexts."""
     yield "".join(traceback.format_exception(error))
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
@@ -116,7 +116,7 @@ def expect_hidden(error: BaseException) -> None:
 
 
 async def first_error(url: str) -> Exception | None:
-    """The error of a URL that leads nowhere: of `connect`, or of the first call."""
+    """The error of an unusable URL, raised by `connect` or by the first call."""
     try:
         cache = lash_redis.connect(url, options=StoreOptions(call_timeout=0.03))
     except InvalidRecord as error:
@@ -134,8 +134,8 @@ async def first_error(url: str) -> Exception | None:
     ("options", "is_checked"),
     [("", True), ("?ssl_cert_reqs=required", True), ("?ssl_cert_reqs=none", False), ("?ssl_check_hostname=no", False)],
 )
-def test_the_host_name_of_a_certificate_is_checked_with_every_redis_py(options: str, is_checked: bool) -> None:
-    """Before version 6 the default of redis-py is not to check it."""
+def test_the_host_name_of_a_certificate_is_checked_by_default(options: str, is_checked: bool) -> None:
+    """Before version 6, redis-py does not check it by default."""
     made = urls.dialer(urls.read(f"rediss://host{options}"))
     assert made._settings["ssl_check_hostname"] is is_checked
 
@@ -154,9 +154,7 @@ async def test_no_error_shows_a_part_of_a_password(scheme: str, place: str, capl
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_server_that_refuses_a_password_does_not_make_an_error_show_it(
-    protocol: int, real_server: Server
-) -> None:
+async def test_the_error_of_refused_credentials_does_not_show_the_password(protocol: int, real_server: Server) -> None:
     async with asyncio.timeout(PATIENCE):
         for password in PASSWORDS:
             secret = quote(password, safe="")
@@ -169,7 +167,7 @@ async def test_a_server_that_refuses_a_password_does_not_make_an_error_show_it(
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("password", ["p@ss/w:rd?#%", "100%25", "a+b c", "[::1]", "\u2100\u00e9", "@", ":", "&=;,"])
-async def test_credentials_reach_the_server_as_they_were_escaped(
+async def test_escaped_credentials_reach_the_server_unescaped(
     password: str, protocol: int, real_server: Server
 ) -> None:
     name = "n@me/of:a?user#%"
@@ -201,7 +199,7 @@ async def test_a_password_with_at_signs_and_colons_may_be_written_without_escape
         await admin.execute_command("ACL", "DELUSER", "named")
 
 
-async def test_the_options_of_a_url_reach_the_connection(real_server: Server) -> None:
+async def test_the_options_of_a_url_apply_to_the_connection(real_server: Server) -> None:
     url = f"{real_server.tcp_url}/3?client_name=na%6De&protocol=2"
     async with lash_redis.connect(url) as cache:
         await cache.session("chat").commit_runtime_state(commit(None, append("a")))
@@ -218,16 +216,16 @@ async def test_the_options_of_a_url_reach_the_connection(real_server: Server) ->
 @pytest.mark.parametrize("scheme", ["redis://:secret@h", "redis+cluster://:secret@h", "memory://"])
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         (lambda cache: cache, r"SessionCache .* lash_redis\.connect"),
         (lambda cache: cache.session("chat"), r"RedisSessionStore .* session\(session_id\)"),
     ],
     ids=["cache", "store"],
 )
-def test_a_cache_and_a_store_cannot_be_pickled_and_the_error_says_what_to_do(
-    made: Callable[[SessionCache], Any], said: str, copied: Callable[[Any], Any], scheme: str
+def test_copying_a_cache_or_a_store_is_refused_with_the_alternative(
+    made: Callable[[SessionCache], Any], message: str, copied: Callable[[Any], Any], scheme: str
 ) -> None:
-    with pytest.raises(TypeError, match=said) as caught:
+    with pytest.raises(TypeError, match=message) as caught:
         copied(made(lash_redis.connect(scheme)))
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Commands as bytes: the same whichever way they are packed, and nothing that is no argument is ever sent."""
+"""Commands of every size are packed to the same bytes, and invalid arguments are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = pytest.mark.parametrize("size", [1, 64 * 1024, 64 * 1024 + 1, 1_000_000]
         (memoryview(b"view"), b"$4\r\nview\r\n"),
     ],
 )  # fmt: skip
-def test_an_argument_is_sent_as_its_bytes_whatever_the_size_of_the_others(
+def test_an_argument_is_packed_to_the_same_bytes_next_to_arguments_of_every_size(
     argument: Any, sent: bytes, size: int
 ) -> None:
     large = b"x" * size
@@ -31,7 +31,7 @@ def test_an_argument_is_sent_as_its_bytes_whatever_the_size_of_the_others(
 
 @SIZES
 @pytest.mark.parametrize("argument", [None, True, [], object(), bytearray(b"a")])
-def test_what_is_no_argument_is_refused_whatever_the_size_of_the_others(argument: Any, size: int) -> None:
-    """Sent as its `repr`, it would be stored."""
+def test_an_invalid_argument_is_refused_next_to_arguments_of_every_size(argument: Any, size: int) -> None:
+    """Otherwise its `repr` would be stored."""
     with pytest.raises(TypeError):
         pack([("SET", argument, b"x" * size)])
