@@ -1,7 +1,6 @@
-"""Reads of every age, brought up to date through anything that can happen to a session, equal a load at that moment.
+"""After random operations on a session, a refreshed read of any age equals a load.
 
-No model: what `load_session` says of a session is what a refresh must say, its errors too. That a load is right is what
-`test_sessions.py` is about.
+A refresh must return or raise the same as `load_session`, so there is no model. `test_sessions.py` checks loads.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ from tests.support.servers import Kind, RunningServers, Server, require, table
 
 EVERY_OPERATION = (
     "append", "branch", "move the leaf", "components", "replace", "forty commits", "a hundred nodes", "tombstone",
-    "vacuum", "touch", "delete", "lose everything", "fail over", "the same",
-    "by what is new", "loaded", "an error", "gone", "pickled",
+    "vacuum", "touch", "delete", "lose everything", "fail over", "unchanged",
+    "refreshed in part", "loaded", "an error", "gone", "pickled",
 )  # fmt: skip
 READING = ("read", "read", "read", "read", "refresh_one", "refresh_one", "refresh_all", "refresh_all", "refresh_all")
 OPERATIONS = (
@@ -62,14 +61,14 @@ Answer = TypeVar("Answer")
 
 @dataclass
 class Kept:
-    """A read, and what it must go on showing whatever is made of it."""
+    """A read, and the content that it must keep through later refreshes."""
 
     read: PersistedSessionRead
-    looks: Any
+    content: Any
 
 
-def look(read: PersistedSessionRead | None) -> Any:
-    """All that a read shows, also by way of its index."""
+def content_of(read: PersistedSessionRead | None) -> Any:
+    """All content of a read, and the results of lookups in its index."""
     if read is None:
         return None
     nodes = [(node.node_id, node.parent_node_id, node.timestamp, node.payload) for node in read.graph.nodes]
@@ -129,7 +128,10 @@ class RefreshMachine(RuleBasedStateMachine):
 
     @rule(operation=st.none() | st.none() | st.none() | st.sampled_from(OPERATIONS), data=st.data())
     def step(self, operation: str | None, data: st.DataObject) -> None:
-        """One rule for all: rules are left out of whole runs at random. Without an operation it is the deck's turn."""
+        """Run a drawn operation, or the next one of the shuffled deck.
+
+        One rule runs all operations, because Hypothesis disables random rules for whole runs.
+        """
         if operation is None:
             operation = self.deck.pop()
             self.deck.insert(0, operation)
@@ -141,7 +143,7 @@ class RefreshMachine(RuleBasedStateMachine):
         return await self.other.load_session(FullGraph())
 
     async def _commit(self, graph: Any, **fields: Any) -> None:
-        """On whatever revision there is; what the graph's checks refuse is another test's."""
+        """Commit on any revision. Refusals are only counted, because other tests check them."""
         self.serial += 1
         fields.setdefault("commit_id", f"c{self.serial}")
         try:
@@ -168,16 +170,16 @@ class RefreshMachine(RuleBasedStateMachine):
         self.counts["append"] += 1
 
     def branch(self, data: st.DataObject) -> None:
-        """Nodes anywhere, the leaf anywhere."""
+        """Append nodes with random parents and a random leaf."""
         read = self.run(self._head())
         live = [] if read is None else [node.node_id for node in read.graph.nodes]
-        strangers = ["stranger"] if self.lenient else []
+        unknown_ids = ["unknown"] if self.lenient else []
         self.serial += 1
         nodes: list[SessionNodeRecord] = []
         for node_id in self._fresh(data.draw(st.integers(1, 3))):
-            above = data.draw(st.sampled_from([None, *live, *strangers, *(node.node_id for node in nodes)]))
+            above = data.draw(st.sampled_from([None, *live, *unknown_ids, *(node.node_id for node in nodes)]))
             nodes.append(self._node(node_id, above))
-        leaf = data.draw(st.sampled_from([*(node.node_id for node in nodes), *live, *strangers]))
+        leaf = data.draw(st.sampled_from([*(node.node_id for node in nodes), *live, *unknown_ids]))
         self.run(self._commit(Append(nodes, leaf)))
         self.counts["branch"] += 1
 
@@ -207,7 +209,7 @@ class RefreshMachine(RuleBasedStateMachine):
         self.counts["replace"] += 1
 
     def commit_forty_times(self, data: st.DataObject) -> None:
-        """More than there are receipts."""
+        """Make more commits than a session keeps receipts for."""
         read, grows = self.run(self._head()), data.draw(st.booleans())
         leaf = read and read.graph.leaf_node_id
         for _ in range(40):
@@ -217,13 +219,13 @@ class RefreshMachine(RuleBasedStateMachine):
         self.counts["forty commits"] += 1
 
     def append_a_hundred(self, _data: st.DataObject) -> None:
-        """More than a script hands over."""
+        """Append more nodes than a script returns at once."""
         read = self.run(self._head())
         nodes = self._line(100, read and read.graph.leaf_node_id)
         self.run(self._commit(Append(nodes, nodes[-1].node_id)))
         self.counts["a hundred nodes"] += 1
 
-    # Losing
+    # Removing
 
     def tombstone(self, data: st.DataObject) -> None:
         read, most = self.run(self._head()), data.draw(st.sampled_from([1, 2, 3, 3, 90]))
@@ -243,7 +245,7 @@ class RefreshMachine(RuleBasedStateMachine):
         self.counts["delete"] += self.run(self.writer.delete("chat")).existed
 
     def lose_everything(self, _data: st.DataObject) -> None:
-        """As where it expired or was evicted."""
+        """Delete every key, like an expiry or an eviction."""
         self.counts["lose everything"] += 1
         self.run(self.raw.flushall())
 
@@ -254,7 +256,7 @@ class RefreshMachine(RuleBasedStateMachine):
         self.dumps.append(self.run(dumped()))
 
     def fail_over(self, data: st.DataObject) -> None:
-        """To a replica that has not heard of what came after a dump; perhaps the last commit is sent there again."""
+        """Restore an earlier dump, like a failover to a stale replica. The last commit may be sent again."""
         if not self.dumps:
             return
 
@@ -267,7 +269,7 @@ class RefreshMachine(RuleBasedStateMachine):
         last = self.run(self._head())
         self.run(restored(self.dumps[at]))
         if last is not None and data.draw(st.booleans()):
-            # The same commit with another content: its node has another timestamp.
+            # The same commit id with other content: its node has another timestamp.
             parent = self.run(self._head())
             nodes = self._line(1, parent and parent.graph.leaf_node_id)
             self.run(self._commit(Append(nodes, nodes[-1].node_id), commit_id=last.commit_id))
@@ -295,7 +297,7 @@ class RefreshMachine(RuleBasedStateMachine):
             self.run(self._check(kept, by_pickle=False))
 
     def _keep(self, read: PersistedSessionRead) -> None:
-        self.kept.append(Kept(read, copy.deepcopy(look(read)) if self.serial % 2 else None))
+        self.kept.append(Kept(read, copy.deepcopy(content_of(read)) if self.serial % 2 else None))
         if len(self.kept) > KEPT:
             self.kept.pop(self.serial % KEPT)
 
@@ -316,12 +318,12 @@ class RefreshMachine(RuleBasedStateMachine):
         loads = self.loads
         refusal, now = await self._answer(store.refresh(given))
         self.counts["loaded"] += self.loads > loads
-        self.counts["by what is new"] += self.loads == loads and now not in (given, None)
+        self.counts["refreshed in part"] += self.loads == loads and now not in (given, None)
         expected_refusal, expected = await self._answer(self.other.load_session(scope))
         assert (refusal, now) == (expected_refusal, expected)
-        assert look(now) == look(expected)
-        assert kept.looks is None or look(kept.read) == kept.looks
-        self.counts["the same"] += now is given
+        assert content_of(now) == content_of(expected)
+        assert kept.content is None or content_of(kept.read) == kept.content
+        self.counts["unchanged"] += now is given
         self.counts["an error"] += refusal is not None
         self.counts["gone"] += refusal is None and now is None
         if self.loads > loads and any(kept is each for each in self.kept):
@@ -353,6 +355,6 @@ def chosen(request: pytest.FixtureRequest, _running: RunningServers) -> tuple[Ki
 
 
 @pytest.mark.parametrize("checks", ["strict", "lenient"])
-def test_a_refreshed_read_is_what_a_load_would_be(chosen: tuple[Kind, RunningServers], checks: str) -> None:
+def test_a_refreshed_read_equals_a_load(chosen: tuple[Kind, RunningServers], checks: str) -> None:
     kind, running = chosen
     _run(kind, running, lenient=checks == "lenient", examples=20, steps=50)

@@ -1,7 +1,7 @@
-"""Every operation in every order, through two caches, against a plain dict that knows only the contract.
+"""Random sequences of operations through two caches have the same results as a model in memory.
 
-The model below imports nothing of the package but its public records and errors. After each step everything a session
-shows is compared through both caches; at the end the stored bytes themselves are held against what their heads say.
+The model imports only public records and errors of the package. After each step, the sessions are compared through both
+caches. At the end, the stored bytes are compared with their heads.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ from lash_redis.options import KEEP
 from tests.support.servers import Kind, RunningServers, Server, Snapshot, require, snapshot, table
 
 RANDOM = os.environ.get("LASH_REDIS_HYPOTHESIS") == "random"
-"""Explore anew in every run; otherwise, and so in CI, every run makes the same sequences."""
-# Explaining a failure traces every line of every example: minutes where finding it took a second. Shrinking takes
-# minutes too, so a fixed run tells what it found at once; a random one shrinks it.
+"""Make new sequences in every run. Otherwise, as in CI, every run makes the same sequences."""
+# The explain phase traces every line of every example, which takes minutes. Shrinking takes minutes, too, so only a
+# random run shrinks a failure.
 _PHASES = set(Phase) - {Phase.explain}
 _COMMON = {"print_blob": True, "deadline": None, "database": None}
 settings.register_profile("lash-fixed", derandomize=True, phases=_PHASES - {Phase.shrink}, **_COMMON)
@@ -120,7 +120,7 @@ class Head:
     checkpoint_ref: str
     refs: tuple[str | None, ...]
     kinds: str
-    """For each component `h` where it is a blob, `p` where it is private, `-` where there is none."""
+    """A letter for each component: `h` for a shared blob, `p` for private bytes, `-` for none."""
 
     @property
     def held(self) -> set[str]:
@@ -129,14 +129,14 @@ class Head:
 
 @dataclass
 class Session:
-    """What the contract says of one session."""
+    """The state of one session that the contract specifies."""
 
     head: Head | None = None
     nodes: dict[str, SessionNodeRecord] = field(default_factory=dict)
-    """Live and tombstoned, in the order in which they came."""
+    """Live and tombstoned nodes, in the order of their commits."""
     hidden: set[str] = field(default_factory=set)
     reserved: set[str] = field(default_factory=set)
-    """Ids without a node that were named as a parent when their node went, or when a root was let dangle."""
+    """Ids without a node that nodes named as their parent when it was vacuumed, or in a dangling root."""
     ledger: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     receipts: dict[str, tuple[Any, RuntimeCommitResult]] = field(default_factory=dict)
     meta: SessionMeta | None = None
@@ -162,7 +162,7 @@ class Session:
         return [node.node_id for node in self.live]
 
     def path(self, leaf: str | None) -> list[SessionNodeRecord] | None:
-        """From the root to `leaf`; None where the parents go round in a circle."""
+        """The nodes from the root to `leaf`, or None if the parents form a cycle."""
         by_id = {node.node_id: node for node in self.live}
         path: list[SessionNodeRecord] = []
         while leaf is not None and leaf in by_id:
@@ -178,18 +178,18 @@ class Model:
         self.lenient = lenient
         self.sessions = {name: Session() for name in SESSIONS}
         self.content: dict[str, tuple[str, Any]] = {}
-        """ref → component and value, of every blob that ever was."""
+        """Component and value by ref, for every component that was ever stored."""
         self.stored: set[str] = set()
         self.waiting: set[str] = set()
-        """Uploads: gc leaves them alone for longer than any example takes, whoever held them in between."""
+        """The refs of uploads. Their grace period is longer than any example, so gc never deletes them."""
 
     def held(self) -> Counter[str]:
-        """How many sessions hold each blob."""
+        """The number of sessions that refer to each blob."""
         heads = [session.head for session in self.sessions.values() if session.head is not None]
         return Counter(ref for head in heads for ref in head.held)
 
     def kinds(self, session: Session, commit: RuntimeCommit, refs: Sequence[str | None]) -> str:
-        """Where a commit puts its components: tools are shared, what stays stays, bytes at hand become private."""
+        """The kinds of the components: tools are shared, unchanged ones keep their kind, sent bytes become private."""
         kinds = ""
         for at, (name, ref) in enumerate(zip(COMPONENTS, refs, strict=True)):
             head = session.head
@@ -204,7 +204,7 @@ class Model:
         return kinds
 
     def component(self, commit: RuntimeCommit, name: str) -> Any:
-        """What a commit says of a component: its value, or a ref nobody has the value of."""
+        """The value of a component in a commit, or its ref if the value is unknown."""
         body, ref = getattr(commit.checkpoint, name), getattr(commit.checkpoint, f"{name}_ref")
         if body is not None:
             return body
@@ -224,7 +224,7 @@ class Model:
         )
 
     def faults(self, session: Session, commit: RuntimeCommit) -> tuple[set[type[StoreError]], set[type[StoreError]]]:
-        """The errors one of which the commit must get, and those it may get."""
+        """The errors of which the commit must raise one, and further errors that it may raise."""
         must: set[type[StoreError]] = set()
         may: set[type[StoreError]] = set()
         if commit.expected_head_revision not in (None, session.revision):
@@ -237,7 +237,7 @@ class Model:
         if len(set(ids)) < len(ids) or stored & set(ids):
             must.add(NodeIdCollision)
             if not self.lenient:
-                # A parent that is a stored node and a later one of the commit at once may be seen as either.
+                # The id of a parent may belong to a stored node and to a later node. It may be resolved to either.
                 may.add(InvalidParent)
         live = set() if replaces else set(session.live_ids)
         if not self.lenient:
@@ -250,7 +250,7 @@ class Model:
             for at, node in enumerate(nodes):
                 parent = node.parent_node_id
                 known = parent is None or parent in live or parent in earlier
-                # A graph that was read after a tombstone names parents that are hidden: it may be sent back.
+                # A graph that was read after a tombstone names hidden parents, and may be committed again.
                 dangles = parent not in ids and (
                     (at == 0 and first_of_all) or (replaces and parent in session.hidden | session.reserved)
                 )
@@ -264,7 +264,7 @@ class Model:
             ref = getattr(commit.checkpoint, f"{name}_ref")
             own = None if session.head is None else session.head.refs[COMPONENTS.index(name)]
             if getattr(commit.checkpoint, name) is None and ref is not None and ref not in {*self.stored, own}:
-                # A process that has seen the bytes of a collected blob stores them again.
+                # A process that still has the bytes of a collected blob stores them again.
                 (may if ref in self.content else must).add(MissingBlob)
         sums = _added(session.ledger, commit.usage_deltas).values()
         if any(abs(counter) > MAX_I64 for counters in sums for counter in counters):
@@ -315,7 +315,7 @@ class Model:
         return len(garbage)
 
     def shown(self, name: str, nodes: Sequence[SessionNodeRecord], leaf: str | None) -> dict[str, Any] | None:
-        """Everything a read of the session shows, with these nodes and this leaf."""
+        """The content of a read of the session with these nodes and this leaf."""
         session = self.sessions[name]
         head = session.head
         if head is None:
@@ -398,14 +398,14 @@ OPERATIONS = (
     "append_a_chain", "append_a_chain", "append_branches", "append_branches", "append_nothing", "keep_the_graph",
     "move_the_leaf", "replace_the_graph", "begin_with_a_dangling_root", "commit_on_another_revision",
     "build_on_another_commit", "send_a_commit_again", "send_a_commit_again", "use_a_commit_id_again",
-    "take_an_id_twice", "hang_a_node_from_nothing", "point_at_no_leaf", "name_a_blob_that_never_was",
-    "count_to_the_end", "commit_for_another_session", "save_meta", "tombstone", "vacuum", "tombstone_and_vacuum",
-    "collect_garbage", "collect_garbage", "upload", "reload", "look_at_any_node", "touch", "delete",
+    "commit_an_id_twice", "commit_a_bad_parent", "commit_a_bad_leaf", "commit_an_unknown_ref",
+    "overflow_a_counter", "commit_for_another_session", "save_meta", "tombstone", "vacuum", "tombstone_and_vacuum",
+    "collect_garbage", "collect_garbage", "upload", "reload", "read_any_node", "touch", "delete",
 )  # fmt: skip
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """Handles 0 and 1 belong to two caches and last; handle 2 is made anew on the first cache for every step."""
+    """Handles 0 and 1 are stores of two caches. Handle 2 is a new store of the first cache for every step."""
 
     kind: ClassVar[Kind]
     running: ClassVar[RunningServers]
@@ -422,7 +422,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.serial = 0
         self.ttls: tuple[float | None, ...] = (None, None)
         self.touched = ""
-        """The session of the last step, looked at through both caches; the other one through one of them."""
+        """The session of the last step. It is read through both caches, the other session through one of them."""
 
     def run(self, doing: Coroutine[Any, Any, Answer]) -> Answer:
         return self.loop.run_until_complete(doing)
@@ -461,7 +461,7 @@ class SessionMachine(RuleBasedStateMachine):
         return f"{prefix}{self.serial}"
 
     def new_ids(self, data: st.DataObject, session: Session, most: int = 4) -> list[str]:
-        """Ids that may be used, from a pool small enough that a vacuumed one comes round again."""
+        """Free ids from a pool so small that vacuumed ids are used again."""
         free = [name for at in range(14) if (name := f"n{at}") not in session.nodes.keys() | session.reserved]
         count = min(data.draw(st.integers(1, most)), len(free))
         return data.draw(st.permutations(free))[:count]
@@ -469,10 +469,10 @@ class SessionMachine(RuleBasedStateMachine):
     def node(self, data: st.DataObject, node_id: str, parent: str | None) -> SessionNodeRecord:
         return SessionNodeRecord(node_id, parent, self.fresh("t"), data.draw(st.sampled_from(PAYLOADS)))
 
-    def grown(
+    def new_nodes(
         self, data: st.DataObject, ids: Sequence[str], parents: Sequence[str | None]
     ) -> tuple[SessionNodeRecord, ...]:
-        """Nodes that hang from `parents` or from one another."""
+        """Nodes whose parents are in `parents` or among the nodes themselves."""
         nodes: list[SessionNodeRecord] = []
         for at, node_id in enumerate(ids):
             choices = [*parents, *ids[:at]]
@@ -480,7 +480,7 @@ class SessionMachine(RuleBasedStateMachine):
         return tuple(nodes)
 
     def commit(self, data: st.DataObject, name: str, graph: Any, **fields: Any) -> RuntimeCommit:
-        """A commit in which nothing is wrong that `graph` and `fields` do not bring in."""
+        """A commit without faults other than those of `graph` and `fields`."""
         session = self.model.sessions[name]
         checkpoint: dict[str, Any] = {}
         for component in COMPONENTS:
@@ -515,14 +515,14 @@ class SessionMachine(RuleBasedStateMachine):
         return RuntimeCommit(name, graph=graph, **values | fields)
 
     def stay(self, data: st.DataObject, session: Session) -> Unchanged:
-        """A graph change that no check minds, where there is one."""
+        """A graph change that passes all checks, if there is one."""
         live = session.live_ids
         return Unchanged(session.leaf if session.leaf in live else data.draw(st.sampled_from(live or [None])))
 
     # Sending
 
     def send(self, handle: int, commit: RuntimeCommit) -> type[StoreError] | None:
-        """Commit, and hold the outcome against the model; the error it got, if any."""
+        """Commit, and compare the outcome with the model. Returns the type of the error, if any."""
         self.made[commit.session_id].append(commit)
         return self.run(self._send(self.store(handle, commit.session_id), commit))
 
@@ -560,12 +560,15 @@ class SessionMachine(RuleBasedStateMachine):
         return None
 
     def count(self, operation: str, error: type[StoreError] | None, *kinds: type[StoreError]) -> None:
-        """`operation` happened, if it ended in one of `kinds` (or, without kinds, without an error)."""
+        """Count `operation` if it raised one of `kinds`. Without kinds, count it if it raised no error."""
         self.counts[operation] += error is None if not kinds else error is not None and issubclass(error, kinds)
 
     @rule(name=sessions, handle=handles, data=some_data, operation=st.none() | st.sampled_from(OPERATIONS))
     def step(self, name: str, handle: int, data: st.DataObject, operation: str | None) -> None:
-        """One rule for all: rules are left out of whole runs at random. Without an operation it is the deck's turn."""
+        """Run a drawn operation, or the next one of the shuffled deck.
+
+        One rule runs all operations, because Hypothesis disables random rules for whole runs.
+        """
         if operation is None:
             operation = self.deck.pop()
             self.deck.insert(0, operation)
@@ -578,7 +581,7 @@ class SessionMachine(RuleBasedStateMachine):
         ids = self.new_ids(data, session)
         if not ids:
             return
-        # Below the leaf, or as a branch below any node that lives.
+        # Below the leaf, or as a branch below any live node.
         parents = [data.draw(st.sampled_from([*session.live_ids[::-1], None])), *ids]
         nodes = tuple(self.node(data, node_id, parents[at]) for at, node_id in enumerate(ids))
         self.count("append a chain", self.send(handle, self.commit(data, name, Append(nodes, ids[-1]))))
@@ -589,7 +592,7 @@ class SessionMachine(RuleBasedStateMachine):
         if not ids:
             return
         live = session.live_ids
-        nodes = self.grown(data, ids, [None, *live])
+        nodes = self.new_nodes(data, ids, [None, *live])
         leaf = data.draw(st.sampled_from([*ids, *live]))
         self.count("append a branch", self.send(handle, self.commit(data, name, Append(nodes, leaf))))
 
@@ -598,7 +601,7 @@ class SessionMachine(RuleBasedStateMachine):
         ids = self.new_ids(data, session)
         if session.nodes or not ids:
             return
-        nodes = (self.node(data, ids[0], "elsewhere"), *self.grown(data, ids[1:], ids[:1]))
+        nodes = (self.node(data, ids[0], "elsewhere"), *self.new_nodes(data, ids[1:], ids[:1]))
         self.send(handle, self.commit(data, name, Append(nodes, ids[0])))
 
     def append_nothing(self, name: str, handle: int, data: st.DataObject) -> None:
@@ -616,12 +619,12 @@ class SessionMachine(RuleBasedStateMachine):
             self.count("move the leaf", self.send(handle, self.commit(data, name, Unchanged(leaf))))
 
     def replace_the_graph(self, name: str, handle: int, data: st.DataObject) -> None:
-        """By a new one, by what is live (whose parents may be hidden), or by that and more."""
+        """Replace it by new nodes, by the live nodes (whose parents may be hidden), or by both."""
         session = self.model.sessions[name]
         kept = tuple(session.live) if data.draw(st.booleans()) else ()
         ids = [f"n{at}" for at in range(14) if f"n{at}" not in {node.node_id for node in kept}]
         ids = data.draw(st.permutations(ids))[: data.draw(st.integers(0, 4))]
-        nodes = (*kept, *self.grown(data, ids, [None, *(node.node_id for node in kept)]))
+        nodes = (*kept, *self.new_nodes(data, ids, [None, *(node.node_id for node in kept)]))
         leaf = data.draw(st.sampled_from([node.node_id for node in nodes] or [None]))
         self.count("replace", self.send(handle, self.commit(data, name, ReplaceFull(SessionGraph(nodes, leaf)))))
 
@@ -641,7 +644,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.count("builds on another", self.send(handle, commit), HeadRevisionConflict)
 
     def send_a_commit_again(self, name: str, handle: int, data: st.DataObject) -> None:
-        """With another expectation and other timestamps, or bodies for refs: it still means the same."""
+        """Another expected revision, other timestamps, and bodies instead of refs do not change its meaning."""
         receipts, made = self.model.sessions[name].receipts, self.made[name]
         if not made:
             return
@@ -677,51 +680,51 @@ class SessionMachine(RuleBasedStateMachine):
 
     # Commits with a fault
 
-    def take_an_id_twice(self, name: str, handle: int, data: st.DataObject) -> None:
+    def commit_an_id_twice(self, name: str, handle: int, data: st.DataObject) -> None:
         session = self.model.sessions[name]
         ids = self.new_ids(data, session)
         if not ids:
             return
         again = data.draw(st.sampled_from([*ids, *session.nodes, *session.reserved]))
         parents = [None, *session.live_ids]
-        nodes = (*self.grown(data, ids, parents), self.node(data, again, data.draw(st.sampled_from(parents))))
+        nodes = (*self.new_nodes(data, ids, parents), self.node(data, again, data.draw(st.sampled_from(parents))))
         graph: Any = Append(nodes, ids[0])
         if again in ids and data.draw(st.booleans()):
             graph = ReplaceFull(SessionGraph(tuple(replace(node, parent_node_id=None) for node in nodes), ids[0]))
         self.count("collision", self.send(handle, self.commit(data, name, graph)), NodeIdCollision)
 
-    def hang_a_node_from_nothing(self, name: str, handle: int, data: st.DataObject) -> None:
-        """From an unknown id, a hidden one, one that is only named, a later node, or itself."""
+    def commit_a_bad_parent(self, name: str, handle: int, data: st.DataObject) -> None:
+        """The parent is unknown, hidden, reserved, a later node, or the node itself."""
         session = self.model.sessions[name]
         ids = self.new_ids(data, session)
         if not ids:
             return
         first = self.node(data, self.fresh("first"), None)
         wrong = data.draw(st.sampled_from(["nowhere", *session.hidden, *session.reserved, *ids]))
-        nodes = (first, self.node(data, ids[0], wrong), *self.grown(data, ids[1:], [ids[0]]))
+        nodes = (first, self.node(data, ids[0], wrong), *self.new_nodes(data, ids[1:], [ids[0]]))
         graph: Any = Append(nodes, first.node_id)
         if data.draw(st.booleans()):
             graph = ReplaceFull(SessionGraph(nodes, first.node_id))
         error = self.send(handle, self.commit(data, name, graph))
         self.counts["bad parent"] += self.lenient or (error is not None and issubclass(error, InvalidParent))
 
-    def point_at_no_leaf(self, name: str, handle: int, data: st.DataObject) -> None:
+    def commit_a_bad_leaf(self, name: str, handle: int, data: st.DataObject) -> None:
         session = self.model.sessions[name]
         leaf = data.draw(st.sampled_from(["nowhere", None, *session.hidden, *session.reserved]))
-        nodes = self.grown(data, self.new_ids(data, session), [None, *session.live_ids])
+        nodes = self.new_nodes(data, self.new_ids(data, session), [None, *session.live_ids])
         replaced = ReplaceFull(SessionGraph(nodes, leaf))
         graph = data.draw(st.sampled_from([Unchanged(leaf), Append((), leaf), Append(nodes, leaf), replaced]))
         error = self.send(handle, self.commit(data, name, graph))
         self.counts["bad leaf"] += self.lenient or (error is not None and issubclass(error, InvalidLeaf))
 
-    def name_a_blob_that_never_was(self, name: str, handle: int, data: st.DataObject) -> None:
+    def commit_an_unknown_ref(self, name: str, handle: int, data: st.DataObject) -> None:
         component = data.draw(st.sampled_from(COMPONENTS))
         ref = BlobRef(sha256(self.fresh("x").encode()).hexdigest())
         invented = HydratedSessionCheckpoint(**{f"{component}_ref": ref})
         commit = self.commit(data, name, self.stay(data, self.model.sessions[name]), checkpoint=invented)
         self.count("unknown ref", self.send(handle, commit), MissingBlob)
 
-    def count_to_the_end(self, name: str, handle: int, data: st.DataObject) -> None:
+    def overflow_a_counter(self, name: str, handle: int, data: st.DataObject) -> None:
         counters = [0, 0, 0, 0]
         counters[data.draw(st.integers(0, 3))] = data.draw(st.sampled_from([1, -1])) * MAX_I64
         for _ in range(2):
@@ -738,7 +741,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.run(self.stored()) == before
         self.counts["another session"] += 1
 
-    # Everything else
+    # Other operations
 
     def save_meta(self, name: str, handle: int, data: st.DataObject) -> None:
         cwd = data.draw(st.sampled_from([None, "/", "é"]))
@@ -798,7 +801,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.counts["touch" if exists else "touch nothing"] += 1
 
     def delete(self, name: str, handle: int, _data: st.DataObject) -> None:
-        """Its id may begin anew at once."""
+        """The id of a deleted session can be used again immediately."""
         session = self.model.sessions[name]
         existed = session.head is not None or session.meta is not None
         refs = {ref for ref in session.head.refs if ref} if session.head else set()
@@ -814,11 +817,11 @@ class SessionMachine(RuleBasedStateMachine):
         self.counts["delete" if existed else "delete nothing"] += 1
 
     def reload(self, _name: str, _handle: int, _data: st.DataObject) -> None:
-        """Forget both caches: what follows sees only what is stored."""
+        """Replace both caches, so that later steps see only stored data."""
         self._open()
         self.counts["reload"] += 1
 
-    def look_at_any_node(self, name: str, handle: int, data: st.DataObject) -> None:
+    def read_any_node(self, name: str, handle: int, data: st.DataObject) -> None:
         session = self.model.sessions[name]
         pool = ["nowhere", *session.nodes, *session.reserved]
         self.run(self._check_node(self.store(handle, name), name, data.draw(st.sampled_from(pool))))
@@ -827,7 +830,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "caches"))
     @invariant()
-    def every_handle_shows_what_the_model_shows(self) -> None:
+    def every_handle_reads_the_content_of_the_model(self) -> None:
         self.run(self._check_all())
 
     async def _check_all(self) -> None:
@@ -838,7 +841,7 @@ class SessionMachine(RuleBasedStateMachine):
             for handle, stores in enumerate(self.stores):
                 if name != self.touched and (self.serial + handle) % 2:
                     continue
-                # Reads that a handle makes must not be needed by its commits: one handle in turn only looks.
+                # Commits must not depend on earlier reads of their handle, so every second check uses a new store.
                 store = stores[name] if (self.serial + handle) % 2 else self.caches[handle].session(name)
                 shown = self.model.shown(name, session.live, session.leaf)
                 assert _read(await store.load_session(FullGraph())) == shown
@@ -902,12 +905,12 @@ class SessionMachine(RuleBasedStateMachine):
     # The stored bytes
 
     async def stored(self) -> Snapshot:
-        """Every key but the one that says how the namespace is laid out: the first attempt at a write fixes that."""
+        """Every key except the layout of the namespace, which the first attempt to write creates."""
         seen = await snapshot(self.raw)
         return {key: value for key, value in seen.items() if key != b"lash1:layout:machine"}
 
     async def check_storage(self) -> None:
-        """What the bytes themselves must obey, read by a client that knows only the documented layout."""
+        """Check the invariants of the stored bytes with a client that knows only the documented layout."""
         stored = await self.stored()
         lifetimes = {key: await self.raw.pttl(key) for key in stored}
         families: dict[str, set[bytes]] = {}
@@ -974,7 +977,7 @@ _FACTS = (
 
 
 async def _milliseconds(raw: Any) -> int:
-    """By the clock of the server."""
+    """The time of the server's clock."""
     seconds, micros = await raw.time()
     return int(seconds) * 1000 + int(micros) // 1000
 
@@ -986,7 +989,7 @@ def _facts(head: dict[bytes, bytes]) -> dict[str, int]:
 def _check_catalogue(
     listed: dict[bytes, float], expiring: dict[bytes, float], lifetimes: dict[bytes, int | None], now: int
 ) -> None:
-    """Its keys expire with their last entry, where every entry does."""
+    """The keys of the catalogue expire with their last entry if every entry expires."""
     assert set(expiring) <= set(listed)
     latest = max(expiring.values(), default=0.0)
     for key in _CATALOGUE:
@@ -999,14 +1002,14 @@ def _check_catalogue(
 
 
 def _refs(packed: bytes) -> list[tuple[bytes, bytes | None]]:
-    """For each component its kind and its ref."""
+    """The kind and the ref of each component."""
     parts = [packed[at : at + 33] for at in range(0, len(packed), 33)]
     assert all((part[:1] == b"-") == (not any(part[1:])) for part in parts)
     return [(part[:1], part[1:].hex().encode() if any(part[1:]) else None) for part in parts]
 
 
 def _check_session(name: str, head: dict[bytes, bytes], stored: dict[str, Any]) -> int:
-    """The deadline of a session whose keys agree with one another; 0 for none."""
+    """Check that the keys of a session are consistent. Returns its deadline, or 0 for none."""
     if b"facts" not in head:
         assert not any(stored.get(family) for family in _OF_A_SESSION[1:]), name
         return 0
@@ -1090,12 +1093,12 @@ def chosen(request: pytest.FixtureRequest, _running: RunningServers) -> tuple[Ki
     return request.param, _running
 
 
-def test_every_sequence_of_operations_shows_what_the_contract_says(chosen: tuple[Kind, RunningServers]) -> None:
+def test_every_sequence_of_operations_matches_the_model(chosen: tuple[Kind, RunningServers]) -> None:
     kind, running = chosen
     _run(kind, running, lenient=False, examples=20 if kind.real else 30, steps=25)
 
 
-def test_with_lenient_checks_every_sequence_of_operations_shows_what_the_first_store_showed(
+def test_every_sequence_of_operations_with_lenient_checks_matches_the_model(
     chosen: tuple[Kind, RunningServers],
 ) -> None:
     kind, running = chosen
