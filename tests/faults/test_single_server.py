@@ -1,4 +1,4 @@
-"""What a real server, a real client and a real process do when something is wrong with them."""
+"""Calls recover or report an accurate error if a server, a client or a process has a fault."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tests.support.servers import snapshot
 META = SessionMeta("chat", "name", "now", "m")
 
 
-def once(client: redis.Redis, namespace: str = "default", *, ttl: float | None = None) -> SessionCache:
-    """A cache of one shard, in which the first failed attempt of each call is final."""
+def without_retries(client: redis.Redis, namespace: str = "default", *, ttl: float | None = None) -> SessionCache:
+    """A cache with one shard that does not retry a failed call."""
     return sends_once(SessionCache(client, namespace, ttl=ttl, options=StoreOptions(shards=1)))
 
 
 @pytest.fixture
 async def full(real_server):
-    """A cache on a server that takes no more writes, and a way to make room."""
+    """A store on a server that is out of memory until the test ends."""
     client = real_server.client()
-    cache = once(client, "full")
+    cache = without_retries(client, "full")
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a", "b", "c")))
     await store.tombstone_nodes(["b"])
@@ -54,7 +54,7 @@ async def full(real_server):
     await client.config_set("maxmemory", "0")
 
 
-async def test_a_full_server_still_shows_a_session(full):
+async def test_a_full_server_still_serves_reads(full):
     assert ids_of(await full.load_session(FullGraph())) == ["a", "c"]
     assert ids_of(await full.load_session(ActivePath())) == ["c"]
     assert (await full.load_head()).head_revision == 1
@@ -62,13 +62,13 @@ async def test_a_full_server_still_shows_a_session(full):
     assert await full.load_session_meta() is None
 
 
-async def test_a_full_server_still_frees_what_is_dead(full):
+async def test_a_full_server_still_runs_vacuum_and_gc(full):
     assert (await full.vacuum()).removed_node_count == 1
     assert (await full.gc_unreachable()).root_count == 1
 
 
 @pytest.mark.parametrize("write", ["append", "meta", "tombstone"])
-async def test_a_full_server_refuses_a_write_whole(write, full, real_server):
+async def test_a_write_refused_by_a_full_server_changes_nothing(write, full, real_server):
     before = await snapshot(real_server.client())
     calls = {
         "append": lambda: full.commit_runtime_state(commit(1, append("d", parent="c"))),
@@ -81,13 +81,13 @@ async def test_a_full_server_refuses_a_write_whole(write, full, real_server):
 
 
 @pytest.mark.parametrize("denied", ["rpush", "hset", "zadd", "pexpireat"])
-async def test_a_commit_that_may_be_half_written_is_never_called_refused(denied, real_server):
+async def test_a_commit_that_may_be_half_written_has_an_unknown_outcome(denied, real_server):
     admin = real_server.client()
     body = HydratedSessionCheckpoint(tool_state=tools("one"))
-    cache = once(admin, "acl")
+    cache = without_retries(admin, "acl")
     first = await cache.session("chat").commit_runtime_state(commit(None, append("a"), checkpoint=body))
     await admin.execute_command("ACL", "SETUSER", "half", "on", ">pw", "~*", "+@all", f"-{denied}")
-    limited = once(real_server.client(username="half", password="pw"), "acl")
+    limited = without_retries(real_server.client(username="half", password="pw"), "acl")
     sent = commit(1, append("b", parent="a"), checkpoint=HydratedSessionCheckpoint(tool_state=tools("two")))
     try:
         await limited.session("chat").load_session(FullGraph())
@@ -95,32 +95,32 @@ async def test_a_commit_that_may_be_half_written_is_never_called_refused(denied,
             await limited.session("chat").commit_runtime_state(sent)
     finally:
         await admin.execute_command("ACL", "DELUSER", "half")
-    # Whatever was written, the retry is acknowledged only if all of it was.
+    # The retry is acknowledged only if the whole commit was written.
     try:
         again = await cache.session("chat").commit_runtime_state(sent)
     except Corrupt:
         return
     assert again.head_revision == first.head_revision + 1
-    read = await once(admin, "acl").session("chat").load_session(FullGraph())
+    read = await without_retries(admin, "acl").session("chat").load_session(FullGraph())
     assert ids_of(read) == ["a", "b"]
 
 
 @pytest.mark.parametrize("settings", [{"retry_on_error": [LostConnection]}, {"retry_on_timeout": True}])
-async def test_a_client_that_sends_again_by_itself_leaves_a_lost_commit_unknown(settings, proxy):
+async def test_a_lost_commit_is_unknown_with_a_client_that_retries_by_itself(settings, proxy):
     client = redis.Redis.from_url(proxy.url, **settings)
-    store = once(client).session("chat")
+    store = without_retries(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
 
-    await proxy.refuse()  # new connections; the one in use stays
+    await proxy.refuse()  # only new connections
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     with pytest.raises(OutcomeUnknown):
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
     await client.aclose()
 
 
-async def test_a_read_that_is_lost_is_a_backend_error(proxy):
+async def test_a_lost_read_is_a_backend_error(proxy):
     client = redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0))
-    store = once(client).session("chat")
+    store = without_retries(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
     with pytest.raises(BackendError):
@@ -128,13 +128,13 @@ async def test_a_read_that_is_lost_is_a_backend_error(proxy):
     await client.aclose()
 
 
-async def test_a_pool_without_a_free_connection_sent_nothing(real_server):
+async def test_a_pool_without_a_free_connection_is_a_backend_error(real_server):
     pool = redis.BlockingConnectionPool.from_url(real_server.url, max_connections=1, timeout=0.05)
     client = redis.Redis(connection_pool=pool)
-    store = once(client).session("chat")
+    store = without_retries(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     busy = asyncio.create_task(client.blpop("nothing", timeout=1))
-    while not (await real_server.client().info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - no event of ours
+    while not (await real_server.client().info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - the server's event
         await asyncio.sleep(0.001)
     with pytest.raises(BackendError):
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
@@ -147,14 +147,14 @@ async def test_a_given_client_is_refused_in_a_forked_child(real_server):
     await store.commit_runtime_state(commit(None, append("a")))
     process = os.getpid
     try:
-        os.getpid = lambda: process() + 1  # what a child sees, without the dangers of forking a test run
+        os.getpid = lambda: process() + 1  # like in a child, because forking a test run is unsafe
         with pytest.raises(BackendError, match="forked"):
             await store.load_session(FullGraph())
     finally:
         os.getpid = process
 
 
-def test_a_cache_of_ours_serves_one_event_loop_after_another():
+def test_a_cache_from_a_url_serves_one_event_loop_after_another():
     with EmbeddedServer() as server:
         cache = lash_redis.connect(server.url)
 
@@ -174,8 +174,8 @@ async def test_a_client_with_another_encoding_is_refused():
 
 
 @pytest.fixture
-async def lonely(real_server):
-    """A raw client of a server that takes writes only where a replica gets them, and that has none."""
+async def without_replicas(real_server):
+    """A raw client of a server that requires a replica for writes and has none."""
     client = real_server.client()
     await client.config_resetstat()
     await client.config_set("min-replicas-to-write", "1")
@@ -183,35 +183,35 @@ async def lonely(real_server):
     await client.config_set("min-replicas-to-write", "0")
 
 
-async def test_a_commit_that_too_few_replicas_would_get_is_refused_whole(lonely):
-    before = await snapshot(lonely)
+async def test_a_commit_refused_for_too_few_replicas_changes_nothing(without_replicas):
+    before = await snapshot(without_replicas)
     with pytest.raises(BackendError, match="NOREPLICAS"):
-        await once(lonely, "lonely").session("chat").commit_runtime_state(commit())
-    assert await snapshot(lonely) == before == {}
+        await without_retries(without_replicas, "replicas").session("chat").commit_runtime_state(commit())
+    assert await snapshot(without_replicas) == before == {}
 
 
-async def test_a_commit_waits_for_a_replica_that_comes_back(lonely):
-    store = SessionCache(lonely, "lonely", options=StoreOptions(call_timeout=60)).session("chat")
+async def test_a_commit_refused_for_too_few_replicas_is_retried_until_it_is_accepted(without_replicas):
+    store = SessionCache(without_replicas, "replicas", options=StoreOptions(call_timeout=60)).session("chat")
     committing = asyncio.create_task(store.commit_runtime_state(commit(None, append("a"))))
-    while "errorstat_NOREPLICAS" not in await lonely.info("errorstats"):
+    while "errorstat_NOREPLICAS" not in await without_replicas.info("errorstats"):
         assert not committing.done()
-    await lonely.config_set("min-replicas-to-write", "0")
+    await without_replicas.config_set("min-replicas-to-write", "0")
     result = await committing
     assert (result.head_revision, result.replayed) == (1, False)
 
 
-async def test_meta_saved_with_a_ttl_does_not_end_a_session_committed_without_one(client):
-    await once(client, ttl=100).session("chat").save_session_meta(META)
-    await once(client).session("chat").commit_runtime_state(commit(None, append("a")))
+async def test_meta_saved_with_a_ttl_does_not_expire_a_session_without_a_ttl(client):
+    await without_retries(client, ttl=100).session("chat").save_session_meta(META)
+    await without_retries(client).session("chat").commit_runtime_state(commit(None, append("a")))
     assert [await client.pttl(key) for key in await client.keys("*chat")] == [-1, -1, -1]
 
 
-async def test_a_session_that_began_anew_has_another_epoch(client):
-    cache = once(client)
+async def test_a_session_that_is_created_again_has_another_epoch(client):
+    cache = without_retries(client)
     epochs = set()
     for _ in range(2):
         await client.flushall()
-        await once(client).session("chat").commit_runtime_state(commit(None, append("a")))
+        await without_retries(client).session("chat").commit_runtime_state(commit(None, append("a")))
         (head,) = await client.keys("*head:chat")
         epochs.add((await client.hget(head, "facts")).split()[1])
         await asyncio.sleep(0.002)
@@ -219,8 +219,8 @@ async def test_a_session_that_began_anew_has_another_epoch(client):
     assert (await cache.session("chat").load_session(FullGraph())).head_revision == 1
 
 
-async def test_an_upload_stays_as_long_as_promised_whoever_held_it_in_between(client):
-    cache = once(client)
+async def test_an_upload_keeps_its_grace_period_after_a_session_releases_it(client):
+    cache = without_retries(client)
     store = cache.session("chat")
     held = HydratedSessionCheckpoint(execution_state=b"state")
     result = await store.commit_runtime_state(commit(None, append("a"), checkpoint=held))
@@ -235,7 +235,7 @@ async def test_an_upload_stays_as_long_as_promised_whoever_held_it_in_between(cl
     assert await client.pttl(blob) > 3_000_000
 
 
-async def test_limits_see_usage_rows_and_meta(client):
+async def test_size_limits_include_usage_rows_and_meta(client):
     cache = SessionCache(client, options=StoreOptions(shards=1, max_commit_bytes=1000))
     rows = [TokenLedgerEntry("s" * 2000, "m", TokenUsage(1))]
     with pytest.raises(CommitTooLarge):
@@ -244,9 +244,9 @@ async def test_limits_see_usage_rows_and_meta(client):
         await cache.session("chat").save_session_meta(SessionMeta("chat", "n" * 2000, "now", "m"))
 
 
-async def test_maintenance_that_stops_half_way_says_so(real_server):
+async def test_maintenance_that_stops_halfway_reports_its_progress(real_server):
     client = real_server.client()
-    store = once(client).session("chat")
+    store = without_retries(client).session("chat")
     ids = [f"n{at}" for at in range(1500)]
     await store.commit_runtime_state(commit(None, append(*ids)))
     run, calls = store._namespace.run, []
@@ -262,8 +262,8 @@ async def test_maintenance_that_stops_half_way_says_so(real_server):
         await store.tombstone_nodes(ids)
 
 
-async def test_update_builds_on_what_it_showed_unless_told_otherwise(open_cache):
-    """Two writers that never name a revision still make one chain."""
+async def test_update_commits_on_the_revision_that_it_read(open_cache):
+    """Two writers that specify no revision still make one chain."""
 
     async def work(name):
         store = open_cache().session("chat")
@@ -281,7 +281,7 @@ async def test_update_builds_on_what_it_showed_unless_told_otherwise(open_cache)
     assert len(read.graph.nodes) == 20
 
 
-async def test_update_hands_over_the_commit_whose_outcome_is_unknown(proxy, through_proxy):
+async def test_update_raises_an_unknown_outcome_with_its_commit(proxy, through_proxy):
     store = sends_once(through_proxy()).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")

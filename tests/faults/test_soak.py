@@ -1,6 +1,6 @@
-"""Hours in seconds: many processes on sessions that live for moments, and a server that throws keys away.
+"""Many processes use sessions with short lifetimes, and reads run on a server that evicts keys.
 
-`make soak` makes it five minutes, and a hundred thousand reads under eviction.
+`make soak` runs for five minutes, and makes 100,000 reads under eviction.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ READS = int(os.environ.get("LASH_REDIS_EVICTION_READS", "3000"))
 PROCESSES = 4
 
 
-async def test_a_soak_leaves_nothing_wrong_and_then_nothing_at_all(real_server, capsys):
+async def test_a_soak_causes_no_problems_and_all_its_keys_expire(real_server, capsys):
     context = multiprocessing.get_context("spawn")
-    told: Any = context.Queue()
+    queue: Any = context.Queue()
     workers = [
-        context.Process(target=soak.worker, args=(real_server.url, SECONDS, seed, told)) for seed in range(PROCESSES)
+        context.Process(target=soak.worker, args=(real_server.url, SECONDS, seed, queue)) for seed in range(PROCESSES)
     ]
     for each in workers:
         each.start()
@@ -43,7 +43,7 @@ async def test_a_soak_leaves_nothing_wrong_and_then_nothing_at_all(real_server, 
     finally:
         for each in workers:
             each.join(SECONDS + 60)
-    results = [told.get(timeout=5) for _ in workers]
+    results = [queue.get(timeout=5) for _ in workers]
     assert all(isinstance(each, Counter) for each in results), results
     counts = sum(results, Counter[str]())
     assert min(counts[name] for name in ("turn", "path", "touch", "fork", "delete", "tombstone")) > 0, counts
@@ -57,7 +57,7 @@ async def test_a_soak_leaves_nothing_wrong_and_then_nothing_at_all(real_server, 
 
 @pytest.fixture(params=[kind for kind in table() if kind.real and not kind.missing], ids=lambda kind: kind.name)
 async def evicting(request):
-    """A server of its own that keeps 64 MB and throws away any key beyond."""
+    """A separate server that evicts random keys above its memory limit."""
     with EmbeddedServer(binary=request.param.binary) as server:
         async with redis.asyncio.Redis.from_url(server.url) as admin:
             limit = 64_000_000 if READS > 10_000 else 5_000_000

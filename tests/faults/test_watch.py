@@ -1,4 +1,4 @@
-"""Watching goes on while servers are killed, replaced and taken from: what is told is told over the new connections."""
+"""A watch still reports changes after a server is killed or replaced, and after a slot moves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.groups import Cluster, SentinelGroup, _Group
 from tests.support.servers import require, table
 
 SLOW = 600.0
-"""Seconds of `poll` that no test lives to see."""
+"""Seconds of `poll` that are longer than any test."""
 NAMES = [f"chat-{number}" for number in range(60)]
 
 SHARDING = [kind for kind in table() if kind.real and not kind.missing and kind.version >= (6, 2)]
@@ -36,7 +36,7 @@ def sentinels() -> Iterator[SentinelGroup]:
 
 @asynccontextmanager
 async def opened(group: _Group, *, given: bool) -> AsyncIterator[SessionCache]:
-    """A cache by the group's URL, or of a client that is given."""
+    """A cache on the URL of the group, or on a given client."""
     if not given:
         async with lash_redis.connect(group.url, namespace="laws") as cache:
             yield cache
@@ -49,8 +49,8 @@ async def opened(group: _Group, *, given: bool) -> AsyncIterator[SessionCache]:
             await each.aclose()
 
 
-async def say(store: RedisSessionStore, revision: int, durability: Replicas | None = None) -> None:
-    """Commit, and again until it is known to stand."""
+async def commit_until_stored(store: RedisSessionStore, revision: int, durability: Replicas | None = None) -> None:
+    """Commit, and retry until the commit is known to be stored."""
     made = commit(revision - 1, session_id=store.session_id)
     async with asyncio.timeout(30):
         while True:
@@ -63,7 +63,7 @@ async def say(store: RedisSessionStore, revision: int, durability: Replicas | No
 
 
 class Followed:
-    """A watch of all sessions, and the newest revision that it told of each."""
+    """A watch of all sessions, and the newest revision that it reported for each."""
 
     def __init__(self, watch: SessionWatch) -> None:
         self.watch = watch
@@ -97,35 +97,35 @@ async def following(cache: SessionCache) -> AsyncIterator[Followed]:
         assert isinstance(end, asyncio.CancelledError), repr(end)
 
 
-async def say_all(cache: SessionCache, revision: int, durability: Replicas | None = None) -> None:
-    await asyncio.gather(*(say(cache.session(name), revision, durability) for name in NAMES))
+async def commit_to_all(cache: SessionCache, revision: int, durability: Replicas | None = None) -> None:
+    await asyncio.gather(*(commit_until_stored(cache.session(name), revision, durability) for name in NAMES))
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["url", "given"])
-async def test_a_watch_of_a_cluster_survives_the_death_of_a_primary(given, cluster):
+async def test_a_watch_of_a_cluster_survives_a_killed_primary(given, cluster):
     await asyncio.to_thread(cluster.heal)
     cluster.flush()
     async with opened(cluster, given=given) as cache, following(cache) as followed:
-        await say_all(cache, 1, Replicas(1, 5_000))
+        await commit_to_all(cache, 1, Replicas(1, 5_000))
         await followed.reach(1)
         killed = cluster.primary_of(cache.layout.session(NAMES[0]).head)
         killed.kill()
-        await say_all(cache, 2)
+        await commit_to_all(cache, 2)
         await followed.reach(2)
         await asyncio.to_thread(cluster.wait_for_failover, killed)
-        await say_all(cache, 3)
+        await commit_to_all(cache, 3)
         await followed.reach(3)
         await asyncio.to_thread(cluster.heal)
-        await say_all(cache, 4)
+        await commit_to_all(cache, 4)
         await followed.reach(4)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["url", "given"])
-async def test_a_watch_of_a_cluster_follows_a_slot_that_moves(given, cluster):
+async def test_a_watch_of_a_cluster_follows_a_moving_slot(given, cluster):
     await asyncio.to_thread(cluster.heal)
     cluster.flush()
     async with opened(cluster, given=given) as cache, following(cache) as followed:
-        await say_all(cache, 1)
+        await commit_to_all(cache, 1)
         await followed.reach(1)
         head = cache.layout.session(NAMES[0]).head
         source = cluster.primary_of(head)
@@ -133,32 +133,32 @@ async def test_a_watch_of_a_cluster_follows_a_slot_that_moves(given, cluster):
         slot = cluster.slot_of(head)
         for revision, to in ((2, target), (4, source)):
             moving = asyncio.create_task(asyncio.to_thread(cluster.migrate_slot, slot, to))
-            await say_all(cache, revision)
+            await commit_to_all(cache, revision)
             await moving
             await followed.reach(revision)
-            await say_all(cache, revision + 1)
+            await commit_to_all(cache, revision + 1)
             await followed.reach(revision + 1)
         if cluster.moves_slots_atomically:
             moving = asyncio.create_task(asyncio.to_thread(cluster.migrate_slot_atomically, slot, target))
-            await say_all(cache, 6)
+            await commit_to_all(cache, 6)
             await moving
             await followed.reach(6)
-            await say_all(cache, 7)
+            await commit_to_all(cache, 7)
             await followed.reach(7)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["url", "given"])
-async def test_a_watch_under_sentinel_survives_the_death_of_the_primary(given, sentinels):
+async def test_a_watch_under_sentinel_survives_a_killed_primary(given, sentinels):
     await asyncio.to_thread(sentinels.heal)
     sentinels.flush()
     async with opened(sentinels, given=given) as cache, following(cache) as followed:
-        await say_all(cache, 1, Replicas(2, 5_000))
+        await commit_to_all(cache, 1, Replicas(2, 5_000))
         await followed.reach(1)
         killed = sentinels.primary
         killed.kill()
         await asyncio.to_thread(sentinels.wait_for_failover, killed)
-        await say_all(cache, 2)
+        await commit_to_all(cache, 2)
         await followed.reach(2)
         await asyncio.to_thread(sentinels.heal)
-        await say_all(cache, 3)
+        await commit_to_all(cache, 3)
         await followed.reach(3)
