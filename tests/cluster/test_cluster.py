@@ -1,4 +1,4 @@
-"""A real cluster: all there is works on it, slots move under load, primaries die under load."""
+"""Every operation works on a real cluster, also while slots move and primaries are killed under load."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def slot_of_shard(cache: SessionCache, shard: int = 0) -> int:
     return slot_of(cache.layout.prefix(shard))
 
 
-async def test_everything_works_on_a_cluster(cluster):
+async def test_every_operation_works_on_a_cluster(cluster):
     async with lash_redis.connect(cluster.url) as cache:
         await everything(cache, audits=True)
         await cache.preload()
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_each_account_may_do_its_work_on_a_cluster(role, cluster):
+async def test_each_acl_role_permits_its_operations_on_a_cluster(role, cluster):
     for node in cluster.nodes:
         words = lash_redis.acl.rules("acme", role, cluster=True)
         node.ask("ACL", "SETUSER", role, "reset", "on", ">pw", *words)
@@ -76,7 +76,7 @@ async def test_each_account_may_do_its_work_on_a_cluster(role, cluster):
         await everything(cache, audits=role == "auditor")
 
 
-async def test_sessions_of_a_cluster_lie_on_every_node(cluster):
+async def test_sessions_are_stored_on_every_primary_of_a_cluster(cluster):
     async with lash_redis.connect(cluster.url) as cache:
         for at in range(60):
             await cache.session(f"s{at}").commit_runtime_state(commit(None, append("a"), session_id=f"s{at}"))
@@ -85,7 +85,7 @@ async def test_sessions_of_a_cluster_lie_on_every_node(cluster):
         assert (await cache.audit()).session_count == 60
 
 
-async def test_every_node_knows_the_scripts_after_a_preload(cluster):
+async def test_preload_loads_the_scripts_on_every_node_of_a_cluster(cluster):
     async with lash_redis.connect(cluster.url) as cache:
         await cache.preload()
     shas = [script.sha for script in scripts.every()]
@@ -93,7 +93,7 @@ async def test_every_node_knows_the_scripts_after_a_preload(cluster):
         assert set(node.ask("SCRIPT", "EXISTS", *shas)) == {1}
 
 
-async def test_a_slot_that_has_moved_is_followed_without_another_attempt(moving):
+async def test_a_moved_slot_is_followed_without_a_retry(moving):
     async with lash_redis.connect(moving.url, options=StoreOptions(shards=1)) as cache:
         store = sends_once(cache).session("chat")
         await store.commit_runtime_state(commit(None, append("a")))
@@ -102,8 +102,8 @@ async def test_a_slot_that_has_moved_is_followed_without_another_attempt(moving)
         assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["a", "b"]
 
 
-async def test_while_a_slot_moves_a_session_that_has_moved_whole_is_read_where_it_is(moving):
-    """ASK: the slot is still the old node's, the keys are at the new one; a transaction asks for all there."""
+async def test_a_session_that_has_moved_is_read_from_the_target_of_its_moving_slot(moving):
+    """The source still owns the slot and replies ASK, because all keys are on the target."""
     options = StoreOptions(shards=1)
     async with lash_redis.connect(moving.url, options=options) as cache:
         store = sends_once(cache).session("chat")
@@ -129,7 +129,7 @@ async def test_while_a_slot_moves_a_session_that_has_moved_whole_is_read_where_i
         keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
         source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
         assert await seen() == seen_before
-        # Of a commit's keys some have never been: there a node that is just taking over cannot tell, and says so.
+        # Some keys of a commit do not exist yet, so the importing node replies TRYAGAIN.
         with pytest.raises(BackendError, match=r"(?i)multiple keys|TRYAGAIN|redirect"):
             await store.commit_runtime_state(commit(2, append("d", parent="c"), checkpoint=state))
         for node in (to, source):
@@ -138,8 +138,8 @@ async def test_while_a_slot_moves_a_session_that_has_moved_whole_is_read_where_i
 
 
 @pytest.fixture(params=[kind for kind in table() if kind.name.startswith("valkey")], ids=lambda kind: kind.name)
-def moving_at_once(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster that hands a slot over at one moment: Valkey 9 can."""
+def moving_atomically(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster that can move a slot atomically, such as Valkey 9."""
     kind: Kind = request.param
     request.node.user_properties.append(("server", kind.name))
     require(kind)
@@ -151,8 +151,8 @@ async def test_a_slot_moved_key_by_key_under_load_loses_no_commit(moving):
     await _move_there_and_back(moving, moving.migrate_slot)
 
 
-async def test_a_slot_moved_at_one_moment_under_load_loses_no_commit(moving_at_once):
-    await _move_there_and_back(moving_at_once, moving_at_once.migrate_slot_atomically)
+async def test_a_slot_moved_atomically_under_load_loses_no_commit(moving_atomically):
+    await _move_there_and_back(moving_atomically, moving_atomically.migrate_slot_atomically)
 
 
 async def _move_there_and_back(cluster: Cluster, move: Callable[[int, Member], None]) -> None:
@@ -168,7 +168,7 @@ async def _move_there_and_back(cluster: Cluster, move: Callable[[int, Member], N
         assert (await cache.audit()).problems == ()
 
 
-async def test_a_primary_killed_under_load_costs_at_most_what_its_replica_had_not_got(cluster, record_property):
+async def test_only_sessions_of_a_killed_primary_can_lose_commits(cluster, record_property):
     async with lash_redis.connect(cluster.url, options=StoreOptions(shards=8)) as cache:
         writers = Writers(cache, [f"s{at}" for at in range(24)])
         killed = cluster.primary_of(cache.layout.session("s0").head)
@@ -182,13 +182,13 @@ async def test_a_primary_killed_under_load_costs_at_most_what_its_replica_had_no
         record_property("acknowledged", sum(map(len, writers.acknowledged.values())))
         record_property("seen", dict(writers.seen))
         assert set(lost) <= there < set(writers.sessions)
-        # A failover is outlasted: nobody is told of it who does not build on what it lost.
+        # Calls are retried during a failover. Only a writer that builds on a lost commit gets an error.
         assert set(writers.seen) <= {"HeadRevisionConflict", "SessionGone"}
         assert (await cache.audit()).problems == ()
 
 
-async def test_who_built_on_a_commit_that_a_failover_lost_is_told_so(cluster):
-    """The replica is cut off while two commits are acknowledged; then it is all that is left."""
+async def test_a_commit_that_builds_on_a_commit_lost_in_a_failover_is_refused(cluster):
+    """The replica misses two acknowledged commits, and then replaces the primary."""
     async with lash_redis.connect(cluster.url) as cache:
         store, other = cache.session("chat"), cache.session("chat")
         await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 5000))
@@ -206,13 +206,13 @@ async def test_who_built_on_a_commit_that_a_failover_lost_is_told_so(cluster):
             await store.commit_runtime_state(commit(3, append("d", parent="c"), builds_on=lost.commit_id))
         for revision, node in ((1, "x"), (2, "y")):
             await other.commit_runtime_state(commit(revision, append(node, parent={1: "a", 2: "x"}[revision])))
-        # Revision 3 has come round again with another content: the number alone would let the turn through.
+        # Revision 3 exists again with other content, so a check of the number alone would accept the commit.
         with pytest.raises(HeadRevisionConflict, match=r"expected Some\(3\), actual 3"):
             await store.commit_runtime_state(commit(3, append("d", parent="y"), builds_on=lost.commit_id))
         assert ids_of(await other.load_session(FullGraph())) == ["a", "x", "y"]
 
 
-async def test_a_given_cluster_client_outlasts_a_failover_too(cluster):
+async def test_calls_on_a_given_cluster_client_survive_a_failover(cluster):
     client = cluster.client(socket_timeout=2)
     cache = SessionCache(client, options=StoreOptions(shards=8))
     writers = Writers(cache, [f"s{at}" for at in range(12)])
@@ -226,8 +226,8 @@ async def test_a_given_cluster_client_outlasts_a_failover_too(cluster):
     await client.aclose()
 
 
-async def test_a_primary_frozen_under_load_is_replaced_and_loses_nothing_that_came_after(cluster, record_property):
-    """It answers nobody and keeps its connections: what waits for it waits for the reply's time, and is sent again."""
+async def test_no_commit_after_the_failover_of_a_frozen_primary_is_lost(cluster, record_property):
+    """A frozen primary keeps its connections, so calls to it time out and are sent again."""
     async with lash_redis.connect(f"{cluster.url}?socket_timeout=2", options=StoreOptions(shards=8)) as cache:
         writers = Writers(cache, [f"s{at}" for at in range(24)])
         frozen = cluster.primary_of(cache.layout.session("s0").head)
@@ -246,26 +246,26 @@ async def test_a_primary_frozen_under_load_is_replaced_and_loses_nothing_that_ca
         assert set(writers.seen) <= {"HeadRevisionConflict", "SessionGone"}
 
 
-async def test_a_replica_is_read_where_it_is_asked_for(cluster):
+async def test_a_request_for_a_replica_is_sent_to_a_replica(cluster):
     async with lash_redis.connect(cluster.url) as cache:
         store = cache.session("chat")
         await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 5000))
         head = cache.layout.session("chat").head
         primary = cluster.primary_of(head)
-        for asked, member in ((False, primary), (True, cluster.replica_of(primary))):
+        for is_replica, member in ((False, primary), (True, cluster.replica_of(primary))):
             before = calls_of(member, "hexists")
-            request = Request([("HEXISTS", head, "facts")], head, replica=asked)
+            request = Request([("HEXISTS", head, "facts")], head, replica=is_replica)
             assert await cache.shared._backend.send(request) == [1]
             assert calls_of(member, "hexists") == before + 1
 
 
 def calls_of(member: Any, command: str) -> int:
-    """How often a server has run a command."""
+    """The number of times that a server has run a command."""
     stats: Any = member.info("commandstats")
     return stats[f"cmdstat_{command}"]["calls"] if f"cmdstat_{command}" in stats else 0
 
 
-def test_doctor_looks_at_every_node_of_a_cluster(cluster):
+def test_doctor_checks_every_node_of_a_cluster(cluster):
     cluster.nodes[4].ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         ended = CliRunner().invoke(app, ["doctor", "--url", cluster.url, "--json"])
@@ -277,13 +277,13 @@ def test_doctor_looks_at_every_node_of_a_cluster(cluster):
     assert found["permissions"][0] == "ok"
 
 
-def test_doctor_knows_a_node_of_a_cluster_that_it_was_led_to_alone(cluster):
+def test_doctor_fails_for_a_plain_url_of_a_cluster_node(cluster):
     ended = CliRunner().invoke(app, ["doctor", "--url", cluster.nodes[0].url, "--json"])
     (found,) = (each for each in json.loads(ended.stdout)["findings"] if each["check"] == "cluster")
     assert (found["state"], found["advice"]) == ("fail", "connect by redis+cluster:// instead")
 
 
-def test_the_rules_for_a_cluster_hold_what_finds_its_nodes():
+def test_the_acl_rules_of_a_cluster_add_the_cluster_commands():
     plain = CliRunner().invoke(app, ["acl"]).stdout.split()
     clustered = CliRunner().invoke(app, ["acl", "--cluster"]).stdout.split()
     assert set(clustered) - set(plain) == {
@@ -292,7 +292,7 @@ def test_the_rules_for_a_cluster_hold_what_finds_its_nodes():
 
 
 def spread(shards: int, nodes: int, namespace: str) -> tuple[int, int]:
-    """The fewest and the most shards that one of `nodes` serves where each has an even share of the slots."""
+    """The fewest and the most shards of a node if each node has an equal share of the slots."""
     layout = Layout(namespace, shards)
     served = Counter(slot_of(layout.prefix(shard)) * nodes // 16_384 for shard in range(shards))
     return min(served[node] for node in range(nodes)), max(served.values())

@@ -1,4 +1,4 @@
-"""What a commit waits for, and what its result says: on real primaries with real replicas and real disks."""
+"""A commit waits for replicas or for the disk, and its result reports whether they confirmed it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REAL = [kind for kind in table() if kind.real]
 
 @pytest.fixture(scope="module", params=REAL, ids=lambda kind: kind.name)
 def group(request: pytest.FixtureRequest) -> Iterator[SentinelGroup]:
-    """A primary with two replicas, which no sentinel ever calls down."""
+    """A primary with two replicas. Its sentinels never start a failover."""
     require(request.param)
     with SentinelGroup(request.param, down_after_ms=600_000) as running:
         yield running
@@ -57,7 +57,7 @@ def frozen(group: SentinelGroup) -> Iterator[None]:
         replica.thaw()
 
 
-async def test_a_commit_that_enough_replicas_have_says_so(cache, group):
+async def test_a_commit_that_enough_replicas_confirm_is_durable(cache, group):
     store = cache.session("chat")
     first = await store.commit_runtime_state(commit(None, append("a")))
     assert (first.durable, first.replayed) == (True, False)
@@ -68,7 +68,7 @@ async def test_a_commit_that_enough_replicas_have_says_so(cache, group):
 
 
 @pytest.mark.usefixtures("frozen")
-async def test_a_commit_that_replicas_do_not_confirm_is_made_and_says_so(cache):
+async def test_a_commit_that_replicas_do_not_confirm_is_stored_and_not_durable(cache):
     store = cache.session("chat")
     made = await store.commit_runtime_state(commit(None, append("a")), durability=Replicas(1, 50))
     assert (made.head_revision, made.durable) == (1, False)
@@ -76,23 +76,23 @@ async def test_a_commit_that_replicas_do_not_confirm_is_made_and_says_so(cache):
 
 
 @pytest.mark.usefixtures("frozen")
-async def test_a_retry_confirms_no_more_than_is_confirmed(cache, group):
+async def test_a_retry_that_replicas_do_not_confirm_is_not_durable(cache, group):
     made = commit(None, append("a"))
     await cache.session("chat").commit_runtime_state(made, durability=Replicas(1, 50))
-    client = group.client()  # a connection that has written nothing, so that WAIT has nothing to wait for
+    client = group.client()  # WAIT has nothing to wait for on a connection without writes
     again = await SessionCache(client).session("chat").commit_runtime_state(made, durability=Replicas(1, 50))
     await client.aclose()
     assert (again.replayed, again.durable) == (True, False)
 
 
-async def test_a_retry_is_confirmed_when_the_replicas_have_it(cache):
+async def test_a_retry_that_replicas_confirm_is_durable(cache):
     made = commit(None, append("a"))
     await cache.session("chat").commit_runtime_state(made)
     again = await cache.session("chat").commit_runtime_state(made)
     assert (again.replayed, again.durable) == (True, True)
 
 
-async def test_nothing_asked_is_nothing_said(group):
+async def test_a_result_without_a_requested_durability_reports_none(group):
     group.flush()
     client = group.client()
     made = await SessionCache(client).session("chat").commit_runtime_state(commit(None, append("a")))
@@ -100,7 +100,7 @@ async def test_nothing_asked_is_nothing_said(group):
     assert made.durable is None
 
 
-async def test_waiting_takes_no_further_round_trip_and_goes_behind_the_script(group):
+async def test_waiting_for_replicas_takes_no_further_round_trip(group):
     group.flush()
     async with Proxy(f"redis://127.0.0.1:{group.primary.port}") as proxy:
         client = redis.asyncio.from_url(proxy.url)
@@ -112,7 +112,7 @@ async def test_waiting_takes_no_further_round_trip_and_goes_behind_the_script(gr
         assert (traffic.names(), traffic.round_trips) == (["EVALSHA", "WAIT"], 1)
 
 
-async def test_a_reply_lost_while_waiting_is_settled_by_the_receipt(group):
+async def test_a_reply_lost_while_waiting_for_replicas_is_settled_by_the_receipt(group):
     group.flush()
     async with Proxy(f"redis://127.0.0.1:{group.primary.port}") as proxy:
         client = redis.asyncio.from_url(proxy.url, retry=Retry(NoBackoff(), 0))
@@ -124,28 +124,28 @@ async def test_a_reply_lost_while_waiting_is_settled_by_the_receipt(group):
         await client.aclose()
 
 
-async def test_a_script_the_server_does_not_know_is_sent_and_waited_for(cache, group):
+async def test_a_commit_that_loads_its_script_waits_for_replicas_too(cache, group):
     client = group.client()
     await client.script_flush()
     await client.aclose()
     assert (await cache.session("chat").commit_runtime_state(commit(None, append("a")))).durable
 
 
-async def test_a_refused_commit_is_refused_as_ever(cache):
+async def test_a_commit_on_a_wrong_revision_is_refused_with_a_durability_too(cache):
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     with pytest.raises(HeadRevisionConflict):
         await store.commit_runtime_state(commit(0, append("b")))
 
 
-async def test_updates_and_forks_wait_too(cache):
+async def test_updates_and_forks_wait_for_replicas_too(cache):
     store = await cache.create(SessionStoreCreateRequest("chat"))
     result = await store.update(lambda read: commit(None, append("a")))
     assert result.durable
     await cache.fork("chat", "new")
 
 
-async def test_many_commits_at_once_are_each_confirmed(cache):
+async def test_each_of_many_concurrent_commits_is_confirmed(cache):
     stores = [cache.session(f"s{at}") for at in range(40)]
     made = [store.commit_runtime_state(commit(None, append("a"), session_id=store.session_id)) for store in stores]
     assert [each.durable for each in await asyncio.gather(*made)] == [True] * 40
@@ -156,7 +156,7 @@ async def test_many_commits_at_once_are_each_confirmed(cache):
 
 @pytest.fixture(params=REAL, ids=lambda kind: kind.name)
 async def on_disk(request: pytest.FixtureRequest, tmp_path) -> AsyncIterator[tuple[Kind, SessionCache]]:
-    """A server with an append-only file that is written out once a second."""
+    """A server with an append-only file that is fsynced once a second."""
     require(request.param)
     server = EmbeddedServer(tmp_path / "data", binary=request.param.binary)
     await asyncio.to_thread(server.start)
@@ -165,31 +165,34 @@ async def on_disk(request: pytest.FixtureRequest, tmp_path) -> AsyncIterator[tup
     await asyncio.to_thread(server.stop)
 
 
-async def test_a_commit_waits_for_the_disk_where_the_server_can_tell(on_disk, caplog):
+async def test_a_commit_waits_for_the_disk_if_the_server_supports_it(on_disk, caplog):
     kind, cache = on_disk
-    knows = (kind.product, kind.version) >= ("Redis", (7, 2))  # Valkey comes behind Redis, and always knows
+    confirms = (kind.product, kind.version) >= (
+        "Redis",
+        (7, 2),
+    )  # "Valkey" sorts after "Redis", and every version confirms
     made = commit(None, append("a"))
     with caplog.at_level(logging.WARNING, "lash_redis"):
         result = await cache.session("chat").commit_runtime_state(made)
         again = await cache.session("chat").commit_runtime_state(made)
-    assert (result.head_revision, result.durable, again.durable) == (1, knows, knows)
-    assert ("durable is False" in caplog.text) is not knows
+    assert (result.head_revision, result.durable, again.durable) == (1, confirms, confirms)
+    assert ("durable is False" in caplog.text) is not confirms
 
 
-async def test_a_server_without_an_append_only_file_confirms_nothing(real_server, caplog):
+async def test_a_commit_on_a_server_without_an_append_only_file_is_not_durable(real_server, caplog):
     cache = SessionCache(real_server.client(), options=StoreOptions(durability=Fsync(timeout_ms=50)))
     result = await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     assert (result.head_revision, result.durable) == (1, False)
     assert "durable is False" in caplog.text
 
 
-async def test_a_server_without_replicas_confirms_none(real_server):
+async def test_a_commit_on_a_server_without_replicas_is_not_durable(real_server):
     cache = SessionCache(real_server.client(), options=StoreOptions(durability=Replicas(1, 20)))
     result = await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     assert (result.head_revision, result.durable) == (1, False)
 
 
-# What is asked
+# Invalid durabilities
 
 
 @pytest.mark.parametrize(
@@ -199,11 +202,11 @@ async def test_a_server_without_replicas_confirms_none(real_server):
         lambda: Replicas(1, 1.5), lambda: Fsync(-1), lambda: Fsync(0, 0), lambda: StoreOptions(durability="WAIT"),
     ],
 )  # fmt: skip
-def test_a_durability_that_makes_no_sense_is_refused_by_name(make):
+def test_an_invalid_durability_is_refused(make):
     with pytest.raises(InvalidRecord, match="durability"):
         make()
 
 
-async def test_a_commit_takes_no_other_durability(store):
+async def test_a_commit_refuses_a_durability_of_a_wrong_type(store):
     with pytest.raises(InvalidRecord, match="durability"):
         await store.commit_runtime_state(commit(None, append("a")), durability=1)

@@ -1,4 +1,4 @@
-"""Reads from replicas: what they show, what they may miss, and that the primary has the last word."""
+"""Reads from replicas may be stale, and missing or damaged data is read from the primary."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ OPTIONS = StoreOptions(shards=1, read_from="replica", blob_cache_bytes=0)
 
 
 def reads_of(member: Member) -> int:
-    """How many times it was asked for a list or a whole hash by a client."""
+    """The number of times that a server has returned a list or a whole hash."""
     stats = member.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("lrange", "hgetall"))
 
 
-async def furnished(cache: SessionCache, durability: Replicas = SAFE) -> None:
+async def commit_session(cache: SessionCache, durability: Replicas = SAFE) -> None:
     state = HydratedSessionCheckpoint(execution_state=b"1")
     await cache.session("chat").save_session_meta(SessionMeta("chat", "n", "t", "m"))
     made = commit(None, append("a"), checkpoint=state)
     assert (await cache.session("chat").commit_runtime_state(made, durability=durability)).durable
 
 
-async def test_under_sentinel_every_read_of_a_session_is_a_replicas(sentinels: SentinelGroup):
+async def test_every_read_of_a_session_under_sentinel_uses_a_replica(sentinels: SentinelGroup):
     async with lash_redis.connect(sentinels.url, options=OPTIONS) as cache:
-        await furnished(cache)
+        await commit_session(cache)
         store = cache.session("chat")
-        await store.load_head()  # the first look at the layout is the primary's
+        await store.load_head()  # the layout is read from the primary first
         before, of_replicas = reads_of(sentinels.primary), sum(map(reads_of, sentinels.replicas()))
         read = await store.load_session(FullGraph())
         assert (ids_of(read), read.checkpoint.execution_state) == (["a"], b"1")
@@ -54,9 +54,9 @@ async def test_under_sentinel_every_read_of_a_session_is_a_replicas(sentinels: S
         assert sum(map(reads_of, sentinels.replicas())) > of_replicas
 
 
-async def test_a_process_that_only_reads_asks_the_primary_for_the_layout_once(sentinels: SentinelGroup):
+async def test_a_process_that_only_reads_loads_the_layout_from_the_primary_once(sentinels: SentinelGroup):
     async with lash_redis.connect(sentinels.url, options=OPTIONS) as writer:
-        await furnished(writer)
+        await commit_session(writer)
     async with lash_redis.connect(sentinels.url, options=OPTIONS) as cache:
         before = sentinels.primary.info("commandstats").get("cmdstat_get", {}).get("calls", 0)
         for _ in range(5):
@@ -64,9 +64,9 @@ async def test_a_process_that_only_reads_asks_the_primary_for_the_layout_once(se
         assert sentinels.primary.info("commandstats")["cmdstat_get"]["calls"] == before + 1
 
 
-async def test_in_a_cluster_too(cluster: Cluster):
+async def test_every_read_of_a_session_in_a_cluster_uses_a_replica(cluster: Cluster):
     async with lash_redis.connect(cluster.url, options=OPTIONS) as cache:
-        await furnished(cache, Replicas(1, 5_000))
+        await commit_session(cache, Replicas(1, 5_000))
         store = cache.session("chat")
         primary = cluster.primary_of(cache.layout.session("chat").head)
         await store.load_head()
@@ -76,13 +76,13 @@ async def test_in_a_cluster_too(cluster: Cluster):
         assert (reads_of(primary), reads_of(cluster.replica_of(primary)) > of_replica) == (before, True)
 
 
-async def test_a_replica_that_is_behind_shows_an_older_revision_and_no_commit_builds_on_it(sentinels: SentinelGroup):
+async def test_a_commit_that_builds_on_a_stale_read_of_a_replica_is_refused(sentinels: SentinelGroup):
     async with lash_redis.connect(sentinels.url, options=OPTIONS) as cache:
-        await furnished(cache)
+        await commit_session(cache)
         store = cache.session("chat")
         primary, replicas = sentinels.primary, sentinels.replicas()
         for replica in replicas:
-            replica.ask("REPLICAOF", "127.0.0.1", 1)  # nobody is there to follow
+            replica.ask("REPLICAOF", "127.0.0.1", 1)  # no server listens there
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
         seen = {ids_of(await store.load_session(FullGraph()))[-1] for _ in range(8)}
         read = await store.load_session(FullGraph())
@@ -100,17 +100,17 @@ async def test_a_replica_that_is_behind_shows_an_older_revision_and_no_commit_bu
         await asyncio.to_thread(sentinels.wait_until_ok)
 
 
-@pytest.mark.parametrize("how", ["it has not got it yet", "it lacks a part", "it is frozen", "it is dead"])
-async def test_what_a_replica_does_not_have_whole_the_primary_is_asked_for(how, sentinels: SentinelGroup):
+@pytest.mark.parametrize("how", ["it lacks the session", "it lacks a part", "it is frozen", "it is killed"])
+async def test_a_read_falls_back_to_the_primary_if_a_replica_lacks_data_or_is_down(how, sentinels: SentinelGroup):
     url = f"{sentinels.url}?socket_timeout=0.5"
     async with lash_redis.connect(url, options=OPTIONS) as cache:
-        await furnished(cache)
+        await commit_session(cache)
         store = cache.session("chat")
         await store.load_head()
         primary, replicas = sentinels.primary, sentinels.replicas()
         for replica in replicas:
             match how:
-                case "it has not got it yet":
+                case "it lacks the session":
                     replica.ask("REPLICAOF", "127.0.0.1", 1)
                     replica.ask("CONFIG", "SET", "replica-read-only", "no")
                     replica.ask("FLUSHALL")
@@ -119,14 +119,14 @@ async def test_what_a_replica_does_not_have_whole_the_primary_is_asked_for(how, 
                     replica.ask("DEL", cache.layout.session("chat").log)
                 case "it is frozen":
                     replica.freeze()
-                case "it is dead":
+                case "it is killed":
                     replica.kill()
         assert ids_of(await store.load_session(FullGraph())) == ["a"]
         assert (await store.load_head()).head_revision == 1
         for replica in replicas:
             if how == "it is frozen":
                 replica.thaw()
-            elif how == "it is dead":
+            elif how == "it is killed":
                 sentinels.restart(replica)
             else:
                 replica.ask("CONFIG", "SET", "replica-read-only", "yes")
@@ -135,8 +135,8 @@ async def test_what_a_replica_does_not_have_whole_the_primary_is_asked_for(how, 
         await asyncio.to_thread(sentinels.wait_until_ok)
 
 
-async def test_what_is_broken_on_the_primary_is_told(open_cache, client):
-    async with open_cache(read_from="replica", shards=1) as cache:  # which has connections of its own to replicas
+async def test_corruption_on_the_primary_is_reported(open_cache, client):
+    async with open_cache(read_from="replica", shards=1) as cache:  # with separate connections to replicas
         store = cache.session("chat")
         await store.commit_runtime_state(commit(None, append("a")))
         assert ids_of(await store.load_session(FullGraph())) == ["a"]
@@ -145,13 +145,13 @@ async def test_what_is_broken_on_the_primary_is_told(open_cache, client):
             await store.load_session(FullGraph())
 
 
-async def test_one_server_alone_is_asked_itself(real_server):
+async def test_a_server_without_replicas_serves_replica_reads_itself(real_server):
     cache = SessionCache(real_server.client(), options=StoreOptions(read_from="replica"))
     assert await cache.session("chat").load_session(FullGraph()) is None
     await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["a"]
 
 
-def test_nobody_else_can_be_asked():
+def test_an_unknown_read_source_is_refused():
     with pytest.raises(InvalidRecord, match="read_from"):
-        StoreOptions(read_from="anybody")
+        StoreOptions(read_from="unknown")

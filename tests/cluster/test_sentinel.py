@@ -1,4 +1,4 @@
-"""A real primary with replicas under Sentinel: all there is works on it, and a primary may be lost under load."""
+"""Every operation works on a real primary under Sentinel, also when the primary is lost under load."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.support.writers import Writers
 SESSIONS = [f"s{at}" for at in range(12)]
 
 
-async def test_everything_works_under_sentinel(sentinels):
+async def test_every_operation_works_under_sentinel(sentinels):
     async with lash_redis.connect(sentinels.url) as cache:
         await everything(cache, audits=True)
 
 
-async def test_passwords_of_the_nodes_and_of_the_sentinels_are_two():
+async def test_nodes_and_sentinels_may_have_different_passwords():
     with SentinelGroup(password="data /#?@:", sentinel_password="word &=%") as group:
         async with lash_redis.connect(group.url) as cache:
             await everything(cache, audits=True)
             await cache.preload()
 
 
-def test_doctor_speaks_to_the_primary_and_shows_no_password():
+def test_doctor_checks_the_primary_and_shows_no_password():
     with SentinelGroup(password="hidden", sentinel_password="secret") as group:
         ended = CliRunner().invoke(app, ["doctor", "--url", group.url])
     assert "primary, 2 replicas" in ended.stdout
@@ -39,7 +39,7 @@ def test_doctor_speaks_to_the_primary_and_shows_no_password():
     assert "secret" not in ended.stdout
 
 
-async def test_every_node_knows_the_scripts_after_a_preload(sentinels):
+async def test_preload_loads_the_scripts_on_every_node_under_sentinel(sentinels):
     async with lash_redis.connect(sentinels.url) as cache:
         await cache.preload()
     shas = [script.sha for script in scripts.every()]
@@ -48,7 +48,7 @@ async def test_every_node_knows_the_scripts_after_a_preload(sentinels):
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_each_account_may_do_its_work_under_sentinel(role, sentinels):
+async def test_each_acl_role_permits_its_operations_under_sentinel(role, sentinels):
     for node in sentinels.nodes:
         node.ask("ACL", "SETUSER", role, "reset", "on", ">pw", *lash_redis.acl.rules("acme", role))
     async with lash_redis.connect(sentinels.url, namespace="acme") as admin:
@@ -60,7 +60,7 @@ async def test_each_account_may_do_its_work_under_sentinel(role, sentinels):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in table() if kind.real], ids=lambda kind: kind.name)
-async def test_a_primary_killed_under_load_is_replaced_and_nobody_is_told(kind: Kind, request, record_property):
+async def test_callers_see_no_error_when_a_primary_is_killed_under_load(kind: Kind, request, record_property):
     request.node.user_properties.append(("server", kind.name))
     require(kind)
     with SentinelGroup(kind) as group:
@@ -77,7 +77,7 @@ async def test_a_primary_killed_under_load_is_replaced_and_nobody_is_told(kind: 
             assert (await cache.audit()).problems == ()
 
 
-async def test_a_given_sentinel_client_outlasts_a_failover_too(sentinels):
+async def test_calls_on_a_given_sentinel_client_survive_a_failover(sentinels):
     client = sentinels.managed(socket_timeout=2)
     cache = lash_redis.SessionCache(client)
     writers = Writers(cache, SESSIONS)
@@ -92,7 +92,7 @@ async def test_a_given_sentinel_client_outlasts_a_failover_too(sentinels):
         await opened.aclose()
 
 
-async def test_a_frozen_primary_is_replaced_and_gets_no_commit_when_it_wakes(sentinels, record_property):
+async def test_no_commit_after_the_failover_of_a_frozen_primary_is_lost(sentinels, record_property):
     async with lash_redis.connect(f"{sentinels.url}?socket_timeout=2") as cache:
         writers = Writers(cache, SESSIONS)
         frozen = sentinels.primary
