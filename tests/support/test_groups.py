@@ -1,4 +1,4 @@
-"""Groups form, fail over, are repaired and end as `groups.py` documents."""
+"""Groups start, fail over, recover and stop as `groups.py` documents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def other_primary(cluster: Cluster, than: Member) -> Member:
     return next(node for node in cluster.primaries() if node is not than)
 
 
-async def test_a_cluster_serves_keys_that_lie_on_every_node(cluster):
+async def test_a_cluster_serves_keys_on_every_primary(cluster):
     client = cluster.client()
     for at in range(20):
         await client.set(f"key{at}", at)
@@ -79,7 +79,7 @@ def test_a_slot_moves_with_its_keys(cluster):
         assert source.ask("CLUSTER", "COUNTKEYSINSLOT", slot) == 50
 
 
-def test_a_replica_follows_a_primary_that_was_killed_and_the_primary_comes_back_behind_it(cluster):
+def test_a_replica_replaces_a_killed_primary_that_restarts_as_its_replica(cluster):
     primary = cluster.primary_of("key")
     replica = cluster.replica_of(primary)
     primary.ask("SET", "key", "value")
@@ -93,7 +93,7 @@ def test_a_replica_follows_a_primary_that_was_killed_and_the_primary_comes_back_
     assert cluster.replica_of(replica) is primary
 
 
-async def test_sentinels_replace_a_primary_that_was_killed(sentinels):
+async def test_sentinels_replace_a_killed_primary(sentinels):
     client = sentinels.managed()
     await client.set("key", "value")
     await client.wait(2, 5000)
@@ -109,7 +109,7 @@ async def test_sentinels_replace_a_primary_that_was_killed(sentinels):
     assert old in sentinels.replicas()
 
 
-def test_sentinels_replace_a_primary_that_is_frozen(sentinels):
+def test_sentinels_replace_a_frozen_primary(sentinels):
     old = sentinels.primary
     sentinels.freeze(old)
     sentinels.wait_for_failover(old)
@@ -117,7 +117,7 @@ def test_sentinels_replace_a_primary_that_is_frozen(sentinels):
     assert sentinels.primary is not old
 
 
-def test_nothing_is_left_of_a_group_whose_owner_was_killed(kind):
+def test_a_group_leaves_no_processes_or_files_if_its_owner_is_killed(kind):
     owner = subprocess.Popen([sys.executable, "-c", OWNER, kind.name], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert owner.stdout is not None
     root, *pids = owner.stdout.readline().split()

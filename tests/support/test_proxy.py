@@ -1,4 +1,4 @@
-"""The proxy counts what was sent, and breaks the connection at the chosen command."""
+"""The proxy counts traffic, and breaks the connection at the chosen command."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.servers import Server
 
 @pytest.fixture
 async def raw(real_server: Server) -> redis.asyncio.Redis:
-    """Past the proxy."""
+    """A client that is connected to the server directly."""
     return real_server.client()
 
 
 @pytest.fixture
 async def proxied(real_server: Server, proxy: Proxy) -> redis.asyncio.Redis:
-    """Through the proxy, connected, without retries."""
+    """A client that is connected through the proxy and does not retry."""
     client = real_server.client(url=proxy.url, retry=None)
     await client.ping()
     return client
@@ -37,7 +37,7 @@ async def test_a_command_is_one_round_trip_of_its_own_bytes(proxy, proxied):
 
 
 @pytest.mark.parametrize("transaction", [False, True])
-async def test_a_pipeline_is_one_round_trip_however_large(transaction, proxy, proxied):
+async def test_a_pipeline_of_any_size_is_one_round_trip(transaction, proxy, proxied):
     with proxy.measure() as seen:
         async with proxied.pipeline(transaction=transaction) as pipe:
             for number in range(300):
@@ -46,7 +46,7 @@ async def test_a_pipeline_is_one_round_trip_however_large(transaction, proxy, pr
     assert (seen.commands, seen.round_trips) == (302 if transaction else 300, 1)
 
 
-async def test_commands_one_after_the_other_are_as_many_round_trips(proxy, proxied):
+async def test_each_of_several_sequential_commands_is_one_round_trip(proxy, proxied):
     with proxy.measure() as seen:
         for _ in range(5):
             await proxied.incr("n")
@@ -54,7 +54,7 @@ async def test_commands_one_after_the_other_are_as_many_round_trips(proxy, proxi
     assert seen.round_trips == 5
 
 
-async def test_traffic_is_counted_by_connection(real_server, proxy, proxied):
+async def test_traffic_is_counted_per_connection(real_server, proxy, proxied):
     other = real_server.client(url=proxy.url, single_connection_client=True)
     await other.get("key")
     first, second = proxy.connections
@@ -63,7 +63,7 @@ async def test_traffic_is_counted_by_connection(real_server, proxy, proxied):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_replies_of_every_shape_pass_unchanged(protocol, real_server, proxy, raw):
+async def test_replies_of_every_type_pass_unchanged(protocol, real_server, proxy, raw):
     client = real_server.client(url=proxy.url, protocol=protocol, single_connection_client=True)
     await raw.hset("hash", mapping={"a": "1", "b": ""})
     await raw.zadd("zset", {"m": 1.5})
@@ -76,7 +76,7 @@ async def test_replies_of_every_shape_pass_unchanged(protocol, real_server, prox
     assert await client.eval("return {1, {2, false}, 'x', {}}", 0) == [1, [2, None], b"x", []]
 
 
-async def test_subscribers_hear_through_the_proxy(proxy, real_server, raw):
+async def test_subscribers_receive_messages_through_the_proxy(proxy, real_server, raw):
     async with real_server.client(url=proxy.url).pubsub() as channel:
         await channel.subscribe("a", "b")
         for _ in range(2):
@@ -87,7 +87,7 @@ async def test_subscribers_hear_through_the_proxy(proxy, real_server, raw):
     assert message["data"] == b"news"
 
 
-async def test_a_dropped_reply_is_of_a_command_that_was_executed(proxy, proxied, raw):
+async def test_a_command_whose_reply_is_dropped_is_executed(proxy, proxied, raw):
     proxy.on_command = on(Action.DROP_REPLY, "incrby", nth=2)
     assert await proxied.incr("n") == 1
     with proxy.measure() as seen, pytest.raises(redis.ConnectionError):
@@ -97,7 +97,7 @@ async def test_a_dropped_reply_is_of_a_command_that_was_executed(proxy, proxied,
     assert await proxied.incr("n") == 3
 
 
-async def test_a_command_cut_before_the_server_was_not_executed(proxy, proxied, raw):
+async def test_a_command_cut_before_the_server_is_not_executed(proxy, proxied, raw):
     proxy.on_command = on(Action.CUT_BEFORE, "INCRBY")
     with proxy.measure() as seen, pytest.raises(redis.ConnectionError):
         await proxied.incr("n")
@@ -106,14 +106,14 @@ async def test_a_command_cut_before_the_server_was_not_executed(proxy, proxied, 
 
 
 @pytest.mark.parametrize(("action", "stored"), [(Action.DROP_REPLY, b"3"), (Action.CUT_BEFORE, b"1")])
-async def test_within_a_pipeline_the_break_is_at_the_chosen_command(action, stored, proxy, proxied, raw):
+async def test_a_pipeline_breaks_at_the_chosen_command(action, stored, proxy, proxied, raw):
     proxy.on_command = on(action, "INCRBY", nth=2)
     with pytest.raises(redis.ConnectionError):
         await proxied.pipeline(transaction=False).incr("n").incr("n").incr("n").execute()
     assert await raw.get("n") == stored
 
 
-async def test_a_transaction_whose_exec_reply_is_dropped_is_applied_whole(proxy, proxied, raw):
+async def test_a_transaction_whose_exec_reply_is_dropped_is_fully_applied(proxy, proxied, raw):
     proxy.on_command = on(Action.DROP_REPLY, "EXEC")
     with pytest.raises(redis.ConnectionError):
         await proxied.pipeline(transaction=True).incr("n").incr("n").execute()
@@ -143,16 +143,16 @@ async def test_a_refusing_proxy_refuses_new_connections_until_it_accepts(real_se
     assert await newcomer.ping()
 
 
-async def test_severing_ends_the_connections_that_stand(proxy, proxied):
+async def test_sever_closes_all_open_connections(proxy, proxied):
     assert len(proxy.connections) == 1
     await proxy.sever()
-    with suppress(redis.ConnectionError):  # the client may notice before it sends, or after
+    with suppress(redis.ConnectionError):  # the client may detect the close before or after it sends
         await proxied.ping()
     assert await proxied.ping()
     assert len(proxy.connections) == 2
 
 
-async def test_what_on_command_raises_ends_the_connection_and_is_raised_when_the_proxy_is_left(real_server):
+async def test_an_error_in_on_command_closes_the_connection_and_is_raised_on_exit(real_server):
     def fail(command: list[bytes]) -> Action:
         raise LookupError(command[0])
 
@@ -180,7 +180,7 @@ async def test_half_a_reply_is_delivered_and_the_rest_is_lost_with_the_connectio
     writer.close()
 
 
-async def test_a_proxy_leads_those_that_come_later_to_another_server(real_server, proxy, proxied):
+async def test_lead_to_sends_later_connections_to_another_server(real_server, proxy, proxied):
     await proxied.set("key", "here")
     with EmbeddedServer(port=0) as other:
         await proxy.lead_to(other.url)

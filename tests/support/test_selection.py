@@ -1,4 +1,4 @@
-"""Which servers a test is of, and that `make test` and `make test-rest` together run every test once."""
+"""A test belongs to the servers that it uses, and `make test` runs it only if it is quick."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tests.support.selection import QUICK_SERVERS, is_quick, servers_of
 from tests.support.servers import Server
 
 
-def test_a_test_with_a_server_is_of_that_server(server: Server, request: pytest.FixtureRequest) -> None:
+def test_a_test_with_a_server_belongs_to_that_server(server: Server, request: pytest.FixtureRequest) -> None:
     assert servers_of(request.node) == {server.kind.name}
     assert is_quick(request.node) == (server.kind.name in QUICK_SERVERS)
 
 
-def test_a_test_with_a_group_is_of_that_group(cluster: Cluster, request: pytest.FixtureRequest) -> None:
+def test_a_test_with_a_group_belongs_to_that_group(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     assert servers_of(request.node) == {preferred(Cluster).name}
     assert not is_quick(request.node)
 
 
 @pytest.mark.group("sentinels")
-def test_a_test_that_declares_a_group_is_of_that_group(request: pytest.FixtureRequest) -> None:
+def test_a_test_that_declares_a_group_belongs_to_that_group(request: pytest.FixtureRequest) -> None:
     (name,) = servers_of(request.node)
     assert name.startswith("sentinel-")
     assert not is_quick(request.node)
