@@ -1,4 +1,4 @@
-"""The commands for sessions and namespaces: what they print, how they end, and that what is carried stays the same."""
+"""The commands for sessions and namespaces: their output, their exit codes, and lossless exports and imports."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def run(*arguments: str | Path, stdin: bytes | None = None) -> Result:
     return runner.invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def told(*arguments: str | Path, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
-    """The document of a command with `--json` that ends with `code`."""
+def document_of(*arguments: str | Path, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
+    """The document of a command with `--json` that exits with `code`."""
     ended = run(*arguments, "--json", stdin=stdin)
     assert ended.exit_code == code, ended.output
     document: dict[str, Any] = json.loads(ended.stdout)
@@ -81,8 +81,8 @@ def message(node_id: str, parent: str | None, text: str, role: str = "User") -> 
     return SessionNodeRecord(node_id, parent, "2026-01-01T00:00:00+00:00", event)
 
 
-async def say(cache: SessionCache, session_id: str, *texts: str, tools: str = "look") -> None:
-    """A session of one commit: messages of the user, and a tool state that sessions may share."""
+async def commit_texts(cache: SessionCache, session_id: str, *texts: str, tools: str = "look") -> None:
+    """Commit a session with messages of the user, and with a tool state that sessions may share."""
     nodes = [message(f"m{at}", f"m{at - 1}" if at else None, text) for at, text in enumerate(texts)]
     state = ToolState(1, {tools: ToolStateEntry({"name": tools}, "plugins")})
     await cache.session(session_id).commit_runtime_state(
@@ -95,15 +95,15 @@ async def say(cache: SessionCache, session_id: str, *texts: str, tools: str = "l
     )
 
 
-async def some(cache: SessionCache) -> None:
+async def commit_four_sessions(cache: SessionCache) -> None:
     for name in ("one", "two", "three"):
-        await say(cache, name, f"hello {name}", "and so on")
-        await asyncio.sleep(0.002)  # the list goes by milliseconds
+        await commit_texts(cache, name, f"hello {name}", "and so on")
+        await asyncio.sleep(0.002)  # the list is sorted by milliseconds
     await cache.fork("one", "four")
 
 
-async def everything(cache: SessionCache) -> dict[str, Any]:
-    """Each session of a namespace as reads tell it, and its meta."""
+async def sessions_of(cache: SessionCache) -> dict[str, Any]:
+    """The read, the meta and the time of the last commit of each session of a namespace."""
     reads = {}
     async for info in cache.sessions():
         store = cache.session(info.session_id)
@@ -125,8 +125,8 @@ def written(path: Path, *lines: Any) -> Path:
 # list
 
 
-def test_list_shows_the_latest_commit_first_and_what_each_session_is(url: str) -> None:
-    within(url, some)
+def test_list_sorts_by_the_latest_commit_and_describes_each_session(url: str) -> None:
+    within(url, commit_four_sessions)
     ended = run("list", "--url", url)
     assert ended.exit_code == 0
     header, *lines = ended.stdout.splitlines()
@@ -138,11 +138,11 @@ def test_list_shows_the_latest_commit_first_and_what_each_session_is(url: str) -
     assert "after:" not in ended.stdout
 
 
-def test_list_goes_on_at_its_cursor_until_there_is_none(url: str) -> None:
-    within(url, some)
+def test_list_continues_at_its_cursor_until_the_last_page(url: str) -> None:
+    within(url, commit_four_sessions)
     pages, after = [], []
     while True:
-        page = told("list", "--limit", "3", "--url", url, *after)
+        page = document_of("list", "--limit", "3", "--url", url, *after)
         pages.append([session["session_id"] for session in page["sessions"]])
         if page["next"] is None:
             break
@@ -151,20 +151,20 @@ def test_list_goes_on_at_its_cursor_until_there_is_none(url: str) -> None:
     shown = run("list", "--limit", "3", "--url", url).stdout
     (cursor,) = (line for line in shown.splitlines() if "--after" in line)
     assert "one" in run("list", *cursor.removeprefix("next page: ").split(), "--url", url).stdout
-    by_id = told("list", "--after", "two", "--url", url)["sessions"]
+    by_id = document_of("list", "--after", "two", "--url", url)["sessions"]
     assert [session["session_id"] for session in by_id] == ["one"]
 
 
-def test_list_keeps_only_the_sessions_of_a_parent(url: str) -> None:
-    within(url, some)
-    (session,) = told("list", "--parent", "one", "--url", url)["sessions"]
+def test_list_filters_sessions_by_parent(url: str) -> None:
+    within(url, commit_four_sessions)
+    (session,) = document_of("list", "--parent", "one", "--url", url)["sessions"]
     assert session["session_id"] == "four"
     assert session["parent_session_id"] == "one"
     assert (session["first_user_message"], session["user_message_count"]) == ("hello one", 2)
 
 
-def test_list_tells_the_fault_of_a_session_that_cannot_be_read(url: str) -> None:
-    within(url, some)
+def test_list_shows_the_fault_of_an_unreadable_session(url: str) -> None:
+    within(url, commit_four_sessions)
     with redis.Redis.from_url(url) as client:
         (head,) = client.keys("*head:two")
         client.hset(head, "facts", b"nonsense")
@@ -175,15 +175,15 @@ def test_list_tells_the_fault_of_a_session_that_cannot_be_read(url: str) -> None
     assert "fault" in ended.stdout.splitlines()[0]
 
 
-def test_list_of_nothing_says_so_and_leaves_no_key(url: str) -> None:
+def test_list_reports_an_empty_namespace_and_writes_no_key(url: str) -> None:
     assert run("list", "--url", url).stdout == "no sessions on this page of namespace 'default'\n"
-    assert told("list", "--url", url) == {"ok": True, "sessions": [], "next": None}
+    assert document_of("list", "--url", url) == {"ok": True, "sessions": [], "next": None}
     assert keys(url) == set()
 
 
-def test_stored_text_in_a_list_cannot_drive_the_terminal(url: str) -> None:
+def test_list_replaces_control_characters_of_stored_text(url: str) -> None:
     async def body(cache: SessionCache) -> None:
-        await say(cache, "a\x1b[31mb", "one\ntwo\x1b[2J")
+        await commit_texts(cache, "a\x1b[31mb", "one\ntwo\x1b[2J")
 
     within(url, body)
     shown = run("list", "--url", url).stdout
@@ -203,7 +203,7 @@ def test_stored_text_in_a_list_cannot_drive_the_terminal(url: str) -> None:
         (172_800, "2 days ago"),
     ],
 )
-def test_how_long_ago_is_said_in_the_largest_unit(seconds: float, words: str) -> None:
+def test_an_age_is_shown_in_its_largest_unit(seconds: float, words: str) -> None:
     assert ago(seconds) == words
 
 
@@ -212,7 +212,7 @@ def test_how_long_ago_is_said_in_the_largest_unit(seconds: float, words: str) ->
 
 @contextmanager
 def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[None]]) -> Iterator[None]:
-    """`body` runs while the block does, from the moment somebody watches a session."""
+    """Run `body` in a thread during the block, once a session is watched."""
 
     def run_body() -> None:
         with redis.Redis.from_url(url) as client:
@@ -227,24 +227,24 @@ def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[None]]) -> Iter
     thread.join()
 
 
-async def say_more_and_delete(cache: SessionCache) -> None:
+async def commit_and_delete(cache: SessionCache) -> None:
     await cache.session("one").update(lambda read: RuntimeCommit("one", graph=Unchanged("m1")))
     await asyncio.sleep(0.2)
     await cache.delete("one")
 
 
 def test_watch_prints_each_revision_until_the_session_is_deleted(url: str) -> None:
-    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
-    with meanwhile(url, say_more_and_delete):
+    within(url, lambda cache: commit_texts(cache, "one", "hello", "and so on"))
+    with meanwhile(url, commit_and_delete):
         ended = run("watch", "one", "--since", "0", "--url", url)
     assert ended.exit_code == 1
     assert [line.split("  ")[1] for line in ended.stdout.splitlines()] == ["revision 1", "revision 2"]
     assert ended.stderr == "lash-redis: SessionDeleted: session 'one' was deleted\n"
 
 
-def test_watch_prints_a_document_a_line(url: str) -> None:
-    within(url, lambda cache: say(cache, "one", "hello", "and so on"))
-    with meanwhile(url, say_more_and_delete):
+def test_watch_prints_one_document_per_line(url: str) -> None:
+    within(url, lambda cache: commit_texts(cache, "one", "hello", "and so on"))
+    with meanwhile(url, commit_and_delete):
         ended = run("watch", "one", "--json", "--url", url)
     assert [json.loads(line) for line in ended.stdout.splitlines()] == [
         {"ok": True, "session_id": "one", "head_revision": 2},
@@ -252,14 +252,14 @@ def test_watch_prints_a_document_a_line(url: str) -> None:
     ]
 
 
-def test_watch_of_a_session_that_is_gone_since_ends_with_1(url: str) -> None:
+def test_watch_of_a_missing_session_exits_with_1(url: str) -> None:
     ended = run("watch", "one", "--since", "3", "--url", url)
     assert (ended.exit_code, ended.stdout) == (1, "")
     assert ended.stderr == "lash-redis: SessionGone: there is no session 'one'\n"
 
 
 def test_ctrl_c_ends_a_watch_with_130(url: str) -> None:
-    within(url, lambda cache: say(cache, "one", "hello"))
+    within(url, lambda cache: commit_texts(cache, "one", "hello"))
     with lash_redis_program("watch", "one", "--since", "0", "--url", url, start_new_session=True) as program:
         assert program.stdout is not None
         assert "revision 1" in program.stdout.readline()
@@ -271,9 +271,9 @@ def test_ctrl_c_ends_a_watch_with_130(url: str) -> None:
 # fork
 
 
-def test_fork_begins_a_session_where_another_stands_or_stood(url: str) -> None:
-    within(url, some)
-    forked = told("fork", "one", "late", "--url", url)
+def test_fork_creates_a_session_at_the_leaf_or_at_an_earlier_node(url: str) -> None:
+    within(url, commit_four_sessions)
+    forked = document_of("fork", "one", "late", "--url", url)
     assert forked == {
         "ok": True,
         "session_id": "late",
@@ -289,11 +289,11 @@ def test_fork_begins_a_session_where_another_stands_or_stood(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         (head,) = client.keys("*head:late again")
         assert 50_000 < client.pttl(head) <= 60_000
-    shown = told_show("late again", url)
+    shown = shown_document("late again", url)
     assert [each["parts"][0]["text"] for each in shown["messages"]] == ["hello one"]
 
 
-def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
+def shown_document(session: str, url: str, *more: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(run("show", session, "--messages", "--json", "--url", url, *more).stdout)
     return document
 
@@ -310,10 +310,10 @@ def told_show(session: str, url: str, *more: str) -> dict[str, Any]:
         (["one"], 2, "NEW_ID"),
     ],
 )
-def test_a_fork_that_is_refused_says_why_and_writes_nothing(
+def test_a_refused_fork_prints_the_reason_and_writes_nothing(
     url: str, arguments: list[str], code: int, reason: str
 ) -> None:
-    within(url, some)
+    within(url, commit_four_sessions)
     before = keys(url)
     ended = run("fork", *arguments, "--url", url)
     assert (ended.exit_code, ended.stdout) == (code, "")
@@ -324,8 +324,8 @@ def test_a_fork_that_is_refused_says_why_and_writes_nothing(
 # delete
 
 
-def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: str) -> None:
-    within(url, some)
+def test_delete_reports_each_session_and_exits_with_1_if_one_is_missing(url: str) -> None:
+    within(url, commit_four_sessions)
     ended = run("delete", "one", "absent", "two", "--url", url)
     assert ended.exit_code == 1
     assert ended.stdout.splitlines() == [
@@ -333,11 +333,11 @@ def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: 
         "absent: session not found",
         "two: deleted (2 nodes, 2 blobs released)",
     ]
-    deleted = told("delete", "three", "three", "--yes", "--url", url)
+    deleted = document_of("delete", "three", "three", "--yes", "--url", url)
     assert [session["session_id"] for session in deleted["sessions"]] == ["three"]
     assert deleted["sessions"][0]["existed"] is True
-    assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == ["four"]
-    assert told("delete", "three", "--url", url, code=1)["sessions"][0] == {
+    assert [each["session_id"] for each in document_of("list", "--url", url)["sessions"]] == ["four"]
+    assert document_of("delete", "three", "--url", url, code=1)["sessions"][0] == {
         "session_id": "three",
         "existed": False,
         "closed": False,
@@ -346,8 +346,8 @@ def test_delete_tells_of_each_session_and_ends_with_1_if_one_was_not_there(url: 
     }
 
 
-def test_a_session_that_was_deleted_is_not_to_be_shown_and_its_id_takes_no_fork(url: str) -> None:
-    within(url, some)
+def test_show_and_fork_refuse_the_id_of_a_deleted_session(url: str) -> None:
+    within(url, commit_four_sessions)
     assert run("delete", "two", "--url", url).exit_code == 0
     assert run("show", "two", "--url", url).exit_code == 1
     refused = run("fork", "one", "two", "--url", url)
@@ -355,52 +355,52 @@ def test_a_session_that_was_deleted_is_not_to_be_shown_and_its_id_takes_no_fork(
     assert "was deleted" in refused.stderr
 
 
-def test_delete_in_a_namespace_that_is_not_in_use_leaves_no_key(url: str) -> None:
+def test_delete_in_an_unused_namespace_writes_no_key(url: str) -> None:
     assert run("delete", "one", "--url", url).exit_code == 1
     assert keys(url) == set()
 
 
 def on_a_terminal(answer: str, *arguments: str) -> tuple[int, str]:
     """The exit code and standard error of the program when its standard input is a terminal where `answer` is typed."""
-    ours, theirs = pty.openpty()
+    keyboard, terminal = pty.openpty()
     try:
-        with lash_redis_program(*arguments, stdin=theirs) as program:
-            os.write(ours, answer.encode())
+        with lash_redis_program(*arguments, stdin=terminal) as program:
+            os.write(keyboard, answer.encode())
             _, err = program.communicate(timeout=20)
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(keyboard)
+        os.close(terminal)
     return program.returncode, err
 
 
 @pytest.mark.slow
-def test_a_terminal_is_asked_before_anything_is_deleted(url: str) -> None:
-    within(url, some)
+def test_delete_on_a_terminal_asks_for_confirmation(url: str) -> None:
+    within(url, commit_four_sessions)
     code, err = on_a_terminal("n\n", "delete", "one", "two", "--url", url)
     assert (code, "Delete 2 sessions" in err, "nothing was deleted" in err) == (1, True, True)
     code, err = on_a_terminal("\x04", "delete", "one", "--url", url)
     assert (code, err.splitlines()[-1]) == (130, "lash-redis: interrupted")
-    assert len(told("list", "--url", url)["sessions"]) == 4
+    assert len(document_of("list", "--url", url)["sessions"]) == 4
     code, err = on_a_terminal("y\n", "delete", "one", "--url", url)
     assert (code, "Delete session one" in err) == (0, True)
     code, err = on_a_terminal("", "delete", "two", "--yes", "--url", url)
     assert (code, err) == (0, "")
-    assert len(told("list", "--url", url)["sessions"]) == 2
+    assert len(document_of("list", "--url", url)["sessions"]) == 2
 
 
 # gc, audit, preload
 
 
-def test_gc_deletes_what_no_session_holds(url: str) -> None:
+def test_gc_deletes_blobs_that_no_session_refers_to(url: str) -> None:
     async def body(cache: SessionCache) -> None:
-        await some(cache)
+        await commit_four_sessions(cache)
         store = cache.session("two")
         tools = HydratedSessionCheckpoint(tool_state=ToolState(7))
         await store.commit_runtime_state(RuntimeCommit("two", 1, graph=lash_redis.Unchanged("m1"), checkpoint=tools))
         await store.commit_runtime_state(RuntimeCommit("two", 2, checkpoint=HydratedSessionCheckpoint()))
 
     within(url, body, shards=3)
-    assert told("gc", "--url", url) == {
+    assert document_of("gc", "--url", url) == {
         "ok": True,
         "in_use": True,
         "root_count": 4,
@@ -413,22 +413,22 @@ def test_gc_deletes_what_no_session_holds(url: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["gc", "audit"])
-def test_maintenance_of_a_namespace_that_is_not_in_use_says_so_and_leaves_no_key(url: str, command: str) -> None:
+def test_maintenance_reports_an_unused_namespace_and_writes_no_key(url: str, command: str) -> None:
     ended = run(command, "--namespace", "nix", "--url", url)
     assert (ended.exit_code, ended.stdout) == (0, "namespace 'nix' is not in use; nothing to do\n")
-    assert told(command, "--namespace", "nix", "--url", url)["in_use"] is False
+    assert document_of(command, "--namespace", "nix", "--url", url)["in_use"] is False
     assert keys(url) == set()
 
 
-def test_audit_of_a_sound_namespace_finds_nothing_whatever_its_shards(url: str) -> None:
-    within(url, some, namespace="few", shards=3)
-    report = told("audit", "--namespace", "few", "--url", url)
+def test_audit_reports_no_problem_in_a_sound_namespace_with_other_shards(url: str) -> None:
+    within(url, commit_four_sessions, namespace="few", shards=3)
+    report = document_of("audit", "--namespace", "few", "--url", url)
     assert (report["session_count"], report["node_count"], report["problem_count"]) == (4, 8, 0)
     assert "4 sessions, 8 nodes" in run("audit", "--namespace", "few", "--url", url).stdout
 
 
-def test_audit_names_what_is_broken_and_ends_with_1(url: str) -> None:
-    within(url, some)
+def test_audit_reports_problems_that_it_cannot_repair_and_exits_with_1(url: str) -> None:
+    within(url, commit_four_sessions)
     with redis.Redis.from_url(url) as client:
         (log,) = client.keys("*log:two")
         client.lset(log, 1, client.lindex(log, 1).replace(b"and so on", b"and so no"))
@@ -437,31 +437,31 @@ def test_audit_names_what_is_broken_and_ends_with_1(url: str) -> None:
     problem, verdict = ended.stdout.splitlines()
     assert problem.startswith(f"broken    node {log.decode()}: record 1 does not match its checksum")
     assert verdict.endswith("1 problems, 0 repaired")
-    report = told("audit", "--url", url, code=1)
+    report = document_of("audit", "--url", url, code=1)
     assert [(each["key"], each["repaired"]) for each in report["problems"]] == [(log.decode(), False)]
 
 
-def test_audit_repairs_what_it_can_and_then_ends_with_0(url: str) -> None:
-    within(url, some, shards=1)
+def test_audit_exits_with_0_if_it_repairs_all_problems(url: str) -> None:
+    within(url, commit_four_sessions, shards=1)
     with redis.Redis.from_url(url) as client:
         (catalogue,) = client.keys("*:sessions")
         client.zrem(catalogue, "two")
-    assert told("audit", "--url", url, code=1)["problem_count"] == 1
-    assert len(told("list", "--url", url)["sessions"]) == 3
+    assert document_of("audit", "--url", url, code=1)["problem_count"] == 1
+    assert len(document_of("list", "--url", url)["sessions"]) == 3
     ended = run("audit", "--repair", "--url", url)
     assert ended.exit_code == 0
     assert ended.stdout.splitlines()[0].startswith("repaired  sessions ")
     assert ended.stdout.splitlines()[-1].endswith("1 problems, all repaired")
-    assert told("audit", "--url", url)["problem_count"] == 0
-    assert len(told("list", "--url", url)["sessions"]) == 4
+    assert document_of("audit", "--url", url)["problem_count"] == 0
+    assert len(document_of("list", "--url", url)["sessions"]) == 4
 
 
-def test_preload_makes_every_script_known(url: str) -> None:
+def test_preload_loads_every_script(url: str) -> None:
     from lash_redis.protocol import scripts
 
     with redis.Redis.from_url(url) as client:
         client.script_flush()
-        assert told("preload", "--url", url) == {"ok": True, "scripts": len(scripts.every())}
+        assert document_of("preload", "--url", url) == {"ok": True, "scripts": len(scripts.every())}
         assert all(client.script_exists(*(script.sha for script in scripts.every())))
     assert run("preload", "--url", url).stdout == f"{len(scripts.every())} scripts loaded\n"
 
@@ -470,22 +470,22 @@ def test_preload_makes_every_script_known(url: str) -> None:
 
 
 async def rich_sessions(cache: SessionCache) -> None:
-    """Conversations of many commits with branches, components and usage; a fork, a cut, a ttl; one with meta alone."""
+    """Commit conversations with branches, components and usage, a fork, a tombstone, a TTL, and one session of meta."""
     link = cache.shared._backend._connector
     assert isinstance(link, Connection)
     for conversation in read_conversations([SHIPPED]):
         for turn in conversation.turns(conversation.id):
             await play(link, Settings("", cache.namespace, cache.options, None), turn)
     await cache.fork("rising-dough", "fork/ü")
-    await some(cache)
+    await commit_four_sessions(cache)
     await cache.session("two").tombstone_nodes(["m1"])
     await cache.session("three").touch(ttl=5000)
     await cache.create(SessionStoreCreateRequest("only meta", SessionPolicy(model="m"), "one"))
 
 
 @pytest.fixture
-def carried(url: str) -> str:
-    """A server with `rich_sessions` in a namespace of 3 shards, `old`."""
+def filled_url(url: str) -> str:
+    """The URL of a server with `rich_sessions` in the namespace `old`, which has 3 shards."""
 
     async def fill() -> None:
         link = Connection(url)
@@ -497,16 +497,16 @@ def carried(url: str) -> str:
 
 
 @pytest.fixture
-def exported(carried: str, tmp_path: Path) -> Path:
+def exported(filled_url: str, tmp_path: Path) -> Path:
     path = tmp_path / "all.jsonl"
-    assert run("export", "--all", "--namespace", "old", "--output", path, "--url", carried).exit_code == 0
+    assert run("export", "--all", "--namespace", "old", "--output", path, "--url", filled_url).exit_code == 0
     return path
 
 
-def same(url: str) -> None:
-    """Every session of `old` reads the same in `new`, and nothing else is there."""
-    old = within(url, everything, "old", 3)
-    new = within(url, everything, "new")
+def expect_same(url: str) -> None:
+    """Check that the namespaces `old` and `new` contain equal sessions."""
+    old = within(url, sessions_of, "old", 3)
+    new = within(url, sessions_of, "new")
     assert set(new) == set(old)
     assert len(old) == 8
     for session_id, (read, meta, committed) in old.items():
@@ -514,11 +514,11 @@ def same(url: str) -> None:
         assert new[session_id][1] == meta
         if read is not None:
             assert new[session_id][2] == committed
-    assert told("audit", "--namespace", "new", "--url", url)["problem_count"] == 0
+    assert document_of("audit", "--namespace", "new", "--url", url)["problem_count"] == 0
 
 
-def test_what_is_exported_and_imported_reads_the_same(carried: str, exported: Path) -> None:
-    imported = told("import", exported, "--namespace", "new", "--url", carried)
+def test_sessions_read_the_same_after_an_export_and_an_import(filled_url: str, exported: Path) -> None:
+    imported = document_of("import", exported, "--namespace", "new", "--url", filled_url)
     assert imported == {
         "ok": True,
         "session_count": 8,
@@ -527,56 +527,56 @@ def test_what_is_exported_and_imported_reads_the_same(carried: str, exported: Pa
         "failures": [],
         "is_complete": True,
     }
-    same(carried)
-    with redis.Redis.from_url(carried) as client:
+    expect_same(filled_url)
+    with redis.Redis.from_url(filled_url) as client:
         (head,) = client.keys("lash2:{new:*head:three")
         assert 4_900_000 < client.pttl(head) <= 5_000_000
 
 
-def test_an_import_run_again_leaves_all_as_it_is(carried: str, exported: Path) -> None:
-    ended = run("import", exported, "--namespace", "new", "--url", carried)
+def test_a_repeated_import_changes_nothing(filled_url: str, exported: Path) -> None:
+    ended = run("import", exported, "--namespace", "new", "--url", filled_url)
     assert (ended.exit_code, ended.stdout) == (0, "8 sessions stored as in the file\n")
-    again = run("import", exported, "--namespace", "new", "--url", carried)
+    again = run("import", exported, "--namespace", "new", "--url", filled_url)
     assert again.exit_code == 0
     assert again.stdout == "8 sessions stored as in the file, 8 of them were stored before\n"
-    same(carried)
+    expect_same(filled_url)
 
 
-def test_an_import_that_was_cut_between_lines_ends_with_1_and_goes_on(carried: str, exported: Path) -> None:
+def test_an_import_of_a_file_cut_between_lines_exits_with_1_and_can_continue(filled_url: str, exported: Path) -> None:
     lines = exported.read_bytes().splitlines(keepends=True)
     half = len(lines) // 2
     part = b"".join(lines[:half])
-    ended = run("import", "-", "--namespace", "new", "--url", carried, stdin=part)
+    ended = run("import", "-", "--namespace", "new", "--url", filled_url, stdin=part)
     assert ended.exit_code == 1
     assert "the file is incomplete: its end line is missing" in ended.stdout
     stored = sum(b'"kind":"session"' in line for line in lines[:half])
     assert 0 < stored < 8
-    whole = told("import", exported, "--namespace", "new", "--url", carried)
+    whole = document_of("import", exported, "--namespace", "new", "--url", filled_url)
     assert (whole["session_count"], whole["present_count"]) == (8, stored)
-    same(carried)
+    expect_same(filled_url)
 
 
-def test_an_import_that_was_cut_within_a_line_ends_with_2_and_goes_on(carried: str, exported: Path) -> None:
+def test_an_import_of_a_file_cut_within_a_line_exits_with_2_and_can_continue(filled_url: str, exported: Path) -> None:
     lines = exported.read_bytes().splitlines(keepends=True)
     cut = exported.with_name("cut.jsonl")
     cut.write_bytes(b"".join(lines[:-2]) + lines[-2][:-40])
-    ended = run("import", cut, "--namespace", "new", "--url", carried)
+    ended = run("import", cut, "--namespace", "new", "--url", filled_url)
     assert ended.exit_code == 2
     assert f"{cut}: line {len(lines) - 1}: is not JSON" in ended.stderr
-    whole = told("import", exported, "--namespace", "new", "--url", carried)
+    whole = document_of("import", exported, "--namespace", "new", "--url", filled_url)
     assert (whole["session_count"], whole["present_count"]) == (8, 7)
-    same(carried)
+    expect_same(filled_url)
 
 
-def test_a_damaged_blob_ends_with_2_and_its_line(carried: str, exported: Path) -> None:
+def test_an_import_of_a_damaged_blob_exits_with_2_and_names_its_line(filled_url: str, exported: Path) -> None:
     lines = exported.read_text().splitlines()
     at = next(at for at, line in enumerate(lines) if '"kind":"blob"' in line)
     document = json.loads(lines[at])
     document["base64"] = "AAAA" + document["base64"][4:]
     damaged = written(exported.with_name("damaged"), *lines[:at], document, *lines[at + 1 :])
-    refused = told("import", damaged, "--namespace", "new", "--url", carried, code=2)
+    refused = document_of("import", damaged, "--namespace", "new", "--url", filled_url, code=2)
     assert refused["error"] == f"{damaged}: line {at + 1}.base64: does not hash to its ref"
-    assert within(carried, everything, "new") == {}
+    assert within(filled_url, sessions_of, "new") == {}
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ def test_a_damaged_blob_ends_with_2_and_its_line(carried: str, exported: Path) -
         ([{"kind": "lash-redis", "format": 1}, {"kind": "end", "session_count": 1, "blob_count": 0}], "line 2: counts"),
     ],
 )
-def test_a_line_that_is_of_no_export_ends_with_2_and_is_named(
+def test_an_import_of_an_invalid_line_exits_with_2_and_names_the_line(
     url: str, tmp_path: Path, lines: list[Any], reason: str
 ) -> None:
     path = written(tmp_path / "bad", *lines)
@@ -600,35 +600,33 @@ def test_a_line_that_is_of_no_export_ends_with_2_and_is_named(
     assert f"lash-redis: {path}: {reason}" in ended.stderr
 
 
-def test_an_import_refuses_a_session_that_is_there_otherwise_and_stores_the_others(
-    carried: str, exported: Path
-) -> None:
+def test_an_import_refuses_a_session_with_other_content_and_stores_the_others(filled_url: str, exported: Path) -> None:
     async def body(cache: SessionCache) -> None:
-        await say(cache, "two", "something else")
+        await commit_texts(cache, "two", "something else")
 
-    within(carried, body, "new")
-    ended = run("import", exported, "--namespace", "new", "--url", carried)
+    within(filled_url, body, "new")
+    ended = run("import", exported, "--namespace", "new", "--url", filled_url)
     assert ended.exit_code == 1
     failure, verdict = ended.stdout.splitlines()
     assert failure.startswith("two: SessionExists: ")
     assert verdict == "7 sessions stored as in the file; 1 failed"
-    report = told("import", exported, "--namespace", "new", "--url", carried, code=1)
+    report = document_of("import", exported, "--namespace", "new", "--url", filled_url, code=1)
     assert (report["present_count"], report["failed_count"], len(report["failures"])) == (7, 1, 1)
-    (said,) = told_show("two", carried, "--namespace", "new")["messages"]
-    assert said["parts"][0]["text"] == "something else"
+    (stored,) = shown_document("two", filled_url, "--namespace", "new")["messages"]
+    assert stored["parts"][0]["text"] == "something else"
 
 
-def test_imported_sessions_live_the_ttl_that_is_asked_for(carried: str, exported: Path) -> None:
-    assert run("import", exported, "--ttl", "300", "--namespace", "new", "--url", carried).exit_code == 0
-    with redis.Redis.from_url(carried) as client:
+def test_imported_sessions_without_a_ttl_of_their_own_get_the_requested_ttl(filled_url: str, exported: Path) -> None:
+    assert run("import", exported, "--ttl", "300", "--namespace", "new", "--url", filled_url).exit_code == 0
+    with redis.Redis.from_url(filled_url) as client:
         left = {key.rpartition(b":")[2]: client.pttl(key) for key in client.keys("lash2:{new:*head:*")}
     assert 4_900_000 < left.pop(b"three") <= 5_000_000
     assert len(left) == 7
     assert all(200_000 < ms <= 300_000 for ms in left.values())
 
 
-def test_an_export_of_some_holds_those_alone_once_each(carried: str) -> None:
-    ended = run("export", "two", "one", "two", "--namespace", "old", "--url", carried)
+def test_an_export_of_named_sessions_contains_each_of_them_once(filled_url: str) -> None:
+    ended = run("export", "two", "one", "two", "--namespace", "old", "--url", filled_url)
     assert (ended.exit_code, ended.stderr) == (0, "")
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert lines[0] == {"kind": "lash-redis", "format": 1, "namespace": "old"}
@@ -636,43 +634,43 @@ def test_an_export_of_some_holds_those_alone_once_each(carried: str) -> None:
     assert lines[-1]["session_count"] == 2
 
 
-def test_an_export_to_a_file_tells_what_is_in_it(carried: str, tmp_path: Path) -> None:
+def test_an_export_to_a_file_reports_its_content(filled_url: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
-    report = told("export", "--all", "--namespace", "old", "--output", path, "--url", carried)
+    report = document_of("export", "--all", "--namespace", "old", "--output", path, "--url", filled_url)
     assert report["session_count"] == 8
     assert report["bytes"] == path.stat().st_size
-    ended = run("export", "one", "--namespace", "old", "--output", path, "--url", carried)
+    ended = run("export", "one", "--namespace", "old", "--output", path, "--url", filled_url)
     assert ended.stdout.startswith(f"1 sessions and 2 blobs in {path} (")
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_export_that_fails_leaves_the_file_as_it_was(carried: str, tmp_path: Path) -> None:
+def test_a_failed_export_does_not_change_an_existing_file(filled_url: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("before")
-    ended = run("export", "one", "absent", "--namespace", "old", "--output", path, "--url", carried)
+    ended = run("export", "one", "absent", "--namespace", "old", "--output", path, "--url", filled_url)
     assert ended.exit_code == 1
     assert "there is no session 'absent'" in ended.stderr
     assert path.read_text() == "before"
     assert (tmp_path / "out.part").is_file()
-    assert run("export", "one", "--namespace", "old", "--output", path, "--url", carried).exit_code == 0
+    assert run("export", "one", "--namespace", "old", "--output", path, "--url", filled_url).exit_code == 0
     assert json.loads(path.read_text().splitlines()[-1])["kind"] == "end"
     assert not (tmp_path / "out.part").exists()
 
 
-def test_an_export_of_an_unreadable_session_ends_with_1(carried: str, tmp_path: Path) -> None:
-    with redis.Redis.from_url(carried) as client:
+def test_an_export_of_an_unreadable_session_exits_with_1(filled_url: str, tmp_path: Path) -> None:
+    with redis.Redis.from_url(filled_url) as client:
         (log,) = client.keys("lash2:{old:*log:two")
         client.lset(log, 0, b"nonsense")
-    ended = run("export", "--all", "--namespace", "old", "--output", tmp_path / "out", "--url", carried)
+    ended = run("export", "--all", "--namespace", "old", "--output", tmp_path / "out", "--url", filled_url)
     assert ended.exit_code == 1
     assert "log:two" in ended.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: Path) -> None:
+def test_an_export_of_an_empty_namespace_is_complete_and_can_be_imported(url: str, tmp_path: Path) -> None:
     path = tmp_path / "none"
     assert run("export", "--all", "--output", path, "--url", url).exit_code == 0
-    assert told("import", path, "--url", url)["session_count"] == 0
+    assert document_of("import", path, "--url", url)["session_count"] == 0
     assert keys(url) == set()
 
 
@@ -699,8 +697,10 @@ def test_an_export_of_nothing_is_whole_and_can_be_imported(url: str, tmp_path: P
         (["acl", "--namespace", "{a}"], "namespace"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_a_reason(url: str, tmp_path: Path, arguments: list[str], reason: str) -> None:
-    within(url, some)
+def test_wrong_usage_exits_with_2_and_prints_the_reason(
+    url: str, tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    within(url, commit_four_sessions)
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     ended = run(*given, *([] if given[0] == "acl" else ["--url", url]))
     assert ended.exit_code == 2, ended.output
@@ -733,7 +733,7 @@ TREE: dict[str, Any] = {
 }
 
 
-def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) -> None:
+def test_a_transcript_is_imported_as_a_session_of_one_commit(url: str, tmp_path: Path) -> None:
     path = written(tmp_path / "chats.jsonl", CHAT, "", TREE)
     ended = run("import", "--openai", path, "--url", url)
     assert (ended.exit_code, ended.stdout) == (0, "2 sessions stored as in the file\n")
@@ -744,8 +744,8 @@ def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) 
         assert chat is not None
         assert tree is not None
         assert (chat.head_revision, chat.config.configured_model, tree.config.configured_model) == (1, "a-model", "")
-        said = [message_of("chat", node.message() or {}) for node in chat.graph.nodes]
-        assert canonical_json(said) == canonical_json(CHAT["messages"])
+        stored = [message_of("chat", node.message() or {}) for node in chat.graph.nodes]
+        assert canonical_json(stored) == canonical_json(CHAT["messages"])
         assert [node.node_id for node in chat.graph.active_path()] == ["m0", "m1", "m2", "m3", "m4"]
         assert chat.graph.nodes[1].timestamp == "2025-05-05T05:05:05Z"
         assert chat.graph.nodes[0].timestamp > "2026"
@@ -755,28 +755,28 @@ def test_a_transcript_becomes_a_session_of_one_commit(url: str, tmp_path: Path) 
         assert tree.graph.leaf_node_id == "c"
 
     within(url, reads)
-    shown = told_show("weather/1", url)
+    shown = shown_document("weather/1", url)
     assert [part["kind"] for each in shown["messages"] for part in each["parts"]] == [
         *("text", "text", "calls weather", "from weather", "text")
     ]
-    (listed,) = (each for each in told("list", "--url", url)["sessions"] if each["session_id"] == "weather/1")
+    (listed,) = (each for each in document_of("list", "--url", url)["sessions"] if each["session_id"] == "weather/1")
     assert listed["first_user_message"] == "Wie wird das Wetter? 🌦"
 
 
-def test_transcripts_imported_again_are_there_already_even_when_the_session_went_on(url: str, tmp_path: Path) -> None:
+def test_a_repeated_import_of_transcripts_accepts_sessions_that_have_continued(url: str, tmp_path: Path) -> None:
     path = written(tmp_path / "chats.jsonl", CHAT, TREE)
-    assert told("import", "--openai", path, path, "--url", url)["present_count"] == 2
+    assert document_of("import", "--openai", path, path, "--url", url)["present_count"] == 2
 
-    async def go_on(cache: SessionCache) -> None:
+    async def continue_session(cache: SessionCache) -> None:
         def turn(read: Any) -> RuntimeCommit:
-            return RuntimeCommit("tree", graph=Append([message("d", "c", "Go on")], "d"))
+            return RuntimeCommit("tree", graph=Append([message("d", "c", "More")], "d"))
 
         await cache.session("tree").update(turn)
 
-    within(url, go_on)
-    again = told("import", "--openai", path, "--url", url)
+    within(url, continue_session)
+    again = document_of("import", "--openai", path, "--url", url)
     assert (again["session_count"], again["present_count"], again["failed_count"]) == (2, 2, 0)
-    assert told_show("tree", url)["head_revision"] == 2
+    assert shown_document("tree", url)["head_revision"] == 2
 
 
 @pytest.mark.parametrize(
@@ -789,31 +789,31 @@ def test_transcripts_imported_again_are_there_already_even_when_the_session_went
     ],
     ids=["a text", "one more", "a call", "one before"],
 )
-def test_a_transcript_of_an_id_that_holds_other_messages_is_refused(
+def test_a_transcript_is_refused_if_its_session_has_other_messages(
     url: str, tmp_path: Path, change: Callable[[Any], None]
 ) -> None:
     assert run("import", "--openai", written(tmp_path / "chats", CHAT), "--url", url).exit_code == 0
-    before = within(url, everything)
+    before = within(url, sessions_of)
     other = json.loads(json.dumps(CHAT))
     change(other)
-    report = told("import", "--openai", written(tmp_path / "chats", other, TREE), "--url", url, code=1)
+    report = document_of("import", "--openai", written(tmp_path / "chats", other, TREE), "--url", url, code=1)
     assert report["failures"] == ["weather/1: the session exists already, with other messages"]
     assert (report["session_count"], report["failed_count"]) == (1, 1)
-    assert within(url, everything)["weather/1"] == before["weather/1"]
+    assert within(url, sessions_of)["weather/1"] == before["weather/1"]
 
 
-def test_a_broken_line_of_a_transcript_ends_with_2_and_those_before_it_are_stored(url: str, tmp_path: Path) -> None:
+def test_a_broken_line_of_transcripts_exits_with_2_after_earlier_lines_are_stored(url: str, tmp_path: Path) -> None:
     bad = {"id": "bad", "messages": [{"role": "king", "content": ""}]}
     path = written(tmp_path / "chats.jsonl", CHAT, bad, TREE)
     ended = run("import", "--openai", path, "--url", url)
     assert ended.exit_code == 2
     assert f"{path}:2: messages[0].role: expected system" in ended.stderr
-    assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == ["weather/1"]
-    report = told("import", "--openai", "-", "--url", url, stdin=written(path, CHAT, TREE).read_bytes())
+    assert [each["session_id"] for each in document_of("list", "--url", url)["sessions"]] == ["weather/1"]
+    report = document_of("import", "--openai", "-", "--url", url, stdin=written(path, CHAT, TREE).read_bytes())
     assert (report["session_count"], report["present_count"]) == (2, 1)
 
 
-def test_imported_transcripts_live_the_ttl_that_is_asked_for(url: str, tmp_path: Path) -> None:
+def test_imported_transcripts_get_the_requested_ttl(url: str, tmp_path: Path) -> None:
     path = written(tmp_path / "chats.jsonl", CHAT)
     assert run("import", "--openai", path, "--ttl", "300", "--url", url).exit_code == 0
     with redis.Redis.from_url(url) as client:
@@ -830,28 +830,28 @@ def test_conversations_are_read_one_at_a_time() -> None:
 
 @pytest.mark.samples
 @pytest.mark.parametrize(("name", "format_"), [("airline_chats.jsonl", "chat"), ("message_trees.jsonl", "tree")])
-def test_real_conversations_imported_equal_their_source(url: str, name: str, format_: Any) -> None:
+def test_imported_sample_conversations_equal_their_source(url: str, name: str, format_: Any) -> None:
     path = DATA / name
     source = [json.loads(line) for line in path.read_text().splitlines()]
-    report = told("import", "--openai", path, "--url", url)
+    report = document_of("import", "--openai", path, "--url", url)
     assert (report["session_count"], report["present_count"]) == (len(source), 0)
-    assert told("import", "--openai", path, "--url", url)["present_count"] == len(source)
+    assert document_of("import", "--openai", path, "--url", url)["present_count"] == len(source)
 
     async def check(cache: SessionCache) -> None:
         for conversation in source:
             read = await cache.session(conversation["id"]).load_session(FullGraph())
             assert read is not None
-            said = [message_of(format_, node.message() or {}) for node in read.graph.nodes]
-            assert canonical_json(said) == canonical_json(conversation["messages"])
+            stored = [message_of(format_, node.message() or {}) for node in read.graph.nodes]
+            assert canonical_json(stored) == canonical_json(conversation["messages"])
 
     within(url, check)
-    assert told("audit", "--url", url)["session_count"] == len(source)
+    assert document_of("audit", "--url", url)["session_count"] == len(source)
 
 
 # acl
 
 
-def test_acl_prints_a_command_for_each_role_and_connects_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acl_prints_a_command_for_each_role_without_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LASH_REDIS_URL", "http://nowhere")
     ended = run("acl", "--namespace", "acme", "--user", "bot")
     assert ended.exit_code == 0
@@ -860,27 +860,27 @@ def test_acl_prints_a_command_for_each_role_and_connects_to_nothing(monkeypatch:
     for role, line in zip(("loader", "runner", "auditor"), commands, strict=True):
         assert line.startswith(f"ACL SETUSER bot-{role} reset on ><password> resetkeys ")
         assert "~lash2:{acme:*" in line.split()
-    accounts = told("acl", "--namespace", "acme")["accounts"]
+    accounts = document_of("acl", "--namespace", "acme")["accounts"]
     assert [account["role"] for account in accounts] == ["loader", "runner", "auditor"]
     assert [" ".join(account["rules"]) for account in accounts] == [
         line.partition("<password> ")[2] for line in commands
     ]
 
 
-async def test_the_accounts_of_acl_are_enough_for_the_commands_and_for_no_more(real_server: Server) -> None:
+async def test_the_accounts_of_acl_permit_exactly_the_commands_of_their_role(real_server: Server) -> None:
     admin = real_server.client()
 
     def work(role: str) -> None:
         url = real_server.tcp_url.replace("redis://", f"redis://lash-default-{role}:secret@")
-        assert [each["session_id"] for each in told("list", "--url", url)["sessions"]] == [
+        assert [each["session_id"] for each in document_of("list", "--url", url)["sessions"]] == [
             *("four", "three", "two", "one")
         ]
         forked = f"by {role}"
-        assert told("fork", "one", forked, "--url", url)["nodes"] == 2
-        assert told_show(forked, url)["head_revision"] == 1
+        assert document_of("fork", "one", forked, "--url", url)["nodes"] == 2
+        assert shown_document(forked, url)["head_revision"] == 1
         assert run("export", forked, "--url", url).exit_code == 0
         assert run("gc", "--url", url).exit_code == 0
-        assert told("delete", forked, "--url", url)["sessions"][0]["node_count"] == 2
+        assert document_of("delete", forked, "--url", url)["sessions"][0]["node_count"] == 2
         audited = run("audit", "--url", url)
         assert audited.exit_code == (0 if role == "auditor" else 3), audited.output
         assert run("preload", "--url", url).exit_code == (0 if role == "loader" else 3)
@@ -893,7 +893,7 @@ async def test_the_accounts_of_acl_are_enough_for_the_commands_and_for_no_more(r
             names.append(words[2])
             assert await admin.execute_command(*words) in (b"OK", "OK", True)
         cache = SessionCache(real_server.client())
-        await some(cache)
+        await commit_four_sessions(cache)
         await admin.script_flush()
         for role in ("loader", "runner", "auditor"):
             await asyncio.to_thread(work, role)
@@ -926,13 +926,13 @@ def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]
     ],
     ids=" ".join,
 )
-def test_a_server_that_cannot_be_reached_is_3(
+def test_an_unreachable_server_exits_with_3(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "StoreOptions", lambda **more: StoreOptions(**{**more, "call_timeout": 0.1}))
     path = written(tmp_path / "in", CHAT)
     given = [word.replace("{in}", str(path)).replace("{out}", str(tmp_path / "out")) for word in command]
-    refused = told(*given, "--url", f"unix://{tmp_path}/none", code=3)
+    refused = document_of(*given, "--url", f"unix://{tmp_path}/none", code=3)
     assert refused["exit_code"] == 3
     assert refused["error"].startswith("store backend error: ")
     assert not (tmp_path / "out").exists()
@@ -940,7 +940,7 @@ def test_a_server_that_cannot_be_reached_is_3(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_says_what_the_exit_codes_mean(command: str) -> None:
+def test_help_explains_the_exit_codes(command: str) -> None:
     ended = run(command, "--help")
     assert ended.exit_code == 0
     text = " ".join(ended.stdout.split())
@@ -949,10 +949,10 @@ def test_help_says_what_the_exit_codes_mean(command: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_ends_an_export_quietly(url: str) -> None:
+def test_an_export_to_a_closed_pipe_ends_without_a_message(url: str) -> None:
     async def body(cache: SessionCache) -> None:
         for at in range(200):
-            await say(cache, f"s{at}", "x" * 2000)
+            await commit_texts(cache, f"s{at}", "x" * 2000)
 
     within(url, body)
     with lash_redis_program("export", "--all", "--url", url) as program:
@@ -965,31 +965,31 @@ def test_a_reader_that_goes_away_ends_an_export_quietly(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_an_import_that_waits_for_its_pipe_with_130_and_it_goes_on(url: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_waiting_import_with_130_and_the_import_can_continue(url: str, tmp_path: Path) -> None:
     path = written(tmp_path / "chats", CHAT, TREE)
-    ours, theirs = os.pipe()
-    with lash_redis_program("import", "--openai", "-", "--url", url, stdin=ours, start_new_session=True) as program:
-        os.write(theirs, path.read_bytes().splitlines(keepends=True)[0])
+    read_end, write_end = os.pipe()
+    with lash_redis_program("import", "--openai", "-", "--url", url, stdin=read_end, start_new_session=True) as program:
+        os.write(write_end, path.read_bytes().splitlines(keepends=True)[0])
         deadline = time.monotonic() + 20
-        while not told("list", "--url", url)["sessions"] and time.monotonic() < deadline:
+        while not document_of("list", "--url", url)["sessions"] and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.3)
         os.killpg(program.pid, signal.SIGINT)
         _, err = program.communicate(timeout=20)
-    os.close(ours)
-    os.close(theirs)
+    os.close(read_end)
+    os.close(write_end)
     assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
-    report = told("import", "--openai", path, "--url", url)
+    report = document_of("import", "--openai", path, "--url", url)
     assert (report["session_count"], report["present_count"]) == (2, 1)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_an_export_with_130_and_its_file_never_appears(url: str, tmp_path: Path) -> None:
-    """Through a pipe with the name of the part, which nobody reads on: the export waits in the middle."""
+def test_ctrl_c_ends_an_export_with_130_and_leaves_no_output_file(url: str, tmp_path: Path) -> None:
+    """The partial file is a pipe that is read only once, so the export blocks halfway."""
 
     async def body(cache: SessionCache) -> None:
         for at in range(60):
-            await say(cache, f"s{at}", "x" * 5000)
+            await commit_texts(cache, f"s{at}", "x" * 5000)
 
     within(url, body)
     os.mkfifo(tmp_path / "out.part")

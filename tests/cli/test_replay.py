@@ -1,4 +1,4 @@
-"""The command line: what it prints, how it ends, and that its verification can fail."""
+"""The commands replay, show and doctor: their output, their exit codes, and the faults that they find."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def written(path: Path, *lines: Any) -> Path:
     return path
 
 
-# The files
+# Input files
 
 
 MESSAGES: list[dict[str, Any]] = [
@@ -102,14 +102,14 @@ MESSAGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
-def test_a_chat_message_comes_back_from_its_record_field_by_field(message: dict[str, Any]) -> None:
+def test_a_chat_message_is_restored_from_its_record(message: dict[str, Any]) -> None:
     record = json.loads(json.dumps(record_of("chat", "m0", message)))
     assert canonical_json(message_of("chat", record)) == canonical_json(message)
     assert record["role"] in ("User", "Assistant", "System")
     assert all(part["kind"] in ("Text", "Image", "ToolCall", "ToolResult") for part in record["parts"])
 
 
-def test_a_tree_message_comes_back_from_its_record_field_by_field() -> None:
+def test_a_tree_message_is_restored_from_its_record() -> None:
     message = {"id": "a", "parent_id": None, "role": "prompter", "text": "", "lang": "en", "content": 3}
     assert message_of("tree", record_of("tree", "a", message)) == message
 
@@ -148,7 +148,9 @@ BAD_LINES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=range(len(BAD_LINES)))
-def test_a_bad_line_ends_replay_with_2_and_its_file_line_and_field(tmp_path: Path, line: Any, reason: str) -> None:
+def test_replay_of_a_bad_line_exits_with_2_and_names_file_line_and_field(
+    tmp_path: Path, line: Any, reason: str
+) -> None:
     good = {"id": "good", "messages": [{"role": "user", "content": "hi"}]}
     path = written(tmp_path / "chats.jsonl", good, "", line)
     ended = run("replay", path)
@@ -158,7 +160,7 @@ def test_a_bad_line_ends_replay_with_2_and_its_file_line_and_field(tmp_path: Pat
     assert ended.stdout == ""
 
 
-def test_a_missing_file_an_empty_file_and_bytes_that_are_no_text_end_with_2(tmp_path: Path) -> None:
+def test_replay_refuses_a_missing_an_empty_and_a_binary_file(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b'{"id": "\xff"}\n')
     assert run("replay", tmp_path / "none").exit_code == 2
     assert "contains no conversation" in run("replay", written(tmp_path / "empty", "")).stderr
@@ -174,13 +176,13 @@ def test_a_missing_file_an_empty_file_and_bytes_that_are_no_text_end_with_2(tmp_
         ('[{"function": {"name": "a"}}, {"function": {"name": "a"}}]', "[1].function.name: 'a' occurs twice"),
     ],
 )
-def test_bad_tools_end_replay_with_2(tmp_path: Path, tools: str, reason: str) -> None:
+def test_replay_of_bad_tools_exits_with_2(tmp_path: Path, tools: str, reason: str) -> None:
     ended = run("replay", "--tools", written(tmp_path / "tools.json", tools))
     assert ended.exit_code == 2
     assert reason in ended.stderr
 
 
-def test_an_id_that_occurs_again_gets_a_number() -> None:
+def test_a_repeated_id_gets_a_number() -> None:
     assert [each.id for each in read_conversations([SHIPPED, SHIPPED, SHIPPED])] == [
         *("night-train", "rising-dough"),
         *("night-train~2", "rising-dough~2"),
@@ -192,7 +194,7 @@ def test_an_id_that_occurs_again_gets_a_number() -> None:
 
 
 @pytest.mark.slow
-def test_replay_plays_what_ships_and_verifies_it() -> None:
+def test_replay_plays_and_verifies_the_included_conversations() -> None:
     ended = run("replay")
     assert ended.exit_code == 0, ended.output
     assert "2 of 2 sessions verified" in ended.stdout
@@ -202,14 +204,14 @@ def test_replay_plays_what_ships_and_verifies_it() -> None:
 
 
 @pytest.mark.slow
-def test_replay_hands_every_turn_to_another_process_and_prints_one_document(url: str) -> None:
+def test_replay_runs_each_turn_in_another_process_and_prints_one_document(url: str) -> None:
     ended = run("replay", "--json", "--workers", "3", "--url", url, "--namespace", "acme")
     report = json.loads(ended.stdout)
     assert ended.exit_code == 0
     assert report["ok"] is True
     assert (report["sessions"], report["verified"], report["messages"], report["turns"]) == (2, 2, 20, 11)
     assert report["handovers"] == 9
-    assert report["branches"] == 3  # the line, and two leaves
+    assert report["branches"] == 3  # the chat, and two leaves of the tree
     assert report["conflicts"] == report["retries"] == 0
     assert report["bytes"]["measure"] == "memory usage"
     assert report["bytes"]["sessions"] > 1000
@@ -221,7 +223,7 @@ def test_replay_hands_every_turn_to_another_process_and_prints_one_document(url:
 
 
 @pytest.mark.slow
-def test_sessions_that_are_kept_have_no_deadline_and_can_be_shown(url: str) -> None:
+def test_kept_sessions_have_no_deadline_and_can_be_shown(url: str) -> None:
     report = json.loads(run("replay", "--json", "--keep", "--url", url).stdout)
     session = report["by_session"][1]["session"]
     with redis.Redis.from_url(url) as client:
@@ -230,7 +232,7 @@ def test_sessions_that_are_kept_have_no_deadline_and_can_be_shown(url: str) -> N
 
 
 @pytest.mark.slow
-def test_an_embedded_directory_outlives_the_command(tmp_path: Path) -> None:
+def test_sessions_in_an_embedded_directory_outlive_the_command(tmp_path: Path) -> None:
     url = f"embedded://{tmp_path / 'data'}"
     ended = run("replay", "--url", url)
     assert ended.exit_code == 0
@@ -238,7 +240,7 @@ def test_an_embedded_directory_outlives_the_command(tmp_path: Path) -> None:
     assert run("show", command.split("'")[-2], "--url", url).exit_code == 0
 
 
-def test_replay_refuses_a_server_inside_one_process() -> None:
+def test_replay_refuses_a_memory_url() -> None:
     ended = run("replay", "--url", "memory://")
     assert ended.exit_code == 2
     assert "one process" in ended.stderr
@@ -246,18 +248,18 @@ def test_replay_refuses_a_server_inside_one_process() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("replay",), ("show", "chat"), ("doctor",)], ids=lambda command: command[0])
-def test_a_server_that_cannot_be_reached_is_3_and_a_wrong_url_is_2(command: tuple[str, ...], tmp_path: Path) -> None:
-    nobody = run(*command, "--json", "--url", f"unix://{tmp_path}/none")
-    assert nobody.exit_code == 3
-    assert json.loads(nobody.stdout)["ok"] is False
-    assert "lash-redis: " in nobody.stderr
-    assert "Traceback" not in nobody.output
+def test_an_unreachable_server_exits_with_3_and_a_wrong_url_with_2(command: tuple[str, ...], tmp_path: Path) -> None:
+    unreachable = run(*command, "--json", "--url", f"unix://{tmp_path}/none")
+    assert unreachable.exit_code == 3
+    assert json.loads(unreachable.stdout)["ok"] is False
+    assert "lash-redis: " in unreachable.stderr
+    assert "Traceback" not in unreachable.output
     assert run(*command, "--url", "http://x").exit_code == 2
     assert run(*command, "--namespace", "{a}").exit_code == 2
 
 
 @pytest.mark.slow
-def test_a_session_that_changed_before_the_verification_ends_replay_with_1(url: str) -> None:
+def test_replay_reports_a_session_that_changes_before_the_verification(url: str) -> None:
     def tamper(address: str, sessions: Any) -> None:
         with redis.Redis.from_url(address) as client:
             (log,) = client.keys(f"*log:{sessions[0].id}")
@@ -273,7 +275,7 @@ def test_a_session_that_changed_before_the_verification_ends_replay_with_1(url: 
 
 
 @pytest.mark.slow
-def test_a_session_that_failed_is_named_and_ends_with_1(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_names_a_failed_session_and_exits_with_1(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from lash_redis.cli.replay import play as module
 
     def tampering(*arguments: Any, **named: Any) -> Any:
@@ -291,7 +293,7 @@ def test_a_session_that_failed_is_named_and_ends_with_1(url: str, monkeypatch: p
 
 
 @pytest.mark.slow
-async def test_a_worker_that_dies_is_reported_and_nothing_hangs(url: str) -> None:
+async def test_a_killed_worker_is_reported_and_its_pool_does_not_block(url: str) -> None:
     turn = read_conversations([SHIPPED])[0].turns("s")[0]
     with Pool(2, Settings(url, "acme", StoreOptions(), None)) as pool:
         os.kill(pool.pids[1], signal.SIGKILL)
@@ -302,7 +304,7 @@ async def test_a_worker_that_dies_is_reported_and_nothing_hangs(url: str) -> Non
 
 @pytest.mark.samples
 @pytest.mark.slow
-def test_real_conversations_are_replayed_and_verified() -> None:
+def test_sample_conversations_are_replayed_and_verified() -> None:
     files = [DATA / "airline_chats.jsonl", DATA / "message_trees.jsonl"]
     ended = run("replay", *files, "--tools", DATA / "airline_tools.json", "--workers", "4", "--json")
     report = json.loads(ended.stdout)
@@ -324,7 +326,9 @@ async def link(url: str) -> Any:
 CHAT, TREE = read_conversations([SHIPPED])
 
 
-async def played(link: Connection, url: str, conversation: Conversation, turns: int | None = None) -> SessionCache:
+async def play_conversation(
+    link: Connection, url: str, conversation: Conversation, turns: int | None = None
+) -> SessionCache:
     settings = Settings(url, "acme", StoreOptions(), None)
     for turn in conversation.turns("s")[:turns]:
         await play(link, settings, turn)
@@ -332,8 +336,8 @@ async def played(link: Connection, url: str, conversation: Conversation, turns: 
 
 
 @pytest.mark.parametrize("conversation", [CHAT, TREE], ids=lambda conversation: conversation.format)
-async def test_a_session_that_was_played_has_no_faults(link: Connection, url: str, conversation: Conversation) -> None:
-    cache = await played(link, url, conversation)
+async def test_a_played_session_has_no_faults(link: Connection, url: str, conversation: Conversation) -> None:
+    cache = await play_conversation(link, url, conversation)
     assert await faults_of(cache.session("s"), conversation, None) == []
 
 
@@ -368,12 +372,12 @@ def _one_more(read: PersistedSessionRead) -> dict[str, Any]:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "nothing but the revision": (lambda read: {}, "the revision is"),
+    "only the revision": (lambda read: {}, "the revision is"),
     "a message": (_other_message, "message 1 is"),
-    "what no part says": (_lost_role, "message 0 is"),
+    "a field outside of the parts": (_lost_role, "message 0 is"),
     "a parent": (_other_parent, "the parent of node"),
     "a branch": (_other_parent, "the branch that ends at message"),
-    "a node more": (_one_more, "the number of nodes is"),
+    "an additional node": (_one_more, "the number of nodes is"),
     "the leaf": (lambda read: {"graph": Unchanged(read.graph.nodes[0].node_id)}, "the leaf is"),
     "the usage": (
         lambda read: {"usage_deltas": [TokenLedgerEntry("turn", "replay", TokenUsage(0, 0, 1))]},
@@ -388,10 +392,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-async def test_the_verification_sees_a_commit_that_changed(link: Connection, url: str, what: str) -> None:
+async def test_the_verification_detects_a_changed_commit(link: Connection, url: str, what: str) -> None:
     change, fault = CHANGES[what]
     conversation = CHAT if what == "the tools" else TREE
-    cache = await played(link, url, conversation)
+    cache = await play_conversation(link, url, conversation)
     store = cache.session("s")
     read = await store.load_session(FullGraph())
     assert read is not None
@@ -412,13 +416,13 @@ async def test_the_verification_sees_a_commit_that_changed(link: Connection, url
     assert any(found.startswith(fault) for found in await faults_of(store, conversation, None))
 
 
-async def test_the_verification_sees_a_turn_that_is_missing(link: Connection, url: str) -> None:
-    cache = await played(link, url, CHAT, turns=2)
+async def test_the_verification_detects_a_missing_turn(link: Connection, url: str) -> None:
+    cache = await play_conversation(link, url, CHAT, turns=2)
     faults = await faults_of(cache.session("s"), CHAT, None)
     assert "the revision is 2, expected 3" in faults
 
 
-async def test_a_turn_that_finds_an_older_revision_than_was_committed_is_refused(link: Connection, url: str) -> None:
+async def test_a_turn_that_resumes_at_an_older_revision_is_refused(link: Connection, url: str) -> None:
     settings = Settings(url, "acme", StoreOptions(), None)
     first, _, third = CHAT.turns("s")
     await play(link, settings, first)
@@ -426,7 +430,7 @@ async def test_a_turn_that_finds_an_older_revision_than_was_committed_is_refused
         await play(link, settings, third)
 
 
-async def test_a_turn_that_loses_the_race_resumes_and_commits_again(
+async def test_a_turn_that_conflicts_with_another_resumes_and_commits_again(
     link: Connection, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(url, "acme", StoreOptions(), None)
@@ -477,7 +481,7 @@ def test_show_marks_the_active_path_and_prints_the_conversation(url: str) -> Non
     assert document["components"]["execution_state"]["bytes"] > 1024
 
 
-async def test_show_says_who_holds_the_lease(url: str) -> None:
+async def test_show_prints_the_owner_of_the_lease(url: str) -> None:
     async with lash_redis.connect(url) as cache:
         await cache.session("chat").commit_runtime_state(RuntimeCommit("chat"))
         free = await asyncio.to_thread(run, "show", "chat", "--url", url)
@@ -491,10 +495,10 @@ async def test_show_says_who_holds_the_lease(url: str) -> None:
     assert 3000 < lease["ends_in_s"] <= 3600
 
 
-def test_show_of_a_session_that_is_not_there_ends_with_1(url: str) -> None:
-    ended = run("show", "nobody", "--url", url)
+def test_show_of_a_missing_session_exits_with_1(url: str) -> None:
+    ended = run("show", "absent", "--url", url)
     assert ended.exit_code == 1
-    assert "no session 'nobody'" in ended.stderr
+    assert "no session 'absent'" in ended.stderr
     assert ended.stdout == ""
 
 
@@ -536,7 +540,7 @@ def test_a_chat_of_a_thousand_nodes_is_folded() -> None:
     assert "◀ leaf" in lines[5]
 
 
-def test_a_graph_that_branches_at_every_node_is_folded_too() -> None:
+def test_a_graph_that_branches_at_every_node_is_folded() -> None:
     lines = _drawn(_line(1000, lambda at: None if at == 0 else at - 1 if at % 2 else max(at - 2, 0)))
     assert len(lines) < 120
     assert max(map(len, lines)) <= 120
@@ -544,12 +548,12 @@ def test_a_graph_that_branches_at_every_node_is_folded_too() -> None:
     assert any("◀ leaf" in line for line in lines)
 
 
-def test_a_cycle_and_a_missing_parent_are_shown_as_what_they_are() -> None:
+def test_show_marks_a_node_whose_parent_is_missing() -> None:
     gone = _drawn(_line(2, lambda at: 7 if at == 0 else 0))
     assert any("its parent is missing" in line for line in gone)
 
 
-def test_stored_text_cannot_drive_the_terminal() -> None:
+def test_control_characters_and_markup_of_stored_text_are_not_interpreted() -> None:
     assert plain("a\x1b[31mb\x9bc\rd").plain == "a�[31mb�c�d"
     assert plain("[bold]x[/]").plain == "[bold]x[/]"
 
@@ -571,7 +575,7 @@ def findings(*arguments: str) -> dict[str, dict[str, str]]:
     return {finding["check"]: finding for finding in document["findings"]}
 
 
-async def test_doctor_finds_every_real_server_fit(real_server: Server) -> None:
+async def test_doctor_finds_no_failure_on_any_real_server(real_server: Server) -> None:
     import asyncio
 
     found = await asyncio.to_thread(findings, "--url", real_server.url)
@@ -590,7 +594,7 @@ async def test_doctor_finds_every_real_server_fit(real_server: Server) -> None:
 
 
 @pytest.mark.slow
-async def test_what_an_acl_denies_is_unknown_and_no_failure(real_server: Server) -> None:
+async def test_doctor_reports_checks_that_an_acl_denies_as_unknown(real_server: Server) -> None:
     import asyncio
 
     user = real_server.client()
@@ -601,8 +605,8 @@ async def test_what_an_acl_denies_is_unknown_and_no_failure(real_server: Server)
         url = real_server.tcp_url.replace("redis://", "redis://limited:pw@")
         found = await asyncio.to_thread(findings, "--url", url)
         states = {name: finding["state"] for name, finding in found.items()}
-        said = {states[name] for name in ("version", "cluster", "replication", "eviction", "persistence")}
-        assert said == {"unknown"}
+        denied = {states[name] for name in ("version", "cluster", "replication", "eviction", "persistence")}
+        assert denied == {"unknown"}
         assert (states["permissions"], states["latency"], states["layout"]) == ("ok", "ok", "ok")
         ended = await asyncio.to_thread(run, "replay", "--url", url, "--json")
         report = json.loads(ended.stdout)
@@ -616,7 +620,7 @@ async def test_what_an_acl_denies_is_unknown_and_no_failure(real_server: Server)
 
 
 @pytest.mark.slow
-async def test_memory_usage_denied_measures_the_records(real_server: Server) -> None:
+async def test_replay_measures_the_records_if_memory_usage_is_denied(real_server: Server) -> None:
     import asyncio
 
     user = real_server.client()
@@ -632,7 +636,7 @@ async def test_memory_usage_denied_measures_the_records(real_server: Server) -> 
         await user.execute_command("ACL", "DELUSER", "limited")
 
 
-async def test_a_policy_that_evicts_is_a_warning_with_advice(real_server: Server) -> None:
+async def test_doctor_warns_about_an_eviction_policy_with_advice(real_server: Server) -> None:
     import asyncio
 
     client = real_server.client()
@@ -646,7 +650,7 @@ async def test_a_policy_that_evicts_is_a_warning_with_advice(real_server: Server
 
 
 @pytest.mark.slow
-def test_a_replica_and_a_cluster_node_are_unfit() -> None:
+def test_doctor_fails_for_a_replica_and_for_a_cluster_node() -> None:
     with EmbeddedServer(options={"replicaof": "127.0.0.1 1"}) as replica:
         found = findings("--url", replica.url)
         assert found["replication"]["state"] == "fail"
@@ -656,14 +660,14 @@ def test_a_replica_and_a_cluster_node_are_unfit() -> None:
 
 
 @pytest.mark.slow
-def test_a_layout_that_is_not_ours_is_unfit(url: str) -> None:
+def test_doctor_fails_for_an_unknown_layout(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         client.set("lash1:layout:default", "layout=9 shards=64")
     assert findings("--url", url)["layout"]["state"] == "fail"
     assert findings("--url", url, "--namespace", "other")["layout"]["state"] == "ok"
 
 
-def test_doctor_leaves_nothing_that_does_not_end(url: str) -> None:
+def test_doctor_leaves_no_key_without_a_ttl_except_its_layout(url: str) -> None:
     findings("--url", url)
     with redis.Redis.from_url(url) as client:
         lasting = [key for key in client.scan_iter() if client.pttl(key) < 0]
@@ -686,7 +690,7 @@ def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]
 
 
 @pytest.mark.slow
-def test_the_program_takes_the_url_from_the_environment(url: str) -> None:
+def test_the_program_reads_the_url_from_the_environment(url: str) -> None:
     with lash_redis_program("replay", "--json", env={"LASH_REDIS_URL": url}) as program:
         out, err = program.communicate(timeout=60)
     assert program.returncode == 0
@@ -695,7 +699,7 @@ def test_the_program_takes_the_url_from_the_environment(url: str) -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("replay",), ("show",), ("doctor",)], ids=" ".join)
-def test_help_says_what_the_exit_codes_mean(command: tuple[str, ...]) -> None:
+def test_help_explains_the_exit_codes(command: tuple[str, ...]) -> None:
     ended = run(*command, "--help")
     assert ended.exit_code == 0
     text = " ".join(ended.stdout.split())
@@ -728,7 +732,7 @@ def test_ctrl_c_ends_workers_and_server_and_exits_with_130(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["typer", "rich"])
-def test_without_the_extra_there_is_one_line_and_exit_2(package: str) -> None:
+def test_without_the_cli_extra_the_program_prints_one_line_and_exits_with_2(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; import lash_redis.cli; lash_redis.cli.main()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
@@ -744,5 +748,5 @@ def test_the_package_and_the_workers_import_neither_typer_nor_rich() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_input_error_names_the_file_alone_where_there_is_no_line() -> None:
+def test_an_input_error_without_a_line_names_the_file_only() -> None:
     assert str(InputError(Path("a.json"), None, "", "is odd")) == "a.json: is odd"
