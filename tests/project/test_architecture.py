@@ -1,4 +1,4 @@
-"""Modules import downwards only, and in no circle; docs/internals.md draws the same layers."""
+"""Modules import from lower layers only, without cycles. docs/internals.md draws the same layers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LAYERS = [
     ["transfer"],
     ["cli"],
 ]
-"""From the lowest to the highest; modules and packages of one layer do not import each other, except below."""
+"""From the lowest to the highest. Modules and packages of one layer do not import each other, except WITHIN_A_LAYER."""
 WITHIN_A_LAYER = {("options", "models"), ("models", "options")}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name below it, without the package's own `__init__`."""
+    """Every module by its dotted name relative to the package, without the `__init__` of the package."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
@@ -41,7 +41,7 @@ MODULES = modules()
 
 
 def imports(name: str) -> Iterator[str]:
-    """The modules that a module imports, anywhere in it, also for type checkers alone."""
+    """The modules that a module imports at any level, also if only for type checkers."""
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lash_redis":
             source = node.module.removeprefix("lash_redis").removeprefix(".")
@@ -74,23 +74,23 @@ def test_a_module_imports_from_lower_layers_only() -> None:
     assert upward == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    """A package's `__init__` that gathers its modules is not counted: it does no work of its own."""
+def test_modules_have_no_import_cycles() -> None:
+    """The `__init__` modules are not counted, because they only collect names."""
     graph = {
         name: {each for each in imports(name) if each and MODULES[each].name != "__init__.py"}
         for name, path in MODULES.items()
         if path.name != "__init__.py"
     }
-    assert circle_in(graph) == []
+    assert cycle_in(graph) == []
 
 
-def test_no_packages_import_each_other_in_a_circle() -> None:
+def test_packages_have_no_import_cycles() -> None:
     """A package inside of another one is one unit, because importing one of its modules imports all of them."""
     graph: dict[str, set[str]] = {}
     for name in MODULES:
         unit = unit_of(name)
         graph.setdefault(unit, set()).update(unit_of(each) for each in imports(name) if each and unit_of(each) != unit)
-    assert circle_in(graph) == []
+    assert cycle_in(graph) == []
 
 
 def unit_of(name: str) -> str:
@@ -99,8 +99,8 @@ def unit_of(name: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 2 else name
 
 
-def circle_in(graph: dict[str, set[str]]) -> list[str]:
-    """The names that import each other in a circle, and those that import them."""
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The names in import cycles, and the names that import them."""
     done: set[str] = set()
     while ready := {name for name in graph.keys() - done if graph[name] <= done}:
         done |= ready

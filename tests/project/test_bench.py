@@ -1,4 +1,4 @@
-"""What the benchmarks count, compare and draw is what they say."""
+"""The benchmarks count, compare and draw correctly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lash_redis import SessionCache
 from tests.support.paths import ROOT
 
 
-def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     times = Times({"ours": [10.0, 30.0, 200.0], "bare": [5.0, 10.0, 100.0]})
     assert times.ratio("ours", "bare") == 2.0
 
@@ -68,7 +68,7 @@ def test_a_table_is_as_wide_as_its_widest_cells() -> None:
     )
 
 
-def test_a_budget_is_the_largest_or_the_least_value() -> None:
+def test_a_budget_is_an_upper_or_a_lower_limit() -> None:
     largest, least = (report.Row("", "", "", 1.1, 1.0, is_least=is_least) for is_least in (False, True))
     assert (largest.met, least.met) == (False, True)
     assert (largest.cells()[4], least.cells()[4]) == ("≤ 1x", "≥ 1x")
@@ -91,14 +91,12 @@ async def test_all_tasks_of_all_processes_make_their_commits(url: str, side: str
     ("current", "verdict"),
     [((0.7, 0.8, 0.9), "faster"), ((1.1, 1.2, 1.3), "slower"), ((0.9, 0.97, 1.2), "")],
 )
-def test_only_what_lies_outside_the_noise_is_called_faster_or_slower(
-    current: tuple[float, float, float], verdict: str
-) -> None:
+def test_only_differences_outside_of_the_noise_are_reported(current: tuple[float, float, float], verdict: str) -> None:
     sides = {"base": (1.0, 1.0, 1.0), "current": current, "base again": (0.95, 1.0, 1.05)}
     assert check.Comparison("commit", 500.0, sides).cells()[4] == verdict
 
 
-async def test_traffic_counts_what_one_operation_costs(url: str) -> None:
+async def test_traffic_counts_the_round_trips_and_bytes_of_one_operation(url: str) -> None:
     async with (
         wire_to(url) as (relay, wire),
         redis.asyncio.from_url(relay) as client,
@@ -110,7 +108,7 @@ async def test_traffic_counts_what_one_operation_costs(url: str) -> None:
     assert cost.down == len(b"+OK\r\n")
 
 
-async def test_a_lost_answer_ends_the_connection_after_the_command_was_done(url: str) -> None:
+async def test_a_lost_reply_closes_the_connection_after_the_command_is_executed(url: str) -> None:
     async with wire_to(url) as (relay, wire), redis.asyncio.from_url(relay, retry=Retry(NoBackoff(), 0)) as client:
         await client.set("key", 1)
         wire.lose = 1
@@ -121,7 +119,7 @@ async def test_a_lost_answer_ends_the_connection_after_the_command_was_done(url:
 
 
 class Echo(socketserver.BaseRequestHandler):
-    """Says all it hears, and "end" when it has heard all."""
+    """Returns all received bytes, and then `end` at the end of the stream."""
 
     def handle(self) -> None:
         with suppress(OSError):
@@ -140,7 +138,7 @@ def echo() -> Iterator[str]:
 
 
 def connected(url: str) -> socket.socket:
-    """To a server that echoes, which has answered once."""
+    """A connection to an echo server that has replied once."""
     parts = urlsplit(url)
     link = socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=60)
     link.sendall(b"begin")
@@ -148,19 +146,19 @@ def connected(url: str) -> socket.socket:
     return link
 
 
-def test_all_that_goes_far_arrives_in_order_both_ways_and_ends(echo: str) -> None:
-    said = b"".join(b"%07d\n" % number for number in range(1 << 20))
+def test_a_relay_with_latency_delivers_all_bytes_in_order_both_ways(echo: str) -> None:
+    sent = b"".join(b"%07d\n" % number for number in range(1 << 20))
     with further_off(echo, 0.5) as relay, connected(relay) as link:
-        link.sendall(said)
+        link.sendall(sent)
         link.shutdown(socket.SHUT_WR)
-        heard = bytearray()
+        received = bytearray()
         while data := link.recv(1 << 16):
-            heard += data
-    assert (len(heard), heard[-3:]) == (len(said) + 3, b"end")
-    assert heard.startswith(said)
+            received += data
+    assert (len(received), received[-3:]) == (len(sent) + 3, b"end")
+    assert received.startswith(sent)
 
 
-def test_what_goes_far_at_the_same_time_stays_apart(echo: str) -> None:
+def test_concurrent_connections_of_a_relay_stay_separate(echo: str) -> None:
     with further_off(echo, 0.5) as relay, ExitStack() as links:
         every = [links.enter_context(connected(relay)) for _ in range(20)]
         for turn in range(10):
@@ -170,7 +168,7 @@ def test_what_goes_far_at_the_same_time_stays_apart(echo: str) -> None:
                 assert link.recv(7, socket.MSG_WAITALL) == b"%03d %03d" % (number, turn)
 
 
-def test_a_relay_ends_with_its_context(echo: str) -> None:
+def test_a_relay_stops_with_its_context(echo: str) -> None:
     with further_off(echo, 0.5) as relay:
         link = connected(relay)
     with link:
@@ -189,7 +187,7 @@ with further_off(sys.argv[1], 0.5) as relay:
 """
 
 
-def test_a_relay_ends_with_its_owner_though_that_is_killed(echo: str) -> None:
+def test_a_relay_stops_if_its_owner_is_killed(echo: str) -> None:
     command, where, pipe = [sys.executable, "-c", OWNING, echo], ROOT, subprocess.PIPE
     with subprocess.Popen(command, cwd=where, stdin=pipe, stdout=pipe, text=True) as owner:
         assert owner.stdout is not None
@@ -240,10 +238,10 @@ numbers = {"ours_p50_us": 500.0, "other_p50_us": 250.0}
 for figure in by_nodes([{"what": f"commit at {at} nodes / bare", "numbers": numbers} for at in ("10", "1,000")]):
     figure.draw(Path(sys.argv[1]))
 """
-"""In a process of its own: pygal changes how everything after it is imported, which warns."""
+"""The code runs in a separate process, because pygal changes later imports, which causes warnings."""
 
 
-def test_a_picture_follows_the_readers_mode_and_is_the_same_every_day(tmp_path: Path) -> None:
+def test_a_picture_follows_the_color_scheme_and_is_reproducible(tmp_path: Path) -> None:
     drawn = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", DRAWING, tmp_path], cwd=ROOT, check=True)

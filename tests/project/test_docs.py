@@ -1,4 +1,4 @@
-"""README and docs: links resolve, examples run, commands exist, the README stays short. For prose: test_prose.py."""
+"""In README and docs, links resolve, examples run and commands exist, and the README stays short."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def prose_of(page: Path) -> str:
-    """The page without its fenced blocks, line by line as it is."""
+    """The page without its fenced blocks. Lines keep their numbers."""
     return FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text("utf-8"))
 
 
@@ -78,7 +78,7 @@ def broken_links(page: Path) -> Iterator[str]:
 
 
 @EVERY_PAGE
-def test_every_relative_link_and_anchor_leads_somewhere(page):
+def test_every_relative_link_and_anchor_resolves(page):
     assert list(broken_links(page)) == []
 
 
@@ -102,7 +102,7 @@ SESSION = "chat-42"
 
 @asynccontextmanager
 async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
-    """What `main` of the README's first example has at hand, and a stand-in for the caller's model."""
+    """The names that `main` of the README's first example uses, and a replacement of the caller's model."""
 
     async def call_model(messages: Any) -> str:
         return "Hello, too"
@@ -121,7 +121,7 @@ async def _internals_scope(url: str) -> AsyncIterator[dict[str, Any]]:
 
 
 SCOPES = {"README.md": _readme_scope, "internals.md": _internals_scope}
-"""The names that the examples of a page take for granted. Any other page begins with nothing."""
+"""The names that the examples of a page require. The examples of other pages start without names."""
 
 
 async def run_awaiting(code: Any, names: dict[str, Any], scope: Any) -> None:
@@ -131,7 +131,7 @@ async def run_awaiting(code: Any, names: dict[str, Any], scope: Any) -> None:
 
 
 def run_examples(page: Path, url: str) -> int:
-    """Run the Python blocks of a page in order, in one namespace; returns how many there are.
+    """Run the Python blocks of a page in order in one namespace, and return their count.
 
     A block with a top-level `await` runs in the page's event loop. Addresses of a local server are those of `url`.
     """
@@ -176,8 +176,8 @@ def test_an_example_that_raises_fails(tmp_path, url):
 
 
 @EVERY_PAGE
-def test_every_fenced_block_says_what_it_is(page):
-    """Python is run, commands are checked, and text is a diagram: nothing passes unchecked by having no language."""
+def test_every_fenced_block_has_a_language(page):
+    """A block without a language would be neither run nor checked."""
     assert {block.language for block in blocks_of(page)} <= {"python", "console", "text"}
 
 
@@ -199,7 +199,7 @@ def commands_of(page: Path) -> Iterator[str]:
 
 
 def fault_of(command: str) -> str | None:
-    """Why a command cannot work, or None. Words in capitals and in <> stand for what the reader puts there."""
+    """Why a command cannot work, or None. Words in capitals and in <> are placeholders."""
     match shlex.split(command, comments=True):
         case ["make", target, *_]:
             return None if target in TARGETS else f"no target {target}"
@@ -236,7 +236,7 @@ def test_every_shell_command_exists(page):
         "ls",
     ],
 )
-def test_a_command_that_does_not_exist_is_found(command):
+def test_a_command_that_does_not_exist_has_a_fault(command):
     assert fault_of(command) is not None
 
 
@@ -249,7 +249,7 @@ def test_the_readme_has_at_most_150_lines_and_1000_words():
     assert len(text.split()) <= 1000
 
 
-def test_the_readme_keeps_its_two_commands():
+def test_the_readme_starts_with_its_two_commands():
     first, *_ = [block.text for block in blocks_of(README) if block.language == "console"]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
 
@@ -258,5 +258,5 @@ HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
 
 
 @EVERY_PAGE
-def test_the_prose_names_no_commit(page):
+def test_the_prose_contains_no_commit_hash(page):
     assert HASH.findall(CODE.sub("", prose_of(page))) == []

@@ -1,4 +1,4 @@
-"""The prose of the package, its scripts and its pages is plain: words of the former style are listed and found."""
+"""The prose of the package, its scripts and its pages contains no words of the former style."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INSTEAD = {
     r"under way": "in flight, in progress, running",
     r"(is|are) to be": "must be",
 }
-"""Words of a style that has to be decoded, and what to write instead."""
+"""Words of the former style, and what to write instead."""
 
 CODE = re.compile(r"`[^`\n]+`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,7 +91,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.relative_to(ROOT)}")
-def test_the_prose_is_plain(path):
+def test_the_prose_contains_no_old_words(path):
     assert list(old_words(PROSE[path.suffix](path.read_text("utf-8")))) == []
 
 
