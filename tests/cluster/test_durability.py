@@ -131,7 +131,7 @@ async def test_a_commit_that_loads_its_script_waits_for_replicas_too(cache, grou
     assert (await cache.session("chat").commit_runtime_state(commit(None, append("a")))).durable
 
 
-async def test_a_commit_on_a_wrong_revision_is_refused_with_a_durability_too(cache):
+async def test_a_commit_with_a_durability_on_a_wrong_revision_is_refused(cache):
     store = cache.session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
     with pytest.raises(HeadRevisionConflict):

@@ -106,7 +106,7 @@ async def test_a_commit_that_may_be_half_written_has_an_unknown_outcome(denied, 
 
 
 @pytest.mark.parametrize("settings", [{"retry_on_error": [LostConnection]}, {"retry_on_timeout": True}])
-async def test_a_lost_commit_is_unknown_with_a_client_that_retries_by_itself(settings, proxy):
+async def test_a_lost_commit_of_a_client_that_retries_itself_has_an_unknown_outcome(settings, proxy):
     client = redis.Redis.from_url(proxy.url, **settings)
     store = without_retries(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
@@ -128,7 +128,7 @@ async def test_a_lost_read_is_a_backend_error(proxy):
     await client.aclose()
 
 
-async def test_a_pool_without_a_free_connection_is_a_backend_error(real_server):
+async def test_a_commit_without_a_free_connection_is_reported_as_not_applied(real_server):
     pool = redis.BlockingConnectionPool.from_url(real_server.url, max_connections=1, timeout=0.05)
     client = redis.Redis(connection_pool=pool)
     store = without_retries(client).session("chat")

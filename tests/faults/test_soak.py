@@ -66,7 +66,7 @@ async def evicting(request):
             yield server.url, admin
 
 
-async def test_under_eviction_no_read_is_wrong(evicting, request, capsys):
+async def test_no_read_under_eviction_is_wrong(evicting, request, capsys):
     url, admin = evicting
     counts = await soak.evict(url, READS, seed=1)
     evicted = (await admin.info("stats"))["evicted_keys"]

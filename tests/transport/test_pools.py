@@ -352,7 +352,7 @@ async def test_a_password_may_contain_brackets_colons_and_any_letter(password, a
             await admin.execute_command("ACL", "DELUSER", "named")
 
 
-async def test_an_unreachable_group_is_an_error_with_the_address_of_each_server():
+async def test_an_unreachable_group_is_a_backend_error_with_the_address_of_each_server():
     options = StoreOptions(call_timeout=0.5)
     for url in ("redis+cluster://127.0.0.1:1,127.0.0.1:2", "redis+sentinel://127.0.0.1:1,127.0.0.1:2/lash"):
         async with lash_redis.connect(url, options=options) as cache:

@@ -195,7 +195,7 @@ async def test_without_eval_the_error_of_a_missing_script_names_the_server_and_t
 
 
 @EITHER
-async def test_an_account_that_may_not_load_scripts_gets_the_same_remedy(
+async def test_the_error_of_an_account_that_may_not_load_scripts_names_the_remedy(
     opened: Opened, address: str, admin: redis.Redis
 ) -> None:
     await admin.script_flush()

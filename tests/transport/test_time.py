@@ -268,7 +268,7 @@ async def test_a_call_is_retried_until_the_server_has_a_free_connection(real_ser
 
 
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.HOLD_REPLY, Action.HALF_REPLY])
-async def test_a_commit_without_a_reply_is_unknown_and_settled_by_its_repetition(action: Action, proxy: Proxy) -> None:
+async def test_a_retry_settles_the_unknown_outcome_of_a_commit_without_a_reply(action: Action, proxy: Proxy) -> None:
     options = StoreOptions(call_timeout=0.5)
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
         store = cache.session("chat")

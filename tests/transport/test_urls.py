@@ -223,7 +223,7 @@ async def test_the_options_of_a_url_apply_to_the_connection(real_server: Server)
     ],
     ids=["cache", "store"],
 )
-def test_copying_a_cache_or_a_store_is_refused_with_the_alternative(
+def test_pickling_or_copying_a_cache_or_store_is_refused_with_the_alternative(
     made: Callable[[SessionCache], Any], message: str, copied: Callable[[Any], Any], scheme: str
 ) -> None:
     with pytest.raises(TypeError, match=message) as caught:

@@ -76,7 +76,7 @@ def test_a_parent_cycle_is_reported_as_corruption(nodes: tuple[SessionNodeRecord
         assert (corrupt.value.kind, corrupt.value.key, corrupt.value.reason) == ("graph", "a", "parent cycle")
 
 
-def test_orphans_are_the_nodes_off_the_path_in_list_order() -> None:
+def test_orphans_are_the_nodes_outside_the_active_path_in_list_order() -> None:
     assert BRANCHED.orphaned_node_ids() == ["c"]
     assert BRANCHED.with_leaf("unknown").orphaned_node_ids() == ["a", "b", "c", "x", "d"]
 
