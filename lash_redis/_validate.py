@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, TypeGuard
 
 from lash_redis.errors import InvalidRecord
@@ -45,6 +46,15 @@ def require_id(field: str, value: object) -> str:
     if size > MAX_ID_BYTES:
         raise InvalidRecord(field, f"expected at most {MAX_ID_BYTES} bytes of UTF-8, got {size}")
     return value
+
+
+def require_ids(field: str, ids: Any) -> list[str]:
+    """Return the node ids of a sequence as a list."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+        raise InvalidRecord(field, f"expected a sequence of node ids, got {type(ids).__name__}")
+    for at, node_id in enumerate(ids):
+        require_id(f"{field}[{at}]", node_id)
+    return list(ids)
 
 
 def is_plain_id(value: object) -> bool:

@@ -1,4 +1,4 @@
--- node: find one live node by its id; reads only.
+-- node: find live nodes by their ids; reads only.
 --
 -- KEYS   1 head     hash  facts are read
 --        2 log      list  node records
@@ -8,36 +8,46 @@
 --        6 state    hash  private components, counted
 --
 -- ARGV   1 session  str   session id, echoed
---        2 id       str   node id
+--        2 ids      str   node ids, up to the end
 --
--- Reply  node <session> <record> <position>    the node's record
---        none <session>                        unknown or tombstoned
---        corrupt <session> <family> <reason>   stored data violates an invariant
---        evicted <session> <family> <reason>   a key of the session is gone
+-- Reply  nodes <session> <position> <record> ...   the position and the record for each id; -1 and '' for an id that is
+--                                                  unknown or tombstoned
+--        corrupt <session> <family> <reason>       stored data violates an invariant
+--        evicted <session> <family> <reason>       a key of the session is gone
 --
 -- Order  the script compares the sizes of the keys first, so that an evicted index is not taken for an unknown id.
--- Cost   one round trip, O(length of the log) steps over list chunks.
+-- Cost   one round trip, O(length of the log) steps over list chunks for each id.
 
 --@include refuse
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local session, id = ARGV[1], ARGV[2]
+local session, ids = ARGV[1], 2
 
 -- CHECK
 
 local facts, wrong = open_head(head, {log, nodes, jumps, dead, state})
 wrong = wrong or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
-if not facts then return {'none', session} end
 
-local entry = redis.call('HGET', nodes, id)
-if not entry or entry == '?' then return {'none', session} end
-local position = place_of(entry, facts)
-local buried = position and facts.dead > 0 and redis.call('HGET', dead, position)
-if buried == id then return {'none', session} end
-if buried then return refuse(session, {'corrupt', 'dead', 'a tombstone names another node'}) end
-local record = position and redis.call('LINDEX', log, position)
-if not record or record == '' then return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'}) end
+-- Returns the position and the record of a live node, -1 and '' if there is none, nil and the rest of a refusal.
+local function find(id)
+  local entry = facts and redis.call('HGET', nodes, id)
+  if not entry or entry == '?' then return -1, '' end
+  local position = place_of(entry, facts)
+  local buried = position and facts.dead > 0 and redis.call('HGET', dead, position)
+  if buried == id then return -1, '' end
+  if buried then return nil, {'corrupt', 'dead', 'a tombstone names another node'} end
+  local record = position and redis.call('LINDEX', log, position)
+  if not record or record == '' then return nil, {'corrupt', 'nodes', 'an entry points at no record'} end
+  return position, record
+end
 
-return {'node', session, record, position}
+local found = {'nodes', session}
+for index = ids, #ARGV do
+  local position, record = find(ARGV[index])
+  if not position then return refuse(session, record) end
+  found[#found + 1] = position
+  found[#found + 1] = record
+end
+return found

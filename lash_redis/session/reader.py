@@ -71,11 +71,20 @@ class Reader:
         trip = commands.reads.meta_read(self._keys)
         return commands.reads.meta_reply(self._keys, await self._namespace.read(trip, atomic=True))
 
+    async def nodes(self, ids: Sequence[str]) -> list[SessionNodeRecord | None]:
+        """`RedisSessionStore.load_nodes`, with ids that are valid."""
+        found: list[SessionNodeRecord | None] = []
+        for at in range(0, len(ids), commands.maintenance.NODE_CHUNK):
+            chunk = ids[at : at + commands.maintenance.NODE_CHUNK]
+            call = commands.maintenance.nodes_call(self._keys, chunk)
+            reply = await self._namespace.run(call, writes=False, is_large=True)
+            found += commands.maintenance.nodes_reply(call, self._keys, chunk, reply)
+        return found
+
     async def node(self, node_id: str) -> SessionNodeRecord | None:
         """`RedisSessionStore.load_node`."""
-        call = commands.maintenance.node_call(self._keys, require_id("node_id", node_id))
-        reply = await self._namespace.run(call, writes=False, is_large=True)
-        return commands.maintenance.node_reply(call, self._keys, node_id, reply)
+        (node,) = await self.nodes([require_id("node_id", node_id)])
+        return node
 
     @property
     def _strict(self) -> bool:

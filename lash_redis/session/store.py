@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lash_redis._validate import require_id, require_int, require_type
+from lash_redis._validate import require_id, require_ids, require_int, require_type
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -185,6 +185,18 @@ class RedisSessionStore:
         Source: RuntimePersistence::load_node.
         """
         return await self._reader.node(node_id)
+
+    async def load_nodes(self, ids: Sequence[str]) -> list[SessionNodeRecord | None]:
+        """Load live nodes, on the active path or not, in the order of `ids`; None for an unknown or tombstoned id.
+
+        An id may occur more than once. One round trip per 500 ids. The nodes of one round trip are of one revision;
+        more than 500 ids may span several.
+
+        Raises:
+            InvalidRecord: an id is invalid; the error names it. Nothing was sent.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
+        """
+        return await self._reader.nodes(require_ids("ids", ids))
 
     async def load_session_meta(self) -> SessionMeta | None:
         """Load the meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
@@ -545,10 +557,7 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::tombstone_nodes.
         """
-        if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-            raise InvalidRecord("ids", f"expected a sequence of node ids, got {type(ids).__name__}")
-        for at, node_id in enumerate(ids):
-            require_id(f"ids[{at}]", node_id)
+        ids = require_ids("ids", ids)
         for at in range(0, len(ids), commands.maintenance.TOMBSTONE_CHUNK):
             call = commands.maintenance.tombstone_call(self._keys, ids[at : at + commands.maintenance.TOMBSTONE_CHUNK])
             with continuing(at, f"of {len(ids)} ids were hidden"):

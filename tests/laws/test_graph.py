@@ -372,7 +372,7 @@ async def test_an_append_after_a_replacement_resolves_its_parent_in_the_new_grap
 
 
 @broken_by(
-    Lua("node", "if buried == id then return {'none', session} end\nif buried then", "if false then"),
+    Lua("node", "if buried == id then return -1, '' end\n  if buried then", "if false then"),
     Lua("tombstone", "if redis.call('HEXISTS', dead, position) == 0 then", "if false then"),
 )
 async def test_no_read_returns_tombstoned_nodes(store):

@@ -655,8 +655,7 @@ def as_unknown(plan):
 
 
 @broken_by(
-    Lua("node", "return refuse(session, {'corrupt', 'nodes', 'an entry points at no record'})",
-        "return {'none', session}"),
+    Lua("node", "return nil, {'corrupt', 'nodes', 'an entry points at no record'}", "return -1, ''"),
     Lua("tombstone", "place >= facts.length", "place > facts.length"),
     Lua("commit", "place >= facts.length", "place > facts.length"),
     Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),

@@ -135,6 +135,7 @@ async def reads(store: RedisSessionStore) -> None:
     assert_type(await store.load_session_meta(), SessionMeta | None)
     node = await store.load_node("m1")
     assert_type(node, SessionNodeRecord | None)
+    assert_type(await store.load_nodes(["m1", "m2"]), list[SessionNodeRecord | None])
     if node is not None:
         payload: NodePayload = node.payload
         assert_type(payload, EventPayload | PluginPayload)

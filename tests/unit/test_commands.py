@@ -370,10 +370,10 @@ def test_an_unknown_reply_word_of_commit_is_a_backend_error(word):
 
 
 def test_a_call_refuses_the_reply_for_another_session():
-    call = commands.maintenance.node_call(KEYS, "a")
+    call = commands.maintenance.nodes_call(KEYS, ["a"])
     with pytest.raises(OutcomeUnknown):
-        commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat2"])
-    assert commands.maintenance.node_reply(call, KEYS, "a", [b"none", b"chat"]) is None
+        commands.maintenance.nodes_reply(call, KEYS, ["a"], [b"nodes", b"chat2", -1, b""])
+    assert commands.maintenance.nodes_reply(call, KEYS, ["a"], [b"nodes", b"chat", -1, b""]) == [None]
 
 
 def test_a_non_ascii_session_id_is_echoed_in_utf8():
@@ -396,9 +396,9 @@ CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
     [
         (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
         (commands.maintenance.vacuum_call(KEYS), ["chat", 500]),
-        (commands.maintenance.node_call(KEYS, "a"), ["chat", "a"]),
+        (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
     ],
-    ids=["tombstone", "vacuum", "node"],
+    ids=["tombstone", "vacuum", "nodes"],
 )
 def test_graph_maintenance_calls_pass_every_key_of_the_session(call, args):
     assert (list(call.keys), list(call.args)) == (SESSION, args)
@@ -441,14 +441,12 @@ def test_prune_passes_six_keys_for_every_entry():
 
 def test_a_node_reply_with_another_node_is_corrupt():
     record = prepared(commit(None, append("a"))).records[0]
-    call = commands.maintenance.node_call(KEYS, "a")
-    assert commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record, b"0"]) == node("a")
+    call = commands.maintenance.nodes_call(KEYS, ["a"])
+    assert commands.maintenance.nodes_reply(call, KEYS, ["a"], [b"nodes", b"chat", 0, record]) == [node("a")]
     with pytest.raises(Corrupt):
-        commands.maintenance.node_reply(
-            commands.maintenance.node_call(KEYS, "b"), KEYS, "b", [b"node", b"chat", record, b"0"]
-        )
+        commands.maintenance.nodes_reply(call, KEYS, ["b"], [b"nodes", b"chat", 0, record])
     with pytest.raises(Corrupt):
-        commands.maintenance.node_reply(call, KEYS, "a", [b"node", b"chat", record[:-1], b"0"])
+        commands.maintenance.nodes_reply(call, KEYS, ["a"], [b"nodes", b"chat", 0, record[:-1]])
 
 
 def test_replies_of_an_empty_store_decode_to_no_session():

@@ -16,6 +16,7 @@ from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.protocol.nodes import decode_node
 
 TOMBSTONE_CHUNK: Final = 1000
+NODE_CHUNK: Final = 500
 VACUUM_CHUNK: Final = 500
 GC_CHUNK: Final = 500
 EXPIRED_CHUNK: Final = 100
@@ -30,17 +31,22 @@ def vacuum_call(keys: SessionKeys) -> ScriptCall:
     return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, VACUUM_CHUNK])
 
 
-def node_call(keys: SessionKeys, node_id: str) -> ScriptCall:
-    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, node_id])
+def nodes_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
+    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, *ids])
 
 
-def node_reply(call: ScriptCall, keys: SessionKeys, node_id: str, reply: Any) -> SessionNodeRecord | None:
-    if status(call, reply, keys) == "none":
-        return None
-    node = decode_node(reply[2], keys.log, int(reply[3]))
-    if node.node_id != node_id:
-        raise Corrupt("nodes", keys.nodes, f"the entry of {node_id!r} points at {node.node_id!r}")
-    return node
+def nodes_reply(call: ScriptCall, keys: SessionKeys, ids: Sequence[str], reply: Any) -> list[SessionNodeRecord | None]:
+    """Decode the node of each id, None for an id without a live node. Raises Corrupt if a record is damaged."""
+    status(call, reply, keys)
+    _, _, *found = reply
+    nodes = [
+        decode_node(record, keys.log, int(position)) if record else None
+        for position, record in zip(found[::2], found[1::2], strict=True)
+    ]
+    for node_id, node in zip(ids, nodes, strict=True):
+        if node is not None and node.node_id != node_id:
+            raise Corrupt("nodes", keys.nodes, f"the entry of {node_id!r} points at {node.node_id!r}")
+    return nodes
 
 
 def put_blob_call(shard: ShardKeys, ref: BlobRef, data: bytes, options: StoreOptions) -> ScriptCall:
