@@ -51,7 +51,10 @@ class ReplaceFull(Variant):
     """Replace every stored node by the nodes of a graph."""
 
     graph: SessionGraph
-    """The whole new graph with its leaf. Stored nodes that it does not contain are dropped."""
+    """The whole new graph with its leaf. Stored nodes that it does not contain are dropped.
+
+    The store refuses a graph that is partial (`SessionGraph.is_partial`).
+    """
 
     @property
     def leaf_node_id(self) -> str | None:

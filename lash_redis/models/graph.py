@@ -64,6 +64,8 @@ class SessionGraph(Record):
     """The nodes in the order of the log."""
     leaf_node_id: str | None = None
     """The node at which the active path ends; None for an empty path."""
+    is_partial: Annotated[bool, Rule.OMIT_EMPTY] = field(default=False, kw_only=True, repr=False, compare=False)
+    """Whether the first node has ancestors that a read left out. The store refuses a `ReplaceFull` of such a graph."""
     _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )
@@ -169,7 +171,7 @@ class SessionGraph(Record):
 
     def with_leaf(self, leaf_node_id: str | None) -> SessionGraph:
         """Return a graph with the same nodes and another leaf. The id of the leaf may be unknown."""
-        graph = SessionGraph(self.nodes, leaf_node_id)
+        graph = SessionGraph(self.nodes, leaf_node_id, is_partial=self.is_partial)
         object.__setattr__(graph, "_places", self._places)
         object.__setattr__(graph, "_lineage", self.lineage)
         return graph
@@ -183,13 +185,13 @@ class SessionGraph(Record):
         """
         size = len(range(len(self.nodes))[:count])
         nodes = self.nodes.first(size) if isinstance(self.nodes, NodeSequence) else self.nodes[:size]
-        graph = SessionGraph(nodes, nodes[-1].node_id if nodes else None)
+        graph = SessionGraph(nodes, nodes[-1].node_id if nodes else None, is_partial=self.is_partial)
         object.__setattr__(graph, "_lineage", self.lineage.first(size))
         return graph
 
     def fork_current_path(self) -> SessionGraph:
         """Return a graph of the nodes of the active path. The leaf id is kept even if no node has it."""
-        return SessionGraph(tuple(self.active_path()), self.leaf_node_id)
+        return SessionGraph(tuple(self.active_path()), self.leaf_node_id, is_partial=self.is_partial)
 
     def heal_orphaned_leaf(self) -> SessionGraph:
         """Return a graph with a valid leaf: this graph if its leaf is None or known.
@@ -314,7 +316,7 @@ class SessionGraph(Record):
         return graph
 
     def _extended(self, nodes: Sequence[SessionNodeRecord], leaf: str | None) -> SessionGraph:
-        graph = SessionGraph(grown(self.nodes, nodes), leaf)
+        graph = SessionGraph(grown(self.nodes, nodes), leaf, is_partial=self.is_partial)
         object.__setattr__(graph, "_lineage", self.lineage)
         return graph
 

@@ -60,10 +60,19 @@ class FullGraph(Variant):
 
 @dataclass(frozen=True, slots=True)
 class ActivePath(Variant):
-    """Read the path from the root to one node."""
+    """Read the path from the root to one node, or a page of it."""
 
     leaf_node_id: str | None = None
     """The node at which the path ends; None for the leaf of the head."""
+    limit: U64 | None = None
+    """The largest number of nodes to read, at least 1: the last ones. None for all."""
+    before: str | None = None
+    """A node of the path. Only the nodes before it are read. None for all."""
+
+    @property
+    def is_page(self) -> bool:
+        """Whether the scope is a page: a part of the path."""
+        return self.limit is not None or self.before is not None
 
 
 SessionReadScope: TypeAlias = FullGraph | ActivePath
@@ -102,6 +111,11 @@ class PersistedSessionRead(Record, Unread):
     commit_id: str | None = None
     """The id of the commit that made the revision; None if unknown."""
     _origin: Annotated[ReadOrigin | None, Rule.IN_MEMORY] = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the read is a page, and the path has nodes before its first."""
+        return self.graph.is_partial
 
     @property
     def scope(self) -> SessionReadScope:

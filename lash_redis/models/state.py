@@ -71,6 +71,8 @@ class PersistedSessionState(Record):
     def from_read(cls, read: PersistedSessionRead) -> Self:
         """Make a state from a read. The provider is "unconfigured", because it is not stored.
 
+        If the read is a partial page, the store refuses a commit of the state that replaces the graph.
+
         Source: persisted_session_state_from_read.
         """
         config, checkpoint = read.config, read.checkpoint

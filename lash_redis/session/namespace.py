@@ -87,12 +87,13 @@ class Namespace:
     ) -> Any:
         """Run a script and return its reply. For `writes`, `earlier` and the errors see `Backend.send`.
 
-        `is_large`: the size of the reply depends on the caller's data.
+        `is_large`: the size of the reply depends on the caller's data. A replica runs only scripts that read.
         """
         if not self._laid_out:
             await self._check_layout(writes=call.script.name in BEGINNING)
         request = self._script_request(call)
         request.lane = Lane.LARGE if is_large else Lane.SMALL
+        request.replica = self._asks_replicas and not writes
         return (await self._backend.send(request, writes=writes, earlier=earlier))[0]
 
     async def run_durably(

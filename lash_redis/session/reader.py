@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from lash_redis._validate import require_id
+from lash_redis._validate import require_id, require_int
 from lash_redis.errors import BackendError, Corrupt, InvalidLeaf, UnsupportedReadScope
 from lash_redis.models import (
     ActivePath,
@@ -20,7 +20,7 @@ from lash_redis.models import (
 from lash_redis.protocol import commands
 from lash_redis.protocol.components import stored_blobs
 from lash_redis.protocol.keys import SessionKeys
-from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
+from lash_redis.protocol.stored_nodes import decode_some
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.seen import Seen
 
@@ -105,7 +105,11 @@ class Reader:
             raise UnsupportedReadScope(scope)
         if scope.leaf_node_id is not None:
             require_id("ActivePath.leaf_node_id", scope.leaf_node_id)
-        return await self._path(scope.leaf_node_id)
+        if scope.limit is not None:
+            require_int("ActivePath.limit", scope.limit, 1)
+        if scope.before is not None:
+            require_id("ActivePath.before", scope.before)
+        return await self._path(scope)
 
     async def snapshot(self) -> Snapshot | None:
         """Return everything that is stored of the session at one revision; None if it has no head.
@@ -145,38 +149,54 @@ class Reader:
             return replies
         return await self._namespace.read(trip, atomic=True)
 
-    async def _path(self, leaf: str | None) -> PersistedSessionRead | None:
-        namespace, strict = self._namespace, self._strict
+    async def _path(self, scope: ActivePath) -> PersistedSessionRead | None:
+        namespace, keys = self._namespace, self._keys
         lost: tuple[int, str] | None = None
         for _ in range(MAX_ATTEMPTS):
-            replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
-            plan = commands.paths.path_plan(self._keys, leaf, replies, strict=strict)
+            plan = await self._plan(scope)
             if plan is None:
                 return None
-            if plan.by_id:
-                return await self._path_by_id(leaf)
+            if plan == "larger":
+                break
             known, unknown = namespace.cached_blobs(plan.head.components.held)
-            stored: commands.reads.StoredRead | None = plan.read(StoredNodes((), self._keys.log))
-            contents: list[bytes | None] = []
-            if plan.spans or unknown:
-                replies = await namespace.read(commands.paths.span_read(self._keys, plan, unknown), atomic=True)
+            if plan.spans and not plan.parts:
+                replies = await namespace.read(commands.paths.span_read(keys, plan, unknown), atomic=True)
                 parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                stored = commands.paths.span_reply(self._keys, plan, parts)
+                stored = commands.paths.span_reply(keys, plan, parts)
+            else:
+                contents = await namespace.read(commands.reads.blob_read(keys, unknown), atomic=False)
+                stored = commands.paths.path_of(keys, plan, plan.parts)
             if stored is None:
                 break
-            missing = namespace.take_blobs(self._keys, unknown, contents, known)
+            missing = namespace.take_blobs(keys, unknown, contents, known)
             if missing is None:
-                return stored.shown(known)
+                read = stored.shown(known)
+                return read if scope.before is None else read.from_origin(replace(stored, nodes=None))
             if lost == (plan.head.facts.revision, missing.key):
                 raise missing
             lost = plan.head.facts.revision, missing.key
-        return await self._path_by_id(leaf)
+        return await self._cut_out(scope)
 
-    async def _path_by_id(self, leaf: str | None) -> PersistedSessionRead | None:
-        """Read the full graph and cut the path out of it.
+    async def _plan(self, scope: ActivePath) -> commands.paths.PathPlan | Literal["larger"] | None:
+        """Return the ranges of the log that form a path or a page, as `path_plan` does. One round trip."""
+        if scope.is_page:
+            call = commands.pages.call(self._keys, scope)
+            reply = await self._namespace.run(call, writes=False, is_large=True)
+            return commands.pages.plan(call, self._keys, scope, reply)
+        leaf = scope.leaf_node_id
+        replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
+        return commands.paths.path_plan(self._keys, leaf, replies, strict=self._strict)
 
-        This is for a path that only ids link, and for a log that changed during every attempt to read ranges of it.
+    async def _cut_out(self, scope: ActivePath) -> PersistedSessionRead | None:
+        """Read the whole path and cut a page out of it, or read the full graph and cut a path out of it.
+
+        This is for a path that only ids link, for a page that a script would search for too long, and for a log that
+        changed during every attempt to read ranges of it.
         """
+        leaf = scope.leaf_node_id
+        if scope.is_page:
+            whole = await self._path(ActivePath(leaf))
+            return None if whole is None else commands.pages.cut_out(whole, scope)
         found = await self.snapshot()
         if found is None:
             return None
@@ -221,7 +241,7 @@ class Reader:
             return read
         if delta == "absent":
             return None
-        if delta == "far" and known.nodes is not None and known.scope in (FullGraph(), ActivePath()):
+        if delta == "far" and known.nodes is not None and _has_leaf_of_head(known.scope):
             delta = commands.refresh.delta_reply(
                 await self._namespace.read(commands.refresh.delta_read(keys, known), atomic=True)
             )
@@ -255,4 +275,10 @@ async def _decode(nodes: Sequence[SessionNodeRecord]) -> None:
 
 def _is_cut(read: PersistedSessionRead) -> bool:
     """Whether `read` is a path to a head's leaf that is not live. Only a store with lenient checks returns one."""
-    return not read.graph.nodes and read.graph.leaf_node_id is not None and read.scope == ActivePath()
+    is_path = isinstance(read.scope, ActivePath) and _has_leaf_of_head(read.scope)
+    return is_path and not read.graph.nodes and read.graph.leaf_node_id is not None
+
+
+def _has_leaf_of_head(scope: SessionReadScope) -> bool:
+    """Whether a read of `scope` ends where the head does."""
+    return isinstance(scope, FullGraph) or (scope.leaf_node_id is None and scope.before is None)

@@ -105,7 +105,15 @@ class RedisSessionStore:
         returns the nodes from the root to the head's leaf, `ActivePath(x)` those to `x` (none if `x` is unknown or
         tombstoned). Treat reads as immutable. Nodes, config, ledger and components are decoded when they are accessed.
 
+        `ActivePath(limit=20)` returns a page: the last 20 nodes of the path. `ActivePath(limit=20, before=x)` returns
+        the last 20 before node `x`. The leaf of a page's graph is its last node. `read.is_partial` means that the path
+        has earlier nodes; the next page is the one before `read.graph.nodes[0].node_id`.
+
         One round trip if this process has the tool state cached, else two. An active path takes two. O(nodes returned).
+        A page of up to 500 nodes takes one, and a larger one takes two. The cost of a page does not depend on the
+        length of the path. It takes up to three, and as long as the whole path, if one of these holds: there are more
+        than 1,000 branches behind its first node, or more than 1,000 tombstones that are not vacuumed; nodes were
+        vacuumed and more than 1,000 nodes follow `before` on the path; nodes are linked by id only.
         With `StoreOptions.slide_on_load` a `touch` follows, which takes one more.
 
         Accessing many payloads in a row blocks the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table
@@ -115,7 +123,8 @@ class RedisSessionStore:
 
         Raises:
             UnsupportedReadScope: `scope` is neither a `FullGraph` nor an `ActivePath`.
-            InvalidLeaf: `scope` is `ActivePath()`, and the head's leaf is tombstoned (with strict checks).
+            InvalidLeaf: `scope` is an `ActivePath` to the head's leaf, which is tombstoned (with strict checks).
+            InvalidRecord: a field of `scope` is invalid. `before` is unknown, tombstoned, or not on the path.
             Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing. A node's record, the
                 config, the ledger and a private component are verified when they are decoded. If one is damaged,
                 accessing it raises Corrupt.
@@ -127,7 +136,8 @@ class RedisSessionStore:
     async def _ask(self, question: Callable[[Reader], Awaitable[Answer | None]]) -> Answer | None:
         """Read from a replica if `read_from` is "replica". If that fails or finds nothing, read from the primary."""
         if self._namespace.options.read_from == "replica":
-            with suppress(Corrupt, InvalidLeaf, BackendError):  # a replica may be stale, so the primary decides
+            # A replica may be stale, so the primary decides.
+            with suppress(Corrupt, InvalidLeaf, InvalidRecord, BackendError):
                 answer = await question(Reader(self._namespace.replicas, self._keys))
                 if answer is not None:
                     return answer
@@ -145,6 +155,9 @@ class RedisSessionStore:
         not have, if nodes were tombstoned and vacuumed since, or if nodes are linked by id only. For a read without an
         origin (see `PersistedSessionRead`) it loads the full graph. With `StoreOptions.slide_on_load` a `touch`
         follows.
+
+        A page keeps its first node and gets the new nodes at its end, so it may exceed its limit. It is loaded again by
+        its scope if the path no longer contains all of it. A page with `before` is loaded again after any change.
 
         Raises:
             SessionBindingMismatch: `read` is of another session.

@@ -48,6 +48,7 @@ async def test_every_read_of_a_session_under_sentinel_uses_a_replica(sentinels: 
         read = await store.load_session(FullGraph())
         assert (ids_of(read), read.checkpoint.execution_state) == (["a"], b"1")
         assert ids_of(await store.load_session(ActivePath())) == ["a"]
+        assert ids_of(await store.load_session(ActivePath(limit=1))) == ["a"]
         assert (await store.load_head()).head_revision == 1
         assert (await store.load_session_meta()).session_name == "n"
         assert reads_of(sentinels.primary) == before
@@ -73,6 +74,7 @@ async def test_every_read_of_a_session_in_a_cluster_uses_a_replica(cluster: Clus
         before, of_replica = reads_of(primary), reads_of(cluster.replica_of(primary))
         assert ids_of(await store.load_session(FullGraph())) == ["a"]
         assert ids_of(await store.load_session(ActivePath())) == ["a"]
+        assert ids_of(await store.load_session(ActivePath(limit=1))) == ["a"]
         assert (reads_of(primary), reads_of(cluster.replica_of(primary)) > of_replica) == (before, True)
 
 

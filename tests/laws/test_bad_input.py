@@ -432,6 +432,8 @@ ARGUMENTS: dict[str, tuple[Callable[[Env, Any], Awaitable[Any]], tuple[Any, ...]
     "data": (lambda env, value: env.cache.put_blob(value), (1, "x", None, [1], object(), 5.0)),
     "ref": (lambda env, value: env.cache.get_blob(value), NOT_REF + NONE),
     "ActivePath.leaf_node_id": (lambda env, value: env.store.load_session(ActivePath(value)), NOT_ID),
+    "ActivePath.limit": (lambda env, value: env.store.load_session(ActivePath(limit=value)), (0, -1, 1.0, "1", True)),
+    "ActivePath.before": (lambda env, value: env.store.load_session(ActivePath(before=value)), NOT_ID),
     "node_id": (lambda env, value: env.store.load_node(value), NOT_ID + NONE),
     "commit": (lambda env, value: env.store.commit_runtime_state(value), NOT_RECORD + NONE),
     "meta": (lambda env, value: env.store.save_session_meta(value), NOT_RECORD + NONE),

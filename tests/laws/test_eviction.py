@@ -57,6 +57,7 @@ METHODS: dict[str, Method] = {
     "load the graph": lambda cache, _: cache.session("chat").load_session(FullGraph()),
     "load the path": lambda cache, _: cache.session("chat").load_session(ActivePath()),
     "load a path": lambda cache, _: cache.session("chat").load_session(ActivePath("a")),
+    "load a page": lambda cache, _: cache.session("chat").load_session(ActivePath(limit=1)),
     "load the head": lambda cache, _: cache.session("chat").load_head(),
     "load a node": lambda cache, _: cache.session("chat").load_node("a"),
     "load an unknown node": lambda cache, _: cache.session("chat").load_node("zzz"),
@@ -76,7 +77,7 @@ METHODS: dict[str, Method] = {
         commit(None, append("d", parent="c"), checkpoint=carried(manifest))
     ),
 }
-COMPONENT_METHODS = ("load the graph", "load the path", "load a path", "touch", "fork")
+COMPONENT_METHODS = ("load the graph", "load the path", "load a path", "load a page", "touch", "fork")
 """The methods that return components or extend their lifetime. A commit raises `MissingBlob` instead."""
 
 

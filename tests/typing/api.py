@@ -116,7 +116,7 @@ async def caches(client: redis.asyncio.Redis, cluster: redis.asyncio.RedisCluste
 
 
 async def reads(store: RedisSessionStore) -> None:
-    scope: SessionReadScope = ActivePath("m2")
+    scope: SessionReadScope = ActivePath("m2", limit=20, before="m1")
     assert_type(await store.load_session(scope), PersistedSessionRead | None)
     read = await store.load_session(FullGraph(), decode=True)
     if read is None:
@@ -126,6 +126,7 @@ async def reads(store: RedisSessionStore) -> None:
     assert_type(read.head_revision, int)
     assert_type(read.config, PersistedSessionConfig)
     assert_type(read.graph, SessionGraph)
+    assert_type(read.is_partial, bool)
     assert_type(read.checkpoint, HydratedSessionCheckpoint | None)
     assert_type(read.token_ledger, Sequence[TokenLedgerEntry])
     assert_type(read.to_json(), Any)

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from lash_redis import (
+    ActivePath,
     Append,
     BackendError,
     CommitIdReused,
@@ -397,8 +398,10 @@ CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
         (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
         (commands.maintenance.vacuum_call(KEYS), ["chat", 500]),
         (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
+        (commands.pages.call(KEYS, ActivePath(limit=3)), ["chat", "", "", 3, 500, 1000]),
+        (commands.pages.call(KEYS, ActivePath("b", before="a")), ["chat", "b", "a", 2**53 - 1, 500, 1000]),
     ],
-    ids=["tombstone", "vacuum", "nodes"],
+    ids=["tombstone", "vacuum", "nodes", "page", "page before a node"],
 )
 def test_graph_maintenance_calls_pass_every_key_of_the_session(call, args):
     assert (list(call.keys), list(call.args)) == (SESSION, args)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import FullGraph, HydratedSessionCheckpoint, SessionMeta
+from lash_redis import ActivePath, FullGraph, HydratedSessionCheckpoint, SessionMeta
 from lash_redis.protocol import scripts
 from tests.support.builders import append, commit, key_of, replace_full
 from tests.support.servers import require_luacheck
@@ -25,7 +25,7 @@ READS = {
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
-READ_ONLY = {"node", "read", "refresh"}
+READ_ONLY = {"node", "page", "read", "refresh"}
 UNUSED_REPLIES = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}}
 """Replies of included functions that a script never returns.
 
@@ -230,6 +230,7 @@ async def test_every_script_runs(open_cache, client):
     await cache.session("replaced").commit_runtime_state(commit(None, replace_full("a"), session_id="replaced"))
     await cache.put_blob(b"bytes")
     await store.load_node("a")
+    await store.load_session(ActivePath(limit=1))
     await store.refresh(await store.load_session(FullGraph()))
     await store.tombstone_nodes(["b"])
     await store.vacuum()

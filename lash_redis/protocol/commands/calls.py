@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -57,6 +57,11 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = 
     if word == "deleted":
         raise SessionDeleted(call.echo.decode())
     return word
+
+
+def mapping(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:
+    """Return the fields of a hash from the flat list in which a script returns them."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def require_size(what: str, size: int, options: StoreOptions) -> None:

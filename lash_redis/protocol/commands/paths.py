@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lash_redis.errors import Corrupt, InvalidLeaf, SessionEvicted
 from lash_redis.models import ActivePath, BlobRef
@@ -46,10 +46,7 @@ def path_read(keys: SessionKeys, leaf: str | None) -> list[Command]:
 
 @dataclass(frozen=True, slots=True)
 class PathPlan:
-    """The ranges of the log that form an active path, root first.
-
-    `by_id`: links are by node id, so only the whole log determines the path.
-    """
+    """The ranges of the log that form an active path or a page of it, root first."""
 
     head: StoredHead
     scope: ActivePath
@@ -57,15 +54,30 @@ class PathPlan:
     dead: frozenset[int] = frozenset()
     jumps: Sequence[Jump] = ()
     private: Mapping[str, bytes] = field(default_factory=dict)
-    by_id: bool = False
+    is_partial: bool = False
+    """Whether the path has nodes before the first range."""
+    last: str | None = None
+    """The id that the last node must have, if it is known apart from the leaf of the scope."""
+    parts: Sequence[Sequence[bytes]] = ()
+    """The records of each range; empty if the client must fetch them."""
 
     def read(self, nodes: StoredNodes) -> StoredRead:
         """Build the read from the fetched nodes of the path."""
         hidden = set(self.dead)
-        if nodes and nodes.place(0) > self.spans[0][0]:
+        is_cut = bool(nodes) and nodes.place(0) > self.spans[0][0]
+        if is_cut:
             # The path was cut off at a freed record, which has no tombstone any more.
             hidden.add(max(min(stop, nodes.place(0) - 1) for start, stop in self.spans if start < nodes.place(0)))
-        return StoredRead(self.scope, self.head, nodes, self.dead, sorted(hidden), self.jumps, self.private)
+        return StoredRead(
+            self.scope,
+            self.head,
+            nodes,
+            self.dead,
+            sorted(hidden),
+            self.jumps,
+            self.private,
+            is_partial=self.is_partial and not is_cut,
+        )
 
     @property
     def fetched(self) -> Sequence[tuple[int, int]]:
@@ -79,8 +91,12 @@ class PathPlan:
         return self.spans
 
 
-def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, strict: bool) -> PathPlan | None:
+def path_plan(
+    keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, strict: bool
+) -> PathPlan | Literal["larger"] | None:
     """Compute the ranges of the log to fetch; None without a head.
+
+    "larger" means that links are by node id, so only the full graph determines the path.
 
     Raises:
         InvalidLeaf: the head's own leaf is not a live node (only if `strict`).
@@ -94,7 +110,7 @@ def path_plan(keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, st
     facts, private = head.facts, private_components(head, state)
     scope, wanted = ActivePath(leaf), head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
-        return PathPlan(head, scope, by_id=True)
+        return "larger"
     hidden, links, at = positions(keys, dead), jump_list(keys, jumps), -1
     if wanted is not None and leaf is None:
         at = facts.leaf
@@ -152,18 +168,27 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Sto
     """Decode the path; None if the log is another one than the plan was made for, or no record of the path is left.
 
     Raises:
-        SessionEvicted: the log is missing.
-        Corrupt: jumps and records disagree.
+        SessionEvicted, Corrupt: as `path_of`.
     """
     if replies[0] is None or decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
         return None
+    parts: list[list[bytes]] = list(replies[1:])
+    if len(plan.fetched) < len(plan.spans):
+        base, whole = plan.spans[0][0], parts[0]
+        parts = [whole[start - base : stop + 1 - base] for start, stop in plan.spans]
+    return path_of(keys, plan, parts)
+
+
+def path_of(keys: SessionKeys, plan: PathPlan, parts: Sequence[Sequence[bytes]]) -> StoredRead | None:
+    """Build the read from the records of each range; None if no record of the path is left.
+
+    Raises:
+        SessionEvicted: the log is missing.
+        Corrupt: jumps and records disagree.
+    """
     spans = plan.spans
     if not spans:
         return plan.read(StoredNodes((), keys.log))
-    parts: list[list[bytes]] = list(replies[1:])
-    if len(plan.fetched) < len(spans):
-        base, whole = spans[0][0], parts[0]
-        parts = [whole[start - base : stop + 1 - base] for start, stop in spans]
     records: list[bytes] = []
     places: list[int] = []
     for (start, stop), part in zip(spans, parts, strict=False):
@@ -180,6 +205,8 @@ def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> Sto
         return None
     read = plan.read(StoredNodes(records, keys.log, places))
     check_path(keys, read, spans)
+    if plan.last is not None:
+        check_id(keys, records[-1], places[-1], plan.last)
     return read
 
 

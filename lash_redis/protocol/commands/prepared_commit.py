@@ -220,6 +220,12 @@ def _check_fields(commit: RuntimeCommit) -> None:
         )
     if isinstance(delta, ReplaceFull):
         require_type("RuntimeCommit.graph.graph", delta.graph, SessionGraph)
+        if delta.graph.is_partial:
+            raise InvalidRecord(
+                "RuntimeCommit.graph.graph",
+                "expected a whole graph, got one that grew out of a page, which would drop the earlier nodes; "
+                "use Append, or load the path without a limit",
+            )
     if delta.leaf_node_id is not None and delta.leaf_node_id is not KEEP:
         require_id("RuntimeCommit.graph.leaf_node_id", delta.leaf_node_id)
 

@@ -85,15 +85,17 @@ class StoredRead(ReadOrigin):
     scope: SessionReadScope
     head: StoredHead
     nodes: StoredNodes | None
-    """None if the path was found by node ids, because then the positions of its records are unknown."""
+    """None for a path that was cut out of a larger read, and for a page with `before`: a refresh cannot extend them."""
     dead: frozenset[int] = frozenset()
     """Positions of nodes that are tombstoned and not yet freed."""
     hidden: Sequence[int] = ()
     """For a path: `dead` and the known positions of freed nodes, ascending."""
     jumps: Sequence[Jump] = ()
-    """For a path: all jumps of the session."""
+    """For a path: all jumps of the session; for a page: those from its first node on, perhaps preceded by others."""
     private: Mapping[str, bytes] = field(default_factory=dict)
     """The stored contents of the private components, by ref."""
+    is_partial: bool = False
+    """For a page: whether the path has nodes before its first."""
 
     def private_bytes(self) -> dict[str, bytes]:
         """Decode the private components, by ref. Raises Corrupt if one does not hash to its ref."""
@@ -102,15 +104,19 @@ class StoredRead(ReadOrigin):
 
     @property
     def leaf(self) -> str | None:
-        explicit = self.scope.leaf_node_id if isinstance(self.scope, ActivePath) else None
-        return self.head.body.leaf_node_id if explicit is None else explicit
+        scope = self.scope
+        if not isinstance(scope, ActivePath):
+            return self.head.body.leaf_node_id
+        if scope.before is not None:
+            return self.nodes[-1].node_id if self.nodes else None
+        return self.head.body.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
 
     @property
     def graph(self) -> SessionGraph:
         """The graph. It keeps its lineage if its nodes are all of the log."""
         log = None if self.nodes is None else StoredLog.of(self.nodes, self.head.facts)
         if log is None:
-            return SessionGraph(() if self.nodes is None else self.nodes, self.leaf)
+            return SessionGraph(() if self.nodes is None else self.nodes, self.leaf, is_partial=self.is_partial)
         return SessionGraph.from_base(log, log.nodes, self.leaf)
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:

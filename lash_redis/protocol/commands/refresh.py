@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from lash_redis.errors import Corrupt
 from lash_redis.models import ActivePath
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.calls import Command, ScriptCall, mapping, status
 from lash_redis.protocol.commands.paths import check_path, jump_list, spans_of
 from lash_redis.protocol.commands.reads import (
     StoredHead,
@@ -76,11 +76,7 @@ def reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Delta | Unmoved:
     if word != "newer":
         return word  # type: ignore[return-value]
     _, _, head, records, jumps, dead, state = reply
-    return Delta(_mapping(head), records, jumps, dead, _mapping(state) if state else None)
-
-
-def _mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return Delta(mapping(head), records, jumps, dead, mapping(state) if state else None)
 
 
 def delta_read(keys: SessionKeys, known: StoredRead) -> list[Command]:
@@ -192,17 +188,18 @@ class _Log:
     def path(self, keys: SessionKeys, known: StoredRead, jumps: Sequence[bytes]) -> StoredRead | None:
         """Build the active path; None if it needs nodes that neither the read nor the end has.
 
+        A page keeps its beginning. None also if the path no longer contains all of the page.
+
         Raises:
             Corrupt: jumps and records disagree.
         """
-        before, now, held = known.head.facts, self.head.facts, self.nodes
+        before, now, held, scope = known.head.facts, self.head.facts, self.nodes, known.scope
+        assert isinstance(scope, ActivePath)
         empty = {at for at, record in enumerate(self.end, self.start) if not record}
         hidden = self.dead.union(known.hidden, empty)
-        at = now.leaf
-        if known.scope != ActivePath():
-            if not held:
-                return None
-            at = held.place(len(held) - 1)
+        if not held and scope != ActivePath():
+            return None
+        at = now.leaf if scope.leaf_node_id is None else held.place(len(held) - 1)
         # A node that was tombstoned and freed since then appears only in the counts. It may be any node of the read.
         unseen = before.length - before.live - len(known.hidden)
         if now.loose or at in hidden or now.length - now.live - len(hidden) != unseen:
@@ -210,6 +207,11 @@ class _Log:
         links = [*known.jumps, *jump_list(keys, jumps, known.jumps[-1][0] if known.jumps else -1)]
         ordered = sorted(hidden)
         spans = spans_of(links, ordered, at)
+        if scope.is_page:
+            first = held.place(0)
+            if known.is_partial and dict(links).get(first, first - 1) in hidden:
+                return None
+            spans = [(max(start, first), stop) for start, stop in spans if stop >= first]
         pieces: list[tuple[int, int]] = []
         places: list[int] = []
         for start, stop in spans:
@@ -223,7 +225,10 @@ class _Log:
             if pieces and pieces[-1][1] == left:
                 left = pieces.pop()[0]
             pieces.append((left, right + 1))
-        read = StoredRead(known.scope, self.head, self._with(pieces, places), self.dead, ordered, links)
         whole = pieces == [(0, len(held))]
+        if scope.is_page and not whole:
+            return None
+        nodes = self._with(pieces, places)
+        read = StoredRead(scope, self.head, nodes, self.dead, ordered, links, is_partial=known.is_partial)
         check_path(keys, read, spans, after=held.place(len(held) - 1) if whole else -1)
         return read
