@@ -26,6 +26,10 @@ def path(cache: SessionCache, session_id: str) -> Contender:
     return Contender(lambda: cache.session(session_id).load_session(ActivePath()))
 
 
+def page(cache: SessionCache, session_id: str, before: str | None = None) -> Contender:
+    return Contender(lambda: cache.session(session_id).load_session(ActivePath(limit=20, before=before)))
+
+
 def decoded(cache: SessionCache, session_id: str) -> Contender:
     async def run() -> tuple[PersistedSessionRead | None, list[object]]:
         read = await cache.session(session_id).load_session(FullGraph())
@@ -67,7 +71,7 @@ async def _measured(client: redis.Redis, url: str, warm: SessionCache, cold: Ses
     times = await interleaved(few, rounds * 3)
     rows.append(timed("resume of 10 nodes, warm / bare", times, "warm", "bare"))
     rows.append(timed("resume of 10 nodes, cold / bare", times, "cold", "bare"))
-    return rows + await _paths(warm, tools, rounds * 3)
+    return rows + await _paths(warm, tools, rounds * 3) + await _pages(warm, tools, rounds * 3)
 
 
 async def _paths(cache: SessionCache, tools: ToolState, rounds: int) -> list[Row]:
@@ -78,6 +82,25 @@ async def _paths(cache: SessionCache, tools: ToolState, rounds: int) -> list[Row
     return [
         timed("path of 100 nodes, 10 pieces in 10,000 / 100 in 100", times, "forked", "alone", 1.3),
         timed("path of 100 nodes, 100 pieces in 10,000 / 100 in 100", times, "shattered", "alone", 2),
+    ]
+
+
+async def _pages(cache: SessionCache, tools: ToolState, rounds: int) -> list[Row]:
+    """Pages of 20 nodes: the last ones, those before the middle, and the last ones beside a read of all nodes."""
+    for nodes in (50, 50_000):
+        await workload.Session(cache, f"line-{nodes}").begin(tools, workload.line(0, nodes, None))
+    contenders = {
+        "short": page(cache, "line-50"),
+        "long": page(cache, "line-50000"),
+        "middle": page(cache, "line-50000", workload.node(25_000, None).node_id),
+        "page": page(cache, "1000"),
+        "whole": full(cache, "1000"),
+    }
+    times = await interleaved(contenders, rounds)
+    return [
+        timed("page of 20 of 50,000 nodes / of 50", times, "long", "short", 1.1),
+        timed("page of 20 before the middle of 50,000 nodes / the last 20 of 50", times, "middle", "short", 1.1),
+        timed("page of 20 of 1,000 nodes / full read of 1,000", times, "page", "whole"),
     ]
 
 
