@@ -1,7 +1,7 @@
 """Store chat and agent sessions in Redis or Valkey: resume one in one read, commit a turn in one atomic step.
 
-Begin with `connect` or `SessionCache`, which return a `RedisSessionStore` for each session. A `RuntimeCommit` saves a
-turn.
+Begin with `connect`. It returns a `SessionCache`. `cache.chat(session_id)` keeps messages in the OpenAI chat format.
+`cache.session(session_id)` is the whole store of a session, in which a `RuntimeCommit` saves a turn.
 
 Five of the names are unions, for which `help()` shows only their types:
 
@@ -15,6 +15,7 @@ Every error is a `StoreError`. `lash_redis.errors` describes the families of err
 """
 
 from lash_redis.cache import SessionCache, connect
+from lash_redis.chat import Chat
 from lash_redis.errors import (
     BackendError,
     CommitIdReused,
@@ -45,6 +46,7 @@ from lash_redis.models import (
     AuditProblem,
     AuditReport,
     BlobRef,
+    ChatMessage,
     DeleteReport,
     EventPayload,
     FullGraph,
@@ -91,6 +93,8 @@ from lash_redis.models import (
     UsageRow,
     UsageTotals,
     VacuumReport,
+    chat_message_of_record,
+    record_of_chat_message,
 )
 from lash_redis.options import (
     KEEP,
@@ -127,6 +131,8 @@ __all__ = [
     "BackendError",
     "BlobProfile",
     "BlobRef",
+    "Chat",
+    "ChatMessage",
     "CommitIdReused",
     "CommitTooLarge",
     "Corrupt",
@@ -208,8 +214,10 @@ __all__ = [
     "UsageRow",
     "UsageTotals",
     "VacuumReport",
+    "chat_message_of_record",
     "connect",
     "load_persisted_session_state",
     "load_persisted_session_state_active_path",
+    "record_of_chat_message",
     "refresh_persisted_session_state",
 ]

@@ -21,6 +21,7 @@ from lash_redis._validate import (
     seconds_to_ms,
 )
 from lash_redis.audit import Audit
+from lash_redis.chat import Chat
 from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
 from lash_redis.models import (
@@ -121,6 +122,10 @@ class SessionCache:
     def session(self, session_id: str) -> RedisSessionStore:
         """Return the store of one session. No I/O; the session need not exist."""
         return RedisSessionStore(self.shared, session_id)
+
+    def chat(self, session_id: str) -> Chat:
+        """Return a chat: the messages of one session in the OpenAI chat format. No I/O; the session need not exist."""
+        return Chat(self.session(session_id), self.options.contention_seconds)
 
     async def create(self, request: SessionStoreCreateRequest, *, ttl: float | Keep | None = KEEP) -> RedisSessionStore:
         """Write the meta record of a session from `request`, unless it has one, and return the session's store.

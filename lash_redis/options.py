@@ -180,6 +180,11 @@ class StoreOptions:
     """
 
     @property
+    def contention_seconds(self) -> float:
+        """The longest time in seconds for which a write is repeated because other workers commit first."""
+        return 8.0 if self.call_timeout is None else self.call_timeout
+
+    @property
     def blob_grace_ms(self) -> int:
         return max(1, round(self.blob_grace * 1000))
 

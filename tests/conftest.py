@@ -14,7 +14,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from lash_redis import RedisSessionStore, SessionCache, StoreOptions
+from lash_redis import Chat, RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.transport.backend import Backend
@@ -147,6 +147,11 @@ async def cache(open_cache: Callable[..., SessionCache]) -> SessionCache:
 @pytest.fixture
 async def store(cache: SessionCache) -> RedisSessionStore:
     return cache.session("chat")
+
+
+@pytest.fixture
+async def chat(cache: SessionCache) -> Chat:
+    return cache.chat("chat")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The records of a session: pure data without I/O. `wire` defines how each one is encoded as JSON and MessagePack."""
 
+from lash_redis.models.chat_messages import ChatMessage, chat_message_of_record, record_of_chat_message
 from lash_redis.models.commit import (
     Append,
     GraphCommitDelta,
@@ -59,6 +60,7 @@ __all__ = [
     "AuditProblem",
     "AuditReport",
     "BlobRef",
+    "ChatMessage",
     "Cursor",
     "DeleteReport",
     "EventPayload",
@@ -106,6 +108,8 @@ __all__ = [
     "UsageRow",
     "UsageTotals",
     "VacuumReport",
+    "chat_message_of_record",
     "merge_token_ledger",
     "message_text",
+    "record_of_chat_message",
 ]

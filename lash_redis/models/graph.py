@@ -18,7 +18,15 @@ from uuid import uuid4
 from lash_redis.errors import Corrupt
 from lash_redis.models.chat_messages import as_record, parts_of
 from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
-from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord, field_of, inside
+from lash_redis.models.node import (
+    EventPayload,
+    NodePayload,
+    PluginPayload,
+    SessionNodeRecord,
+    field_of,
+    inside,
+    is_transient,
+)
 from lash_redis.models.wire import Json, Record, Rule
 
 
@@ -126,7 +134,7 @@ class SessionGraph(Record):
         tool_calls = []
         for event in events:
             message, invocation = inside(event, "Conversation"), inside(event, "Tool", "Invocation")
-            if message is not None and not _is_transient(message):
+            if message is not None and not is_transient(message):
                 messages.setdefault(message.get("id"), message)
             if invocation is not None:
                 tool_calls.append(invocation.get("record"))
@@ -251,7 +259,7 @@ class SessionGraph(Record):
         kept = None
         for node in self.active_path():
             message, invocation = node.message(), inside(node.event(), "Tool", "Invocation")
-            if message is not None and not _is_transient(message) and message.get("id") not in matched:
+            if message is not None and not is_transient(message) and message.get("id") not in matched:
                 if not wanted or _compact(wanted[0]) != _compact(message):
                     break
                 matched.add(wanted.popleft().get("id"))
@@ -347,18 +355,13 @@ def _invocation(record: dict[str, Any]) -> EventPayload:
     return EventPayload({"Tool": {"Invocation": {"stable_key": stable_key(record), "record": record}}})
 
 
-def _is_transient(message: dict[str, Any]) -> bool:
-    origin = inside(message, "origin")
-    return origin is not None and origin.get("transient") is True
-
-
 def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages that are not transient, only the first of each id. Messages without an id are all kept."""
     seen: set[Any] = set()
     distinct = []
     for message in messages:
         message_id = message.get("id")
-        if not _is_transient(message) and not (message_id and message_id in seen):
+        if not is_transient(message) and not (message_id and message_id in seen):
             seen.add(message_id)
             distinct.append(message)
     return distinct

@@ -98,3 +98,9 @@ def inside(value: Any, *keys: str) -> dict[str, Any] | None:
     for key in keys:
         value = field_of(value, key)
     return value if isinstance(value, dict) else None
+
+
+def is_transient(message: dict[str, Any]) -> bool:
+    """Whether a message is marked as one that reads do not show."""
+    origin = inside(message, "origin")
+    return origin is not None and origin.get("transient") is True

@@ -13,8 +13,10 @@ from weakref import ref as weak
 
 from tenacity import (
     AsyncRetrying,
+    RetryError,
     retry_if_exception_type,
     stop_after_attempt,
+    stop_after_delay,
     wait_random_exponential,
 )
 
@@ -310,19 +312,36 @@ class RedisSessionStore:
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
         if require_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
-        seen = self._last
-        for _ in range(MAX_ATTEMPTS):
-            basis = await basis_of(commit, seen, self._reader)
-            try:
-                result = await self._commit(basis, own_ttl, options)
-            except HeadRevisionConflict:
-                if not basis.is_implied:
-                    raise
-                seen = Seen()  # the head changed; read it again
-            else:
-                await self._collect_if_due()
-                return result
-        raise self._contended("commit to")
+        basis = await basis_of(commit, self._last, self._reader)
+        try:
+            result = await self._commit(basis, own_ttl, options)
+        except HeadRevisionConflict:
+            if not basis.is_implied:
+                raise
+            result = await self._commit_on_any(commit, own_ttl, options)
+        await self._collect_if_due()
+        return result
+
+    async def _commit_on_any(
+        self, commit: RuntimeCommit, own_ttl: int | None, options: StoreOptions
+    ) -> RuntimeCommitResult:
+        """Make a commit that compares nothing, on the head that it reads; repeat it if another commit comes between.
+
+        Raises:
+            BackendError: other commits came first for `StoreOptions.contention_seconds`.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_delay(options.contention_seconds),
+            wait=wait_random_exponential(multiplier=0.005, max=0.2),
+            retry=retry_if_exception_type(HeadRevisionConflict),
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    return await self._commit(await basis_of(commit, Seen(), self._reader), own_ttl, options)
+        except RetryError as error:
+            raise self._contended("commit to") from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _commit(self, basis: Basis, own_ttl: int | None, options: StoreOptions) -> RuntimeCommitResult:
         commit, seen = basis.commit, basis.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -257,6 +258,15 @@ async def test_a_commit_that_compares_nothing_keeps_values_of_the_revision_it_re
     result = await handle.commit_runtime_state(RuntimeCommit("chat", None, usage_deltas=[used(input=1)]))
     assert result.head_revision == 3
     assert (await stored(store))[5] == b"new"
+
+
+async def test_commits_that_compare_nothing_succeed_however_many_there_are_at_once(store, open_cache):
+    await store.commit_runtime_state(rich("a"))
+    handles = [open_cache().session("chat") for _ in range(16)]
+    turns = [RuntimeCommit("chat", None, usage_deltas=[used(input=1)]) for _ in handles]
+    await asyncio.gather(*(handle.commit_runtime_state(turn) for handle, turn in zip(handles, turns, strict=True)))
+    assert (await store.load_head()).token_ledger == (used(input=16),)
+    assert await stored(store) == (*RICH, "a")
 
 
 # Retries

@@ -17,7 +17,7 @@ LAYERS = [
     ["embedded"],
     ["transport"],
     ["session"],
-    ["acl", "listing", "runtime"],
+    ["acl", "chat", "listing", "runtime"],
     ["audit"],
     ["cache"],
     ["transfer"],

@@ -7,6 +7,8 @@ import asyncio
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -107,8 +109,8 @@ async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
     async def call_model(messages: Any) -> str:
         return "Hello, too"
 
-    async with lash_redis.connect(url, namespace="acme") as cache:
-        yield {"store": cache.session(SESSION), "call_model": call_model, "request_id": "request-1"}
+    async with lash_redis.connect(url) as cache:
+        yield {"cache": cache, "call_model": call_model, "request_id": "request-1"}
 
 
 @asynccontextmanager
@@ -143,7 +145,7 @@ def run_examples(page: Path, url: str) -> int:
         is_open = False
         try:
             for block in examples:
-                text = "\n" * block.line + re.sub(r"\"(embedded://|redis://localhost)\"", repr(url), block.text)
+                text = "\n" * block.line + re.sub(r"\"(embedded://\w*|redis://localhost)\"", repr(url), block.text)
                 code = compile(text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 if not code.co_flags & inspect.CO_COROUTINE:
                     exec(code, names)
@@ -165,6 +167,21 @@ def test_the_readme_has_an_example_of_ten_lines_and_one_of_twelve_at_most():
     first, second = (block.text.count("\n") for block in blocks_of(README) if block.language == "python")
     assert first <= 10
     assert second <= 12
+
+
+def test_the_first_example_of_the_readme_resumes_its_chat_in_another_process(tmp_path):
+    (example, *_) = [block.text for block in blocks_of(README) if block.language == "python"]
+    (tmp_path / "example.py").write_text(example)
+    printed = [
+        ast.literal_eval(
+            subprocess.run(
+                [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert [[message["content"] for message in messages] for messages in printed] == [["Hello"], ["Hello", "Hello"]]
+    assert printed[1][0] == printed[0][0]
 
 
 def test_an_example_that_raises_fails(tmp_path, url):

@@ -1,0 +1,321 @@
+"""Plain chats: messages in the OpenAI chat format, on top of the store of one session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+from uuid import uuid4
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from lash_redis._validate import require_id, require_int
+from lash_redis.errors import (
+    HeadRevisionConflict,
+    InvalidLeaf,
+    InvalidParent,
+    InvalidRecord,
+    NodeIdCollision,
+)
+from lash_redis.models import (
+    ActivePath,
+    Append,
+    ChatMessage,
+    DeleteReport,
+    EventPayload,
+    FullGraph,
+    LeaseClaim,
+    RuntimeCommit,
+    SessionNodeRecord,
+    SessionUsageReport,
+    TokenLedgerEntry,
+    Unchanged,
+    chat_message_of_record,
+    record_of_chat_message,
+)
+from lash_redis.models.chat_messages import canonical_json, check_chat_message
+from lash_redis.models.node import is_transient
+from lash_redis.session.store import RedisSessionStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Tip:
+    """Where the chat stands: the revision, the commit that made it, and the last message."""
+
+    revision: int = 0
+    commit_id: str | None = None
+    leaf: str | None = None
+
+
+class Chat:
+    """A chat. `SessionCache.chat` makes it, without I/O; the chat need not exist.
+
+    Messages are dicts in the OpenAI chat format. Each is stored as one node, whose id is the id of the message, and is
+    returned exactly as it was given, with its `id`. The chat is a session like any other: `store` has everything else,
+    such as leases, and messages that another runtime added are returned as far as the chat format can express them.
+
+    A handle is cheap, so an application can make one for every request. Tasks can share a handle.
+    """
+
+    def __init__(self, store: RedisSessionStore, patience: float) -> None:
+        """`patience` is the longest time in seconds for which an append is repeated while other workers append."""
+        self._store = store
+        self._patience = patience
+        self._tip: _Tip | None = None
+
+    @property
+    def session_id(self) -> str:
+        return self._store.session_id
+
+    @property
+    def store(self) -> RedisSessionStore:
+        """The store of the chat's session."""
+        return self._store
+
+    def __repr__(self) -> str:
+        return f"Chat({self.session_id!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Chat holds connections and cannot be pickled: pass the session id to the other process, and call "
+            "chat(session_id) on a cache of its own"
+        )
+
+    # Reads
+
+    async def messages(self, limit: int | None = None, before: str | None = None) -> list[ChatMessage]:
+        """Return the messages of the active path, oldest first; an empty list if the chat does not exist.
+
+        `limit` returns the last messages only, and `before` those before the message with that id. One round trip for
+        the last messages of a chat without branches. A page costs the same in a chat of any length.
+
+        Raises:
+            InvalidRecord: `limit` is below 1, or no message of the active path has the id `before`.
+            InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
+        """
+        if limit is not None:
+            require_int("limit", limit, 1)
+        found: list[ChatMessage] = []
+        leaf: str | None = None
+        size = limit
+        while True:
+            read = await self._store.load_session(ActivePath(leaf, size, before))
+            if read is None:
+                return []
+            nodes = read.graph.nodes
+            found = [message for node in nodes if (message := message_of_node(node)) is not None] + found
+            if limit is None or size is None or len(found) >= limit or not read.is_partial:
+                return found if limit is None else found[-limit:]
+            # Some nodes are no messages. Read on from the same leaf, because the head may have moved.
+            leaf = leaf or read.graph.leaf_node_id
+            before, size = nodes[0].node_id, 2 * size
+
+    async def branches(self) -> list[str]:
+        """Return the id of the last message of every branch, in the order in which these messages were added.
+
+        A chat without branches has one. `rewind` continues at one of them. One round trip; it reads the whole graph.
+        """
+        read = await self._store.load_session(FullGraph())
+        if read is None:
+            return []
+        graph = read.graph
+        messages = {node.node_id for node in graph.nodes if node.message() is not None}
+        above: dict[str, str | None] = {}
+        """The last message at or above each node. Parents precede their children in the log."""
+        inner: set[str] = set()
+        for node in graph.nodes:
+            parent = None if node.parent_node_id is None else above.get(node.parent_node_id)
+            is_message = node.node_id in messages
+            above[node.node_id] = node.node_id if is_message else parent
+            if is_message and parent is not None:
+                inner.add(parent)
+        return [node.node_id for node in graph.nodes if node.node_id in messages - inner]
+
+    async def usage(self) -> SessionUsageReport:
+        """Return the sums of the token usage that was appended, by source and model. One round trip."""
+        head = await self._store.load_head()
+        return SessionUsageReport.from_ledger(() if head is None else head.token_ledger)
+
+    # Writes
+
+    async def append(
+        self,
+        *messages: ChatMessage,
+        usage: Sequence[TokenLedgerEntry] = (),
+        after: str | None = None,
+        lease: LeaseClaim | None = None,
+    ) -> list[ChatMessage]:
+        """Append messages behind what others have appended, all or none, and return them with their ids.
+
+        A message keeps its `id` if it has one. Messages with ids are stored once, however often and by whichever worker
+        they are sent: give messages ids if you may send them again. Token usage is added to the ledger in the same
+        commit. `after` continues from the message with that id, as a branch, instead of from the last message. With a
+        `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it.
+
+        One round trip if this handle knows the last message, else two. If another worker appends at the same time, the
+        append is repeated behind it, for at most `StoreOptions.call_timeout` seconds (default: 8).
+
+        Raises:
+            InvalidRecord: a message or an id is invalid, or no message has the id `after`; the error names it.
+            NodeIdCollision: a message with that id and other content exists.
+            LeaseLost: the lease is no longer held; nothing was appended.
+            SessionDeleted: the chat was deleted.
+            HeadRevisionConflict: other workers appended first until the time was over.
+            OutcomeUnknown: the reply was lost. Messages with ids can be appended again; without ids, send the error's
+                `commit` to `store.commit_runtime_state`.
+        """
+        nodes = _new_nodes(messages)
+        if after is not None:
+            require_id("after", after)
+        if nodes or usage:
+            try:
+                await self._add(nodes, lambda tip: tip.leaf if after is None else after, usage, lease)
+            except InvalidParent as error:
+                if error.parent_node_id != after:
+                    raise
+                raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
+        return [message_of_new(node) for node in nodes]
+
+    async def edit(self, message_id: str, message: ChatMessage) -> ChatMessage:
+        """Add another version of a message as a new branch next to it, move the head to it, and return it with its id.
+
+        The new message gets an id of its own; an id in `message` is ignored. The earlier version and what follows it
+        stay, as a branch. Two round trips.
+
+        Raises:
+            InvalidRecord: no live message has the id `message_id`, or `message` is invalid.
+            Everything else that `append` raises.
+        """
+        node = await self._store.load_node(require_id("message_id", message_id))
+        if node is None or node.message() is None:
+            raise _unknown_message(message_id)
+        check_chat_message(message, "message")
+        (new,) = _new_nodes([{key: value for key, value in message.items() if key != "id"}])
+        await self._add([new], lambda _: node.parent_node_id)
+        return message_of_new(new)
+
+    async def rewind(self, message_id: str) -> None:
+        """Move the head to a message on any branch; the next message follows it. No message is removed.
+
+        One round trip if this handle knows the head, else two.
+
+        Raises:
+            InvalidRecord: no live message has the id.
+            SessionDeleted: the chat was deleted.
+            OutcomeUnknown: the reply was lost; call again.
+        """
+        commit = RuntimeCommit(self.session_id, None, graph=Unchanged(require_id("message_id", message_id)))
+        try:
+            result = await self._store.commit_runtime_state(commit)
+        except InvalidLeaf as error:
+            raise _unknown_message(message_id) from error
+        self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, message_id)
+
+    async def delete(self) -> DeleteReport:
+        """Delete the chat. See `SessionCache.delete`."""
+        report = await self._store.delete()
+        self._tip = None
+        return report
+
+    async def _add(
+        self,
+        nodes: Sequence[SessionNodeRecord],
+        parent_of: Callable[[_Tip], str | None],
+        usage: Sequence[TokenLedgerEntry] = (),
+        lease: LeaseClaim | None = None,
+    ) -> None:
+        """Commit nodes as a chain below the parent that `parent_of` returns; repeat it after a conflict."""
+        retrying = AsyncRetrying(
+            stop=stop_after_delay(self._patience),
+            wait=wait_random_exponential(multiplier=0.005, max=0.2),
+            retry=retry_if_exception_type(HeadRevisionConflict),
+            reraise=True,
+        )
+        await retrying(self._add_once, nodes, parent_of, usage, lease)
+
+    async def _add_once(
+        self,
+        nodes: Sequence[SessionNodeRecord],
+        parent_of: Callable[[_Tip], str | None],
+        usage: Sequence[TokenLedgerEntry],
+        lease: LeaseClaim | None,
+    ) -> None:
+        tip = self._tip or await self._load_tip()
+        parent = parent_of(tip)
+        if any(node.node_id == parent for node in nodes):
+            await self._require_stored(nodes, NodeIdCollision(parent or ""))
+            return
+        chain = _chained(nodes, parent)
+        commit = RuntimeCommit(
+            self.session_id,
+            tip.revision,
+            graph=Append(chain),
+            usage_deltas=usage,
+            builds_on=tip.commit_id,
+            lease=lease,
+        )
+        try:
+            result = await self._store.commit_runtime_state(commit)
+        except HeadRevisionConflict:
+            self._tip = None
+            raise
+        except NodeIdCollision as error:
+            await self._require_stored(nodes, error)
+            return
+        leaf = chain[-1].node_id if chain else tip.leaf
+        self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, leaf)
+
+    async def _load_tip(self) -> _Tip:
+        head = await self._store.load_head()
+        return _Tip() if head is None else _Tip(head.head_revision, head.commit_id, head.leaf_node_id)
+
+    async def _require_stored(self, nodes: Sequence[SessionNodeRecord], collision: NodeIdCollision) -> None:
+        """Raise `collision` unless messages with these ids and contents are stored, so that this append is a retry."""
+        stored = await self._store.load_nodes([node.node_id for node in nodes])
+        for found, node in zip(stored, nodes, strict=True):
+            if found is None or canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
+                raise collision
+
+
+def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:
+    """Return the message of a node with its id; None if the node is not a message, or a transient one."""
+    record = node.message()
+    if record is None or is_transient(record):
+        return None
+    return {**chat_message_of_record(record), "id": node.node_id}
+
+
+def message_of_new(node: SessionNodeRecord) -> ChatMessage:
+    message = message_of_node(node)
+    assert message is not None
+    return message
+
+
+def _unknown_message(message_id: str) -> InvalidRecord:
+    return InvalidRecord("message_id", f"expected the id of a live message, got {message_id!r}")
+
+
+def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
+    """Return a node for each message, without parents."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    nodes: dict[str, SessionNodeRecord] = {}
+    for at, message in enumerate(messages):
+        where = f"messages[{at}]"
+        check_chat_message(message, where)
+        given = message.get("id")
+        message_id = f"m{uuid4().hex}" if given is None else require_id(f"{where}.id", given)
+        if message_id in nodes:
+            raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
+        content = {key: value for key, value in message.items() if key != "id"}
+        event = EventPayload({"Conversation": record_of_chat_message(content, message_id)})
+        nodes[message_id] = SessionNodeRecord(message_id, None, now, event)
+    return list(nodes.values())
+
+
+def _chained(nodes: Sequence[SessionNodeRecord], parent: str | None) -> list[SessionNodeRecord]:
+    chain = []
+    for node in nodes:
+        chain.append(SessionNodeRecord(node.node_id, parent, node.timestamp, node.payload))
+        parent = node.node_id
+    return chain
