@@ -1,0 +1,82 @@
+"""The commands on files of sessions: export, import."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lash_redis.cli import transcripts, transfer
+from lash_redis.cli.commands.app import NO_URL, AsJson, Namespace, Url, command, ending
+from lash_redis.cli.output import OK, UNFIT, USAGE, CommandError, print_json, screen
+
+
+@command("export", example="export --all --output sessions.jsonl")
+def export(
+    session: Annotated[list[str] | None, typer.Argument(metavar="SESSION", help="The sessions' ids.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every session of the namespace.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to create. Default: standard output.")
+    ] = None,
+    url: Url = NO_URL,
+    namespace: Namespace = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="With --output: print one JSON document.")] = False,
+) -> None:
+    """Write sessions to a file of JSON Lines, for `import`.
+
+    Each is written at one revision and with all of its data. FILE appears when it is complete. A failure leaves FILE
+    unchanged, and the lines written so far in FILE.part.
+    """
+    with ending(as_json):
+        if bool(session) == every:
+            raise CommandError(USAGE, "expected either session ids or --all")
+        if as_json and output is None:
+            raise CommandError(
+                USAGE, "--json needs --output, because the sessions are written to standard output without it"
+            )
+        ids = list(dict.fromkeys(session)) if session else None
+        exported = asyncio.run(transfer.export(url, namespace, ids, output))
+        if as_json:
+            print_json(exported.to_json())
+        elif output is not None:
+            transfer.print_exported(exported, output, screen())
+
+
+@command("import", example="import sessions.jsonl --namespace other")
+def import_sessions(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="An export; - is standard input.")],
+    openai: Annotated[
+        bool,
+        typer.Option("--openai", help='Import any number of files of transcripts: a line is {"id", "messages"}.'),
+    ] = False,
+    ttl: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Expire sessions without a ttl of their own after this time."),
+    ] = None,
+    url: Url = NO_URL,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Store the sessions of an export, or chat transcripts.
+
+    Each session is stored completely or not at all. Those that are stored already are left as they are, so an
+    interrupted import can be run again. Exit code 1 if a session was refused or the end of the file is missing.
+    Exit code 2 at an invalid line; the sessions before it are stored.
+
+    With `--openai`, each line becomes a session with one commit: OpenAI chat messages, or a tree as for `replay`.
+    """
+    with ending(as_json):
+        if openai:
+            report = asyncio.run(transcripts.import_transcripts(url, namespace, files, ttl))
+        elif len(files) == 1:
+            report = asyncio.run(transfer.import_export(url, namespace, files[0], ttl))
+        else:
+            raise CommandError(USAGE, "expected one file; only --openai accepts several")
+        whole = transfer.is_whole(report)
+        if as_json:
+            print_json({"ok": whole, **report.to_json()})
+        else:
+            transfer.print_imported(report, screen())
+    raise typer.Exit(OK if whole else UNFIT)
