@@ -98,8 +98,7 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         keys = cache.layout.session(session_id)
         found = await Reader(cache.shared, keys).snapshot()
         if found is None:
-            fresh = " (an embedded:// server without a directory starts empty)" if url == "embedded://" else ""
-            raise CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}{fresh}")
+            raise CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}")
         read = found.read()
         length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
         lease = await cache.session(session_id).load_lease()

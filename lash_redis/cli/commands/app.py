@@ -23,7 +23,7 @@ from lash_redis.cli.output import (
 from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
 
 NO_URL = "embedded://"
-"""The default of `--url`: a server that this command starts, that is empty, and that ends with the command."""
+"""The default of `--url`: a server that the command starts, that is empty, and that ends with the command."""
 
 Url = Annotated[
     str,
@@ -41,7 +41,6 @@ AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON docume
 SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 
 app = typer.Typer(
-    help="Agent sessions in Redis or Valkey.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -64,6 +63,28 @@ def program(
     ] = False,
 ) -> None:
     """Agent sessions in Redis or Valkey."""
+
+
+_EMPTY = {NO_URL: "an empty embedded server in memory", "memory://": "an empty server in memory"}
+_GIVE_URL = "pass --url redis://host or --url embedded:///directory, or set LASH_REDIS_URL"
+
+
+def require_stored_data(url: str) -> None:
+    """Refuse a URL of a server that starts empty. For a command that has nothing to do on an empty server.
+
+    Raises:
+        CommandError: the server would be empty; it was not started.
+    """
+    if url in _EMPTY:
+        raise CommandError(
+            USAGE, f"--url: expected a server with stored sessions, got {_EMPTY[url]} ({url}); {_GIVE_URL}"
+        )
+
+
+def warn_of_empty_server(url: str) -> None:
+    """Print a line on standard error if the server starts empty and ends with the command."""
+    if url in _EMPTY:
+        sys.stderr.write(f"lash-redis: using {_EMPTY[url]}, which ends with this command; {_GIVE_URL}\n")
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from lash_redis.cli import transcripts, transfer
-from lash_redis.cli.commands.app import NO_URL, AsJson, Namespace, Url, command, ending
+from lash_redis.cli.commands.app import (
+    NO_URL,
+    AsJson,
+    Namespace,
+    Url,
+    command,
+    ending,
+    require_stored_data,
+    warn_of_empty_server,
+)
 from lash_redis.cli.output import OK, UNFIT, USAGE, CommandError, print_json, screen
 
 
@@ -36,6 +45,7 @@ def export(
             raise CommandError(
                 USAGE, "--json needs --output, because the sessions are written to standard output without it"
             )
+        require_stored_data(url)
         ids = list(dict.fromkeys(session)) if session else None
         exported = asyncio.run(transfer.export(url, namespace, ids, output))
         if as_json:
@@ -68,6 +78,7 @@ def import_sessions(
     With `--openai`, each line becomes a session with one commit: OpenAI chat messages, or a tree as for `replay`.
     """
     with ending(as_json):
+        warn_of_empty_server(url)
         if openai:
             report = asyncio.run(transcripts.import_transcripts(url, namespace, files, ttl))
         elif len(files) == 1:

@@ -11,7 +11,16 @@ import typer
 
 from lash_redis.cli import doctor as doctor_module
 from lash_redis.cli import maintain, rights
-from lash_redis.cli.commands.app import NO_URL, AsJson, Namespace, Url, command, ending
+from lash_redis.cli.commands.app import (
+    NO_URL,
+    AsJson,
+    Namespace,
+    Url,
+    command,
+    ending,
+    require_stored_data,
+    warn_of_empty_server,
+)
 from lash_redis.cli.conversations import SHIPPED, read_conversations, read_tools
 from lash_redis.cli.output import OK, UNFIT, print_json, screen
 from lash_redis.cli.replay import play as replay_module
@@ -59,6 +68,7 @@ def doctor(url: Url = NO_URL, namespace: Namespace = "default", as_json: AsJson 
     lash-doctor, which expires after a minute.
     """
     with ending(as_json):
+        warn_of_empty_server(url)
         findings = asyncio.run(doctor_module.examine(url, namespace))
         fit = all(finding.state != "fail" for finding in findings)
         if as_json:
@@ -75,6 +85,7 @@ def gc(url: Url = NO_URL, namespace: Namespace = "default", as_json: AsJson = Fa
     Without gc, both expire later. Safe during live traffic. If interrupted, run it again for the rest.
     """
     with ending(as_json):
+        require_stored_data(url)
         report = asyncio.run(maintain.collect(url, namespace))
         if as_json:
             print_json({"ok": True, "in_use": report is not None, **(report or GcReport()).to_json()})
@@ -99,6 +110,7 @@ def audit(
     remains that was not repaired.
     """
     with ending(as_json):
+        require_stored_data(url)
         found = asyncio.run(maintain.audit(url, namespace, repair=repair))
         report = found or AuditReport()
         if as_json:
@@ -118,6 +130,7 @@ def preload(url: Url = NO_URL, as_json: AsJson = False) -> None:
     again after a restart, a failover or SCRIPT FLUSH.
     """
     with ending(as_json):
+        require_stored_data(url)
         count = asyncio.run(maintain.preload(url))
         if as_json:
             print_json({"ok": True, "scripts": count})

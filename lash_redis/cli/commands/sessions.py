@@ -10,7 +10,18 @@ import typer
 
 from lash_redis.cli import sessions
 from lash_redis.cli import show as show_module
-from lash_redis.cli.commands.app import NO_URL, AsJson, AsJsonLines, Namespace, SessionId, Url, command, ending
+from lash_redis.cli.commands.app import (
+    NO_URL,
+    AsJson,
+    AsJsonLines,
+    Namespace,
+    SessionId,
+    Url,
+    command,
+    ending,
+    require_stored_data,
+    warn_of_empty_server,
+)
 from lash_redis.cli.output import OK, UNFIT, CommandError, print_json, print_json_line, screen
 
 
@@ -31,6 +42,7 @@ def list_sessions(
     A session that cannot be read is listed with its fault.
     """
     with ending(as_json):
+        warn_of_empty_server(url)
         page = asyncio.run(sessions.load_page(url, namespace, limit=limit, after=after, parent=parent))
         if as_json:
             print_json(page.to_json())
@@ -48,6 +60,7 @@ def show(
 ) -> None:
     """Show a session: its head, graph, tokens and components."""
     with ending(as_json):
+        require_stored_data(url)
         shown = asyncio.run(show_module.load(url, namespace, session))
         if as_json:
             print_json(shown.to_json(messages=messages))
@@ -74,6 +87,7 @@ def watch(
     no server for a minute.
     """
     with ending(as_json, print_json_line):
+        require_stored_data(url)
 
         def report(revision: int) -> None:
             if as_json:
@@ -105,6 +119,7 @@ def fork(
     does not exist, or if NEW_ID exists already.
     """
     with ending(as_json):
+        require_stored_data(url)
         forked = asyncio.run(sessions.fork(url, namespace, source, new_id, leaf, ttl))
         if as_json:
             print_json(forked)
@@ -127,6 +142,7 @@ def delete(
     Writes to their ids are refused for a day. Exit code 1 if one of the sessions did not exist; the others are deleted.
     """
     with ending(as_json):
+        require_stored_data(url)
         ids = list(dict.fromkeys(session))
         if not yes and sys.stdin.isatty():
             what = sessions.named(ids)
