@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 OK, UNFIT, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -40,6 +41,12 @@ def screen() -> Console:
 def progress_screen() -> Console:
     """Return a console on standard error."""
     return Console(file=sys.stderr, highlight=False)
+
+
+def print_table(table: Table, screen: Console) -> None:
+    """Print a table with complete cells. On a narrow screen its lines are longer than the screen."""
+    table.width = screen.measure(table, options=screen.options.update(max_width=sys.maxsize)).maximum
+    screen.print(table, soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lash_redis.cli.connection import opened, opened_if_used
-from lash_redis.cli.output import UNFIT, CommandError, one_line, plain
+from lash_redis.cli.output import UNFIT, CommandError, one_line, plain, print_table
 from lash_redis.errors import SessionExists, SessionGone
 from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
 from lash_redis.options import KEEP
@@ -79,11 +79,10 @@ def print_page(page: Page, namespace: str, screen: Console) -> None:
     columns |= {"begins": [one_line(info.first_user_message, room) for info in page.sessions], **optional}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
-        is_number, may_fold = name in ("rev", "messages"), name in ("session", "parent", "fault")
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=not may_fold, overflow="fold")
+        table.add_column(name, justify="right" if name in ("rev", "messages") else "left", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(plain, cells))
-    screen.print(table)
+    print_table(table, screen)
     if page.after is not None:
         screen.print()
         screen.print(plain(f"next page: --after {page.after}", "dim"), soft_wrap=True)

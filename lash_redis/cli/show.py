@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
-from rich.padding import Padding
-from rich.panel import Panel
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection
-from lash_redis.cli.output import UNFIT, CommandError, one_line, plain, shown_bytes
+from lash_redis.cli.graph_drawing import graph_lines, label_of
+from lash_redis.cli.messages import message_lines, message_texts, tool_names
+from lash_redis.cli.output import UNFIT, CommandError, plain, print_table, shown_bytes
 from lash_redis.models import (
     HydratedSessionCheckpoint,
     LeaseInfo,
     PersistedSessionRead,
-    PluginPayload,
-    SessionNodeRecord,
     SessionUsageReport,
 )
 from lash_redis.session.reader import Reader
 
-FOLDED_RUN = 6
-"""Maximum length of a run of nodes without branches that is shown completely. Of a longer run, four nodes are shown."""
-FOLDED_LINE = 48
-"""Maximum number of entries of a line. Of a longer line, the beginning and the end are shown."""
-
 _COMPONENTS = ("tool_state", "plugin_snapshot", "execution_state")
-_STYLES = {"User": "cyan", "Assistant": "green", "System": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +41,7 @@ class Shown:
     def to_json(self, *, messages: bool) -> dict[str, Any]:
         read, held = self.read, _held(self.read)
         active = {node.node_id for node in read.graph.active_path()}
+        names = tool_names(read.graph.nodes)
         document: dict[str, Any] = {
             "session_id": read.session_id,
             "head_revision": read.head_revision,
@@ -71,7 +63,7 @@ class Shown:
                     "node_id": node.node_id,
                     "parent_node_id": node.parent_node_id,
                     "timestamp": node.timestamp,
-                    "label": _label(node),
+                    "label": label_of(node, names),
                     "active": node.node_id in active,
                 }
                 for node in read.graph.nodes
@@ -112,14 +104,16 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
 
 
 def print_session(shown: Shown, screen: Console, *, messages: bool) -> None:
-    screen.print(_head(shown))
+    screen.print(plain(shown.read.session_id, "bold"), soft_wrap=True)
+    for name, value in _head(shown):
+        screen.print(Text(name.ljust(12), "dim").append_text(plain(value)), soft_wrap=True)
     screen.print()
-    screen.print(graph_tree(shown.read))
+    for line in graph_lines(shown.read, screen.width):
+        screen.print(line, soft_wrap=True)
     if shown.read.token_ledger:
         screen.print()
-        screen.print(_usage(shown.read))
-    screen.print()
-    screen.print(_components(shown))
+        print_table(_usage(shown.read), screen)
+    _print_components(shown, screen)
     if messages:
         screen.print()
         screen.rule("active path", style="dim")
@@ -127,32 +121,26 @@ def print_session(shown: Shown, screen: Console, *, messages: bool) -> None:
             screen.print(message_lines(message))
 
 
-def _head(shown: Shown) -> Panel:
+def _head(shown: Shown) -> list[tuple[str, str]]:
     read = shown.read
     config = read.config
-    grid = Table.grid(padding=(0, 3))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
     turn = _held(read).turn_state
-    live, total = len(read.graph.nodes), shown.nodes_in_log
     settings = [config.configured_model, config.model_variant, config.provider_id, config.execution_mode]
     if config.context_window:
         settings.append(f"{config.context_window:,} tokens of context")
     if config.standard_context_approach:
         settings.append(str(config.standard_context_approach.get("kind")))
-    for name, value in (
+    return [
         ("revision", str(read.head_revision)),
         ("commit", read.commit_id or "not known"),
         ("leaf", read.graph.leaf_node_id or "none"),
-        ("nodes", f"{live} live, {total} in the log"),
+        ("nodes", f"{len(read.graph.nodes)} live, {shown.nodes_in_log} in the log"),
         ("turn", f"{turn.turn_index}, mode {turn.mode_turn_options.mode_id}"),
         ("config", " · ".join(filter(None, settings)) or "empty"),
         ("checkpoint", read.checkpoint_ref or "none"),
         ("expires", "never" if shown.expires_in_ms is None else f"in {_duration(shown.expires_in_ms)}"),
         ("lease", _lease(shown)),
-    ):
-        grid.add_row(name, plain(value))
-    return Panel(grid, title=plain(read.session_id, "bold"), title_align="left", border_style="dim", expand=False)
+    ]
 
 
 def _lease(shown: Shown) -> str:
@@ -170,12 +158,10 @@ def _duration(ms: int) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2), pad_edge=False)
-
-
 def _usage(read: PersistedSessionRead) -> Table:
-    table = _table("tokens")
+    table = Table(
+        title="tokens", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
     table.add_column("source", header_style="dim")
     table.add_column("model", header_style="dim")
     columns = ("input", "output", "cached", "reasoning", "total")
@@ -197,12 +183,8 @@ def _usage(read: PersistedSessionRead) -> Table:
     return table
 
 
-def _components(shown: Shown) -> Table:
-    table = _table("components")
-    table.add_column("component", header_style="dim")
-    table.add_column("bytes", justify="right", header_style="dim")
-    table.add_column("holds", header_style="dim")
-    table.add_column("ref", header_style="dim", no_wrap=True)
+def _print_components(shown: Shown, screen: Console) -> None:
+    """Print each component that the session has, and its ref on a line of its own; nothing if it has none."""
     held = _held(shown.read)
     tools, plugins = held.tool_state, held.plugin_snapshot
     holds = {
@@ -210,186 +192,13 @@ def _components(shown: Shown) -> Table:
         "plugin_snapshot": plugins
         and ", ".join(f"{name} at {entry.meta.revision}" for name, entry in plugins.plugins.items()),
     }
-    for name in _COMPONENTS:
-        ref, size = getattr(held, f"{name}_ref"), shown.component_bytes.get(name)
-        row = (Text("none", "dim"), plain(""), plain(""))
-        if ref:
-            known = "?" if size is None else shown_bytes(size)
-            row = (plain(known), plain(holds.get(name) or ""), plain(ref[:16], "dim"))
-        table.add_row(name.replace("_", " "), *row)
-    return table
-
-
-# The graph
-
-
-def graph_tree(read: PersistedSessionRead) -> Tree:
-    """Draw the graph: a line of the conversation runs downwards, and branches are indented below their parent.
-
-    A line follows the active path if it can, else the larger branch. So the depth is at most the logarithm of the
-    number of nodes, and a chat without branches is not indented.
-    """
-    graph = read.graph
-    children: dict[str | None, list[SessionNodeRecord]] = {}
-    known = {node.node_id for node in graph.nodes}
-    for node in graph.nodes:
-        children.setdefault(node.parent_node_id if node.parent_node_id in known else None, []).append(node)
-    roots = children.pop(None, [])
-    ordered = list(roots)
-    for node in ordered:
-        ordered.extend(children.get(node.node_id, ()))
-    sizes: dict[str, int] = {}
-    for node in reversed(ordered):
-        sizes[node.node_id] = 1 + sum(sizes[child.node_id] for child in children.get(node.node_id, ()))
-    active = {node.node_id for node in graph.active_path()}
-    plot = _Plot(children, sizes, active, graph.leaf_node_id, known)
-    title = Text("graph", style="bold")
-    aside = len(graph.nodes) - len(active)
-    title.append(f"   ● active path ({len(active)})   ○ elsewhere ({aside})", style="not bold dim")
-    tree = Tree(title, guide_style="dim")
-    for root in sorted(roots, key=lambda node: node.node_id not in active):
-        plot.draw(tree, root)
-    if len(ordered) < len(graph.nodes):
-        tree.add(Text(f"{len(graph.nodes) - len(ordered)} nodes have no root: their parents form a cycle", "red"))
-    return tree
-
-
-@dataclass(frozen=True, slots=True)
-class _Plot:
-    """The data that drawing the graph needs."""
-
-    children: Mapping[str | None, Sequence[SessionNodeRecord]]
-    sizes: Mapping[str, int]
-    active: set[str]
-    leaf: str | None
-    known: set[str]
-
-    def draw(self, onto: Tree, first: SessionNodeRecord) -> None:
-        """Draw the line that begins with `first`, and the branches below its nodes."""
-        line: list[tuple[SessionNodeRecord, list[SessionNodeRecord]]] = []
-        node: SessionNodeRecord | None = first
-        while node is not None:
-            following = sorted(
-                self.children.get(node.node_id, ()),
-                key=lambda child: (child.node_id in self.active, self.sizes[child.node_id]),
-                reverse=True,
-            )
-            line.append((node, following[1:]))
-            node = following[0] if following else None
-        shown = _folded([bool(branches) for _, branches in line])
-        shown.update(at for at, (node, _) in enumerate(line) if node.node_id == self.leaf)
-        gap = 0
-        for at, (node, branches) in enumerate(line):
-            if at in shown:
-                if gap:
-                    self._fold(onto, line[at - gap : at])
-                    gap = 0
-                below = onto.add(self._line(node))
-                for branch in branches:
-                    self.draw(below, branch)
-            else:
-                gap += 1
-
-    def _fold(self, onto: Tree, hidden: Sequence[tuple[SessionNodeRecord, Sequence[SessionNodeRecord]]]) -> None:
-        aside = sum(self.sizes[branch.node_id] for _, branches in hidden for branch in branches)
-        text = f"┆ {len(hidden)} nodes" + (f", and {aside} in branches off them" if aside else "")
-        onto.add(Text(text, style="dim"))
-
-    def _line(self, node: SessionNodeRecord) -> Text:
-        active = node.node_id in self.active
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(*("● ", "bold green") if active else ("○ ", "dim"))
-        text.append_text(plain(one_line(node.node_id, 14), "" if active else "dim"))
-        text.append("  ")
-        text.append_text(plain(one_line(_label(node), 72), "" if active else "dim"))
-        if node.node_id == self.leaf:
-            text.append("  ◀ leaf", style="bold green")
-        if node.parent_node_id is not None and node.parent_node_id not in self.known:
-            text.append("  (its parent is missing)", style="yellow")
-        return text
-
-
-def _folded(has_branches: Sequence[bool]) -> set[int]:
-    """Choose the nodes of a line to show: those with branches, and the ends of the runs between them.
-
-    Of a long line, only the beginning and the end are shown.
-    """
-    shown: set[int] = set()
-    start = 0
-    for end in [*(at for at, branches in enumerate(has_branches) if branches), len(has_branches)]:
-        run = range(start, end)
-        shown.update(run if len(run) <= FOLDED_RUN else [*run[:2], *run[-2:]])
-        start = end + 1
-        if end < len(has_branches):
-            shown.add(end)
-    if len(shown) > FOLDED_LINE:
-        places = sorted(shown)
-        shown = {*places[: FOLDED_LINE // 2], *places[-FOLDED_LINE // 2 :]}
-    return shown
-
-
-def _label(node: SessionNodeRecord) -> str:
-    message = node.message()
-    if message is not None:
-        return f"{message.get('role', '?')}: {_text(message)}"
-    if isinstance(node.payload, PluginPayload):
-        return f"plugin {node.payload.plugin_type}"
-    event = node.event()
-    return f"event {next(iter(event), '?')}" if isinstance(event, dict) else "event"
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    texts = [text if name is None else f"[{name}] {text}" for name, text in _parts(message)]
-    return " ".join(texts)
-
-
-def _parts(message: Mapping[str, Any]) -> list[tuple[str | None, str]]:
-    """Return the kind and the text of each part of a message. The kind of plain text is None."""
-    found: list[tuple[str | None, str]] = []
-    parts = message.get("parts")
-    for part in parts if isinstance(parts, list) else ():
-        if not isinstance(part, dict):
-            continue
-        kind, content = part.get("kind"), part.get("content")
-        text = content if isinstance(content, str) else ""
-        if kind in ("Text", "Prose"):
-            name = None
-        elif kind in ("ToolCall", "ToolResult"):
-            name = f"{'calls' if kind == 'ToolCall' else 'from'} {part.get('tool_name') or 'a tool'}"
-        else:
-            name = str(kind).lower()
-        if text.strip() or name is not None:
-            found.append((name, text))
-    return found
-
-
-# The conversation
-
-
-def message_texts(path: Sequence[SessionNodeRecord]) -> list[dict[str, Any]]:
-    """Return the messages of a path: node id, role, and the kind and text of each part."""
-    return [
-        {
-            "node_id": node.node_id,
-            "role": str(message.get("role")),
-            "parts": [{"kind": name or "text", "text": text} for name, text in _parts(message)],
-        }
-        for node in path
-        if (message := node.message()) is not None
-    ]
-
-
-def message_lines(message: Mapping[str, Any], *, max_lines: int | None = None) -> Group:
-    """Format a message for a terminal, with at most `max_lines` lines of each part."""
-    role = message["role"]
-    style = _STYLES.get(role, "magenta")
-    answers = message["parts"] and all(part["kind"].startswith("from ") for part in message["parts"])
-    lines: list[Any] = [plain("Tool" if answers else role, "bold magenta" if answers else f"bold {style}")]
-    for part in message["parts"]:
-        text, kind = part["text"].strip(), part["kind"]
-        rows = text.split("\n")
-        if max_lines is not None and (len(rows) > max_lines or len(text) > 80 * max_lines):
-            text = "\n".join(rows[:max_lines])[: 80 * max_lines].rstrip() + " …"
-        body = plain(text) if kind == "text" else plain(f"{kind}  ", "magenta").append_text(plain(text, "dim"))
-        lines.append(Padding(body, (0, 0, 0, 2)))
-    return Group(*lines, Text())
+    refs = {name: ref for name in _COMPONENTS if (ref := getattr(held, f"{name}_ref"))}
+    if refs:
+        screen.print()
+        screen.print(Text("components", "bold"))
+    for name, ref in refs.items():
+        size = shown.component_bytes.get(name)
+        known = "? B" if size is None else shown_bytes(size)
+        content = f"{name.replace('_', ' '):<16}{known:>8}  {holds.get(name) or ''}"
+        screen.print(plain(content.rstrip()), soft_wrap=True)
+        screen.print(plain(f"  {ref}", "dim"), soft_wrap=True)

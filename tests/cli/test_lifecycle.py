@@ -757,7 +757,7 @@ def test_a_transcript_is_imported_as_a_session_of_one_commit(url: str, tmp_path:
     within(url, reads)
     shown = shown_document("weather/1", url)
     assert [part["kind"] for each in shown["messages"] for part in each["parts"]] == [
-        *("text", "text", "calls weather", "from weather", "text")
+        *("text", "text", "tool_call", "tool_result", "text")
     ]
     (listed,) = (each for each in document_of("list", "--url", url)["sessions"] if each["session_id"] == "weather/1")
     assert listed["first_user_message"] == "Wie wird das Wetter? 🌦"

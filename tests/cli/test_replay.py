@@ -47,11 +47,11 @@ from lash_redis.cli.conversations import (
     read_conversations,
     record_of,
 )
+from lash_redis.cli.graph_drawing import graph_lines
 from lash_redis.cli.output import plain, shown_url
 from lash_redis.cli.replay.play import replay
 from lash_redis.cli.replay.pool import Pool, WorkerDied
 from lash_redis.cli.replay.worker import Settings, faults_of, play
-from lash_redis.cli.show import graph_tree
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import Corrupt
 from lash_redis.models import PersistedSessionRead
@@ -523,13 +523,7 @@ def _line(count: int, parent: Callable[[int], int | None]) -> PersistedSessionRe
 
 
 def _drawn(read: PersistedSessionRead) -> list[str]:
-    from io import StringIO
-
-    from rich.console import Console
-
-    out = StringIO()
-    Console(file=out, width=120).print(graph_tree(read))
-    return out.getvalue().splitlines()
+    return [line.plain for line in graph_lines(read, 120)]
 
 
 def test_a_chat_of_a_thousand_nodes_is_folded() -> None:

@@ -22,10 +22,10 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import Bar, progress_bar
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.conversations import Conversation, Turn
+from lash_redis.cli.messages import message_lines, message_texts
 from lash_redis.cli.output import UNFIT, UNREACHABLE, USAGE, CommandError, percentile, plain, shown_bytes, shown_url
 from lash_redis.cli.replay.pool import Pool, WorkerDied
 from lash_redis.cli.replay.worker import Check, Checked, Failure, Job, Played, Result, Settings
-from lash_redis.cli.show import message_lines, message_texts
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.models import ActivePath, ToolState
 from lash_redis.options import StoreOptions
@@ -303,7 +303,7 @@ def print_report(report: Report, screen: Console) -> None:
     colour = "red" if failed else "green"
     screen.print(Panel(Group(table, note), title=verdict, border_style=colour, expand=False, padding=(1, 2)))
     for session in failed[:SHOWN_FAULTS]:
-        screen.print(plain(f"{session.id}: {session.faults[0]}", "red"))
+        screen.print(plain(f"{session.id}: {session.faults[0]}", "red"), soft_wrap=True)
         if len(session.faults) > 1:
             screen.print(Text(f"  and {len(session.faults) - 1} more faults", "dim"))
     if len(failed) > SHOWN_FAULTS:
@@ -319,7 +319,8 @@ def _print_sample(report: Report, screen: Console) -> None:
     if not report.sample:
         return
     screen.print()
-    screen.rule(plain(f"{report.sample_id}, loaded from the server"), style="dim")
+    screen.print(plain(f"{report.sample_id}, loaded from the server", "bold"), soft_wrap=True)
+    screen.rule(style="dim")
     for message in report.sample[:SHOWN_MESSAGES]:
         screen.print(message_lines(message, max_lines=6))
     left = len(report.sample) - SHOWN_MESSAGES
