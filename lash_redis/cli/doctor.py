@@ -40,6 +40,7 @@ from lash_redis.protocol.keys import Layout
 from lash_redis.session.store import RedisSessionStore
 
 State = Literal["ok", "warn", "fail", "unknown"]
+Audience = Literal["operator", "developer"]
 Answer = TypeVar("Answer")
 
 NAMESPACE = "lash-doctor"
@@ -62,15 +63,25 @@ _MARKS: Mapping[State, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `advice` is what the operator should do, "" for nothing."""
+    """The result of one check. `advice` is what the audience should do, "" for nothing.
+
+    An operator changes the server or its accounts, a developer the application that connects to it.
+    """
 
     check: str
     state: State
     found: str
     advice: str = ""
+    audience: Audience = "operator"
 
-    def to_json(self) -> dict[str, str]:
-        return {"check": self.check, "state": self.state, "found": self.found, "advice": self.advice}
+    def to_json(self) -> dict[str, str | None]:
+        return {
+            "check": self.check,
+            "state": self.state,
+            "found": self.found,
+            "advice": self.advice,
+            "audience": self.audience if self.advice else None,
+        }
 
 
 async def examine(url: str, namespace: str) -> list[Finding]:
@@ -174,10 +185,11 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
     known = [info for info in primaries if info is not None and "cluster_enabled" in info]
     if not known:
         advice = "make sure that redis+cluster:// leads to a cluster, and no other URL to a node of one"
-        return Finding("cluster", "unknown", denied or "INFO has no field cluster_enabled", advice)
+        return Finding("cluster", "unknown", denied or "INFO has no field cluster_enabled", advice, "developer")
     if not is_cluster:
         if known[0]["cluster_enabled"]:
-            return Finding("cluster", "fail", "a node of a cluster", "connect by redis+cluster:// instead")
+            advice = "connect by redis+cluster:// instead"
+            return Finding("cluster", "fail", "a node of a cluster", advice, "developer")
         return Finding("cluster", "ok", "one server, no cluster mode")
     replicas = [int(info.get("connected_slaves", 0)) for info in known]
     found = f"{len(known)} primaries, {sum(replicas)} replicas"
@@ -193,16 +205,21 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
 
 def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None or "role" not in info:
-        return Finding("replication", "unknown", denied or "INFO has no field role", "make sure that it is the primary")
+        advice = "make sure that the URL leads to the primary"
+        return Finding("replication", "unknown", denied or "INFO has no field role", advice, "developer")
     if info["role"] != "master":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
         advice = f"connect to its primary, {primary}: a replica takes no commits"
-        return Finding("replication", "fail", "a replica", advice)
+        return Finding("replication", "fail", "a replica", advice, "developer")
     count = int(info.get("connected_slaves", 0))
     return Finding("replication", "ok", f"primary, {count} replica{'s' * (count != 1)}")
 
 
 def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
+    """Every policy except noeviction is a failure, also without a memory limit: the host may set one later.
+
+    The policies volatile-* evict keys with a deadline. All keys of a session with a ttl have one, and so do its blobs.
+    """
     if info is None or "maxmemory_policy" not in info:
         advice = "make sure that maxmemory-policy is noeviction"
         return Finding("eviction", "unknown", denied or "INFO has no field maxmemory_policy", advice)
@@ -211,8 +228,9 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if policy == "noeviction":
         return Finding("eviction", "ok", f"noeviction, {room}")
     when = "when memory is full" if limit else "once a memory limit is set"
-    advice = f"set maxmemory-policy noeviction: {when}, {policy} drops keys of live sessions (SessionEvicted)"
-    return Finding("eviction", "warn", f"{policy}, {room}", advice)
+    which = "live sessions that have a ttl" if policy.startswith("volatile-") else "live sessions"
+    advice = f"set maxmemory-policy noeviction: {when}, {policy} drops keys of {which} (SessionEvicted)"
+    return Finding("eviction", "fail", f"{policy}, {room}", advice)
 
 
 def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Finding:
@@ -260,11 +278,12 @@ async def _layout(source: Connection, namespace: str) -> Finding:
     options = await source.options_of(namespace)
     if Layout(namespace, options.shards).value.encode() != stored:
         found = f"{layout.key} is {stored.decode(errors='replace')!r}"
-        return Finding("layout", "fail", found, "use the version of lash_redis that wrote it, or another namespace")
+        advice = "use the version of lash_redis that wrote it, or another namespace"
+        return Finding("layout", "fail", found, advice, "developer")
     if options.shards == StoreOptions().shards:
         return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards")
     advice = f"open it with StoreOptions(shards={options.shards}); the default raises LayoutMismatch"
-    return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards", advice)
+    return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards", advice, "developer")
 
 
 # Checks of what a store does
@@ -365,7 +384,8 @@ def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
         mark, style = _MARKS[finding.state]
         found = plain(finding.found)
         if finding.advice:
-            found.append_text(plain(f"\n→ {finding.advice}", style if finding.state != "ok" else "dim"))
+            advice = f"\n→ for {finding.audience}s: {finding.advice}"
+            found.append_text(plain(advice, style if finding.state != "ok" else "dim"))
         table.add_row(Text(mark, style), finding.check, found)
     screen.print(plain(shown_url(url), "dim"))
     screen.print(table)

@@ -630,19 +630,6 @@ async def test_replay_measures_the_records_if_memory_usage_is_denied(real_server
         await user.execute_command("ACL", "DELUSER", "limited")
 
 
-async def test_doctor_warns_about_an_eviction_policy_with_advice(real_server: Server) -> None:
-    import asyncio
-
-    client = real_server.client()
-    await client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        found = await asyncio.to_thread(findings, "--url", real_server.url)
-    finally:
-        await client.config_set("maxmemory-policy", "noeviction")
-    assert found["eviction"]["state"] == "warn"
-    assert "noeviction" in found["eviction"]["advice"]
-
-
 @pytest.mark.slow
 def test_doctor_fails_for_a_replica_and_for_a_cluster_node() -> None:
     with EmbeddedServer(options={"replicaof": "127.0.0.1 1"}) as replica:
