@@ -33,6 +33,10 @@ class CommandError(Exception):
         self.text = text
 
 
+def no_session(session_id: str, namespace: str) -> CommandError:
+    return CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}")
+
+
 def screen() -> Console:
     """Return a console on standard output. A new one each time, because tests and pipes replace `sys.stdout`."""
     return Console(file=sys.stdout, highlight=False)

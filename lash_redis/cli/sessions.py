@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lash_redis.cli.connection import opened, opened_if_used
-from lash_redis.cli.output import UNFIT, CommandError, one_line, plain, print_table
+from lash_redis.cli.output import UNFIT, CommandError, no_session, one_line, plain, print_table
 from lash_redis.errors import SessionExists, SessionGone
 from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
 from lash_redis.options import KEEP
@@ -131,7 +131,7 @@ async def fork(
         try:
             store = await cache.fork(source, new_id, leaf, ttl=KEEP if ttl is None else ttl)
         except SessionGone as error:
-            raise CommandError(UNFIT, f"no session {source!r} in namespace {namespace!r}") from error
+            raise no_session(source, namespace) from error
         except SessionExists as error:
             raise CommandError(
                 UNFIT, f"session {new_id!r} exists already, at revision {error.actual}; choose another id"

@@ -14,7 +14,7 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.graph_drawing import graph_lines, label_of
 from lash_redis.cli.messages import message_lines, message_texts, tool_names
-from lash_redis.cli.output import UNFIT, CommandError, plain, print_table, shown_bytes
+from lash_redis.cli.output import no_session, plain, print_table, shown_bytes
 from lash_redis.models import (
     HydratedSessionCheckpoint,
     LeaseInfo,
@@ -90,7 +90,7 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         keys = cache.layout.session(session_id)
         found = await Reader(cache.shared, keys).snapshot()
         if found is None:
-            raise CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}")
+            raise no_session(session_id, namespace)
         read = found.read()
         length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
         lease = await cache.session(session_id).load_lease()

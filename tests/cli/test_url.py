@@ -14,7 +14,7 @@ EMPTY = "an empty embedded server in memory"
 REMEDY = "pass --url redis://host or --url embedded:///directory, or set LASH_REDIS_URL"
 
 NEEDS_DATA = [
-    *(["show", "one"], ["watch", "one"], ["fork", "one", "two"], ["delete", "one"]),
+    *(["show", "one"], ["tail", "one"], ["watch", "one"], ["fork", "one", "two"], ["delete", "one"]),
     *(["export", "--all"], ["export", "one"], ["gc"], ["audit"], ["preload"]),
 ]
 

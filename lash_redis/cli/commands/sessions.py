@@ -1,15 +1,16 @@
-"""The commands on sessions: list, show, watch, fork, delete."""
+"""The commands on sessions: list, show, tail, watch, fork, delete."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lash_redis.cli import sessions
 from lash_redis.cli import show as show_module
+from lash_redis.cli import tail as tail_module
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -66,6 +67,31 @@ def show(
             print_json(shown.to_json(messages=messages))
         else:
             show_module.print_session(shown, screen(), messages=messages)
+
+
+@command("tail", example="tail chat-42 --last 3")
+def tail(
+    session: SessionId,
+    last: Annotated[int, typer.Option(min=0, metavar="N", help="First print so many messages.")] = 10,
+    url: Url = NO_URL,
+    namespace: Namespace = "default",
+    as_json: AsJsonLines = False,
+) -> None:
+    """Print each message of a session as it is committed, until ctrl-C.
+
+    It follows the active path: a message on another branch is printed when the session continues there. Exit code 1:
+    the session does not exist, was deleted, expired or cannot be read. Exit code 3: no server for a minute.
+    """
+    with ending(as_json, print_json_line):
+        require_stored_data(url)
+
+        def report(message: dict[str, Any]) -> None:
+            if as_json:
+                print_json_line({"ok": True, "session_id": session, **message})
+            else:
+                tail_module.print_message(message, screen())
+
+        asyncio.run(tail_module.tail(url, namespace, session, last, report))
 
 
 @command("watch", example="watch chat-42 --since 7")
