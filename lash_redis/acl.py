@@ -15,12 +15,13 @@ Role = Literal["loader", "runner", "auditor"]
 ROLES: Final[dict[Role, tuple[str, ...]]] = {
     "loader": ("evalsha", "eval", "script|load"),
     "runner": ("evalsha",),
-    "auditor": ("evalsha", "eval", "scan"),
+    "auditor": ("evalsha", "eval", "scan", "memory|usage"),
 }
 """The commands of each role in addition to the store's common ones.
 
 `loader` may send scripts that the server does not know, and may `preload`. `runner` may only run scripts that a loader
-has loaded (`StoreOptions(allow_eval=False)`), so a stolen runner account cannot run other Lua. `auditor` may also SCAN.
+has loaded (`StoreOptions(allow_eval=False)`), so a stolen runner account cannot run other Lua. `auditor` may also
+SCAN, for audits, and measure the memory of keys, for `lash-redis stats`.
 """
 
 NATIVE: Final = (

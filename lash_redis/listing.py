@@ -199,3 +199,14 @@ async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -
         if entries:
             seen.update(entry.entry for entry in entries)
             yield entries
+
+
+async def walk_ids(namespace: Namespace) -> AsyncIterator[list[str]]:
+    """Yield the id of every listed session of the namespace, each once, shard by shard as `walk` does."""
+    for shard in range(namespace.layout.shards):
+        seen: set[str] = set()
+        async for entries in walk(namespace, namespace.layout.shard_keys(shard)):
+            ids = [name for name in dict.fromkeys(entry_ids(entry.entry)[0] for entry in entries) if name not in seen]
+            seen.update(ids)
+            if ids:
+                yield ids

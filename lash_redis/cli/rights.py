@@ -11,7 +11,7 @@ from lash_redis.errors import InvalidRecord
 MAY: Mapping[Role, str] = {
     "loader": "every store operation; may send scripts that the server does not know, and may preload",
     "runner": "every store operation, but only with scripts that a loader has preloaded (allow_eval=False)",
-    "auditor": "every store operation, and SCAN, which audit needs",
+    "auditor": "every store operation, SCAN, which audit needs, and MEMORY USAGE, which stats needs",
 }
 """The rights of each role, limited to the namespace."""
 

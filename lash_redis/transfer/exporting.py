@@ -10,9 +10,8 @@ from typing import Any
 from lash_redis._validate import require_callable, require_id
 from lash_redis.cache import SessionCache
 from lash_redis.errors import InvalidRecord, SessionGone
-from lash_redis.listing import walk
+from lash_redis.listing import walk_ids
 from lash_redis.models import SessionHead
-from lash_redis.models.catalogue import entry_ids
 from lash_redis.protocol import commands
 from lash_redis.protocol.heads import decode_meta
 from lash_redis.protocol.keys import SessionKeys
@@ -65,13 +64,9 @@ async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> As
         for at in range(0, len(ids), WINDOW):
             yield ids[at : at + WINDOW]
         return
-    for shard in range(cache.layout.shards):
-        seen: set[str] = set()
-        async for entries in walk(cache.shared, cache.layout.shard_keys(shard)):
-            ids = [name for name in dict.fromkeys(entry_ids(entry.entry)[0] for entry in entries) if name not in seen]
-            seen.update(ids)
-            for at in range(0, len(ids), WINDOW):
-                yield ids[at : at + WINDOW]
+    async for found in walk_ids(cache.shared):
+        for at in range(0, len(found), WINDOW):
+            yield found[at : at + WINDOW]
 
 
 async def _read_batch(cache: SessionCache, ids: Sequence[str]) -> list[Any]:

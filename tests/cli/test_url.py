@@ -15,7 +15,7 @@ REMEDY = "pass --url redis://host or --url embedded:///directory, or set LASH_RE
 
 NEEDS_DATA = [
     *(["show", "one"], ["tail", "one"], ["watch", "one"], ["fork", "one", "two"], ["delete", "one"]),
-    *(["export", "--all"], ["export", "one"], ["gc"], ["audit"], ["preload"]),
+    *(["export", "--all"], ["export", "one"], ["stats"], ["gc"], ["audit"], ["preload"]),
 ]
 
 runner = CliRunner(env={"COLUMNS": "80", "LASH_REDIS_URL": None})

@@ -81,6 +81,7 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
         assert (await anext(watch)).session_id == "gone"
     if audits:
         assert (await cache.audit(repair=True)).problems == ()
+        assert await cache.shared.read([("MEMORY", "USAGE", cache.layout.key)], atomic=False) != [None]
 
 
 def cache_for(server, role: str, namespace: str = "acme") -> SessionCache:
@@ -105,6 +106,8 @@ async def test_the_rights_are_exactly_the_commands_that_the_methods_run(real_ser
     await everything(cache, audits=True)
     await cache.shared._backend.send(Request([("EVAL", "return redis.call('TIME')", 0)]))
     called = {name.removeprefix("cmdstat_") for name in await admin.info("commandstats")}
+    if "memory" in called:  # Redis 6.2 counts no subcommands
+        called = called - {"memory"} | {"memory|usage"}
     assert set(commands_of("auditor")) - called == set()
     assert called - set(commands_of("auditor")) <= HANDSHAKE
 

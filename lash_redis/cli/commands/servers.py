@@ -1,4 +1,4 @@
-"""The commands on a server and on the data of a namespace: replay, doctor, gc, audit, preload, acl."""
+"""The commands on a server and on the data of a namespace: replay, doctor, stats, gc, audit, preload, acl."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from lash_redis.cli import doctor as doctor_module
 from lash_redis.cli import maintain, rights
+from lash_redis.cli import stats as stats_module
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -76,6 +77,29 @@ def doctor(url: Url = NO_URL, namespace: Namespace = "default", as_json: AsJson 
         else:
             doctor_module.print_findings(url, findings, screen())
     raise typer.Exit(OK if fit else UNFIT)
+
+
+@command("stats", example="stats --namespace acme --sample 1000")
+def stats(
+    sample: Annotated[int, typer.Option(min=1, metavar="N", help="Measure at most so many sessions.")] = 100,
+    url: Url = NO_URL,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Count the sessions and nodes of a namespace, and estimate memory.
+
+    It reads the list of sessions and every head, 1,000 in a round trip. The memory is that of a sample of sessions by
+    MEMORY USAGE, which needs the account `auditor` of `acl`. Other accounts get the rest of the figures.
+    """
+    with ending(as_json):
+        require_stored_data(url)
+        found = asyncio.run(stats_module.measure(url, namespace, sample))
+        if as_json:
+            print_json({"ok": True, "in_use": found is not None, **(found or stats_module.Stats(namespace)).to_json()})
+        elif found is None:
+            maintain.print_unused(namespace, screen())
+        else:
+            stats_module.print_stats(found, screen())
 
 
 @command("gc", example="gc --namespace acme")
@@ -154,7 +178,8 @@ def acl(
     """Print ACL SETUSER commands for accounts with the least rights.
 
     Replace the passwords yourself. `loader` may do every store operation and send scripts. `runner` may only run
-    scripts that a loader has sent. `auditor` may also SCAN, for `audit`. The command connects to no server.
+    scripts that a loader has sent. `auditor` may also SCAN, for `audit`, and measure memory, for `stats`. The command
+    connects to no server.
     """
     with ending(as_json):
         lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user, cluster=cluster)
