@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,16 +11,11 @@ from rich.text import Text
 
 from lash_redis.cli.output import plain
 from lash_redis.models import SessionNodeRecord
+from lash_redis.models.chat_messages import parts_of
 
 _STYLES = {"User": "cyan", "Assistant": "green", "System": "yellow"}
 _KINDS = {"Text": "text", "Prose": "text", "ToolCall": "tool_call", "ToolResult": "tool_result"}
 _VERBS = {"tool_call": "calls", "tool_result": "from"}
-
-
-def parts_of(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a stored message that are objects; none if it has no list of parts."""
-    parts = message.get("parts")
-    yield from (part for part in (parts if isinstance(parts, list) else ()) if isinstance(part, dict))
 
 
 def tool_names(nodes: Iterable[SessionNodeRecord]) -> dict[str, str]:
@@ -29,7 +24,8 @@ def tool_names(nodes: Iterable[SessionNodeRecord]) -> dict[str, str]:
         part["tool_call_id"]: part["tool_name"]
         for node in nodes
         for part in parts_of(node.message() or {})
-        if part.get("kind") == "ToolCall"
+        if isinstance(part, dict)
+        and part.get("kind") == "ToolCall"
         and isinstance(part.get("tool_call_id"), str)
         and isinstance(part.get("tool_name"), str)
     }
@@ -50,7 +46,7 @@ def message_text_of(node: SessionNodeRecord, names: Mapping[str, str]) -> dict[s
     message = node.message()
     if message is None:
         return None
-    parts = [_part(part, names) for part in parts_of(message)]
+    parts = [_part(part, names) for part in parts_of(message) if isinstance(part, dict)]
     shown = [part for part in parts if part["kind"] != "text" or part["text"].strip()]
     return {"node_id": node.node_id, "role": str(message.get("role")), "parts": shown}
 
@@ -72,9 +68,9 @@ def _part(part: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def role_of(message: Mapping[str, Any]) -> str:
-    """Return the role of a message; "Tool" for one that contains only results of tools."""
+    """Return the role of a message in title case; "Tool" for one that contains only results of tools."""
     is_answer = message["parts"] and all(part["kind"] == "tool_result" for part in message["parts"])
-    return "Tool" if is_answer else str(message["role"])
+    return "Tool" if is_answer else str(message["role"]).capitalize()
 
 
 def summary_of(message: Mapping[str, Any]) -> str:

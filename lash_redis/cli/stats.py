@@ -13,6 +13,7 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import Bar, progress_bar
 from lash_redis.cli.connection import is_refused, opened_if_used
 from lash_redis.cli.output import plain, shown_bytes
+from lash_redis.cli.transfer import listed_count
 from lash_redis.errors import BackendError, Corrupt
 from lash_redis.listing import walk_ids
 from lash_redis.protocol.heads import decode_components, decode_facts
@@ -94,9 +95,7 @@ async def measure(url: str, namespace: str, sample: int) -> Stats | None:
         if cache is None:
             return None
         stats = Stats(namespace)
-        shards = [cache.layout.shard_keys(shard) for shard in range(cache.layout.shards)]
-        trip = [("ZCARD", shard.sessions) for shard in shards]
-        listed = sum(await cache.shared.read(trip, atomic=False))
+        listed = await listed_count(cache)
         with progress_bar() as bar:
             bar.start("sessions", listed)
             chosen = await _count(cache, stats, max(1, -(-listed // sample)), bar)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
-from lash_redis.cli.connection import Connection, opened
+from lash_redis.cli.connection import opened
 from lash_redis.cli.input import Input, InputError
 from lash_redis.cli.interrupt import interruptible
 from lash_redis.cli.output import USAGE, CommandError, plain, shown_bytes
@@ -52,12 +52,10 @@ async def export(url: str, namespace: str, session_ids: Sequence[str] | None, ou
         SessionGone, Corrupt, SessionEvicted: a session does not exist or cannot be read.
     """
     exported = Exported()
-    source = Connection(url)
-    try:
-        cache = SessionCache(source, namespace, options=await source.options_of(namespace))
-        total = len(session_ids) if session_ids is not None else await _listed(source, cache)
+    async with opened(url, namespace) as cache:
+        total = len(session_ids) if session_ids is not None else await listed_count(cache)
         # A bar between the lines on one terminal would make both unreadable.
-        with progress_bar(hidden=output is None and sys.stdout.isatty()) as bar, _destination(output) as file:
+        with progress_bar(hidden=output is None and sys.stdout.isatty()) as bar, destination(output) as file:
             bar.start("sessions", total)
             last = ""
             async for line in export_sessions(cache, session_ids, bar.reach):
@@ -66,19 +64,17 @@ async def export(url: str, namespace: str, session_ids: Sequence[str] | None, ou
                     exported.bytes += file.write(line.encode() + b"\n")
             end = json.loads(last)
             exported.sessions, exported.blobs = end["session_count"], end["blob_count"]
-        return exported
-    finally:
-        await source.close()
+    return exported
 
 
-async def _listed(source: Connection, cache: SessionCache) -> int:
+async def listed_count(cache: SessionCache) -> int:
     """Return about how many sessions the namespace lists: some of them may have expired."""
     shards = (cache.layout.shard_keys(shard) for shard in range(cache.layout.shards))
-    return sum(await source.ask(*(("ZCARD", shard.sessions) for shard in shards)))
+    return sum(await cache.shared.read([("ZCARD", shard.sessions) for shard in shards], atomic=False))
 
 
 @contextmanager
-def _destination(output: Path | None) -> Iterator[IO[bytes]]:
+def destination(output: Path | None) -> Iterator[IO[bytes]]:
     """Open `<output>.part`, and rename it to `output` after a success; yield standard output for None."""
     if output is None:
         yield sys.stdout.buffer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from lash_redis._validate import require_callable, require_id
 from lash_redis.cache import SessionCache
@@ -17,6 +17,8 @@ from lash_redis.protocol.heads import decode_meta
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.reader import Reader
 from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_line
+
+Found = TypeVar("Found")
 
 
 async def export_sessions(
@@ -39,8 +41,9 @@ async def export_sessions(
     yield encode_line({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
     session_count = blob_count = 0
     with BlobSpool.opened() as spool:
-        async for batch in _batches(cache, session_ids):
-            for session_id, found in zip(batch, await _read_batch(cache, batch), strict=True):
+        async for batch in batches(cache, session_ids):
+            found_of = await read_batch(batch, lambda session_id: read_session(cache, session_id))
+            for session_id, found in zip(batch, found_of, strict=True):
                 if found is None:
                     if session_ids is None:
                         continue
@@ -57,7 +60,7 @@ async def export_sessions(
     yield encode_line({"kind": "end", "session_count": session_count, "blob_count": blob_count})
 
 
-async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> AsyncIterator[list[str]]:
+async def batches(cache: SessionCache, session_ids: Iterable[str] | None) -> AsyncIterator[list[str]]:
     """Yield the ids to export in batches of at most `WINDOW`, each id once for the whole namespace."""
     if session_ids is not None:
         ids = [require_id("session_ids", session_id) for session_id in session_ids]
@@ -69,11 +72,11 @@ async def _batches(cache: SessionCache, session_ids: Iterable[str] | None) -> As
             yield found[at : at + WINDOW]
 
 
-async def _read_batch(cache: SessionCache, ids: Sequence[str]) -> list[Any]:
-    """Call `read_session` for each id. If one fails, the others are cancelled before the error is raised."""
+async def read_batch(ids: Sequence[str], read: Callable[[str], Coroutine[Any, Any, Found]]) -> list[Found]:
+    """Call `read` for each id concurrently. If one call fails, the others are cancelled before the error is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            exported = [tasks.create_task(read_session(cache, session_id)) for session_id in ids]
+            exported = [tasks.create_task(read(session_id)) for session_id in ids]
     except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
         raise failures.exceptions[0] from None
     return [task.result() for task in exported]

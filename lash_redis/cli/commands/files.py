@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import transcripts, transfer
+from lash_redis.cli import transcript_export, transcripts, transfer
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -29,29 +29,39 @@ def export(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file to create. Default: standard output.")
     ] = None,
+    openai: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write chat transcripts to this file instead; - is standard output."),
+    ] = None,
     url: Url = NO_URL,
     namespace: Namespace = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="With --output: print one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With a FILE: print one JSON document.")] = False,
 ) -> None:
     """Write sessions to a file of JSON Lines, for `import`.
 
     Each is written at one revision and with all of its data. FILE appears when it is complete. A failure leaves FILE
     unchanged, and the lines written so far in FILE.part.
+
+    With `--openai`, a line is {"id", "messages"} for `import --openai`: the messages of the active path.
     """
     with ending(as_json):
         if bool(session) == every:
             raise CommandError(USAGE, "expected either session ids or --all")
-        if as_json and output is None:
+        if output is not None and openai is not None:
+            raise CommandError(USAGE, "expected either --output or --openai, got both; export once for each")
+        file = None if openai == Path("-") else openai or output
+        if as_json and file is None:
             raise CommandError(
-                USAGE, "--json needs --output, because the sessions are written to standard output without it"
+                USAGE, "--json needs --output or --openai with a file, because standard output gets the sessions"
             )
         require_stored_data(url)
         ids = list(dict.fromkeys(session)) if session else None
-        exported = asyncio.run(transfer.export(url, namespace, ids, output))
+        module = transfer if openai is None else transcript_export
+        exported = asyncio.run(module.export(url, namespace, ids, file))
         if as_json:
             print_json(exported.to_json())
-        elif output is not None:
-            transfer.print_exported(exported, output, screen())
+        elif file is not None:
+            module.print_exported(exported, file, screen())
 
 
 @command("import", example="import sessions.jsonl --namespace other")
