@@ -113,9 +113,9 @@ class RedisSessionStore:
 
         One round trip if this process has the tool state cached, else two. An active path takes two. O(nodes returned).
         A page of up to 500 nodes takes one, and a larger one takes two. The cost of a page does not depend on the
-        length of the path. It takes up to three, and as long as the whole path, if one of these holds: there are more
-        than 1,000 branches behind its first node, or more than 1,000 tombstones that are not vacuumed; nodes were
-        vacuumed and more than 1,000 nodes follow `before` on the path; nodes are linked by id only.
+        length of the path. In some sessions the client cuts the page out of the whole path, in at most five round
+        trips: if more than 1,000 branches begin behind its first node; if more than 1,000 tombstones are not vacuumed;
+        if nodes were vacuumed and more than 1,000 nodes of the path follow `before`; if nodes are linked by id only.
         With `StoreOptions.slide_on_load` a `touch` follows, which takes one more.
 
         Accessing many payloads in a row blocks the event loop: 1 MB of small messages for 6 to 10 ms, 1 MB of table

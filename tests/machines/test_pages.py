@@ -16,7 +16,7 @@ from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from lash_redis import ActivePath, InvalidRecord, PersistedSessionRead, StoreError
 from lash_redis.protocol.commands import pages
-from tests.machines.test_refresh import Kept, RefreshMachine, chosen, look
+from tests.machines.test_refresh import Kept, RefreshMachine, chosen, content_of
 from tests.machines.test_sessions import PROFILE, RANDOM
 from tests.support.servers import Kind, RunningServers
 
@@ -98,7 +98,7 @@ class PageMachine(RefreshMachine):
         assert read.is_partial == (start > 0)
         if nodes:
             assert read.graph.leaf_node_id == nodes[-1].node_id
-        assert look(read)[:7] == look(whole)[:7]
+        assert content_of(read)[:7] == content_of(whole)[:7]
 
     async def _check(self, kept: Kept, *, by_pickle: bool) -> None:
         given, scope = kept.read, kept.read.scope
@@ -111,15 +111,15 @@ class PageMachine(RefreshMachine):
         loaded_refusal, loaded = await self._answer(self.other.load_session(scope))
         assert refusal == loaded_refusal
         assert (now is None) == (loaded is None)
-        assert kept.looks is None or look(kept.read) == kept.looks
+        assert kept.content is None or content_of(kept.read) == kept.content
         self.counts["loaded"] += self.loads > loads
         self.counts["the same"] += now is given
         if now is None or loaded is None:
             return
         assert now.scope == scope
-        assert look(now)[:7] == look(loaded)[:7]
+        assert content_of(now)[:7] == content_of(loaded)[:7]
         if self.loads > loads or scope.before is not None:
-            assert (look(now), now.is_partial) == (look(loaded), loaded.is_partial)
+            assert (content_of(now), now.is_partial) == (content_of(loaded), loaded.is_partial)
         else:
             whole = await self.other.load_session(ActivePath(scope.leaf_node_id))
             assert whole is not None
