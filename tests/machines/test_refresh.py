@@ -29,7 +29,6 @@ from lash_redis import (
     PluginSessionSnapshot,
     RedisSessionStore,
     ReplaceFull,
-    RuntimeCommit,
     SessionCache,
     SessionGraph,
     SessionNodeRecord,
@@ -42,6 +41,7 @@ from lash_redis import (
     Unchanged,
 )
 from tests.machines.test_sessions import PROFILE, RANDOM
+from tests.support.builders import commit
 from tests.support.servers import Kind, RunningServers, Server, require, table
 
 EVERY_OPERATION = (
@@ -147,7 +147,7 @@ class RefreshMachine(RuleBasedStateMachine):
         self.serial += 1
         fields.setdefault("commit_id", f"c{self.serial}")
         try:
-            await self.writer.session("chat").commit_runtime_state(RuntimeCommit("chat", graph=graph, **fields))
+            await self.writer.session("chat").commit_runtime_state(commit(None, graph, **fields))
         except StoreError:
             self.counts["refused"] += 1
 

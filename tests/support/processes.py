@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -39,3 +40,10 @@ def _state(pid: int) -> str:
     if stat.parent.is_dir():
         return stat.read_text().rpartition(")")[2].split()[0]
     return subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[:1]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that no process uses at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
