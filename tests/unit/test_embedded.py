@@ -305,3 +305,48 @@ def test_a_server_that_does_not_answer_in_time_is_a_backend_error_with_its_log(t
     mute.chmod(0o755)
     with pytest.raises(BackendError, match=r"did not answer in 0\.5 seconds\nmute as a fish"):
         EmbeddedServer(binary=mute).start(timeout=0.5)
+
+
+def located(server: EmbeddedServer) -> Path:
+    """The socket that `locate` returns once the server is ready."""
+    paths: list[Path | None] = []
+    assert eventually(lambda: paths.append(server.locate()) or paths[-1] is not None)
+    assert paths[-1] is not None
+    return paths[-1]
+
+
+def test_locate_starts_one_server_for_a_directory_and_finds_it_again(binary, tmp_path):
+    first, second = EmbeddedServer(tmp_path, binary=binary), EmbeddedServer(tmp_path, binary=binary)
+    path = located(first)
+    assert located(second) == located(first) == path
+    assert (first.running, second.running) == (True, False)
+    put(first, "key", "value")
+    first.stop()
+    assert located(second) != path
+    assert get(second, "key") == b"value"
+    second.stop()
+
+
+def test_locate_starts_the_next_server_when_the_owner_of_the_first_is_killed(any_binary, tmp_path):
+    with owner("time.sleep(600)", any_binary, str(tmp_path)) as (process, path):
+        server = EmbeddedServer(tmp_path, binary=any_binary)
+        assert located(server) == path
+        server.stop()
+        assert answers(path)
+        process.kill()
+        assert eventually(lambda: located(server) != path)
+        assert get(server, "key") == b"value"
+    server.stop()
+
+
+def test_a_server_that_locate_started_and_that_ended_before_it_was_ready_is_an_error(binary, tmp_path):
+    server = EmbeddedServer(tmp_path, binary=binary, options={"no-such-option": "1"})
+    with pytest.raises(BackendError, match="no-such-option"):
+        located(server)
+    assert not server.running
+
+
+def test_locate_does_not_create_a_directory(any_binary, tmp_path):
+    with pytest.raises(BackendError, match="does not exist"):
+        EmbeddedServer(tmp_path / "deleted", binary=any_binary).locate()
+    assert list(tmp_path.iterdir()) == []
