@@ -115,6 +115,7 @@ class SessionCache:
     async def aclose(self) -> None:
         """Close what `connect` opened: the connections of this event loop and process, and an embedded server.
 
+        If other processes use the server's directory, the next call of one of them starts the next server.
         A client that the caller passed stays open.
         """
         await self.shared.close()
@@ -351,7 +352,9 @@ def connect(
     `redis+sentinel://host:port,host:port/service[/database]`: the primary that Sentinel names. User and password are
     those of the data nodes. Those of the sentinels are `?sentinel_username=` and `?sentinel_password=`.
     `rediss+cluster://`, `rediss+sentinel://`: the same over TLS.
-    `embedded://[directory]`: a server of this process, from the first use to the end. With a directory its data stays.
+    `embedded://`: a server of this process, from the first use to the end. Its data ends with it.
+    `embedded:///directory`: a server that keeps its data. The first process to use the directory runs it, and other
+    processes of this user connect to it. When that process ends, another one starts the next server.
     `memory://`: fakeredis in this process, for tests. It has no durability, and no other process shares it.
 
     `?max_connections=` (100) limits the connections to one server: one for small commands, up to 8 for large transfers,

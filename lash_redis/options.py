@@ -169,8 +169,9 @@ class StoreOptions:
     """The longest time of a call in seconds, retries and connection attempts included.
 
     The wait of `durability` is added. None means 8 s for one server and for servers that were never reached, and 60 s
-    in a cluster and under Sentinel. A cluster replaces a silent primary after 15 s, Sentinel after 30 s. When the time
-    ends, a call raises `BackendError` if nothing was applied, and `OutcomeUnknown` if a reply was lost.
+    in a cluster, under Sentinel and for `embedded:///directory`. A cluster replaces a silent primary after 15 s,
+    Sentinel after 30 s. When the time ends, a call raises `BackendError` if nothing was applied, and `OutcomeUnknown`
+    if a reply was lost.
     """
 
     retry_max_delay: float = 1.0

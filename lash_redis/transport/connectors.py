@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import redis.asyncio as redis
+from redis import exceptions
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 
@@ -129,9 +131,9 @@ def _named(parts: urls.Url) -> list[Address]:
 
 
 class Embedded(Own):
-    """A server process that this package starts at the first request."""
+    """A server that this process starts at the first request, and that only forked children share."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         from lash_redis.embedded import EmbeddedServer, wheel_binary
 
         wheel_binary()
@@ -143,6 +145,33 @@ class Embedded(Own):
 
     async def close(self) -> None:
         await asyncio.to_thread(self._server.stop)
+
+
+class EmbeddedDirectory(Embedded):
+    """The server of a directory. The first process to need it runs it, and other processes connect to it.
+
+    `close` ends the server if this process runs it. Another process then takes over. A forked child has a copy of the
+    connector, to which its parent is another process.
+    """
+
+    async def open(self) -> Topology:
+        """Create the directory, and wait for a server that starts and loads its data, for 30 s at most.
+
+        Raises:
+            BackendError: the server cannot be started or reached.
+        """
+        from lash_redis.transport.embedded import DirectoryServer
+
+        await asyncio.to_thread(self._server.make_directory)
+        topology = DirectoryServer(self._server, Dialer(redis.UnixDomainSocketConnection, {}))
+        try:
+            await topology.node(None, inf)
+        except BaseException as error:
+            await topology.close()
+            if isinstance(error, exceptions.RedisError):
+                raise BackendError(str(error)) from error
+            raise
+        return topology
 
 
 class InMemory(Own):
@@ -178,7 +207,7 @@ def by_url(url: str) -> Connector:
         case "redis+sentinel" | "rediss+sentinel":
             return BySentinel(url)
         case "embedded":
-            return Embedded(_directory(rest))
+            return _embedded(rest)
         case "memory" if not rest:
             return InMemory()
     raise InvalidRecord(
@@ -188,10 +217,16 @@ def by_url(url: str) -> Connector:
     )
 
 
-def _directory(rest: str) -> Path | None:
+def _embedded(rest: str) -> Connector:
     if "?" in rest or "#" in rest:
         raise InvalidRecord("url", "embedded:// has no options; in a directory write %3F for '?', %23 for '#'")
-    return Path(unquote(rest)) if rest else None
+    if not rest:
+        return Embedded()
+    try:
+        directory = Path(unquote(rest))
+        return EmbeddedDirectory(directory.expanduser() if rest.startswith("~") else directory)
+    except RuntimeError:
+        raise InvalidRecord("url", "names the home directory of an unknown user; write %7E for a literal '~'") from None
 
 
 # With a client of the caller

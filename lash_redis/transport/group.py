@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final, TypeAlias
 
-from lash_redis.transport.dialer import Dialer
+from lash_redis.transport.dialer import Dialer, Where
 from lash_redis.transport.node import Node, OwnNode
 from lash_redis.transport.topology import Topology
 
@@ -30,13 +31,15 @@ class Group(Topology):
     def __init__(self, dialer: Dialer) -> None:
         super().__init__()
         self._dialer = dialer
-        self._members: dict[tuple[Address, bool], OwnNode] = {}
+        self._members: dict[tuple[Address | Path, bool], OwnNode] = {}
 
-    def _node_at(self, address: Address, *, replica: bool = False) -> OwnNode:
-        """Return the node at an address. A `replica` receives only reads."""
+    def _node_at(self, address: Address | Path, *, replica: bool = False) -> OwnNode:
+        """Return the node at an address or at the path of a unix socket. A `replica` receives only reads."""
         node = self._members.get((address, replica))
         if node is None:
-            where = dict(zip(("host", "port"), address, strict=True))
+            where: Where = (
+                {"path": str(address)} if isinstance(address, Path) else {"host": address[0], "port": address[1]}
+            )
             node = self._members[address, replica] = OwnNode(self._dialer, where, replica=replica)
         return node
 

@@ -21,6 +21,10 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def parent_of(pid: int) -> int:
+    return int(subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout)
+
+
 def freeze(pid: int) -> None:
     """Send SIGSTOP; return when the process has stopped.
 

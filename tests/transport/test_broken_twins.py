@@ -18,6 +18,7 @@ from tests.support import scripted
 from tests.support.breaking import Python
 from tests.support.servers import RunningServers, Server
 from tests.transport import test_connection as connections
+from tests.transport import test_embedded_directory as directories
 from tests.transport import test_given as given
 from tests.transport import test_lanes as lanes
 from tests.transport import test_time as times
@@ -41,6 +42,7 @@ async def real_server(any_server: Server) -> AsyncIterator[Server]:
 
 
 admin = times.admin
+directory = directories.directory
 
 
 # Ways to break it
@@ -131,6 +133,10 @@ def closes_given_clients(close: Any) -> Any:
     return broken
 
 
+def locks_nothing(_: Any) -> Any:
+    return lambda *args: None
+
+
 def always(answer: bool) -> Callable[[Any], Any]:
     return lambda _: lambda *args: answer
 
@@ -207,6 +213,14 @@ BROKEN: list[tuple[Callable[..., Awaitable[None]], Python]] = [
         given.test_a_given_client_sends_every_command_and_is_neither_configured_nor_closed,
         Python("transport.given:GivenNode.close", closes_given_clients, "closes given clients"),
     ),
+    (
+        directories.test_a_second_cache_connects_to_the_server_of_the_first_one,
+        Python("embedded:fcntl.flock", locks_nothing, "locks no directory"),
+    ),
+    (
+        directories.test_the_next_call_starts_a_killed_server_again,
+        Python("transport.topology:may_be_stale", always(False), "never discovers the server again"),
+    ),
 ]
 
 FAILURES = (AssertionError, StoreError, TimeoutError, exceptions.RedisError, pytest.fail.Exception)
@@ -219,7 +233,7 @@ def broken_twin(intact: Callable[..., Awaitable[None]], breakage: Python) -> Cal
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         with pytest.MonkeyPatch.context() as patch:
             breakage.apply(patch)
-            for module in (scripted, connections, given, lanes, times):
+            for module in (scripted, connections, directories, given, lanes, times):
                 patch.setattr(module, "PATIENCE", PATIENCE)
             with pytest.raises((*FAILURES, ExceptionGroup)) as caught:
                 await intact(**fixtures)
