@@ -125,6 +125,23 @@ def written(path: Path, *lines: Any) -> Path:
 # list
 
 
+@pytest.mark.slow
+def test_a_command_connects_to_the_server_of_a_directory_in_use(tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path / 'data'}"
+
+    async def list_while_in_use() -> tuple[dict[str, Any], int]:
+        async with lash_redis.connect(url) as cache:
+            await cache.session("chat").commit_runtime_state(RuntimeCommit("chat", 0, graph=Unchanged(None)))
+            shown = await asyncio.to_thread(document_of, "list", "--url", url)
+            head = await cache.session("chat").load_head()
+            assert head is not None
+            return shown, head.head_revision
+
+    shown, revision = asyncio.run(list_while_in_use())
+    assert [session["session_id"] for session in shown["sessions"]] == ["chat"]
+    assert revision == 1
+
+
 def test_list_sorts_by_the_latest_commit_and_describes_each_session(url: str) -> None:
     within(url, commit_four_sessions)
     ended = run("list", "--url", url)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -185,12 +184,11 @@ def replay(
 
 @contextmanager
 def _served(url: str) -> Iterator[str]:
-    """Yield a URL that other processes can connect to; start a server for `embedded://`."""
-    scheme, _, rest = url.partition("://")
-    if scheme != "embedded":
+    """Yield a URL that other processes can connect to; start a server for `embedded://` without a directory."""
+    if url != "embedded://":
         yield url
         return
-    with EmbeddedServer(Path(rest) if rest else None) as server:
+    with EmbeddedServer() as server:
         yield server.url
 
 
