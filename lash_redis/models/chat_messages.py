@@ -238,12 +238,11 @@ def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
     if message.get("role") not in RECORD_ROLES:
         expected = ", ".join((*RECORD_ROLES, *CHAT_ROLES[:-1])) + f" or {CHAT_ROLES[-1]}"
         raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
-    if not isinstance(message.get("parts"), list):
-        reason = f"expected a list of parts, got {type(message.get('parts')).__name__}"
-        raise InvalidRecord(
-            f"{where}.parts", f"{reason}; or pass the OpenAI chat format: a lower-case role and content"
-        )
-    return {**message, "id": message_id}
+    parts = message.get("parts", None if "content" in message else [])
+    if not isinstance(parts, list):
+        reason = f"expected a list of parts, got {type(parts).__name__}; or use the OpenAI chat format"
+        raise InvalidRecord(f"{where}.parts", reason)
+    return {**message, "id": message_id, "parts": parts}
 
 
 def _calls_in(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

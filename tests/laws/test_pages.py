@@ -454,7 +454,7 @@ async def test_a_graph_that_was_put_together_of_a_pages_nodes_replaces_the_store
 async def test_a_page_with_the_whole_path_replaces_the_graph_as_the_path_would(store):
     await alphabet(store)
     read = await store.load_session(ActivePath("y", limit=9))
-    await store.commit_runtime_state(commit(2, ReplaceFull(read.graph.append_message({"id": "z"}))))
+    await store.commit_runtime_state(commit(2, ReplaceFull(read.graph.append_message({"id": "z", "role": "User"}))))
     assert ids_of(await store.load_session(FullGraph())) == [*"abcxyz"]
 
 

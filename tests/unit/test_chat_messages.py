@@ -175,7 +175,11 @@ def test_a_graph_understands_both_forms_of_a_message_and_refuses_others() -> Non
     graph = graph.append_message({"role": "Assistant", "parts": [{"kind": "Text", "content": "hello"}]})
     assert [message["role"] for message in graph.read_model().messages] == ["User", "Assistant"]
     assert (graph.first_user_message(), graph.user_message_count()) == ("hi", 1)
-    for message, field in (({"content": "hi"}, "message.role"), ({"role": "User"}, "message.parts"), ("hi", "message")):
+    for message, field in (
+        ({"content": "hi"}, "message.role"),
+        ({"role": "User", "content": "hi"}, "message.parts"),
+        ("hi", "message"),
+    ):
         with pytest.raises(InvalidRecord) as refused:
             graph.append_message(message)  # type: ignore[arg-type]
         assert refused.value.field == field
