@@ -123,7 +123,7 @@ class Audit:
                 try:
                     if family == b"blob":
                         there.refs.add(bytes.fromhex(name.decode()))
-                    else:
+                    elif family not in (b"sessions", b"expiries"):
                         there.session_ids.add(name.decode())
                 except ValueError as error:
                     self._add(
@@ -159,27 +159,28 @@ class Audit:
                 await self._step(step, shard)
             self._report_progress()
 
-    async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[tuple[SessionKeys, bytes]]]:
+    async def _steps(self, sessions: Sequence[tuple[SessionKeys, bytes]]) -> list[list[commands.audit.Listed]]:
         """Divide sessions into steps of at most about `STEP_BYTES`, each of one shard.
 
         Only keys of one slot can be read at one moment, and a key may be stored in a shard where it does not belong.
         """
-        trip = [commands.reads.facts_read(keys) for keys, _ in sessions]
-        facts = await self._namespace.read(trip, atomic=False, faults=True)
-        steps: list[list[tuple[SessionKeys, bytes]]] = [[]]
+        trip = [commands.audit.facts_read(keys) for keys, _ in sessions]
+        heads = await self._namespace.read(trip, atomic=False, faults=True)
+        steps: list[list[commands.audit.Listed]] = [[]]
         room = STEP_BYTES
-        for session, stored in zip(sessions, facts, strict=True):
-            room -= commands.audit.counted_bytes(stored)
-            if steps[-1] and (room < 0 or session[0].prefix != steps[-1][-1][0].prefix):
+        for (keys, entry), stored in zip(sessions, heads, strict=True):
+            facts, owner = (None, None) if isinstance(stored, Corrupt) else stored
+            room -= commands.audit.counted_bytes(facts)
+            if steps[-1] and (room < 0 or keys.prefix != steps[-1][-1].keys.prefix):
                 steps.append([])
                 room = STEP_BYTES
-            steps[-1].append(session)
+            steps[-1].append(commands.audit.Listed(keys, entry, (owner or b"").decode(errors="replace")))
         return steps
 
-    async def _step(self, sessions: Sequence[tuple[SessionKeys, bytes]], shard: _Shard) -> None:
+    async def _step(self, sessions: Sequence[commands.audit.Listed], shard: _Shard) -> None:
         """Read and check some sessions at one moment; one by one if one of their keys holds another type."""
         try:
-            trip = [command for keys, entry in sessions for command in commands.audit.session_read(keys, entry)]
+            trip = [command for listed in sessions for command in commands.audit.session_read(listed)]
             replies = await self._namespace.read(trip, atomic=True)
         except Corrupt as error:
             if len(sessions) == 1:
@@ -190,11 +191,11 @@ class Audit:
             for session in sessions:
                 await self._step([session], shard)
             return
-        for at, (keys, entry) in enumerate(sessions):
+        for at, listed in enumerate(sessions):
             size = commands.audit.SESSION_READS
-            audited = commands.audit.session_reply(keys, entry, replies[at * size : (at + 1) * size])
+            audited = commands.audit.session_reply(listed, replies[at * size : (at + 1) * size])
             if not audited.is_gone:
-                await self._count(keys, audited, shard)
+                await self._count(listed.keys, audited, shard)
 
     async def _count(self, keys: SessionKeys, audited: commands.audit.Audited, shard: _Shard) -> None:
         """Count a session and its problems, and repair its catalogue entry."""
@@ -206,25 +207,27 @@ class Audit:
         shard.is_sound = shard.is_sound and not audited.problems
         for problem in audited.problems:
             self._add(problem)
-        if audited.listing is not None and await self._is_listed_wrongly(keys, audited.listing):
+        wrong = None if audited.listing is None else await self._listed_wrongly(audited.listing)
+        if wrong is not None and wrong.listing is not None:
+            is_repaired = False
             if self._repair:
-                call = commands.audit.relist_call(keys)
-                commands.calls.status(call, await self._namespace.run(call), keys)
+                call = commands.audit.relist_call(wrong.listing)
+                is_repaired = commands.calls.status(call, await self._namespace.run(call), keys) == "relisted"
             reason = f"the entry of {keys.session_id!r} differs from its head"
-            self._add(AuditProblem("sessions", keys.shard.sessions, reason, self._repair))
+            self._add(AuditProblem("sessions", wrong.wrong_catalogue, reason, is_repaired))
 
-    async def _is_listed_wrongly(self, keys: SessionKeys, entry: bytes) -> bool:
-        """Whether the entry differs from the head when both are read again.
+    async def _listed_wrongly(self, listed: commands.audit.Listed) -> commands.audit.Audited | None:
+        """Read the head and its entries again; None if they agree.
 
-        The first reading may have used the entry of a former session of this id.
+        The first reading may have used the entry, or the owner, of a former session of this id.
         """
         for _ in range(ATTEMPTS):
-            replies = await self._namespace.read(commands.audit.session_read(keys, entry), atomic=True)
-            audited = commands.audit.session_reply(keys, entry, replies)
-            if audited.listing is None or audited.listing == entry:
-                return audited.listing is not None
-            entry = audited.listing
-        return False
+            replies = await self._namespace.read(commands.audit.session_read(listed), atomic=True)
+            audited = commands.audit.session_reply(listed, replies)
+            if audited.listing is None or audited.listing == listed:
+                return None if audited.listing is None else audited
+            listed = audited.listing
+        return None
 
     async def _blobs(self, shard: _Shard) -> None:
         """Check the blobs of a shard, and recount the holders of those whose counts differ from the heads."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import TracebackType
@@ -22,17 +20,17 @@ from lash_redis._validate import (
 )
 from lash_redis.audit import Audit
 from lash_redis.chat import Chat
-from lash_redis.errors import InvalidRecord, SessionGone
+from lash_redis.errors import InvalidRecord, OwnerMismatch, SessionGone
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
 from lash_redis.models import (
     Append,
     AuditReport,
     BlobRef,
     Cursor,
+    DeleteOwnedReport,
     DeleteReport,
     GcReport,
     RuntimeCommit,
-    SessionMeta,
     SessionPickerInfo,
     SessionPolicy,
     SessionStoreCreateRequest,
@@ -40,8 +38,10 @@ from lash_redis.models import (
 )
 from lash_redis.models.json_values import check_json
 from lash_redis.options import KEEP, Keep, StoreOptions
+from lash_redis.owners import delete_owned
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout
+from lash_redis.session.meta import new_meta
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.reader import Reader
 from lash_redis.session.store import RedisSessionStore
@@ -120,21 +120,40 @@ class SessionCache:
         """
         await self.shared.close()
 
-    def session(self, session_id: str) -> RedisSessionStore:
-        """Return the store of one session. No I/O; the session need not exist."""
-        return RedisSessionStore(self.shared, session_id)
+    def session(self, session_id: str, *, owner: str | None = None) -> RedisSessionStore:
+        """Return the store of one session. No I/O; the session need not exist.
 
-    def chat(self, session_id: str) -> Chat:
-        """Return a chat: the messages of one session in the OpenAI chat format. No I/O; the session need not exist."""
-        return Chat(self.session(session_id), self.options.contention_seconds)
+        With an `owner`, such as a user or a tenant, the store uses the session only if it belongs to that owner.
+        Another's session reads as absent, and writes to it raise `OwnerMismatch`. The first commit or write of meta
+        makes a new session the owner's. Without an owner the caller is trusted, and the store uses every session.
+        """
+        return RedisSessionStore(self.shared, session_id, owner)
 
-    async def create(self, request: SessionStoreCreateRequest, *, ttl: float | Keep | None = KEEP) -> RedisSessionStore:
+    def chat(self, session_id: str, *, owner: str | None = None) -> Chat:
+        """Return a chat: the messages of one session in the OpenAI chat format. No I/O; the session need not exist.
+
+        With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.
+        """
+        return Chat(self.session(session_id, owner=owner), self.options.contention_seconds)
+
+    async def create(
+        self,
+        request: SessionStoreCreateRequest,
+        *,
+        owner: str | None = None,
+        title: str | None = None,
+        cwd: str | None = None,
+        ttl: float | Keep | None = KEEP,
+    ) -> RedisSessionStore:
         """Write the meta record of a session from `request`, unless it has one, and return the session's store.
 
+        `owner` is the user or tenant to whom the new session belongs, and the store is that owner's (see `session`).
+        `title` is the record's `session_name`, by default the id. `cwd` is its working directory, by default none.
         `ttl` becomes the new session's own: seconds from its last commit or touch until it expires, None for never.
         Without it the cache's ttl applies. Idempotent. One round trip.
 
         Raises:
+            OwnerMismatch: the session exists and is not the owner's.
             SessionDeleted: the session was deleted; writes to its id are refused until the deletion marker expires.
 
         Source: SessionStoreFactory::create_store.
@@ -146,13 +165,21 @@ class SessionCache:
         if request.parent_session_id is not None:
             require_id("SessionStoreCreateRequest.parent_session_id", request.parent_session_id)
         require_id("SessionStoreCreateRequest.session_id", request.session_id)
-        store = self.session(request.session_id)
-        meta = _new_meta(request.session_id, request.policy.model, _working_directory(), request.parent_session_id)
+        store = self.session(request.session_id, owner=owner)
+        meta = new_meta(
+            request.session_id, title, model=request.policy.model, cwd=cwd, parent=request.parent_session_id
+        )
         await store.create_meta(meta, ttl)
         return store
 
     async def fork(
-        self, source: str, new_id: str, leaf_node_id: str | None = None, *, ttl: float | Keep | None = KEEP
+        self,
+        source: str,
+        new_id: str,
+        leaf_node_id: str | None = None,
+        *,
+        owner: str | None = None,
+        ttl: float | Keep | None = KEEP,
     ) -> RedisSessionStore:
         """Create a session from the current state of `source`, or from its path to `leaf_node_id`.
 
@@ -161,7 +188,11 @@ class SessionCache:
         parent. The tool state is shared if both ids belong to one shard. The other components are copied. O(length of
         the path): this process reads and commits it.
 
+        With an `owner`, both sessions are that owner's. Without one the caller is trusted, and the new session gets the
+        owner of `source`.
+
         Raises:
+            OwnerMismatch: `source` or an existing session `new_id` is not the owner's; nothing was written.
             SessionExists: the session `new_id` exists, even if only its meta record does.
             SessionDeleted: the session `new_id` was deleted.
             SessionGone: `source` has no head.
@@ -170,13 +201,19 @@ class SessionCache:
         """
         if leaf_node_id is not None:
             require_id("leaf_node_id", leaf_node_id)
-        origin, target = self.session(require_id("source", source)), self.session(require_id("new_id", new_id))
+        origin = self.session(require_id("source", source))
+        self.session(require_id("new_id", new_id), owner=owner)
         if source == new_id:
             raise InvalidRecord("new_id", "is the id of the source")
         point = await Reader(self.shared, self.layout.session(source)).fork_point(leaf_node_id)
         if point is None:
             raise SessionGone(None, 0, source)
         read, blobs = point
+        stored = commands.reads.origin_of(read)
+        source_owner = stored.head.owner if stored is not None else ""
+        if owner is not None and source_owner != owner:
+            raise OwnerMismatch(source, owner)
+        target = self.session(new_id, owner=source_owner or None)
         nodes, leaf = read.graph.nodes, read.graph.leaf_node_id
         commit = RuntimeCommit(
             new_id,
@@ -186,13 +223,13 @@ class SessionCache:
             checkpoint=commands.commit.carried(read.checkpoint),
         )
         meta = await origin.load_session_meta()
-        model, cwd = (read.config.configured_model, _working_directory()) if meta is None else (meta.model, meta.cwd)
-        born = _new_meta(new_id, model, cwd, source)
+        model, cwd = (read.config.configured_model, None) if meta is None else (meta.model, meta.cwd)
+        born = new_meta(new_id, model=model, cwd=cwd, parent=source)
         options = replace(self.options, max_commit_nodes=None, max_commit_bytes=None)
         await target.begin(commit, commands.commit.Origin(born), blobs, options=options, ttl=ttl)
         return target
 
-    async def delete(self, session_id: str) -> DeleteReport:
+    async def delete(self, session_id: str, *, owner: str | None = None) -> DeleteReport:
         """Delete a session atomically: its graph, ledger and meta, its holds on blobs, and its place in the list.
 
         Writes to its id are then refused with `SessionDeleted` for `StoreOptions.deletion_marker_ttl`, so that a late
@@ -201,17 +238,37 @@ class SessionCache:
         O(1): the server frees large values in the background. It works on a server whose memory is full.
 
         Raises:
+            OwnerMismatch: the session is another's than `owner`; nothing was deleted.
             OutcomeUnknown: the reply was lost; call again.
         """
-        return await self.session(session_id).delete()
+        return await self.session(session_id, owner=owner).delete()
+
+    async def delete_owned(self, owner: str) -> DeleteOwnedReport:
+        """Delete all sessions of an owner, as `delete` does. Run it again after a failure: it deletes the rest.
+
+        It deletes the sessions that are listed when it begins, 16 at the same time. A session that is created or
+        committed to meanwhile may stay, and is then still listed by `sessions(owner=...)`. Run it again until it
+        reports 0 deleted sessions. About three round trips for each session. Memory is bounded for any number of
+        sessions.
+
+        Raises:
+            OutcomeUnknown: a reply was lost, or a later step failed; call again for the rest.
+        """
+        return await delete_owned(self.shared, require_id("owner", owner))
 
     async def sessions(
-        self, *, limit: int | None = None, after: SessionPickerInfo | str | None = None, parent: str | None = None
+        self,
+        *,
+        owner: str | None = None,
+        limit: int | None = None,
+        after: SessionPickerInfo | str | None = None,
+        parent: str | None = None,
     ) -> AsyncIterator[SessionPickerInfo]:
         """List the namespace's sessions, the most recently committed first.
 
-        A session without a commit is listed at its time of creation. `limit` is the maximum number of sessions. `after`
-        continues behind an earlier item: that item, its `cursor`, or its session id while that session is listed.
+        A session without a commit is listed at its time of creation. `owner` lists only that owner's sessions. They
+        have an index, so the cost does not depend on the sessions of others. `limit` is the maximum number of sessions.
+        `after` continues behind an earlier item: that item, its `cursor`, or its session id while it is listed.
         `parent` lists only sessions with that parent. It filters the list itself, at about 100,000 entries a second.
 
         A session that is committed to during the iteration moves to the top. One iteration lists no session twice, and
@@ -226,7 +283,10 @@ class SessionCache:
             require_int("limit", limit, 0)
         if parent is not None:
             require_id("parent", parent)
-        listing = Listing(self.shared, await self._place(after), parent, first_chunk(limit, self.options.shards))
+        if owner is not None:
+            require_id("owner", owner)
+        chunk = first_chunk(limit, self.options.shards)
+        listing = Listing(self.shared, await self._place(after, owner), parent, chunk, owner=owner)
         left = limit
         while left is None or left > 0:
             lines = await listing.lines(PAGE if left is None else min(left, PAGE))
@@ -236,7 +296,7 @@ class SessionCache:
                 yield line
             left = None if left is None else left - len(lines)
 
-    async def _place(self, after: SessionPickerInfo | str | None) -> Cursor | None:
+    async def _place(self, after: SessionPickerInfo | str | None, owner: str | None) -> Cursor | None:
         if after is None:
             return None
         if not isinstance(after, SessionPickerInfo | str):
@@ -245,7 +305,7 @@ class SessionCache:
             require_id("after.session_id", after.session_id)
         place = Cursor.parse(after if isinstance(after, str) else after.cursor)
         if place is None:
-            place = await place_of(self.shared, require_id("after", after))
+            place = await place_of(self.shared, require_id("after", after), owner)
             if place is None:
                 raise InvalidRecord("after", f"expected a cursor or the id of a listed session, got {after!r}")
         return place
@@ -366,14 +426,3 @@ def connect(
         BackendError: the package behind `embedded://` or `memory://` is not installed.
     """
     return SessionCache(by_url(url), namespace, ttl=ttl, options=options)
-
-
-def _working_directory() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # the directory was removed while the process runs in it
-        return None
-
-
-def _new_meta(session_id: str, model: str, cwd: str | None, parent: str | None) -> SessionMeta:
-    return SessionMeta(session_id, session_id, f"unix:{int(time.time())}", model, cwd, parent)

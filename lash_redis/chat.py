@@ -212,6 +212,10 @@ class Chat:
             raise _unknown_message(message_id) from error
         self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, message_id)
 
+    async def set_title(self, title: str) -> None:
+        """Rename the chat. See `RedisSessionStore.set_title`."""
+        await self._store.set_title(title)
+
     async def delete(self) -> DeleteReport:
         """Delete the chat. See `SessionCache.delete`."""
         report = await self._store.delete()

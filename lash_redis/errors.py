@@ -162,6 +162,20 @@ class SessionDeleted(Refused):
         self.session_id = session_id
 
 
+class OwnerMismatch(Refused):
+    """The session does not belong to the owner for whom the handle was made. Use an id of the owner's own sessions.
+
+    `owner` is the one that the handle was made for. The error does not contain the session's own owner.
+    """
+
+    template = "session {0!r} does not belong to owner {1!r}; use another session id"
+
+    def __init__(self, session_id: str, owner: str) -> None:
+        super().__init__(session_id, owner)
+        self.session_id = session_id
+        self.owner = owner
+
+
 class LeaseBusy(Refused):
     """Another owner holds the session's lease. Retry later, or pass `wait` to `acquire_lease`.
 

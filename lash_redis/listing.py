@@ -10,7 +10,7 @@ from lash_redis.errors import Corrupt
 from lash_redis.models import Cursor, SessionPickerInfo
 from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
-from lash_redis.protocol.keys import ShardKeys
+from lash_redis.protocol.keys import CatalogueKeys, ShardKeys
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.reader import Reader
 
@@ -23,9 +23,9 @@ MAX_CHUNK = 1000
 
 @dataclass(slots=True)
 class _Scan:
-    """How far the entries of a shard have been read, in one direction."""
+    """How far the entries of a catalogue have been read, in one direction."""
 
-    keys: ShardKeys
+    keys: CatalogueKeys
     at: Cursor | None
     chunk: int
     descending: bool = True
@@ -54,12 +54,12 @@ def first_chunk(limit: int | None, shards: int) -> int:
     return min(MAX_CHUNK, max(4, round(3 * share)))
 
 
-async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
-    """Return the place of a session in the list, None if it is not listed.
+async def place_of(namespace: Namespace, session_id: str, owner: str | None) -> Cursor | None:
+    """Return the place of a session in the list (that of an `owner`, if one is given), None if it is not listed.
 
     Two round trips, because the entry contains the parent's id, which is read first.
     """
-    keys = namespace.layout.session(session_id)
+    keys = namespace.layout.session(session_id, owner)
     (parent,) = await namespace.read([commands.audit.parent_read(keys)], atomic=False)
     entry = catalogue_entry(session_id, None if parent is None else parent.decode())
     (committed,) = await namespace.read([commands.catalogue.place_read(keys, entry)], atomic=False)
@@ -67,16 +67,27 @@ async def place_of(namespace: Namespace, session_id: str) -> Cursor | None:
 
 
 class Listing:
-    """One pass over the catalogue of a namespace, most recent first. It merges the lists of the shards.
+    """One pass over the sessions of a namespace, or of one owner in it, most recent first. It merges the shards' lists.
 
     Entries that were read and not returned yet are buffered by shard, so a pass reads every entry once.
     """
 
-    def __init__(self, namespace: Namespace, after: Cursor | None, parent: str | None, first_chunk: int) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        after: Cursor | None = None,
+        parent: str | None = None,
+        first_chunk: int = PAGE,
+        *,
+        owner: str | None = None,
+    ) -> None:
         self._namespace = namespace
         self._parent = parent
-        layout = namespace.layout
-        self._scans = [_Scan(layout.shard_keys(shard), after, first_chunk) for shard in range(layout.shards)]
+        self._owner = owner or ""
+        shards = map(namespace.layout.shard_keys, range(namespace.layout.shards))
+        self._scans = [
+            _Scan(commands.catalogue.catalogue_keys(shard, self._owner), after, first_chunk) for shard in shards
+        ]
         self._buffered: list[deque[Cursor]] = [deque() for _ in self._scans]
 
     async def entries(self, count: int) -> list[Cursor]:
@@ -119,14 +130,14 @@ class Listing:
         entries = await self.entries(count)
         if not entries:
             return None
-        lines = await lines_of(self._namespace, entries)
+        lines = await lines_of(self._namespace, entries, self._owner)
         return [line for line in lines if line is not None]
 
 
-async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[SessionPickerInfo | None]:
-    """Return a line for each entry; None for a session that no longer exists."""
+async def lines_of(namespace: Namespace, entries: Sequence[Cursor], owner: str) -> list[SessionPickerInfo | None]:
+    """Return a line for each entry; None for a session that no longer exists, or is not the `owner`'s any more."""
     layout = namespace.layout
-    keys = [layout.session(entry_ids(entry.entry)[0]) for entry in entries]
+    keys = [layout.session(entry_ids(entry.entry)[0], owner) for entry in entries]
     trip = [command for each in keys for command in commands.catalogue.line_read(each)]
     replies = await namespace.read(trip, atomic=False, faults=True)
     lines: list[SessionPickerInfo | None] = [None] * len(entries)
@@ -146,7 +157,7 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor]) -> list[Sess
                 incomplete[at] = line
     await _add_first_messages(namespace, incomplete, lines)
     if gone:
-        await _prune(namespace, [entries[at].entry for at in gone])
+        await prune(namespace, [entries[at].entry for at in gone], owner)
     return lines
 
 
@@ -176,17 +187,18 @@ async def _add_first_messages(
             lines[at] = replace(line.info, fault=commands.catalogue.fault_of(error))
 
 
-async def _prune(namespace: Namespace, entries: Sequence[bytes]) -> None:
+async def prune(namespace: Namespace, entries: Sequence[bytes], owner: str) -> None:
+    """Drop entries without a session from the catalogues of the shards, or from those of an `owner`."""
     by_shard: dict[str, list[bytes]] = {}
     layout = namespace.layout
     for entry in entries:
         by_shard.setdefault(layout.session(entry_ids(entry)[0]).prefix, []).append(entry)
     for prefix, those in by_shard.items():
-        call = commands.catalogue.prune_call(ShardKeys(prefix), layout, those)
+        call = commands.catalogue.prune_call(ShardKeys(prefix), owner, layout, those)
         commands.calls.status(call, await namespace.run(call), ShardKeys(prefix))
 
 
-async def walk(namespace: Namespace, shard: ShardKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
+async def walk(namespace: Namespace, shard: CatalogueKeys, chunk: int = MAX_CHUNK) -> AsyncIterator[list[Cursor]]:
     """Yield every entry of a shard, the oldest commits first.
 
     A session that is committed to during the walk moves ahead of it, so none is missed. An entry is yielded once. A

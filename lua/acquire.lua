@@ -8,10 +8,11 @@
 --        6 state  hash  private components, counted
 --
 -- ARGV   1 session    str  session id, echoed
---        2 owner      str  the worker that asks
+--        2 owner      str  the worker that asks, the owner of the lease
 --        3 token      str  made by the caller, without blanks; identifies the lease
 --        4 ttl        int  ms from now until the lease expires
 --        5 remains    int  ms by which a head that has only a lease outlives it
+--        6 access     str  owner of the session for whom the caller acts; '' for a trusted caller
 --
 -- Reply  acquired <session> <generation> <deadline> <until> <before> <owner> <generation> <deadline>
 --                                              the caller holds the lease until <deadline> (ms since 1970); the session
@@ -19,6 +20,7 @@
 --                                              expired (its owner, generation and deadline follow), else ''
 --        busy <session> <owner> <generation> <deadline>
 --                                              another owner holds it until <deadline>; nothing written
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
@@ -35,10 +37,11 @@
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, owner, token, ttl, remains = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local access = ARGV[6]
 
 -- CHECK
 
-local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state})
+local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state}, access)
 local wrong = broken or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if stored.deleted then return {'deleted', session} end

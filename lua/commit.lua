@@ -1,16 +1,18 @@
 -- commit: publish a head revision that appends nodes or leaves them as they are; a refusal changes nothing.
 --
--- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
---        2 log       list  node records
---        3 nodes     hash  node id -> position, followed by `u` if the node is a user's message
---        4 jumps     list  position:parent position
---        5 dead      hash  position -> node id
---        6 state     hash  private components: p plugin snapshot, x execution state
---        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> deadline of the entry (ms)
---        9 orphans   zset  blobs without a holder -> deadline (ms)
---       10 blobs     hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs that
---                          the new head holds (acquired, then kept), then those that it releases
+-- KEYS   1 head            hash  facts, refs, body, receipts, meta, ledger rows
+--        2 log             list  node records
+--        3 nodes           hash  node id -> position, followed by `u` if the node is a user's message
+--        4 jumps           list  position:parent position
+--        5 dead            hash  position -> node id
+--        6 state           hash  private components: p plugin snapshot, x execution state
+--        7 sessions        zset  catalogue entry -> last commit (ms)
+--        8 expiries        zset  catalogue entry -> deadline of the entry (ms)
+--        9 orphans         zset  blobs without a holder -> deadline (ms)
+--       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
+--       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
+--       12 blobs           hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs
+--                                that the new head holds (acquired, then kept), then those that it releases
 --
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision that this commit builds on; '' for any
@@ -38,7 +40,10 @@
 --                               halves that the dropped nodes have in the log's sum, else 0 0
 --       22 plugin        bytes  content of a private plugin snapshot; '' if it does not change
 --       23 execution     bytes  content of a private execution state; '' if it does not change
---       24 values        any    acquired + kept contents ('' for a blob that must be stored), the fields of the usage
+--       24 access        str    owner for whom the caller acts; '' for a trusted caller
+--       25 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
+--                               none
+--       26 values        any    acquired + kept contents ('' for a blob that must be stored), the fields of the usage
 --                               rows, for each row input, output, cached, reasoning, then count ids, count links, count
 --                               records. A link is '' the node before it in this commit, - none, @k, or =id
 --
@@ -51,8 +56,10 @@
 --                                              written
 --        reused <session>                      the commit id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head has another revision or commit; nothing written
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        refs <session> <refs>                 the head has other refs than `before`; nothing written
+--        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
+--                                              caller expects; nothing written
 --        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
@@ -85,14 +92,14 @@
 
 local KEYS, ARGV = KEYS, ARGV -- access to a local is faster than to a global
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local sessions, expiries, orphans = KEYS[7], KEYS[8], KEYS[9]
+local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local before, after, body, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
 local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
-local run, plugin, execution = ARGV[21], ARGV[22], ARGV[23]
-local blobs, values = 10, 24
+local run, plugin, execution, access, owner = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25]
+local blobs, values = 12, 26
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -102,13 +109,15 @@ local call = redis.call
 
 -- Read and verify the session; end here if the commit must not be made, or was made before.
 local asked = rows > 0 and {unpack(ARGV, usage_rows, usage_rows + rows - 1)}
-local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, asked, tag,
-  meaning, lease, count > 0, plugin ~= '' or execution ~= '')
+local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, access,
+  asked, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '')
 if reply then return reply end
 if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(stored.receipts, builds_on) then
   return {'conflict', session, actual}
 end
-if before ~= stored.refs then return {'refs', session, stored.refs} end
+if before ~= stored.refs or access == '' and owner ~= stored.owner then
+  return {'refs', session, stored.refs, stored.owner}
+end
 
 -- Plan the new graph and ledger.
 local is_new = not facts -- a session without a commit may have meta, and a deadline for it
@@ -117,7 +126,7 @@ local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
 local graph, refusal = plan_append(facts, nodes, dead, count, ids, users, leaf)
 if refusal then return refuse(session, refusal) end
-local fields, usage = plan_usage(facts.usage, rows, usage_rows, stored, 7)
+local fields, usage = plan_usage(facts.usage, rows, usage_rows, stored, 8)
 if not fields then return refuse(session, usage) end
 
 -- Plan the deadline, the blobs, the private components and the catalogue entry.
@@ -129,9 +138,10 @@ local holds, unheld = plan_holds(blobs, acquired, kept, values, had, hold, orpha
 if not holds then return refuse(session, unheld) end
 local set, drop = plan_state(before, after, plugin, execution)
 local entry = entry_of(session, stored.parent)
-local listed, unlisted = is_listed(sessions, entry)
+local catalogues = catalogues_of(stored.next_owner, sessions, expiries, owned, owned_expiries)
+local listed, unlisted = is_listed(catalogues, entry)
 local moves_entry = had ~= hold or is_new or not listed
-unlisted = unlisted or moves_entry and unusable_catalogue(sessions, expiries)
+unlisted = unlisted or moves_entry and unusable_catalogue(catalogues)
 if unlisted then return refuse(session, unlisted) end
 
 facts.revision, facts.usage, facts.leaf, facts.private = revision, usage, graph.leaf, count_private(after)
@@ -141,6 +151,7 @@ if count > 0 then facts.high, facts.low = summed(facts.high, facts.low, run, fac
 facts.length, facts.live = facts.length + count, facts.live + count
 facts.bytes, facts.users, facts.first = facts.bytes + graph.bytes, facts.users + graph.users, graph.first
 if own_ttl ~= '' then fields[#fields + 1], fields[#fields + 2] = 'ttl', own_ttl end
+if stored.owner ~= stored.next_owner then fields[#fields + 1], fields[#fields + 2] = 'owner', stored.next_owner end
 if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(held_lease.generation, 0, '', '') end
 
 -- WRITE
@@ -161,8 +172,7 @@ if #graph.jumps > 0 then call('RPUSH', jumps, unpack(graph.jumps)) end
 if #set > 0 then call('HSET', state, unpack(set)) end
 if #drop > 0 then call('HDEL', state, unpack(drop)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
-call('ZADD', sessions, facts.committed, entry)
-if moves_entry then keep_entry(sessions, expiries, entry, hold, now) end
+list_entry(catalogues, entry, facts.committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)
 announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
 return {'committed', session, revision, facts.epoch + 0}

@@ -1,15 +1,17 @@
 -- delete: delete all keys of a session, and refuse late writes to its id for a while; a refusal deletes nothing.
 --
--- KEYS   1 head      hash  the session's head; afterwards, for a while, only the deletion marker
---        2 log       list  node records
---        3 nodes     hash  node id -> position
---        4 jumps     list  position:parent position
---        5 dead      hash  position -> node id
---        6 state     hash  private components: p plugin snapshot, x execution state
---        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> time until which it stays (ms)
---        9 orphans   zset  blobs without a holder -> ms
---       10 blobs     hash  those the head holds: c content, u promised until (ms), holders until each time
+-- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion marker
+--        2 log             list  node records
+--        3 nodes           hash  node id -> position
+--        4 jumps           list  position:parent position
+--        5 dead            hash  position -> node id
+--        6 state           hash  private components: p plugin snapshot, x execution state
+--        7 sessions        zset  catalogue entry -> last commit (ms)
+--        8 expiries        zset  catalogue entry -> time until which it stays (ms)
+--        9 orphans         zset  blobs without a holder -> ms
+--       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
+--       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
+--       12 blobs           hash  those the head holds: c content, u promised until (ms), holders until each time
 --
 -- ARGV   1 session  str    session id, echoed
 --        2 before   bytes  refs that the client expects in the head
@@ -17,14 +19,21 @@
 --        4 marker   int    ms during which writes to the id are refused; 0 for none
 --        5 request  str    unique to this deletion; the marker stores it, so that a retry gets the first reply
 --        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
+--        7 access   str    owner for whom the caller acts; '' for a trusted caller
+--        8 owner    str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
+--                          none
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   deleted, with the numbers of its live nodes and components; whole
 --                                                    is 1 if no part was missing or unreadable, so that a marker is set
 --        absent <session>                            the session does not exist; nothing written
---        refs <session> <refs>                       the head holds other refs than `before`; nothing written
+--        foreign <session>                           the session is another owner's than `access`; nothing written
+--        refs <session> <refs> <owner>               the head holds other refs than `before`, or another owner than a
+--                                                    trusted caller expects; nothing written
 --        corrupt <session> <family> <reason>         the shard's own lists are unusable; nothing written
 --
--- Order  a session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
+-- Order  without a head, the remaining keys of a session have no owner that could be compared, so every caller may
+--        delete them.
+--        A session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
 --        builds on it is refused, too, because there is no head. UNLINK comes first: a full server accepts it, and
 --        after the first write of a script it accepts the others.
 -- Cost   one round trip, O(1): UNLINK frees large values in the background.
@@ -36,28 +45,31 @@
 --@include catalogue
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local sessions, expiries, orphans, blobs = KEYS[7], KEYS[8], KEYS[9], 10
+local sessions, expiries, orphans, blobs = KEYS[7], KEYS[8], KEYS[9], 12
+local owned, owned_expiries = KEYS[10], KEYS[11]
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local sharded = ARGV[6] == '1'
+local sharded, access, owner = ARGV[6] == '1', ARGV[7], ARGV[8]
 
 -- CHECK
 
 local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state)
-local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted')
+local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner')
 if stored.err then stored = {} end
+if is_foreign(access, stored[5], stored[1]) then return {'foreign', session} end
 local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
 if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
-local refs, parent = stored[2] or '', stored[3]
+local refs, parent, held_by = stored[2] or '', stored[3], stored[5] or not stored[1] and owner or ''
 if not count_private(refs) then refs = '' end
-if refs ~= before then return {'refs', session, refs} end
+if refs ~= before or access == '' and owner ~= held_by then return {'refs', session, refs, held_by} end
 
-local wrong = unusable_catalogue(sessions, expiries)
+local catalogues = catalogues_of(held_by, sessions, expiries, owned, owned_expiries)
+local wrong = unusable_catalogue(catalogues)
 local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then wrong = unusable('orphans', waiting) end
 if wrong then return refuse(session, wrong) end
 
-local facts, broken = open_head(head, {log, nodes, jumps, dead, state})
+local facts, broken = open_head(head, {log, nodes, jumps, dead, state}, access)
 local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead, state))
 local now, numbers, released = milliseconds(), {}, facts and whole and facts.private or 0
 for index = blobs, #KEYS do
@@ -76,7 +88,7 @@ end
 --@include announcing
 
 redis.call('UNLINK', head, log, nodes, jumps, dead, state)
-drop_entry(sessions, expiries, entry_of(session, parent), now)
+drop_entry(catalogues, entry_of(session, parent), now)
 local free = {}
 for index, found in pairs(numbers) do
   drop_holder(KEYS[index], facts.hold, found[1], found[2], grace, now, free)

@@ -27,7 +27,7 @@ local scope, refs = ARGV[1], 2
 
 local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
-local wrong = unusable_catalogue(sessions, expiries)
+local wrong = unusable_catalogue({sessions, expiries})
 if wrong then return refuse(scope, wrong) end
 local now = milliseconds()
 local doomed, settled = {}, {}

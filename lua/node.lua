@@ -8,10 +8,12 @@
 --        6 state    hash  private components, counted
 --
 -- ARGV   1 session  str   session id, echoed
---        2 ids      str   node ids, up to the end
+--        2 access   str   owner for whom the caller acts; '' for a trusted caller
+--        3 ids      str   node ids, up to the end
 --
 -- Reply  nodes <session> <position> <record> ...   the position and the record for each id; -1 and '' for an id that is
 --                                                  unknown or tombstoned
+--        foreign <session>                         the session is another owner's than `access`
 --        corrupt <session> <family> <reason>       stored data violates an invariant
 --        evicted <session> <family> <reason>       a key of the session is gone
 --
@@ -22,11 +24,11 @@
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local session, ids = ARGV[1], 2
+local session, access, ids = ARGV[1], ARGV[2], 3
 
 -- CHECK
 
-local facts, wrong = open_head(head, {log, nodes, jumps, dead, state})
+local facts, wrong = open_head(head, {log, nodes, jumps, dead, state}, access)
 wrong = wrong or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 

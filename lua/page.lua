@@ -13,6 +13,7 @@
 --        4 limit    int   maximum number of nodes of the page
 --        5 batch    int   maximum number of records to return
 --        6 work     int   maximum number of jumps, of tombstones and of skipped records to read
+--        7 access   str   owner for whom the caller acts; '' for a trusted caller
 --
 -- Reply  page <session> <head> <state> <dead> <jumps> <earlier> <spans> <records> <position> <record>
 --              the head's fields and values; the private components; the positions of all tombstones; the jumps that
@@ -22,6 +23,7 @@
 --        off <session>                         `before` is unknown, tombstoned or not on the path
 --        far <session>                         more than `work`, or only a larger read determines the page
 --        absent <session>                      the session has no head
+--        foreign <session>                     the session is another owner's than `access`
 --        corrupt <session> <family> <reason>   stored data violates an invariant
 --        evicted <session> <family> <reason>   a key of the session is gone
 --
@@ -37,10 +39,11 @@
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, leaf, before = ARGV[1], ARGV[2], ARGV[3]
 local limit, batch, work = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local access = ARGV[7]
 
 -- CHECK
 
-local now, wrong = open_head(head, {log, nodes, jumps, dead, state})
+local now, wrong = open_head(head, {log, nodes, jumps, dead, state}, access)
 wrong = wrong or now and torn(now, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if not now then return {'absent', session} end

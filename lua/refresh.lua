@@ -13,7 +13,8 @@
 --        4 mark     bytes  4: checksum of the last record of the log that the reader knows; '' if it lacks the record
 --        5 tombs    str    positions that the reader knows as dead, separated by blanks; '' for none or too many
 --        6 refs     bytes  the head's refs that the reader knows
---        7 limit    int    maximum number of new nodes, of new jumps and of dead positions to return
+--        7 access   str    owner for whom the caller acts; '' for a trusted caller
+--        8 limit    int    maximum number of new nodes, of new jumps and of dead positions to return
 --
 -- Reply  same <session>                                  the session has not changed
 --        newer <session> <head> <log> <jumps> <dead> <state>
@@ -23,6 +24,7 @@
 --        far <session>                                   more than `limit`: native commands return it faster
 --        other <session>                                 the reader's nodes are not part of this log: load it again
 --        absent <session>                                the session has no head
+--        foreign <session>                               the session is another owner's than `access`
 --        corrupt <session> <family> <reason>             stored data violates an invariant
 --        evicted <session> <family> <reason>             a key of the session is gone
 --
@@ -37,11 +39,11 @@
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, facts, tag, mark, tombs, refs = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local limit = tonumber(ARGV[7])
+local access, limit = ARGV[7], tonumber(ARGV[8])
 
 -- CHECK
 
-local now, wrong, stored = open_head(head, {log, nodes, jumps, dead, state})
+local now, wrong, stored = open_head(head, {log, nodes, jumps, dead, state}, access)
 wrong = wrong or now and torn(now, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if not now then return {'absent', session} end

@@ -6,9 +6,11 @@
 --        2 owner    str  the owner of the lease
 --        3 token    str  the token that it was acquired with
 --        4 request  str  unique to this release; the lease stores it, so that a retry gets the first reply
+--        5 access   str  owner of the session for whom the caller acts; '' for a trusted caller
 --
 -- Reply  released <session> <generation>       the lease is free; the generation is kept, so it never repeats
 --        lost <session> <why>                  the lease is expired, taken, released or gone; nothing written
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
@@ -21,11 +23,11 @@
 --@include lease
 
 local head = KEYS[1]
-local session, owner, token, request = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local session, owner, token, request, access = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 -- CHECK
 
-local lease, holder, wrong = open_lease(head)
+local lease, holder, wrong = open_lease(head, access)
 if wrong then return refuse(session, wrong) end
 if holder.is_deleted then return {'deleted', session} end
 if lease and lease.token == '' and lease.owner == request then return {'released', session, lease.generation} end

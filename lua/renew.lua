@@ -7,11 +7,13 @@
 --        3 token    str  the token that it was acquired with
 --        4 ttl      int  ms from now until it expires; a later deadline is kept
 --        5 remains  int  ms by which a head that has only a lease outlives it
+--        6 access   str  owner of the session for whom the caller acts; '' for a trusted caller
 --
 -- Reply  renewed <session> <generation> <deadline> <until>
 --                                              the caller holds the lease until <deadline> (ms since 1970); the session
 --                                              expires at <until> (0: never)
 --        lost <session> <why>                  the lease is expired, taken, released or gone; nothing written
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
@@ -25,10 +27,11 @@
 
 local head = KEYS[1]
 local session, owner, token, ttl, remains = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local access = ARGV[6]
 
 -- CHECK
 
-local lease, holder, wrong = open_lease(head)
+local lease, holder, wrong = open_lease(head, access)
 if wrong then return refuse(session, wrong) end
 if holder.is_deleted then return {'deleted', session} end
 local now = milliseconds()

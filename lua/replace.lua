@@ -1,16 +1,18 @@
 -- replace: publish a head revision for every commit that commit.lua does not make; a refusal changes nothing.
 --
--- KEYS   1 head      hash  facts, refs, body, receipts, meta, ledger rows
---        2 log       list  node records
---        3 nodes     hash  node id -> position, followed by `u` if the node is a user's message
---        4 jumps     list  position:parent position
---        5 dead      hash  position -> node id
---        6 state     hash  private components: p plugin snapshot, x execution state
---        7 sessions  zset  catalogue entry -> last commit (ms)
---        8 expiries  zset  catalogue entry -> deadline of the entry (ms)
---        9 orphans   zset  blobs without a holder -> deadline (ms)
---       10 blobs     hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs that
---                          the new head holds (acquired, then kept), then those that it releases
+-- KEYS   1 head            hash  facts, refs, body, receipts, meta, ledger rows
+--        2 log             list  node records
+--        3 nodes           hash  node id -> position, followed by `u` if the node is a user's message
+--        4 jumps           list  position:parent position
+--        5 dead            hash  position -> node id
+--        6 state           hash  private components: p plugin snapshot, x execution state
+--        7 sessions        zset  catalogue entry -> last commit (ms)
+--        8 expiries        zset  catalogue entry -> deadline of the entry (ms)
+--        9 orphans         zset  blobs without a holder -> deadline (ms)
+--       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
+--       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
+--       12 blobs           hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs
+--                                that the new head holds (acquired, then kept), then those that it releases
 --
 -- ARGV   1 session       str    session id, echoed
 --        2 expected      int    revision that this commit builds on; '' for any
@@ -46,7 +48,10 @@
 --       27 history       bytes  the receipts of an imported session before this commit
 --       28 meta          bytes  the meta record of a new session; '' for none
 --       29 parent        str    the parent that the meta record names; '' for none
---       30 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
+--       30 access        str    owner for whom the caller acts; '' for a trusted caller
+--       31 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
+--                               none
+--       32 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
 --                               the ids of the stored nodes that extend drops.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
@@ -60,9 +65,11 @@
 --                                              written
 --        reused <session>                      the commit id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head has another revision or commit; nothing written
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        exists <session> <revision>           the session must be new, but exists; nothing written
---        refs <session> <refs>                 the head has other refs than `before`; nothing written
+--        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
+--                                              caller expects; nothing written
 --        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
 --        unlike <session>                      the claim of extend is about another log; nothing written
 --        faulty <session>                      delta is faulty, and no other check failed; nothing written
@@ -94,15 +101,15 @@
 
 local KEYS, ARGV = KEYS, ARGV -- access to a local is faster
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local sessions, expiries, orphans = KEYS[7], KEYS[8], KEYS[9]
+local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local before, after, body, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
 local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
 local run, plugin, execution, delta, strict = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25] == 'strict'
-local origin, history, meta, parent = ARGV[26], ARGV[27], ARGV[28], ARGV[29]
-local blobs, values = 10, 30
+local origin, history, meta, parent, access, owner = ARGV[26], ARGV[27], ARGV[28], ARGV[29], ARGV[30], ARGV[31]
+local blobs, values = 12, 32
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -112,8 +119,8 @@ local call, CHUNK = redis.call, 1000
 -- CHECK
 
 -- Check that the session is intact, and that this commit may be made.
-local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, false, tag,
-  meaning, lease, count > 0, plugin ~= '' or execution ~= '')
+local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, access,
+  false, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '')
 if reply then return reply end
 local receipts = stored.receipts
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
@@ -121,7 +128,9 @@ if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(rece
   return {'conflict', session, actual}
 end
 if delta == 'faulty' then return {'faulty', session} end
-if before ~= stored.refs then return {'refs', session, stored.refs} end
+if before ~= stored.refs or access == '' and owner ~= stored.owner then
+  return {'refs', session, stored.refs, stored.owner}
+end
 -- A tombstone does not change the revision. So the revision does not show whether the client knows the current log.
 local claim = read_claim(delta, facts, log)
 if claim == false then return {'unlike', session} end
@@ -160,9 +169,10 @@ local holds, unheld = plan_holds(blobs, acquired, kept, values, had, hold, orpha
 if not holds then return refuse(session, unheld) end
 local set, drop = plan_state(before, after, plugin, execution)
 local entry = entry_of(session, parent ~= '' and parent or stored.parent)
-local listed, unlisted = is_listed(sessions, entry)
+local catalogues = catalogues_of(stored.next_owner, sessions, expiries, owned, owned_expiries)
+local listed, unlisted = is_listed(catalogues, entry)
 local moves_entry = had ~= hold or is_new or not listed
-unlisted = unlisted or moves_entry and unusable_catalogue(sessions, expiries)
+unlisted = unlisted or moves_entry and unusable_catalogue(catalogues)
 if unlisted then return refuse(session, unlisted) end
 
 local replaced = replaces and facts.length > 0
@@ -191,6 +201,7 @@ for index = 0, count - 1 do
   end
 end
 if own_ttl ~= '' then fields[#fields + 1], fields[#fields + 2] = 'ttl', own_ttl end
+if stored.owner ~= stored.next_owner then fields[#fields + 1], fields[#fields + 2] = 'owner', stored.next_owner end
 if meta ~= '' then fields[#fields + 1], fields[#fields + 2] = 'meta', meta end
 if parent ~= '' then fields[#fields + 1], fields[#fields + 2] = 'parent', parent end
 if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(held_lease.generation, 0, '', '') end
@@ -239,8 +250,7 @@ end
 if #set > 0 then call('HSET', state, unpack(set)) end
 if #drop > 0 then call('HDEL', state, unpack(drop)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
-call('ZADD', sessions, committed, entry)
-if moves_entry then keep_entry(sessions, expiries, entry, hold, now) end
+list_entry(catalogues, entry, committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)
 announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
 return {'committed', session, revision, facts.epoch + 0}

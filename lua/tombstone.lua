@@ -8,9 +8,11 @@
 --        6 state    hash  private components, counted
 --
 -- ARGV   1 session  str   session id, echoed
---        2 ids      str   node ids, up to the end
+--        2 access   str   owner for whom the caller acts; '' for a trusted caller
+--        3 ids      str   node ids, up to the end
 --
 -- Reply  tombstoned <session> <count>          the number of nodes that are newly hidden
+--        foreign <session>                     the session is another owner's than `access`; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
@@ -21,11 +23,11 @@
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local session, ids = ARGV[1], 2
+local session, access, ids = ARGV[1], ARGV[2], 3
 
 -- CHECK
 
-local facts, wrong = open_head(head, {log, nodes, jumps, dead, state})
+local facts, wrong = open_head(head, {log, nodes, jumps, dead, state}, access)
 wrong = wrong or facts and torn(facts, log, nodes, jumps, dead, state)
 if wrong then return refuse(session, wrong) end
 if not facts then return {'tombstoned', session, 0} end

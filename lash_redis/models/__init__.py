@@ -31,7 +31,15 @@ from lash_redis.models.head import (
 )
 from lash_redis.models.lease import LeaseClaim, LeaseInfo
 from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord
-from lash_redis.models.reports import AuditProblem, AuditReport, DeleteReport, GcReport, ImportReport, VacuumReport
+from lash_redis.models.reports import (
+    AuditProblem,
+    AuditReport,
+    DeleteOwnedReport,
+    DeleteReport,
+    GcReport,
+    ImportReport,
+    VacuumReport,
+)
 from lash_redis.models.session import (
     Cursor,
     ModeTurnOptions,
@@ -62,6 +70,7 @@ __all__ = [
     "BlobRef",
     "ChatMessage",
     "Cursor",
+    "DeleteOwnedReport",
     "DeleteReport",
     "EventPayload",
     "FullGraph",

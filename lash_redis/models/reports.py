@@ -47,6 +47,18 @@ class DeleteReport(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteOwnedReport(Record):
+    """The result of deleting the sessions of an owner."""
+
+    deleted_session_count: U64 = 0
+    """The number of sessions that were deleted."""
+    node_count: U64 = 0
+    """The number of live nodes that were deleted."""
+    released_blob_count: U64 = 0
+    """The number of blobs that these sessions held. Blobs without another holder expire after a grace."""
+
+
+@dataclass(frozen=True, slots=True)
 class AuditProblem(Record):
     """One broken invariant of storage."""
 

@@ -180,6 +180,10 @@ class SessionPickerInfo(Record):
     """The time of the last commit, or of creation, in ms since 1970 by the server's clock."""
     fault: str | None = None
     """Why the session cannot be read; None if it can. The other fields then hold what is known."""
+    title: str = ""
+    """The name in the session's meta record; empty without a record."""
+    owner: str | None = None
+    """The user or tenant to whom the session belongs; None if it has no owner."""
 
     @property
     def cursor(self) -> str:

@@ -76,8 +76,8 @@ class Layout:
     def prefix(self, shard: int) -> str:
         return f"lash2:{{{self.tag(shard)}}}:"
 
-    def session(self, session_id: str) -> SessionKeys:
-        return SessionKeys(self.prefix(self.shard_of(session_id)), session_id)
+    def session(self, session_id: str, owner: str | None = None) -> SessionKeys:
+        return SessionKeys(self.prefix(self.shard_of(session_id)), session_id, owner or "")
 
     def shard_keys(self, shard: int) -> ShardKeys:
         return ShardKeys(self.prefix(shard))
@@ -89,6 +89,8 @@ class SessionKeys:
 
     prefix: str
     session_id: str
+    access: str = ""
+    """The owner of the session for whom the caller uses these keys; empty for a trusted caller."""
 
     @cached_property
     def head(self) -> str:
@@ -125,11 +127,22 @@ class SessionKeys:
         """The keys that belong to this session alone."""
         return self.head, self.log, self.nodes, self.jumps, self.dead, self.state
 
+    def listed(self, owner: str) -> tuple[str, ...]:
+        """Return the session's own keys, and those of the two catalogues that list it: the shard's, and the owner's."""
+        shard, owned = self.shard, self.shard.catalogue(owner)
+        return (*self.own, shard.sessions, shard.expiries, owned.sessions, owned.expiries)
+
+    def written(self, owner: str) -> tuple[str, ...]:
+        """Return the keys that a commit writes, except blobs: the session's own, the shard's, and the owner's."""
+        return self._written if owner == self.access else self._written_for(owner)
+
     @cached_property
-    def written(self) -> tuple[str, ...]:
-        """The keys that a commit writes, except blobs: the session's own, and those of the shard."""
-        shard = self.shard
-        return (*self.own, shard.sessions, shard.expiries, shard.orphans)
+    def _written(self) -> tuple[str, ...]:
+        return self._written_for(self.access)
+
+    def _written_for(self, owner: str) -> tuple[str, ...]:
+        *keys, owned, owned_expiries = self.listed(owner)
+        return (*keys, self.shard.orphans, owned, owned_expiries)
 
     @cached_property
     def shard(self) -> ShardKeys:
@@ -140,20 +153,35 @@ class SessionKeys:
 
 
 @dataclass(frozen=True)
-class ShardKeys:
-    """The keys that the sessions of one shard share."""
+class CatalogueKeys:
+    """The keys of a catalogue: that of all sessions of a shard, or that of the sessions of one owner in the shard."""
 
     prefix: str
+    suffix: str = ""
+    """A colon and the owner; empty for the shard's catalogue."""
 
     @cached_property
     def sessions(self) -> str:
-        """zset, the catalogue: an entry for each session → the time (ms) of its last commit."""
-        return f"{self.prefix}sessions"
+        """zset: an entry for each session → the time (ms) of its last commit."""
+        return f"{self.prefix}sessions{self.suffix}"
 
     @cached_property
     def expiries(self) -> str:
         """zset: the entries of sessions that expire → the time (ms) until which they stay in the catalogue."""
-        return f"{self.prefix}expiries"
+        return f"{self.prefix}expiries{self.suffix}"
+
+
+@dataclass(frozen=True)
+class ShardKeys(CatalogueKeys):
+    """The keys that the sessions of one shard share, the shard's catalogue included."""
+
+    def catalogue(self, owner: str) -> CatalogueKeys:
+        """Return the keys of the catalogue of one owner's sessions in this shard.
+
+        No session has an empty owner. Scripts declare the keys of the empty owner for a session without one, and never
+        use them.
+        """
+        return CatalogueKeys(self.prefix, f":{owner}")
 
     @cached_property
     def orphans(self) -> str:

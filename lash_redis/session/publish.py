@@ -48,6 +48,8 @@ class _Attempts:
     before: ComponentRefs
     """The components that the head is expected to have."""
     options: StoreOptions
+    owner: str
+    """The owner that the session is expected to have; empty for none."""
     own_ttl: int | None
     origin: commands.commit.Origin | None
     reported_missing: set[BlobRef] = field(default_factory=set)
@@ -84,7 +86,9 @@ class Publisher:
             Everything else that `RedisSessionStore.commit_runtime_state` raises.
         """
         before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
-        attempts = _Attempts(prepared, NO_REFS if origin is not None else before, options, own_ttl, origin)
+        before = before if origin is None else NO_REFS
+        owner = self._keys.access or seen.owner
+        attempts = _Attempts(prepared, before, options, owner, own_ttl, origin)
         for _ in range(MAX_ATTEMPTS):
             made = self._call(attempts)
             reply, durable = await self._namespace.run_durably(made.call, options.durability, attempts.earlier)
@@ -112,6 +116,7 @@ class Publisher:
             own_ttl_ms=attempts.own_ttl,
             origin=attempts.origin,
             sharded=namespace.sharded,
+            owner=attempts.owner,
         )
 
     async def _correct(
@@ -121,8 +126,8 @@ class Publisher:
     ) -> None:
         """Change what the next attempt sends: it adds what the script's reply reported as missing or moved."""
         match outcome:
-            case commands.calls.RefsMoved(refs):
-                attempts.before = refs
+            case commands.calls.RefsMoved(refs, owner):
+                attempts.before, attempts.owner = refs, owner
             case commands.commit.BlobsMissing(refs):
                 await self._supply(attempts, refs)
             case commands.commit.SendWhole(refusal):
@@ -170,12 +175,13 @@ class Publisher:
         head = result.head_revision, result.commit_id
         if not result.replayed:
             epoch = int(reply[3])
-            now = Seen(after, head, epoch, self._learn(prepared, epoch, seen), state=prepared.head)
+            now = Seen(after, head, epoch, self._learn(prepared, epoch, seen), attempts.owner, state=prepared.head)
         else:
             is_own = len(reply) > 3 and (
                 attempts.earlier.maybe_applied or seen.unsettled == prepared.fingerprint()
             )  # then what is stored is what this handle sent
-            now = Seen(seen.components, head, base=self._learn(prepared, int(reply[3]), seen) if is_own else None)
+            base = self._learn(prepared, int(reply[3]), seen) if is_own else None
+            now = Seen(seen.components, head, base=base, owner=attempts.owner)
             if prepared.commit.releases is not None:
                 with suppress(LeaseLost), continuing(1, "commit was made"):  # the first attempt released it
                     await self._leasing.release(prepared.commit.releases)

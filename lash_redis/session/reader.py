@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from lash_redis._validate import require_id, require_int
-from lash_redis.errors import BackendError, Corrupt, InvalidLeaf, UnsupportedReadScope
+from lash_redis.errors import BackendError, Corrupt, InvalidLeaf, OwnerMismatch, UnsupportedReadScope
 from lash_redis.models import (
     ActivePath,
     FullGraph,
@@ -68,6 +68,11 @@ class Reader:
 
     async def meta(self) -> SessionMeta | None:
         """`RedisSessionStore.load_session_meta`."""
+        stored = await self.stored_meta()
+        return None if stored is None else stored.meta
+
+    async def stored_meta(self) -> commands.reads.StoredMeta | None:
+        """Return the meta record and its stored bytes. One round trip."""
         trip = commands.reads.meta_read(self._keys)
         return commands.reads.meta_reply(self._keys, await self._namespace.read(trip, atomic=True))
 
@@ -78,7 +83,10 @@ class Reader:
             chunk = ids[at : at + commands.maintenance.NODE_CHUNK]
             call = commands.maintenance.nodes_call(self._keys, chunk)
             reply = await self._namespace.run(call, writes=False, is_large=True)
-            found += commands.maintenance.nodes_reply(call, self._keys, chunk, reply)
+            try:
+                found += commands.maintenance.nodes_reply(call, self._keys, chunk, reply)
+            except OwnerMismatch:
+                found += [None] * len(chunk)
         return found
 
     async def node(self, node_id: str) -> SessionNodeRecord | None:
@@ -182,7 +190,10 @@ class Reader:
         if scope.is_page:
             call = commands.pages.call(self._keys, scope)
             reply = await self._namespace.run(call, writes=False, is_large=True)
-            return commands.pages.plan(call, self._keys, scope, reply)
+            try:
+                return commands.pages.plan(call, self._keys, scope, reply)
+            except OwnerMismatch:
+                return None
         leaf = scope.leaf_node_id
         replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
         return commands.paths.path_plan(self._keys, leaf, replies, strict=self._strict)
@@ -236,7 +247,11 @@ class Reader:
             return await self.load(read.scope)
         keys = known.head.keys  # their names are computed already
         call = commands.refresh.call(keys, known)
-        delta = commands.refresh.reply(call, keys, await self._namespace.run(call, writes=False))
+        reply = await self._namespace.run(call, writes=False)
+        try:
+            delta = commands.refresh.reply(call, keys, reply)
+        except OwnerMismatch:
+            return None
         if delta == "same":
             return read
         if delta == "absent":

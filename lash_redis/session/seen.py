@@ -24,6 +24,8 @@ class Seen:
     """The epoch of its log; None if unknown."""
     base: ReferenceType[Base] | None = None
     """The base of its graph's lineage, as long as a graph of that base exists."""
+    owner: str = ""
+    """The owner of the session; empty for none, or if unknown."""
     unsettled: bytes = b""
     """The fingerprint of the last commit if its outcome is unknown."""
     state: HeadState | None = None
@@ -32,4 +34,12 @@ class Seen:
     @classmethod
     def of(cls, head: StoredHead, base: ReferenceType[Base] | None = None) -> Self:
         """Return what a read shows of a head. `base` is that of the graph that was read with it."""
-        return cls(head.components, (head.facts.revision, head.body.commit_id), head.facts.epoch, base, b"", head.body)
+        return cls(
+            head.components,
+            (head.facts.revision, head.body.commit_id),
+            head.facts.epoch,
+            base,
+            head.owner,
+            b"",
+            head.body,
+        )

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 from weakref import ref as weak
 
@@ -57,6 +57,7 @@ from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.session.basis import Basis, basis_of
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
+from lash_redis.session.meta import MetaWriter
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.publish import Publisher
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
@@ -74,14 +75,19 @@ class RedisSessionStore:
     A handle is cheap, so an application can make one for every request. It remembers the component refs of the revision
     it saw last, so that a commit after a load or a commit takes one round trip. Any number of handles can share a
     session.
+
+    A handle with an `owner` uses only the sessions of that owner. Another's session reads as absent, and every write to
+    it raises `OwnerMismatch`. A handle without an owner is a trusted caller, and uses every session.
     """
 
-    def __init__(self, namespace: Namespace, session_id: str) -> None:
+    def __init__(self, namespace: Namespace, session_id: str, owner: str | None = None) -> None:
         self._namespace = namespace
-        self._keys = namespace.layout.session(require_id("session_id", session_id))
+        self._owner = None if owner is None else require_id("owner", owner)
+        self._keys = namespace.layout.session(require_id("session_id", session_id), owner)
         self._reader = Reader(namespace, self._keys)
         self._leasing = Leasing(namespace, self._keys, self.touch)
         self._publisher = Publisher(namespace, self._reader, self._leasing)
+        self._meta = MetaWriter(namespace, self._reader)
         self._last = Seen()
         self._commits = 0
 
@@ -89,8 +95,14 @@ class RedisSessionStore:
     def session_id(self) -> str:
         return self._keys.session_id
 
+    @property
+    def owner(self) -> str | None:
+        """The owner whose sessions the handle uses; None for a trusted caller."""
+        return self._owner
+
     def __repr__(self) -> str:
-        return f"RedisSessionStore({self.session_id!r}, namespace={self._namespace.layout.namespace!r})"
+        owner = "" if self._owner is None else f", owner={self._owner!r}"
+        return f"RedisSessionStore({self.session_id!r}, namespace={self._namespace.layout.namespace!r}{owner})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -245,7 +257,7 @@ class RedisSessionStore:
                 revision as `since`.
         """
         async with SessionWatch(self._namespace, poll=poll, patience=patience) as watch:
-            watch.add(self.session_id, since)
+            watch.add(self.session_id, since, owner=self._owner)
             async for change in watch:
                 if change.ended is not None:
                     raise change.ended
@@ -291,6 +303,7 @@ class RedisSessionStore:
 
         Raises:
             SessionBindingMismatch: the commit is for another session.
+            OwnerMismatch: the session is another owner's.
             SessionDeleted: the session was deleted.
             LeaseLost: the commit carries a lease that is no longer held.
             InvalidRecord, CommitTooLarge: the commit cannot be stored as it is.
@@ -467,7 +480,7 @@ class RedisSessionStore:
         Raises:
             SessionBindingMismatch: the record is for another session.
             InvalidRecord: a field cannot be stored; the error names it.
-            SessionDeleted: the session was deleted.
+            OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted; nothing was written.
             OutcomeUnknown: the reply was lost; call again.
 
         Source: RuntimePersistence::save_session_meta.
@@ -475,18 +488,34 @@ class RedisSessionStore:
         require_type("meta", meta, SessionMeta)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
-        await self._write_meta(meta, "save")
+        self._own(await self._meta.save(meta, self._expected_owner))
 
     async def create_meta(self, meta: SessionMeta, ttl: float | Keep | None) -> None:
         """Write the meta record if there is none."""
-        await self._write_meta(meta, "create", own_ttl_ms(ttl))
+        self._own(await self._meta.create(meta, self._expected_owner, own_ttl_ms(ttl)))
 
-    async def _write_meta(self, meta: SessionMeta, mode: Literal["save", "create"], own_ttl: int | None = None) -> None:
-        namespace = self._namespace
-        call = commands.lifecycle.meta_call(
-            self._keys, meta, mode, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
-        )
-        await self._run(call)
+    async def set_title(self, title: str) -> None:
+        """Rename the session: change the `session_name` of its meta record, and nothing else.
+
+        Without a meta record one is made, with the title and the time. A concurrent `save_session_meta` is not lost:
+        the script compares the stored record with the one that the client read, and after a change the client reads
+        again. Two round trips.
+
+        Raises:
+            InvalidRecord: the title cannot be stored.
+            OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted; nothing was written.
+            OutcomeUnknown: the reply was lost; call again.
+        """
+        require_type("title", title, str)
+        self._own(await self._meta.rename(title, self._expected_owner))
+
+    @property
+    def _expected_owner(self) -> str:
+        """The owner that the session is expected to have; empty for none."""
+        return self._keys.access or self._last.owner
+
+    def _own(self, owner: str) -> None:
+        self._last = replace(self._last, owner=owner)
 
     async def touch(self, *, ttl: float | Keep | None = KEEP) -> bool:
         """Restart the session's ttl, as a commit does; False if the session does not exist.
@@ -495,7 +524,7 @@ class RedisSessionStore:
         seconds; None for never. One round trip if this handle knows the refs that the head holds, else two.
 
         Raises:
-            SessionDeleted: the session was deleted.
+            OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted; its deadline does not change.
             SessionEvicted, Corrupt: a key of it is missing or unreadable; its deadline does not change.
             OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
         """
@@ -503,12 +532,17 @@ class RedisSessionStore:
         namespace = self._namespace
         for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.touch_call(
-                self._keys, self._last.components or NO_REFS, namespace.ttl_ms, namespace.options, own_ttl_ms=own_ttl
+                self._keys,
+                self._last.components or NO_REFS,
+                self._expected_owner,
+                namespace.ttl_ms,
+                namespace.options,
+                own_ttl_ms=own_ttl,
             )
             outcome = commands.lifecycle.touch_reply(call, self._keys, await namespace.run(call))
             if not isinstance(outcome, commands.calls.RefsMoved):
                 return outcome
-            self._last = replace(self._last, components=outcome.refs)
+            self._last = replace(self._last, components=outcome.refs, owner=outcome.owner)
         raise self._contended("touch")
 
     # Leases
@@ -533,6 +567,7 @@ class RedisSessionStore:
 
         Raises:
             LeaseBusy: another owner holds the lease; the error has the owner and the deadline.
+            OwnerMismatch: the session is not that of the handle's owner (a user or tenant, not the lease's owner).
             SessionDeleted, SessionEvicted, Corrupt: the session was deleted, or is incomplete or damaged.
             OutcomeUnknown: the reply was lost; call again with the same owner.
         """
@@ -558,13 +593,18 @@ class RedisSessionStore:
         namespace, request = self._namespace, uuid4().hex
         for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.delete_call(
-                self._keys, self._last.components or NO_REFS, request, namespace.options, sharded=namespace.sharded
+                self._keys,
+                self._last.components or NO_REFS,
+                self._expected_owner,
+                request,
+                namespace.options,
+                sharded=namespace.sharded,
             )
             outcome = commands.lifecycle.delete_reply(call, self._keys, await namespace.run(call))
             if isinstance(outcome, DeleteReport):
                 self._last = Seen()
                 return outcome
-            self._last = replace(self._last, components=outcome.refs)
+            self._last = replace(self._last, components=outcome.refs, owner=outcome.owner)
         raise self._contended("delete")
 
     def _contended(self, verb: str) -> BackendError:
@@ -584,6 +624,7 @@ class RedisSessionStore:
         the active path truncates the path there. One round trip per 1,000 ids.
 
         Raises:
+            OwnerMismatch: the session is another owner's; nothing was hidden.
             Corrupt: an index entry points outside the log; nothing of that chunk was hidden.
             OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
 
@@ -601,6 +642,7 @@ class RedisSessionStore:
         Their ids can then be used again, except those that a live node names as its parent.
 
         Raises:
+            OwnerMismatch: the session is another owner's; nothing was freed.
             OutcomeUnknown: the reply was lost; call again for the rest. Freed nodes are not counted twice.
 
         Source: RuntimePersistence::vacuum.

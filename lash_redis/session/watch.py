@@ -86,21 +86,23 @@ class SessionWatch:
 
     # Sessions
 
-    def add(self, session_id: str, since: commands.watching.Since = None) -> None:
+    def add(self, session_id: str, since: commands.watching.Since = None, *, owner: str | None = None) -> None:
         """Watch a session. A session that is watched already starts again from `since`. No I/O.
 
         `since` is the head that the caller has seen: the result of a load, of `load_head` or of a commit, or a
         revision (0: any head is new). A revision alone does not identify its commit: if a failover gave the same
         revision to another commit, that commit counts as seen. With None, the watch reports what follows its own first
-        poll. A session that existed by `since` and does not exist now has ended.
+        poll. A session that existed by `since` and does not exist now has ended. With an `owner`, another's session is
+        watched like one that does not exist.
 
         Raises:
             InvalidRecord: `since` has another type, or is a negative revision.
             SessionBindingMismatch: `since` is of another session.
         """
         mark = commands.watching.mark_of(require_id("session_id", session_id), since)
+        keys = self._namespace.layout.session(session_id, None if owner is None else require_id("owner", owner))
         self.remove(session_id)
-        session = WatchedSession(self._namespace.layout.session(session_id), mark)
+        session = WatchedSession(keys, mark)
         self._sessions[session_id] = session
         self._unassign(session)
 

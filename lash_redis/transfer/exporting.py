@@ -108,6 +108,7 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
         "links_by_id": bool(head.facts.loose),
         "ttl_ms": None if ttl is None else int(ttl),
         "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),
+        "owner": head.owner or None,
     }
     return line, found.components
 
@@ -115,7 +116,7 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
 async def _read_created(cache: SessionCache, keys: SessionKeys) -> tuple[Line, dict[str, bytes]] | None:
     """Return the line of a session that has a meta record and no commit; None if it has no meta either."""
     (stored,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
-    facts, record, own_ttl = stored
+    facts, record, own_ttl, owner = stored
     if facts is not None:  # the first commit came between the two reads
         return await read_session(cache, keys.session_id)
     if record is None:
@@ -126,4 +127,5 @@ async def _read_created(cache: SessionCache, keys: SessionKeys) -> tuple[Line, d
         "head": None,
         "ttl_ms": None if own_ttl is None else int(own_ttl),
         "meta": decode_meta(record, keys.head).to_json(),
+        "owner": None if owner is None else owner.decode(errors="replace"),
     }, {}

@@ -178,7 +178,7 @@ async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> 
         SessionExists: another session has this id; nothing was written.
         Corrupt: the stored session differs from its line.
     """
-    store = cache.session(record.session_id)
+    store = cache.session(record.session_id, owner=record.owner)
     head = await store.load_head()
     if record.commit is None or record.origin is None:
         assert record.meta is not None

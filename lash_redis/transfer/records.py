@@ -40,6 +40,8 @@ class SessionRecord:
     meta: SessionMeta | None
     ttl: float | Keep | None
     """Seconds; None if the session never expires, KEEP if it has no ttl of its own."""
+    owner: str | None = None
+    """The owner of the session; None if it has none."""
     commit: RuntimeCommit | None = None
     """None for a session that has only a meta record."""
     origin: commands.commit.Origin | None = None
@@ -60,12 +62,14 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> SessionRecord:
     meta = None if line.get("meta") is None else SessionMeta.from_json(line["meta"], f"{where}.meta")
     if meta is not None and meta.session_id != session_id:
         raise InvalidRecord(f"{where}.meta.session_id", f"expected {session_id!r}, got {meta.session_id!r}")
-    ttl = _decode_ttl(line, where)
+    ttl, owner = _decode_ttl(line, where), line.get("owner")
+    if owner is not None:
+        require_id(f"{where}.owner", owner)
     if line.get("head") is None:
         if meta is None:
             raise InvalidRecord(where, "has neither head nor meta")
         _check_shapes(line, where, meta=meta)
-        return SessionRecord(session_id, line, meta, ttl)
+        return SessionRecord(session_id, line, meta, ttl, owner)
     head = SessionHead.from_json(line["head"], f"{where}.head")
     if head.session_id != session_id:
         raise InvalidRecord(f"{where}.head.session_id", f"expected {session_id!r}, got {head.session_id!r}")
@@ -84,6 +88,7 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> SessionRecord:
         line,
         meta,
         ttl,
+        owner,
         _commit_of(head, manifest, commit_id),
         commands.commit.Origin(
             meta,

@@ -1,12 +1,12 @@
--- The checks before those of a commit's content: the head is readable, the lease is held, the keys are complete, and no
--- earlier attempt made the commit.
+-- The checks before those of a commit's content: the session is not another's, the head is readable, the lease is held,
+-- the keys are complete, and no earlier attempt made the commit.
 
 -- Returns the reply that ends the script, or nil if the commit may continue; then the facts of the session (nil for a
 -- new one), the values of its head (see open_head), the revision, the time (ms) and the lease (false for none).
--- `others` are the session's other keys: log, nodes, jumps, dead, state. `rows` are ledger fields to read with the
--- head, or false.
-local function admit(session, head, others, rows, tag, meaning, lease, adds_nodes, adds_state)
-  local facts, broken, stored = open_head(head, others, rows)
+-- `others` are the session's other keys: log, nodes, jumps, dead, state. `access` is the owner for whom the caller
+-- acts. `rows` are ledger fields to read with the head, or false.
+local function admit(session, head, others, access, rows, tag, meaning, lease, adds_nodes, adds_state)
+  local facts, broken, stored = open_head(head, others, access, rows)
   if broken then return refuse(session, broken) end
   if stored.deleted then return {'deleted', session} end
   local actual = facts and facts.revision or '0'

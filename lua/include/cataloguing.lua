@@ -28,8 +28,19 @@ local function keep_entry(sessions, expiries, entry, hold, now)
   tidy_catalogue(sessions, expiries, now)
 end
 
-local function drop_entry(sessions, expiries, entry, now)
-  redis.call('ZREM', sessions, entry)
-  redis.call('ZREM', expiries, entry)
-  tidy_catalogue(sessions, expiries, now)
+-- Write an entry with the time of the last commit to each of these catalogues (see catalogues_of). With `moves`, or if
+-- the entry is new, also keep it until `hold`.
+local function list_entry(catalogues, entry, committed, hold, moves, now)
+  for at = 1, #catalogues, 2 do
+    local added = redis.call('ZADD', catalogues[at], committed, entry)
+    if moves or added == 1 then keep_entry(catalogues[at], catalogues[at + 1], entry, hold, now) end
+  end
+end
+
+local function drop_entry(catalogues, entry, now)
+  for at = 1, #catalogues, 2 do
+    redis.call('ZREM', catalogues[at], entry)
+    redis.call('ZREM', catalogues[at + 1], entry)
+    tidy_catalogue(catalogues[at], catalogues[at + 1], now)
+  end
 end

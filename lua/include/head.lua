@@ -23,7 +23,7 @@
 -- its ref. Kinds: `-` absent; `h` held, a blob of the shard that counts its holders; `p` private, in the session's own
 -- `state`. The field is empty if all three are absent.
 -- Other fields of a head: body, receipts, meta, ledger rows; and, if the session has them, `ttl` (its own, in ms),
--- `parent` and `lease` (see lease.lua). A head with only `deleted` refuses late writes to a deleted session.
+-- `parent`, `owner` and `lease` (see lease.lua). A head with only `deleted` refuses late writes to a deleted session.
 
 local FACTS = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+) (%d+) (%d+) (%d+) (%-?%d+)'
 local SUM = ' (%d+) (%d+)$'
@@ -71,21 +71,32 @@ local function count_private(refs)
   return tools and plugin and execution and tools + plugin + execution
 end
 
+-- Whether the session is another's than the owner for whom the caller acts (`access`; '': a trusted caller, who may
+-- use every session). A session that has no `owner` is another's as soon as it has a head.
+local function is_foreign(access, owner, has_head)
+  return access ~= '' and (owner or has_head) and owner ~= access
+end
+
 -- Reads the head. Returns the facts (nil without a head); then, on a fault, the rest of a reply, else nil; then the
--- values of the head: facts as text, refs, receipts, ttl, parent, deleted and lease, by name and by index from 1.
--- Absent refs and receipts are '', other absent values false. From index 8 on follow the fields in `rows` (nil: none).
--- `others` are the keys that must not exist without a head.
-local function open_head(head, others, rows)
+-- values of the head: facts as text, refs, receipts, ttl, parent, deleted, lease and owner, by name and by index from
+-- 1. Absent refs, receipts and owner are '', other absent values false. From index 9 on follow the fields in `rows`
+-- (nil: none). `next_owner` is the owner after a commit or a write of meta, which claims a session without an owner.
+-- `others` are the keys that must not exist without a head. The check of `access` (see is_foreign) comes first, so that
+-- a refused caller learns nothing else about the session.
+local function open_head(head, others, access, rows)
   local stored
   if rows then
-    stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts', 'ttl', 'parent', 'deleted', 'lease', unpack(rows))
+    stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts', 'ttl', 'parent', 'deleted', 'lease', 'owner',
+      unpack(rows))
   else
-    stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts', 'ttl', 'parent', 'deleted', 'lease')
+    stored = redis.pcall('HMGET', head, 'facts', 'refs', 'receipts', 'ttl', 'parent', 'deleted', 'lease', 'owner')
   end
   if stored.err then return nil, unusable('head', stored) end
   local text, refs, receipts, ttl = stored[1], stored[2], stored[3], stored[4]
+  if is_foreign(access, stored[8], text) then return nil, {'foreign'} end
   stored.facts, stored.refs, stored.receipts, stored.ttl = text, refs or '', receipts or '', ttl
   stored.parent, stored.deleted, stored.lease = stored[5], stored[6], stored[7]
+  stored.owner, stored.next_owner = stored[8] or '', stored[8] or access
   if ttl and not string.match(ttl, '^%d+$') then
     return nil, {'corrupt', 'head', 'its ttl is unreadable'}
   end

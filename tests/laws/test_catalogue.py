@@ -45,7 +45,7 @@ async def listed(cache, **arguments) -> list[str]:
 # Order and pages
 
 
-@broken_by(Lua("commit", "'ZADD', sessions, facts.committed, entry", "'ZADD', sessions, 'NX', facts.committed, entry"))
+@broken_by(Lua("commit", "'ZADD', catalogues[at], committed", "'ZADD', catalogues[at], 'NX', committed"))
 async def test_the_most_recently_committed_session_is_listed_first(open_cache):
     cache = open_cache()
     await write(cache, "one", "two", "three")
@@ -152,7 +152,7 @@ async def test_a_line_agrees_with_the_graph_the_head_and_the_meta(open_cache, cl
     await store.commit_runtime_state(commit(1, Append([message_node("c", "again", "b")], "c")))
     (line,) = [info async for info in cache.sessions()]
     graph = (await store.load_session(FullGraph())).graph
-    assert line == SessionPickerInfo("chat", "/here", "mother", "hello", 2, 2, line.last_commit_ms)
+    assert line == SessionPickerInfo("chat", "/here", "mother", "hello", 2, 2, line.last_commit_ms, title="n")
     assert line.first_user_message == graph.first_user_message()
     assert line.user_message_count == graph.user_message_count()
     now = await client.time()

@@ -44,7 +44,7 @@ async def full_session(cache, name: str = "chat"):
     ),
     Lua("delete", "'UNLINK', head, log, nodes, jumps, dead, state)", "'UNLINK', head, log, nodes, jumps, dead)"),
     Lua("delete", "facts and whole and facts.private or 0", "0"),
-    Lua("delete", "drop_entry(sessions, expiries, entry_of(session, parent), now)", ""),
+    Lua("delete", "drop_entry(catalogues, entry_of(session, parent), now)", ""),
     Lua("delete", "drop_holder(KEYS[index], facts.hold", "drop_holder(KEYS[index], facts.hold + 1"),
 )
 async def test_a_deleted_session_leaves_only_its_deletion_marker(open_cache, client):

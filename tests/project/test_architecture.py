@@ -18,7 +18,7 @@ LAYERS = [
     ["transport"],
     ["session"],
     ["acl", "chat", "listing", "runtime"],
-    ["audit"],
+    ["audit", "owners"],
     ["cache"],
     ["transfer"],
     ["cli"],

@@ -84,6 +84,8 @@ def test_the_keys_of_a_commit_are_those_of_its_session_and_its_blobs():
         f"{PREFIX}sessions",
         f"{PREFIX}expiries",
         f"{PREFIX}orphans",
+        f"{PREFIX}sessions:",
+        f"{PREFIX}expiries:",
         f"{PREFIX}blob:{ref}",
     ]
 
@@ -111,9 +113,10 @@ def test_commit_arguments_start_with_the_counts_of_their_lists():
     run = [int(number) for number in args[20].split()]
     assert (len(run), run[4:]) == (6, [0, 0])
     assert args[21:23] == [b"", b"\0" + msgpack.packb(b"1")]
-    assert args[24:28] == [1, 2, 3, 4]
-    assert args[28:32] == ["a", "b", "-", ""]
-    assert [len(args), type(args[32]), type(args[33])] == [34, bytes, bytes]
+    assert args[23:25] == ["", ""]
+    assert args[26:30] == [1, 2, 3, 4]
+    assert args[30:34] == ["a", "b", "-", ""]
+    assert [len(args), type(args[34]), type(args[35])] == [36, bytes, bytes]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,8 @@ def test_a_commit_with_an_origin_sends_the_initial_data_of_its_session():
     assert sent(commands.commit.Origin()) == ["new", b"", b"", ""]
     origin, history, record, parent = sent(commands.commit.Origin(meta, 3, 1_700_000_000_000, b"receipts"))
     assert (origin, history, parent) == ("3 1700000000000", b"receipts", "old")
-    assert commands.reads.meta_reply(KEYS, [[record, None, None], 0, 0, 0, 0, 0]) == meta
+    stored = commands.reads.meta_reply(KEYS, [[record, None, None, None], 0, 0, 0, 0, 0])
+    assert stored == commands.reads.StoredMeta(meta, record)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_blob_keys_are_ordered_acquired_then_kept_then_released():
     gone = "f" * 64
     before = ComponentRefs.of((tool_ref, None, gone), "h-h")
     call = called(commit(None, checkpoint=names), before=before)
-    assert [key[-64:] for key in call.keys[9:]] == ["a" * 64, tool_ref, gone]
+    assert [key[-64:] for key in call.keys[11:]] == ["a" * 64, tool_ref, gone]
     assert call.args[12:14] == [1, 1]
 
 
@@ -237,7 +241,7 @@ def test_a_leaf_is_encoded_as_a_node_of_the_commit_a_stored_node_or_none(graph, 
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 29)
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 31)
 
 
 def test_the_meaning_of_a_commit_excludes_its_id_revision_and_timestamps():
@@ -322,10 +326,10 @@ def test_a_faulty_reply_raises_the_error_found_before_sending(graph, error):
 def test_a_refs_reply_contains_the_refs_to_send_instead():
     one, three = "1" * 64, "3" * 64
     stored = b"h" + bytes.fromhex(one) + b"-" + bytes(32) + b"p" + bytes.fromhex(three)
-    moved = replied(MADE, [b"refs", b"chat", stored])
-    assert moved == commands.calls.RefsMoved(ComponentRefs.of((one, None, three), "h-p"))
+    moved = replied(MADE, [b"refs", b"chat", stored, b"alice"])
+    assert moved == commands.calls.RefsMoved(ComponentRefs.of((one, None, three), "h-p"), "alice")
     assert moved.refs.stored == stored
-    assert replied(MADE, [b"refs", b"chat", b""]) == commands.calls.RefsMoved(NO_REFS)
+    assert replied(MADE, [b"refs", b"chat", b"", b""]) == commands.calls.RefsMoved(NO_REFS, "")
 
 
 def test_a_missing_reply_decodes_to_the_refs_of_the_missing_blobs():
@@ -390,16 +394,17 @@ def test_a_non_ascii_session_id_is_echoed_in_utf8():
 
 SESSION = [f"{PREFIX}{family}:chat" for family in ("head", "log", "nodes", "jumps", "dead", "state")]
 CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
+OWNED = [f"{PREFIX}sessions:alice", f"{PREFIX}expiries:alice"]
 
 
 @pytest.mark.parametrize(
     ("call", "args"),
     [
-        (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
-        (commands.maintenance.vacuum_call(KEYS), ["chat", 500]),
-        (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "a", "b"]),
-        (commands.pages.call(KEYS, ActivePath(limit=3)), ["chat", "", "", 3, 500, 1000]),
-        (commands.pages.call(KEYS, ActivePath("b", before="a")), ["chat", "b", "a", 2**53 - 1, 500, 1000]),
+        (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "", "a", "b"]),
+        (commands.maintenance.vacuum_call(KEYS), ["chat", "", 500]),
+        (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "", "a", "b"]),
+        (commands.pages.call(KEYS, ActivePath(limit=3)), ["chat", "", "", 3, 500, 1000, ""]),
+        (commands.pages.call(KEYS, ActivePath("b", before="a")), ["chat", "b", "a", 2**53 - 1, 500, 1000, ""]),
     ],
     ids=["tombstone", "vacuum", "nodes", "page", "page before a node"],
 )
@@ -411,10 +416,10 @@ def test_graph_maintenance_calls_pass_every_key_of_the_session(call, args):
 @pytest.mark.parametrize(("own_ttl_ms", "own"), [(None, ""), (0, 0), (7, 7)])
 def test_meta_passes_session_and_catalogue_keys_in_every_mode(parent, sent, own_ttl_ms, own):
     meta = SessionMeta("chat", "name", "now", "m", parent_session_id=parent)
-    for mode in ("save", "create"):
-        call = commands.lifecycle.meta_call(KEYS, meta, mode, 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
-        assert (list(call.keys), call.args[:2]) == (SESSION + CATALOGUE, ["chat", mode])
-        assert call.args[3:] == [sent, 9, own, 60_000]
+    for known, mode in ((None, "save"), (b"", "compare"), (b"record", "compare")):
+        call = commands.lifecycle.meta_call(KEYS, meta, known, "alice", 9, StoreOptions(), own_ttl_ms=own_ttl_ms)
+        assert (list(call.keys), call.args[:2]) == (SESSION + CATALOGUE + OWNED, ["chat", mode])
+        assert call.args[3:] == [sent, 9, own, 60_000, known or b"", "", "alice"]
 
 
 def test_gc_passes_a_key_for_every_ref():
@@ -428,18 +433,22 @@ def test_touch_and_delete_pass_the_key_of_each_blob_of_the_head_once():
     refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
     blob = f"{PREFIX}blob:{'1' * 64}"
     packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
-    touch = commands.lifecycle.touch_call(KEYS, refs, 9, OPTIONS, own_ttl_ms=0)
-    assert (list(touch.keys), touch.args) == ([*SESSION, *CATALOGUE, blob], ["chat", packed, 9, 0, 60_000])
-    delete = commands.lifecycle.delete_call(KEYS, refs, "1f", OPTIONS)
-    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", blob]
+    touch = commands.lifecycle.touch_call(KEYS, refs, "alice", 9, OPTIONS, own_ttl_ms=0)
+    assert (list(touch.keys), touch.args) == (
+        [*SESSION, *CATALOGUE, *OWNED, blob],
+        ["chat", packed, 9, 0, 60_000, "", "alice"],
+    )
+    delete = commands.lifecycle.delete_call(KEYS, refs, "alice", "1f", OPTIONS)
+    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", *OWNED, blob]
     assert delete.args[:3] == ["chat", packed, 60_000]
 
 
 def test_prune_passes_six_keys_for_every_entry():
-    call = commands.catalogue.prune_call(KEYS.shard, LAYOUT, [b"chat", b"child\xffchat"])
     child = [key.replace(":chat", ":child") for key in SESSION]
-    assert list(call.keys) == [*CATALOGUE, *SESSION, *child]
-    assert list(call.args[1:]) == [b"chat", b"child\xffchat"]
+    for owner, catalogue in (("", CATALOGUE), ("alice", OWNED)):
+        call = commands.catalogue.prune_call(KEYS.shard, owner, LAYOUT, [b"chat", b"child\xffchat"])
+        assert list(call.keys) == [*catalogue, *SESSION, *child]
+        assert list(call.args[1:]) == [owner, b"chat", b"child\xffchat"]
 
 
 def test_a_node_reply_with_another_node_is_corrupt():
@@ -456,7 +465,7 @@ def test_replies_of_an_empty_store_decode_to_no_session():
     assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
     assert commands.paths.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
     assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
-    assert commands.reads.meta_reply(KEYS, [[None, None, None], 0, 0, 0, 0, 0]) is None
+    assert commands.reads.meta_reply(KEYS, [[None, None, None, None], 0, 0, 0, 0, 0]) is None
 
 
 def test_session_data_without_a_head_is_reported_as_an_eviction():
@@ -475,7 +484,7 @@ def test_session_data_without_a_head_is_reported_as_an_eviction():
         with pytest.raises(SessionEvicted):
             commands.reads.head_reply(KEYS, {}, *sizes)
         with pytest.raises(SessionEvicted):
-            commands.reads.meta_reply(KEYS, [[None, None, None], *sizes])
+            commands.reads.meta_reply(KEYS, [[None, None, None, None], *sizes])
 
 
 # Invalid commits

@@ -26,10 +26,10 @@ INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_di
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
 READ_ONLY = {"node", "page", "read", "refresh"}
-UNUSED_REPLIES = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}}
+UNUSED_REPLIES = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}, "relist": {"foreign"}}
 """Replies of included functions that a script never returns.
 
-delete removes a torn session, too. release and renew read the head only.
+delete removes a torn session, too. release and renew read the head only. The caller of relist is always trusted.
 """
 
 COMMANDS = re.compile(r"call\('([A-Z]+)'")
@@ -245,10 +245,10 @@ async def test_every_script_runs(open_cache, client):
     await cache.session("lost").commit_runtime_state(commit(None, append("a"), session_id="lost"))
     await client.delete(*[await key_of(client, family, "lost") for family in ("head", "log", "nodes")])
     assert [line async for line in cache.sessions()] == []
-    a, b, *others = (f"{{slot}}{letter}" for letter in "abcdefgh")
+    a, b, *others = (f"{{slot}}{letter}" for letter in "abcdefghij")
     await client.eval(SCRIPTS["read"].text, 1, a, "", "HGETALL", 1, 0)
     await client.eval(SCRIPTS["mark"].text, 1, a, "chat")
-    await client.eval(SCRIPTS["relist"].text, 8, a, b, *others, "chat")
+    await client.eval(SCRIPTS["relist"].text, 10, a, b, *others, "chat", "")
     await client.eval(SCRIPTS["recount"].text, 2, a, b, "scope", "check", 60_000, 0)
     known = await client.script_exists(*(script.sha for script in SCRIPTS.values()))
     assert dict(zip(SCRIPTS, map(bool, known), strict=True)) == dict.fromkeys(SCRIPTS, True)

@@ -13,7 +13,7 @@ from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.blobs import decode_blob
 from lash_redis.protocol.commands.calls import Command, ScriptCall, status
-from lash_redis.protocol.commands.lease import lease_reply
+from lash_redis.protocol.commands.lease import decode_lease
 from lash_redis.protocol.commands.reads import StoredHead, full_reply
 from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_meta, tag_of
 from lash_redis.protocol.keys import SessionKeys, ShardKeys
@@ -22,6 +22,15 @@ from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
 """Tolerated difference between a key's expiry and the head's deadline: PTTL and TIME read the clock separately."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A session, and what lists it: its catalogue entry, and its owner, empty for none."""
+
+    keys: SessionKeys
+    entry: bytes
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -37,8 +46,10 @@ class Audited:
     private_count: int = 0
     """Components in the session's `state`: blobs whose count is one by construction."""
     is_gone: bool = False
-    listing: bytes | None = None
-    """The entry that the catalogue should have, if it differs from the head; else None."""
+    listing: Listed | None = None
+    """How the catalogues should list the session, if one of them differs from the head; else None."""
+    wrong_catalogue: str = ""
+    """The key of that catalogue."""
 
 
 def listed_read(shard: ShardKeys) -> Command:
@@ -53,6 +64,10 @@ def counted_bytes(facts: object) -> int:
         return 0
 
 
+def facts_read(keys: SessionKeys) -> Command:
+    return ("HMGET", keys.head, "facts", "owner")
+
+
 def parent_read(keys: SessionKeys) -> Command:
     return ("HGET", keys.head, "parent")
 
@@ -61,7 +76,9 @@ def time_read() -> Command:
     return ("TIME",)
 
 
-def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
+def session_read(listed: Listed) -> list[Command]:
+    keys, entry = listed.keys, listed.entry
+    owned = keys.shard.catalogue(listed.owner)
     return [
         ("HGETALL", keys.head),
         ("LRANGE", keys.log, 0, -1),
@@ -71,18 +88,21 @@ def session_read(keys: SessionKeys, entry: bytes) -> list[Command]:
         ("LRANGE", keys.jumps, 0, -1),
         ("ZSCORE", keys.shard.sessions, entry),
         ("ZSCORE", keys.shard.expiries, entry),
+        ("ZSCORE", owned.sessions, entry),
+        ("ZSCORE", owned.expiries, entry),
         ("TIME",),
         *(("PTTL", key) for key in keys.own),
     ]
 
 
-SESSION_READS: Final = 15
+SESSION_READS: Final = 17
 """Number of commands of `session_read`."""
 
 
-def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Audited:
+def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
     """Check every invariant that concerns one session alone. Faults are reported, never raised."""
-    fields, records, dead, state, nodes, jumps, committed, listed_until, time, *ttls = replies
+    fields, records, dead, state, nodes, jumps, *scores, time = replies[:11]
+    keys, ttls = listed.keys, replies[11:]
     audited = Audited()
     if b"deleted" in fields or not (fields or records or nodes or jumps or dead or state):
         audited.is_gone = True
@@ -90,7 +110,7 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
     now = int(time[0]) * 1000 + int(time[1]) // 1000
     try:
         meta = _meta(keys, fields)
-        lease_reply(keys, fields.get(b"lease"))
+        decode_lease(keys, fields.get(b"lease"))
         found = full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
@@ -105,9 +125,9 @@ def session_reply(keys: SessionKeys, entry: bytes, replies: Sequence[Any]) -> Au
             audited.problems += _of_the_sum(keys, head, records)
             audited.problems += _of_users(keys, head, nodes, live)
             audited.problems += _of_deadlines(keys, head, now, ttls)
-            listed = [None if score is None else float(score) for score in (committed, listed_until)]
-            expected = _entry(keys, fields)
-            if listed != [head.facts.committed, head.facts.hold or None] or expected != entry:
+            audited.wrong_catalogue = _wrong_catalogue(listed, head, scores)
+            expected = Listed(keys, _entry(keys, fields), head.owner)
+            if audited.wrong_catalogue or expected != listed:
                 audited.listing = expected
     except Corrupt as error:
         audited.problems.append(problem_of(error))
@@ -124,6 +144,15 @@ def problem_of(error: Corrupt) -> AuditProblem:
 def _entry(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> bytes:
     parent = fields.get(b"parent")
     return keys.session_id.encode() + (b"" if parent is None else b"\xff" + parent)
+
+
+def _wrong_catalogue(listed: Listed, head: StoredHead, scores: Sequence[Any]) -> str:
+    """Return the key of a catalogue whose entry has other times than the head; empty if there is none."""
+    times = [None if score is None else float(score) for score in scores]
+    expected = [head.facts.committed, head.facts.hold or None]
+    if times[:2] != expected:
+        return listed.keys.shard.sessions
+    return listed.keys.shard.catalogue(listed.owner).sessions if listed.owner and times[2:] != expected else ""
 
 
 def _meta(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> SessionMeta | None:
@@ -320,5 +349,5 @@ def recount_reply(
     return problems
 
 
-def relist_call(keys: SessionKeys) -> ScriptCall:
-    return ScriptCall(scripts.RELIST, [*keys.own, keys.shard.sessions, keys.shard.expiries], [keys.session_id])
+def relist_call(listed: Listed) -> ScriptCall:
+    return ScriptCall(scripts.RELIST, listed.keys.listed(listed.owner), [listed.keys.session_id, listed.owner])

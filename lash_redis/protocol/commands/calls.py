@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from lash_redis.errors import CommitTooLarge, Corrupt, OutcomeUnknown, SessionDeleted, SessionEvicted
+from lash_redis.errors import CommitTooLarge, Corrupt, OutcomeUnknown, OwnerMismatch, SessionDeleted, SessionEvicted
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.component_refs import ComponentRefs
+from lash_redis.protocol.heads import decode_components
 from lash_redis.protocol.keys import SessionKeys, ShardKeys
 
 Command: TypeAlias = tuple[Any, ...]
@@ -20,9 +21,18 @@ MAX_VALUE_BYTES: Final = 512 * 1024 * 1024 - 1024
 
 @dataclass(frozen=True, slots=True)
 class RefsMoved:
-    """A reply: the head has other refs than the call expected. The client sends the call again with these."""
+    """A reply: the head has other refs or another owner than the call expected. The client sends the call again."""
 
     refs: ComponentRefs
+    owner: str
+    """The owner of the session; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerMoved:
+    """A reply: the session has another owner than the call expected. The client sends the call again with this one."""
+
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,7 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = 
         OutcomeUnknown: the reply belongs to another call.
         Corrupt, SessionEvicted: the script found stored bytes that violate an invariant.
         SessionDeleted: the session was deleted.
+        OwnerMismatch: the session is another's than the owner for whom the caller acts.
     """
     if not isinstance(reply, list) or len(reply) < 2 or reply[1] != call.echo:
         raise OutcomeUnknown(f"the reply to {call.script.name} belongs to another call; send the call again")
@@ -56,12 +67,27 @@ def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = 
         raise (Corrupt if word == "corrupt" else SessionEvicted)(family.partition(":")[0], place, reason)
     if word == "deleted":
         raise SessionDeleted(call.echo.decode())
+    if word == "foreign":
+        raise OwnerMismatch(call.echo.decode(), getattr(keys, "access", ""))
     return word
 
 
 def mapping(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:
     """Return the fields of a hash from the flat list in which a script returns them."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def refs_moved(keys: SessionKeys, reply: Sequence[Any]) -> RefsMoved:
+    """Decode the reply `refs`, which the scripts of commits, touches and deletions return."""
+    return RefsMoved(decode_components(reply[2], keys.head), reply[3].decode())
+
+
+def is_foreign(keys: SessionKeys, owner: bytes | None, facts: bytes | None) -> bool:
+    """Whether the session is another's than the owner for whom the caller acts, by two fields of its head.
+
+    A session without an owner is another's as soon as it has a head, as in `lua/include/head.lua`.
+    """
+    return bool(keys.access) and (owner or facts) is not None and owner != keys.access.encode()
 
 
 def require_size(what: str, size: int, options: StoreOptions) -> None:

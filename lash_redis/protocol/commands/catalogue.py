@@ -11,22 +11,22 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
 from lash_redis.models.catalogue import entry_ids
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import Command, ScriptCall
+from lash_redis.protocol.commands.calls import Command, ScriptCall, is_foreign
 from lash_redis.protocol.heads import decode_facts, decode_meta
-from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
+from lash_redis.protocol.keys import CatalogueKeys, Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.nodes import decode_node
 
 
-def latest_read(shard: ShardKeys, below: Cursor | None, count: int) -> Command:
-    """Read `count` entries of a shard from the time of `below` on, the most recent first."""
+def latest_read(catalogue: CatalogueKeys, below: Cursor | None, count: int) -> Command:
+    """Read `count` entries from the time of `below` on, the most recent first."""
     top = "+inf" if below is None else below.committed_ms
-    return ("ZREVRANGEBYSCORE", shard.sessions, top, "-inf", "WITHSCORES", "LIMIT", 0, count)
+    return ("ZREVRANGEBYSCORE", catalogue.sessions, top, "-inf", "WITHSCORES", "LIMIT", 0, count)
 
 
-def oldest_read(shard: ShardKeys, above: Cursor | None, count: int) -> Command:
-    """Read `count` entries of a shard from the time of `above` on, the oldest first."""
+def oldest_read(catalogue: CatalogueKeys, above: Cursor | None, count: int) -> Command:
+    """Read `count` entries from the time of `above` on, the oldest first."""
     bottom = "-inf" if above is None else above.committed_ms
-    return ("ZRANGEBYSCORE", shard.sessions, bottom, "+inf", "WITHSCORES", "LIMIT", 0, count)
+    return ("ZRANGEBYSCORE", catalogue.sessions, bottom, "+inf", "WITHSCORES", "LIMIT", 0, count)
 
 
 def entries_reply(reply: Sequence[Any]) -> list[Cursor]:
@@ -41,11 +41,16 @@ def _to_ms(score: Any) -> int:
 
 
 def created_read(keys: SessionKeys) -> Command:
-    return ("HMGET", keys.head, "facts", "meta", "ttl")
+    return ("HMGET", keys.head, "facts", "meta", "ttl", "owner")
+
+
+def catalogue_keys(shard: ShardKeys, access: str) -> CatalogueKeys:
+    """Return the catalogue that an owner lists; for a trusted caller, that of the shard."""
+    return shard.catalogue(access) if access else shard
 
 
 def place_read(keys: SessionKeys, entry: bytes) -> Command:
-    return ("ZSCORE", keys.shard.sessions, entry)
+    return ("ZSCORE", catalogue_keys(keys.shard, keys.access).sessions, entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +79,43 @@ class Line:
 
 
 def line_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "facts", "meta", "parent"), ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead)]
+    return [
+        ("HMGET", keys.head, "facts", "meta", "parent", "owner"),
+        ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead),
+    ]
 
 
 def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Corrupt, others: int) -> Line | None:
     """Decode the summary of a session.
 
-    None if the session has no key any more. None also if it was started again with another parent, because that one
-    has its own entry. `others`: the number of the session's other keys that exist.
+    None if the session has no key any more, or is another's than the owner for whom it is listed. None also if it was
+    started again with another parent, because that one has its own entry. `others`: the number of the session's other
+    keys that exist.
 
     Raises:
         Corrupt, SessionEvicted: the head is unreadable, or a key is missing.
     """
     if isinstance(reply, Corrupt):
         raise reply
-    if reply[0] is None and reply[1] is None and others:
+    facts, meta, stored_parent, owner = reply
+    if is_foreign(keys, owner, facts or meta):
+        return None
+    if facts is None and meta is None and others:
         raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
-    facts, meta, stored_parent = reply
     _, parent = entry_ids(at.entry)
     if (facts is None and meta is None) or (stored_parent or b"").decode(errors="replace") != (parent or ""):
         return None
-    info = SessionPickerInfo(keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms)
+    info = SessionPickerInfo(
+        keys.session_id,
+        parent_session_id=parent,
+        last_commit_ms=at.committed_ms,
+        owner=None if owner is None else owner.decode(errors="replace"),
+    )
     if meta is not None:
         record = decode_meta(meta, keys.head)
         if record.session_id != keys.session_id:
             raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
-        info = replace(info, cwd=record.cwd, parent_session_id=record.parent_session_id)
+        info = replace(info, cwd=record.cwd, parent_session_id=record.parent_session_id, title=record.session_name)
     if facts is None:
         return Line(keys, info)
     known = decode_facts(facts, keys.head)
@@ -118,7 +134,11 @@ def first_read(line: Line) -> Command:
 def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:
     _, parent = entry_ids(at.entry)
     return SessionPickerInfo(
-        keys.session_id, parent_session_id=parent, last_commit_ms=at.committed_ms, fault=fault_of(error)
+        keys.session_id,
+        parent_session_id=parent,
+        last_commit_ms=at.committed_ms,
+        fault=fault_of(error),
+        owner=keys.access or None,
     )
 
 
@@ -127,8 +147,11 @@ def fault_of(error: Corrupt) -> str:
     return f"{kind}: {error}"
 
 
-def prune_call(shard: ShardKeys, layout: Layout, entries: Iterable[bytes]) -> ScriptCall:
-    """Drop those of `entries` whose sessions have no key any more."""
-    listed = list(entries)
+def prune_call(shard: ShardKeys, access: str, layout: Layout, entries: Iterable[bytes]) -> ScriptCall:
+    """Drop those of `entries` whose sessions have no key any more.
+
+    They are entries of the catalogue of the owner `access`; for an empty one, of the shard's.
+    """
+    listed, catalogue = list(entries), catalogue_keys(shard, access)
     keys = [key for entry in listed for key in layout.session(entry_ids(entry)[0]).own]
-    return ScriptCall(scripts.PRUNE, [shard.sessions, shard.expiries, *keys], [shard.prefix, *listed])
+    return ScriptCall(scripts.PRUNE, [catalogue.sessions, catalogue.expiries, *keys], [shard.prefix, access, *listed])

@@ -30,12 +30,12 @@ from lash_redis.models import (
 )
 from lash_redis.options import KEEP, BlobProfile, StoreOptions
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, status
+from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, refs_moved, status
 from lash_redis.protocol.commands.lease import fence_of
 from lash_redis.protocol.commands.lifecycle import encoded_meta
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit
 from lash_redis.protocol.component_refs import COMPONENTS, NO_REFS, ComponentRefs
-from lash_redis.protocol.heads import decode_components, tag_of
+from lash_redis.protocol.heads import tag_of
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.ledger import ledger_key
 from lash_redis.protocol.sums import Sum
@@ -77,7 +77,7 @@ def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionChec
     )
 
 
-_FIRST_BLOB: Final = 9
+_FIRST_BLOB: Final = 11
 """The index of the first blob in the KEYS of a commit."""
 CHUNK: Final = 500
 """The largest number of nodes or usage rows that `commit.lua` takes. `replace.lua` takes more, in chunks."""
@@ -134,12 +134,14 @@ def call(
     own_ttl_ms: int | None = None,
     origin: Origin | None = None,
     sharded: bool = False,
+    owner: str = "",
 ) -> CommitCall:
     """Build the call of `commit.lua`, or of `replace.lua` for a commit that `commit.lua` does not make.
 
     `before` contains the refs that the client expects in the head. `known` contains the keys of blobs that it expects
     to be stored; their bytes are not sent. `own_ttl_ms` becomes the session's own ttl, 0 for no expiry. With an
-    `origin`, the session must be new. `sharded` means that the server is a cluster.
+    `origin`, the session must be new. `sharded` means that the server is a cluster. `owner` is the one that the session
+    is expected to have, empty for none.
     """
     commit = prepared.commit
     after = _after(prepared, before)
@@ -185,12 +187,13 @@ def call(
             options.graph_checks,
             *(("", "", "", "") if origin is None else origin.args(options)),
         ]
+    args += [keys.access, owner]
     blobs = [keys.blob(ref) for ref in (*acquired, *kept, *released)]
     for ref, key in zip((*acquired, *kept), blobs, strict=False):
         args.append(b"" if key in known else prepared.content(ref, options.blob_profile))
     args += _values(prepared)
     script = scripts.COMMIT if is_usual else scripts.REPLACE
-    return CommitCall(ScriptCall(script, [*keys.written, *blobs], args), after)
+    return CommitCall(ScriptCall(script, [*keys.written(owner), *blobs], args), after)
 
 
 def _moved_holds(
@@ -271,7 +274,7 @@ def reply(
                 commit_id=commit.commit_id,
             )
         case "refs":
-            return RefsMoved(decode_components(reply[2], keys.head))
+            return refs_moved(keys, reply)
         case "missing":
             return BlobsMissing(tuple(BlobRef(call.keys[_FIRST_BLOB + index][-64:]) for index in reply[2:]))
         case "unlike" if prepared.kept:

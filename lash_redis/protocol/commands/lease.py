@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from lash_redis._validate import require_id, require_type
 from lash_redis.errors import Corrupt, InvalidRecord, LeaseBusy, LeaseLost, SessionBindingMismatch
 from lash_redis.models import LeaseClaim, LeaseInfo, RuntimeCommit
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.calls import Command, ScriptCall, is_foreign, status
 from lash_redis.protocol.keys import SessionKeys
 
 REMAINS_MS: Final = 86_400_000
@@ -38,7 +39,7 @@ def checked_token(field: str, token: object) -> str:
 
 
 def acquire_call(keys: SessionKeys, owner: str, token: str, ttl_ms: int) -> ScriptCall:
-    return ScriptCall(scripts.ACQUIRE, keys.own, [keys.session_id, owner, token, ttl_ms, REMAINS_MS])
+    return ScriptCall(scripts.ACQUIRE, keys.own, [keys.session_id, owner, token, ttl_ms, REMAINS_MS, keys.access])
 
 
 def acquire_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Acquired:
@@ -50,7 +51,8 @@ def acquire_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Acquired:
 
 
 def renew_call(keys: SessionKeys, lease: LeaseClaim, ttl_ms: int) -> ScriptCall:
-    return ScriptCall(scripts.RENEW, [keys.head], [keys.session_id, lease.owner, lease.token, ttl_ms, REMAINS_MS])
+    args = [keys.session_id, lease.owner, lease.token, ttl_ms, REMAINS_MS, keys.access]
+    return ScriptCall(scripts.RENEW, [keys.head], args)
 
 
 def renew_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: Any) -> Acquired:
@@ -61,7 +63,7 @@ def renew_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: A
 
 def release_call(keys: SessionKeys, lease: LeaseClaim, request: str) -> ScriptCall:
     """Release the lease. `request`: letters and digits unique to this release, by which a retry is recognised."""
-    return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token, request])
+    return ScriptCall(scripts.RELEASE, [keys.head], [keys.session_id, lease.owner, lease.token, request, keys.access])
 
 
 def release_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply: Any) -> None:
@@ -70,10 +72,16 @@ def release_reply(call: ScriptCall, keys: SessionKeys, lease: LeaseClaim, reply:
 
 
 def lease_read(keys: SessionKeys) -> Command:
-    return ("HGET", keys.head, "lease")
+    return ("HMGET", keys.head, "lease", "owner", "facts")
 
 
-def lease_reply(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
+def lease_reply(keys: SessionKeys, reply: Sequence[bytes | None]) -> LeaseInfo | None:
+    """Decode the reply to `lease_read`; None if the session is another's than the owner for whom the caller acts."""
+    stored, owner, facts = reply
+    return None if is_foreign(keys, owner, facts) else decode_lease(keys, stored)
+
+
+def decode_lease(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
     """Decode the lease: its holder, or its last holder if it expired. None if it was released or never acquired."""
     if stored is None:
         return None

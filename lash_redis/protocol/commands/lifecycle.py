@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from lash_redis._validate import require_id
 from lash_redis.models import DeleteReport, SessionMeta
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, require_size, status
+from lash_redis.protocol.commands.calls import OwnerMoved, RefsMoved, ScriptCall, refs_moved, require_size, status
 from lash_redis.protocol.component_refs import ComponentRefs
-from lash_redis.protocol.heads import decode_components, encode_meta
+from lash_redis.protocol.heads import encode_meta
 from lash_redis.protocol.keys import SessionKeys
 
 
@@ -30,40 +30,63 @@ def encoded_meta(meta: SessionMeta, options: StoreOptions) -> bytes:
 def meta_call(
     keys: SessionKeys,
     meta: SessionMeta,
-    mode: Literal["save", "create"],
+    known: bytes | None,
+    owner: str,
     ttl_ms: int,
     options: StoreOptions,
     *,
     own_ttl_ms: int | None = None,
 ) -> ScriptCall:
+    """Write the meta record.
+
+    `known`: the stored record that it replaces, empty for none; None to replace any. `owner`: the one that the session
+    is expected to have, empty for none.
+    """
     return ScriptCall(
         scripts.META,
-        [*keys.own, keys.shard.sessions, keys.shard.expiries],
+        keys.listed(owner),
         [
             keys.session_id,
-            mode,
+            "save" if known is None else "compare",
             encoded_meta(meta, options),
             meta.parent_session_id or "",
             ttl_ms,
             "" if own_ttl_ms is None else own_ttl_ms,
             options.blob_grace_ms,
+            known or b"",
+            keys.access,
+            owner,
         ],
     )
 
 
+def meta_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | OwnerMoved:
+    """Return whether the record is written: False if another one is stored; or the owner to send the call with."""
+    word = status(call, reply, keys)
+    return OwnerMoved(reply[2].decode()) if word == "owner" else word == "saved"
+
+
 def touch_call(
-    keys: SessionKeys, before: ComponentRefs, ttl_ms: int, options: StoreOptions, *, own_ttl_ms: int | None = None
+    keys: SessionKeys,
+    before: ComponentRefs,
+    owner: str,
+    ttl_ms: int,
+    options: StoreOptions,
+    *,
+    own_ttl_ms: int | None = None,
 ) -> ScriptCall:
-    """Extend the session's deadline. `before`: the refs that the client expects in the head."""
+    """Extend the session's deadline. `before` and `owner`: the refs and the owner that the client expects."""
     return ScriptCall(
         scripts.TOUCH,
-        [*keys.own, keys.shard.sessions, keys.shard.expiries, *map(keys.blob, before.held)],
+        [*keys.listed(owner), *map(keys.blob, before.held)],
         [
             keys.session_id,
             before.stored,
             ttl_ms,
             "" if own_ttl_ms is None else own_ttl_ms,
             options.blob_grace_ms,
+            keys.access,
+            owner,
         ],
     )
 
@@ -71,26 +94,20 @@ def touch_call(
 def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsMoved:
     """Return whether the session exists; or the refs with which the client must send the call again."""
     word = status(call, reply, keys)
-    return RefsMoved(decode_components(reply[2], keys.head)) if word == "refs" else word == "touched"
+    return refs_moved(keys, reply) if word == "refs" else word == "touched"
 
 
 def delete_call(
-    keys: SessionKeys, before: ComponentRefs, request: str, options: StoreOptions, *, sharded: bool = False
+    keys: SessionKeys, before: ComponentRefs, owner: str, request: str, options: StoreOptions, *, sharded: bool = False
 ) -> ScriptCall:
     """Delete the session.
 
-    `before`: the refs that the client expects in the head. `request`: letters and digits that are unique to this
-    deletion, so that a retry is recognised. `sharded`: the server is a cluster.
+    `before` and `owner`: the refs and the owner that the client expects it to have. `request`: letters and digits that
+    are unique to this deletion, so that a retry is recognised. `sharded`: the server is a cluster.
     """
     return ScriptCall(
         scripts.DELETE,
-        [
-            *keys.own,
-            keys.shard.sessions,
-            keys.shard.expiries,
-            keys.shard.orphans,
-            *map(keys.blob, before.held),
-        ],
+        [*keys.written(owner), *map(keys.blob, before.held)],
         [
             keys.session_id,
             before.stored,
@@ -98,6 +115,8 @@ def delete_call(
             options.deletion_marker_ms,
             request,
             int(sharded),
+            keys.access,
+            owner,
         ],
     )
 
@@ -106,7 +125,7 @@ def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteRepor
     """Return what was deleted; or the refs with which the client must send the call again."""
     match status(call, reply, keys):
         case "refs":
-            return RefsMoved(decode_components(reply[2], keys.head))
+            return refs_moved(keys, reply)
         case "absent":
             return DeleteReport()
     _, _, nodes, blobs, whole = reply

@@ -24,15 +24,15 @@ EXPIRED_CHUNK: Final = 100
 
 
 def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
-    return ScriptCall(scripts.TOMBSTONE, keys.own, [keys.session_id, *ids])
+    return ScriptCall(scripts.TOMBSTONE, keys.own, [keys.session_id, keys.access, *ids])
 
 
 def vacuum_call(keys: SessionKeys) -> ScriptCall:
-    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, VACUUM_CHUNK])
+    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, keys.access, VACUUM_CHUNK])
 
 
 def nodes_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
-    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, *ids])
+    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, keys.access, *ids])
 
 
 def nodes_reply(call: ScriptCall, keys: SessionKeys, ids: Sequence[str], reply: Any) -> list[SessionNodeRecord | None]:

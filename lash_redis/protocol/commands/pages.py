@@ -34,7 +34,7 @@ UNLIMITED: Final = 2**53 - 1
 
 def call(keys: SessionKeys, scope: ActivePath) -> ScriptCall:
     limit = UNLIMITED if scope.limit is None else min(scope.limit, UNLIMITED)
-    args = [keys.session_id, scope.leaf_node_id or "", scope.before or "", limit, BATCH, WORK]
+    args = [keys.session_id, scope.leaf_node_id or "", scope.before or "", limit, BATCH, WORK, keys.access]
     return ScriptCall(scripts.PAGE, keys.own, args)
 
 

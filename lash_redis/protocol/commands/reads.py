@@ -22,7 +22,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.head import ReadOrigin
 from lash_redis.protocol.blobs import decode_blob
-from lash_redis.protocol.commands.calls import Command
+from lash_redis.protocol.commands.calls import Command, is_foreign
 from lash_redis.protocol.component_refs import ComponentRefs
 from lash_redis.protocol.components import StoredCheckpoint
 from lash_redis.protocol.heads import Facts, HeadBody, decode_body, decode_components, decode_facts, decode_meta
@@ -72,6 +72,11 @@ class StoredHead:
         """Decode the parts that reads decode on first access. Raises Corrupt if a part is unreadable."""
         for part in (self.body.config, self.body.checkpoint, self.ledger):
             assert part is not None
+
+    @property
+    def owner(self) -> str:
+        """The owner of the session; empty for none."""
+        return self.fields.get(b"owner", b"").decode(errors="replace")
 
     @property
     def receipts(self) -> bytes:
@@ -177,7 +182,7 @@ def size_read(keys: SessionKeys) -> list[Command]:
 
 
 def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) -> StoredHead | None:
-    """Decode a head; None if the session has none.
+    """Decode a head; None if the session has none, or is another's than the owner for whom the caller acts.
 
     `sizes` are the numbers of entries of log, nodes, jumps, dead and state. Without them, sizes are not compared.
 
@@ -186,6 +191,8 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
         Corrupt: the head violates an invariant.
     """
     facts, body, refs = fields.get(b"facts"), fields.get(b"body"), fields.get(b"refs")
+    if is_foreign(keys, fields.get(b"owner"), facts):
+        return None
     if facts is None:
         if body is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
@@ -325,11 +332,21 @@ def blob_read(keys: SessionKeys, refs: Sequence[BlobRef]) -> list[Command]:
 
 
 def meta_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "meta", "facts", "refs"), *size_read(keys)]
+    return [("HMGET", keys.head, "meta", "facts", "refs", "owner"), *size_read(keys)]
 
 
-def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
-    (meta, facts, refs), *sizes = replies
+@dataclass(frozen=True, slots=True)
+class StoredMeta:
+    """A meta record and its stored bytes, which a write compares."""
+
+    meta: SessionMeta
+    record: bytes
+
+
+def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredMeta | None:
+    (meta, facts, refs, owner), *sizes = replies
+    if is_foreign(keys, owner, facts):
+        return None
     if facts is None:
         _check_sizes(keys, None, None, sizes)
     else:
@@ -340,4 +357,4 @@ def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> SessionMeta | None:
     record = decode_meta(meta, keys.head)
     if record.session_id != keys.session_id:
         raise Corrupt("meta", keys.head, f"it belongs to session {record.session_id!r}")
-    return record
+    return StoredMeta(record, meta)

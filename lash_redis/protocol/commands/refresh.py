@@ -65,6 +65,7 @@ def call(keys: SessionKeys, known: StoredRead) -> ScriptCall:
             b"" if nodes is None or last is None else mark_of(nodes.record(last)),
             " ".join(map(str, dead)) if len(dead) <= LIMIT else "",
             known.head.components.stored,
+            keys.access,
             0 if nodes is None else LIMIT,
         ],
     )

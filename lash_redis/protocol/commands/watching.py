@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from lash_redis._validate import require_int
 from lash_redis.errors import Corrupt, InvalidRecord, SessionBindingMismatch, SessionDeleted, SessionGone, StoreError
 from lash_redis.models import PersistedSessionRead, RuntimeCommitResult, SessionHeadMeta
-from lash_redis.protocol.commands.calls import Command
+from lash_redis.protocol.commands.calls import Command, is_foreign
 from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_facts, tag_of
 from lash_redis.protocol.keys import SessionKeys
 
@@ -59,6 +59,8 @@ class HeadPoll:
 
     mark: HeadMark | None = None
     is_deleted: bool = False
+    is_foreign: bool = False
+    """Whether the session is another's than the owner for whom it is watched, so that it counts as absent."""
     deadline_ms: int = 0
     """When the session expires, in ms since 1970 by the server's clock; 0 for never."""
     server_ms: int | None = None
@@ -66,11 +68,11 @@ class HeadPoll:
 
     @property
     def is_absent(self) -> bool:
-        return self.mark is None and not self.is_deleted
+        return self.mark is None and not self.is_deleted and not self.is_foreign
 
 
 def poll_read(keys: SessionKeys) -> list[Command]:
-    return [("HMGET", keys.head, "facts", "receipts", "deleted"), ("PTTL", keys.head)]
+    return [("HMGET", keys.head, "facts", "receipts", "deleted", "owner"), ("PTTL", keys.head)]
 
 
 def poll_reply(keys: SessionKeys, fields: list[bytes | None], left_ms: int) -> HeadPoll:
@@ -79,7 +81,9 @@ def poll_reply(keys: SessionKeys, fields: list[bytes | None], left_ms: int) -> H
     Raises:
         Corrupt: the facts or the receipts are missing or unreadable.
     """
-    stored, receipts, deleted = fields
+    stored, receipts, deleted, owner = fields
+    if is_foreign(keys, owner, stored):
+        return HeadPoll(is_foreign=True)
     if stored is None:
         if receipts is not None:
             raise Corrupt("head", keys.head, "its facts are gone")
@@ -171,7 +175,9 @@ class WatchState:
 
     def _apply(self, notification: Notification | None) -> None:
         assert self.seen is not None, "a poll came first"
-        if notification is not None and notification.mark.revision == self.seen.revision + 1:
+        # A notification does not contain the session's owner. So for an owner, a poll decides on the first one.
+        is_usable = self.seen.revision > 0 or not self.keys.access
+        if notification is not None and is_usable and notification.mark.revision == self.seen.revision + 1:
             self._advance(notification.mark, notification.deadline_ms)
         elif notification is None or notification.mark != self.seen:
             self.needs_poll = True
