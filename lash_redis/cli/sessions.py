@@ -40,15 +40,18 @@ class Page:
         return {"ok": True, "sessions": [info.to_json() for info in self.sessions], "next": self.after}
 
 
-async def load_page(url: str, namespace: str, *, limit: int, after: str | None, parent: str | None) -> Page:
-    """Load one page of the namespace's sessions; an empty page if there are none.
+async def load_page(
+    url: str, namespace: str, *, limit: int, after: str | None, parent: str | None, owner: str | None
+) -> Page:
+    """Load one page of the sessions of the namespace, or of one owner in it; an empty page if there are none.
 
     Raises:
         InvalidRecord: `after` is neither a cursor nor a listed session.
     """
     async with opened(url, namespace) as cache:
         # One session more than shown, to find whether there is another page.
-        found = [info async for info in cache.sessions(limit=limit + 1, after=after, parent=parent)]
+        page = cache.sessions(owner=owner, limit=limit + 1, after=after, parent=parent)
+        found = [info async for info in page]
     shown = found[:limit]
     return Page(shown, shown[-1].cursor if len(found) > limit else None)
 
@@ -59,6 +62,8 @@ def print_page(page: Page, namespace: str, screen: Console) -> None:
         return
     now = time.time()
     optional = {
+        "owner": [info.owner or "" for info in page.sessions],
+        "title": ["" if info.title == info.session_id else info.title for info in page.sessions],
         "parent": [info.parent_session_id or "" for info in page.sessions],
         "fault": [info.fault or "" for info in page.sessions],
     }

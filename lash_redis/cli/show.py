@@ -36,6 +36,8 @@ class Shown:
     lease: LeaseInfo | None
     lease_ends_in: float
     """Seconds; negative if the lease has expired."""
+    owner: str | None
+    """The user or tenant to whom the session belongs; None if it has no owner."""
     component_bytes: Mapping[str, int]
 
     def to_json(self, *, messages: bool) -> dict[str, Any]:
@@ -44,6 +46,7 @@ class Shown:
         names = tool_names(read.graph.nodes)
         document: dict[str, Any] = {
             "session_id": read.session_id,
+            "owner": self.owner,
             "head_revision": read.head_revision,
             "commit_id": read.commit_id,
             "leaf_node_id": read.graph.leaf_node_id,
@@ -98,7 +101,8 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         bodies = found.components
         refs = {name: getattr(_held(read), f"{name}_ref") for name in _COMPONENTS}
         sizes = {name: len(bodies[ref]) for name, ref in refs.items() if ref in bodies}
-        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, sizes)
+        owner = found.stored.head.owner or None
+        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, owner, sizes)
     finally:
         await source.close()
 
@@ -131,6 +135,7 @@ def _head(shown: Shown) -> list[tuple[str, str]]:
     if config.standard_context_approach:
         settings.append(str(config.standard_context_approach.get("kind")))
     return [
+        ("owner", shown.owner or "none"),
         ("revision", str(read.head_revision)),
         ("commit", read.commit_id or "not known"),
         ("leaf", read.graph.leaf_node_id or "none"),

@@ -33,6 +33,7 @@ def list_sessions(
         str | None, typer.Option(metavar="CURSOR", help="Continue after this cursor of a page, or session id.")
     ] = None,
     parent: Annotated[str | None, typer.Option(metavar="ID", help="Only sessions with this parent.")] = None,
+    owner: Annotated[str | None, typer.Option(metavar="OWNER", help="Only sessions of this user or tenant.")] = None,
     url: Url = NO_URL,
     namespace: Namespace = "default",
     as_json: AsJson = False,
@@ -40,11 +41,11 @@ def list_sessions(
     """List a page of sessions, the latest commit first.
 
     Columns: last commit, revision, number of user messages ("messages") and the beginning of the first of them.
-    A session that cannot be read is listed with its fault.
+    Owner, title and parent follow if a session of the page has one, and its fault if a session cannot be read.
     """
     with ending(as_json):
         warn_of_empty_server(url)
-        page = asyncio.run(sessions.load_page(url, namespace, limit=limit, after=after, parent=parent))
+        page = asyncio.run(sessions.load_page(url, namespace, limit=limit, after=after, parent=parent, owner=owner))
         if as_json:
             print_json(page.to_json())
         else:
