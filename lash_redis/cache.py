@@ -202,18 +202,16 @@ class SessionCache:
         if leaf_node_id is not None:
             require_id("leaf_node_id", leaf_node_id)
         origin = self.session(require_id("source", source))
-        self.session(require_id("new_id", new_id), owner=owner)
-        if source == new_id:
+        if owner is not None:
+            require_id("owner", owner)
+        if source == require_id("new_id", new_id):
             raise InvalidRecord("new_id", "is the id of the source")
         point = await Reader(self.shared, self.layout.session(source)).fork_point(leaf_node_id)
         if point is None:
             raise SessionGone(None, 0, source)
-        read, blobs = point
-        stored = commands.reads.origin_of(read)
-        source_owner = stored.head.owner if stored is not None else ""
-        if owner is not None and source_owner != owner:
+        if owner is not None and point.owner != owner:
             raise OwnerMismatch(source, owner)
-        target = self.session(new_id, owner=source_owner or None)
+        target, read = self.session(new_id, owner=point.owner or None), point.read
         nodes, leaf = read.graph.nodes, read.graph.leaf_node_id
         commit = RuntimeCommit(
             new_id,
@@ -226,7 +224,7 @@ class SessionCache:
         model, cwd = (read.config.configured_model, None) if meta is None else (meta.model, meta.cwd)
         born = new_meta(new_id, model=model, cwd=cwd, parent=source)
         options = replace(self.options, max_commit_nodes=None, max_commit_bytes=None)
-        await target.begin(commit, commands.commit.Origin(born), blobs, options=options, ttl=ttl)
+        await target.begin(commit, commands.commit.Origin(born), point.components, options=options, ttl=ttl)
         return target
 
     async def delete(self, session_id: str, *, owner: str | None = None) -> DeleteReport:

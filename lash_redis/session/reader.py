@@ -45,6 +45,18 @@ class Snapshot:
         return self.stored.shown(self.held)
 
 
+@dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """What a fork takes over from its source."""
+
+    read: PersistedSessionRead
+    """The path at whose end the fork begins."""
+    components: Mapping[str, bytes]
+    """The bytes of every component, by ref."""
+    owner: str
+    """The owner of the source; empty for none."""
+
+
 class Reader:
     """The reads of one session. Each read keeps its origin (the stored form), which a refresh compares."""
 
@@ -219,8 +231,8 @@ class Reader:
         stored = replace(found.stored, scope=ActivePath(leaf), nodes=None)
         return replace(read, graph=path).from_origin(stored)
 
-    async def fork_point(self, leaf: str | None) -> tuple[PersistedSessionRead, dict[str, bytes]] | None:
-        """Return the path to `leaf` and the bytes of the components, of one revision; None if there is no head.
+    async def fork_point(self, leaf: str | None) -> ForkPoint | None:
+        """Return what a fork takes over, of one revision; None if there is no head.
 
         Raises:
             InvalidLeaf: `leaf` is unknown or tombstoned.
@@ -236,7 +248,7 @@ class Reader:
             assert stored is not None
             blobs, missing = await self._namespace.blobs(self._keys, stored.head.components.held)
             if missing is None:
-                return read, {**blobs, **stored.private_bytes()}
+                return ForkPoint(read, {**blobs, **stored.private_bytes()}, stored.head.owner)
         assert missing is not None
         raise missing
 
