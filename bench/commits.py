@@ -77,8 +77,10 @@ def bared(session: bare.Session) -> Contender:
     return Contender(run, session.turn)
 
 
-async def begun(cache: SessionCache, session_id: str, tools: ToolState, nodes: int) -> workload.Session:
-    session = workload.Session(cache, session_id)
+async def begun(
+    cache: SessionCache, session_id: str, tools: ToolState, nodes: int, *, owner: str | None = None
+) -> workload.Session:
+    session = workload.Session(cache, session_id, owner)
     await session.begin(tools, workload.line(0, nodes, None))
     return session
 
@@ -103,15 +105,18 @@ async def _measured(
     extra = {
         "expiring": ours([await begun(expiring, "1000", tools, 1000)]),
         "given": ours([await begun(given, "1000", tools, 1000)]),
+        "owned": ours([await begun(cache, "1000-owned", tools, 1000, owner="alice")]),
     }
     times = await interleaved(contenders | extra, rounds)
     rows = [
         timed("commit of 2 nodes, N from 1,000 / bare", times, "ours", "bare", p50_budget),
         timed("the same with a ttl / bare without", times, "expiring", "bare"),
         timed("the same on a client that is given / bare", times, "given", "bare"),
+        timed("commit to a session with an owner / without", times, "owned", "ours"),
     ]
-    costs = await server_costs(client, contenders, repeats=50, blocks=8 if quick else 40)
+    costs = await server_costs(client, contenders | {"owned": extra["owned"]}, repeats=50, blocks=8 if quick else 40)
     rows += served("commit of 2 nodes / bare", costs, "ours", "bare", server_budget)
+    rows += served("commit to a session with an owner / without", costs, "owned", "ours")
     rows += await _wired(url, tools)
     rows += await _replaced(client, cache, tools, rounds=30 if quick else 150)
 

@@ -10,12 +10,14 @@ import msgpack
 import redis.asyncio as redis
 
 from bench import bare, commits, workload
-from bench.measure import Times, in_turn, interleaved
-from bench.report import Row, is_valkey
+from bench.measure import Contender, Times, in_turn, interleaved
+from bench.report import Row, is_valkey, timed
 from lash_redis import SessionCache, SessionPickerInfo, ToolState
 
 PAGE, PAGES_TIMED = 100, 20
 ROUNDS = 400
+OWNED = {"one": 1, "hundred": 100, "many": 10_000}
+"""The number of sessions of each owner."""
 LATEST = 100
 """Sessions that take turns where commits are timed."""
 
@@ -39,6 +41,7 @@ async def measured(client: redis.Redis, *, quick: bool) -> list[Row]:
         _flat(f"commit of 2 nodes among {count:,} sessions / among {few:,}, both over bare", at_first, at_last),
         *await _pages(cache, count),
         await _audit(cache, count),
+        *await _owners(SessionCache(client, "owners")),
     ]
 
 
@@ -110,6 +113,28 @@ async def _passed(what: str, sessions: AsyncIterable[SessionPickerInfo], expecte
     seconds = perf_counter() - started
     assert len(listed) == expected, f"expected {expected} sessions, got {len(listed)}"
     return Row(what, f"{seconds:.2f} s", "", seconds / count * 1e6, unit=" µs a session")
+
+
+async def _owners(cache: SessionCache) -> list[Row]:
+    """The first page of 20 of each owner's sessions, beside the first page of the sessions of all owners."""
+    for owner, count in OWNED.items():
+        for number in range(count):
+            session = workload.Session(cache, f"{owner}-{number:05d}", owner)
+            await session.begin(None, workload.line(0, 2, None), states=False)
+
+    def page(owner: str | None) -> Contender:
+        async def run() -> None:
+            listed = [info async for info in cache.sessions(owner=owner, limit=20)]
+            assert len(listed) == min(20, OWNED.get(owner or "", 20))
+
+        return Contender(run)
+
+    times = await interleaved({"all": page(None), **{owner: page(owner) for owner in OWNED}}, ROUNDS)
+    total = sum(OWNED.values())
+    return [
+        timed(f"list page of 20 of an owner's {count:,} sessions / of all {total:,}", times, owner, "all")
+        for owner, count in OWNED.items()
+    ]
 
 
 async def _audit(cache: SessionCache, count: int) -> Row:

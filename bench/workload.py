@@ -153,8 +153,9 @@ def execution_state(owner: str, turn: int, size: int = EXECUTION_BYTES) -> bytes
 class Session:
     """A session of ours as its runtime drives it. `turn` makes a commit that builds on the one made before."""
 
-    def __init__(self, cache: SessionCache, session_id: str) -> None:
-        self.store = cache.session(session_id)
+    def __init__(self, cache: SessionCache, session_id: str, owner: str | None = None) -> None:
+        # `bench.check` also runs commits whose `session` takes no owner.
+        self.store = cache.session(session_id) if owner is None else cache.session(session_id, owner=owner)
         self.nodes = 0
         self.turns = 0
         self.leaf: str | None = None
