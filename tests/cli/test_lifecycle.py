@@ -180,6 +180,27 @@ def test_list_filters_sessions_by_parent(url: str) -> None:
     assert (session["first_user_message"], session["user_message_count"]) == ("hello one", 2)
 
 
+async def owned(cache: SessionCache) -> None:
+    await cache.create(SessionStoreCreateRequest("trip"), owner="alice", title="Rome")
+    await commit_texts(cache, "other", "hello")
+    await cache.fork("other", "copy")
+    await cache.session("trip").commit_runtime_state(RuntimeCommit("trip", 0))
+
+
+def test_list_and_show_print_the_owner_and_the_title_of_a_session(url: str) -> None:
+    within(url, owned)
+    (session,) = document_of("list", "--owner", "alice", "--url", url)["sessions"]
+    assert (session["session_id"], session["owner"], session["title"]) == ("trip", "alice", "Rome")
+    assert document_of("list", "--owner", "bob", "--url", url)["sessions"] == []
+    header, first, *_ = run("list", "--url", url).stdout.splitlines()
+    assert header.split()[-3:] == ["owner", "title", "parent"]
+    assert (first.split()[0], first.split()[-2:]) == ("trip", ["alice", "Rome"])
+    assert json.loads(run("show", "trip", "--json", "--url", url).stdout)["owner"] == "alice"
+    assert json.loads(run("show", "other", "--json", "--url", url).stdout)["owner"] is None
+    (line,) = (line for line in run("show", "trip", "--url", url).stdout.splitlines() if "owner" in line)
+    assert "alice" in line
+
+
 def test_list_shows_the_fault_of_an_unreadable_session(url: str) -> None:
     within(url, commit_four_sessions)
     with redis.Redis.from_url(url) as client:

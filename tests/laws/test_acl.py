@@ -67,6 +67,11 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     await cut.commit_runtime_state(commit(1, shorter, session_id="cut"))
     assert len([info async for info in cache.sessions()]) == 4
     await cache.delete("new")
+    owned = await cache.create(SessionStoreCreateRequest("owned"), owner="alice", title="Trip", ttl=1000)
+    await owned.commit_runtime_state(commit(None, append("a"), session_id="owned"))
+    await owned.set_title("Rome")
+    assert [info.title async for info in cache.sessions(owner="alice")] == ["Rome"]
+    assert (await cache.delete_owned("alice")).deleted_session_count == 1
     ref = await cache.put_blob(b"\xc4\x01x")
     assert await cache.get_blob(ref)
     await store.gc_unreachable()

@@ -16,6 +16,7 @@ from lash_redis import (
     AuditReport,
     BlobProfile,
     BlobRef,
+    DeleteOwnedReport,
     DeleteReport,
     Durability,
     EventPayload,
@@ -99,9 +100,11 @@ async def caches(client: redis.asyncio.Redis, cluster: redis.asyncio.RedisCluste
         request = SessionStoreCreateRequest("chat-42", parent_session_id=None)
         assert_type(await cache.create(request), RedisSessionStore)
         assert_type(await cache.create(request, ttl=Keep.KEEP), RedisSessionStore)
+        assert_type(await cache.create(request, owner="alice", title="Trip", cwd=None), RedisSessionStore)
         assert_type(await cache.fork("chat-42", "chat-43", "m2", ttl=None), RedisSessionStore)
         assert_type(await cache.delete("chat-42"), DeleteReport)
         assert_type(cache.sessions(limit=20, after=None, parent="chat-1"), AsyncIterator[SessionPickerInfo])
+        await owners(cache)
         async for info in cache.sessions(after="after:1:YQ=="):
             assert_type(info.cursor, str)
             assert_type(info.fault, str | None)
@@ -113,6 +116,22 @@ async def caches(client: redis.asyncio.Redis, cluster: redis.asyncio.RedisCluste
         assert_type(await cache.get_blob("0" * 64), bytes | None)
         await cache.preload()
         await cache.aclose()
+
+
+async def owners(cache: SessionCache) -> None:
+    store = cache.session("chat-42", owner="alice")
+    assert_type(store.owner, str | None)
+    await store.set_title("Trip")
+    assert_type(await cache.fork("chat-42", "chat-43", owner="alice"), RedisSessionStore)
+    assert_type(await cache.delete("chat-42", owner="alice"), DeleteReport)
+    async for info in cache.sessions(owner="alice", limit=20):
+        assert_type(info.owner, str | None)
+        assert_type(info.title, str)
+    report = await cache.delete_owned("alice")
+    assert_type(report, DeleteOwnedReport)
+    assert_type(report.deleted_session_count, int)
+    async with cache.watch() as watch:
+        watch.add("chat-42", owner="alice")
 
 
 async def reads(store: RedisSessionStore) -> None:
