@@ -164,17 +164,18 @@ class Audit:
 
         Only keys of one slot can be read at one moment, and a key may be stored in a shard where it does not belong.
         """
-        trip = [commands.audit.facts_read(keys) for keys, _ in sessions]
-        heads = await self._namespace.read(trip, atomic=False, faults=True)
+        reads = (commands.reads.facts_read, commands.audit.owner_read)
+        trip = [read(keys) for keys, _ in sessions for read in reads]
+        stored = await self._namespace.read(trip, atomic=False, faults=True)
         steps: list[list[commands.audit.Listed]] = [[]]
         room = STEP_BYTES
-        for (keys, entry), stored in zip(sessions, heads, strict=True):
-            facts, owner = (None, None) if isinstance(stored, Corrupt) else stored
+        for (keys, entry), facts, owner in zip(sessions, stored[::2], stored[1::2], strict=True):
             room -= commands.audit.counted_bytes(facts)
             if steps[-1] and (room < 0 or keys.prefix != steps[-1][-1].keys.prefix):
                 steps.append([])
                 room = STEP_BYTES
-            steps[-1].append(commands.audit.Listed(keys, entry, (owner or b"").decode(errors="replace")))
+            owner_id = owner.decode(errors="replace") if isinstance(owner, bytes) else ""
+            steps[-1].append(commands.audit.Listed(keys, entry, owner_id))
         return steps
 
     async def _step(self, sessions: Sequence[commands.audit.Listed], shard: _Shard) -> None:

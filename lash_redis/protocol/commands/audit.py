@@ -64,8 +64,8 @@ def counted_bytes(facts: object) -> int:
         return 0
 
 
-def facts_read(keys: SessionKeys) -> Command:
-    return ("HMGET", keys.head, "facts", "owner")
+def owner_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "owner")
 
 
 def parent_read(keys: SessionKeys) -> Command:
