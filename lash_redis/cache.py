@@ -129,7 +129,7 @@ class SessionCache:
         """
         return RedisSessionStore(self.shared, session_id, owner)
 
-    def chat(self, session_id: str, *, owner: str | None = None) -> Chat:
+    def chat(self, session_id: str, owner: str | None = None) -> Chat:
         """Return a chat: the messages of one session in the OpenAI chat format. No I/O; the session need not exist.
 
         With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.

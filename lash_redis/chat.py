@@ -189,6 +189,7 @@ class Chat:
         """
         node = await self._store.load_node(require_id("message_id", message_id))
         if node is None or node.message() is None:
+            await self._store.require_owner()
             raise _unknown_message(message_id)
         check_chat_message(message, "message")
         (new,) = _new_nodes([{key: value for key, value in message.items() if key != "id"}])

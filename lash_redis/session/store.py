@@ -28,6 +28,7 @@ from lash_redis.errors import (
     InvalidLeaf,
     InvalidRecord,
     OutcomeUnknown,
+    OwnerMismatch,
     SessionBindingMismatch,
     SessionDeleted,
     SessionEvicted,
@@ -224,6 +225,17 @@ class RedisSessionStore:
             Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
         """
         return await self._reader.nodes(require_ids("ids", ids))
+
+    async def require_owner(self) -> None:
+        """Refuse a session that is not this handle's owner's. One round trip; none for a handle without an owner.
+
+        Raises:
+            OwnerMismatch: the session is another owner's.
+        """
+        if self._owner is not None:
+            head = await Reader(self._namespace, self._namespace.layout.session(self.session_id)).head()
+            if head is not None and head.owner != self._owner:
+                raise OwnerMismatch(self.session_id, self._owner)
 
     async def load_session_meta(self) -> SessionMeta | None:
         """Load the meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""

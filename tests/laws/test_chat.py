@@ -17,6 +17,7 @@ from lash_redis import (
     InvalidRecord,
     NodeIdCollision,
     OutcomeUnknown,
+    OwnerMismatch,
     PersistedSessionConfig,
     PluginPayload,
     RuntimeCommit,
@@ -204,6 +205,31 @@ async def test_an_append_that_never_comes_first_ends_with_the_conflict(open_cach
     with pytest.raises(HeadRevisionConflict):
         await chat.append(user("mine"))
     assert set(texts(await rival.messages())) == {"rival"}
+
+
+# Owners
+
+
+async def test_a_chat_is_read_and_written_only_by_its_owner(cache):
+    ann, bob, trusted = cache.chat("chat", "ann"), cache.chat("chat", owner="bob"), cache.chat("chat")
+    await ann.append(user("mine", id="m1"))
+    assert (await bob.messages(), await bob.branches(), (await bob.usage()).entry_count) == ([], [], 0)
+    for call in (
+        lambda: bob.append(user("x")),
+        lambda: bob.append(user("mine", id="m1")),
+        lambda: bob.edit("m1", user("x")),
+        lambda: bob.edit("nope", user("x")),
+        lambda: bob.rewind("m1"),
+        lambda: bob.set_title("x"),
+        lambda: bob.delete(),
+    ):
+        with pytest.raises(OwnerMismatch):
+            await call()
+    await trusted.append(user("seen by all"))
+    await ann.set_title("Trip")
+    assert texts(await ann.messages()) == texts(await trusted.messages()) == ["mine", "seen by all"]
+    assert [(info.title, info.owner) async for info in cache.sessions(owner="ann")] == [("Trip", "ann")]
+    assert [info async for info in cache.sessions(owner="bob")] == []
 
 
 # Retries

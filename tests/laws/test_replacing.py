@@ -603,7 +603,7 @@ RIVALS: dict[str, Callable[[SessionGraph], Append | ReplaceFull]] = {
 def interrupt(store: RedisSessionStore, moment: str, rival: Callable[[], Awaitable[Any]]) -> None:
     """Make the rival's commit at this moment of the next commit of `store`."""
     own = copy.copy(store._namespace)  # a copy, so that other handles are not affected
-    publish, run, attempts = store._publish, own.run_durably, []
+    publish, run, attempts = store._publisher.publish, own.run_durably, []
 
     async def publishing(*arguments: Any) -> Any:
         if moment == "when it is prepared":
@@ -620,7 +620,7 @@ def interrupt(store: RedisSessionStore, moment: str, rival: Callable[[], Awaitab
         return answer
 
     own.run_durably = running  # type: ignore[method-assign]
-    store._publish, store._publisher._namespace = publishing, own  # type: ignore[method-assign]
+    store._publisher.publish, store._publisher._namespace = publishing, own  # type: ignore[method-assign]
 
 
 @pytest.mark.slow

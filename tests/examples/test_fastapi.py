@@ -1,0 +1,138 @@
+"""The chat service of examples/fastapi, run by real uvicorn processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lash_redis.embedded import EmbeddedServer
+from tests.support.paths import ROOT
+from tests.support.processes import free_port
+
+SERVICE = ROOT / "examples" / "fastapi"
+ANN, BOB = {"X-User": "ann"}, {"X-User": "bob"}
+START_SECONDS = 30.0
+
+
+class Service:
+    """One uvicorn with its workers."""
+
+    def __init__(self, directory: Path, *options: str, **environment: str) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(SERVICE), "--port", str(port), *options],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{self.url}/chats", headers=ANN)
+            except httpx.TransportError:
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError("the service did not start")
+
+    def kill(self) -> None:
+        """End the workers as a crash does, without a chance to release anything."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(30)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    services: list[Service] = []
+
+    def started(*options: str, **environment: str) -> Service:
+        services.append(Service(tmp_path, *options, **environment))
+        services[-1].wait()
+        return services[-1]
+
+    yield started
+    for service in services:
+        service.stop()
+
+
+def contents(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["content"] for message in messages]
+
+
+@pytest.mark.slow
+def test_two_workers_serve_the_chats_of_their_users(start: Callable[..., Service]) -> None:
+    """The workers share an embedded server; requests reach either of them."""
+    service = start("--workers", "2")
+    with httpx.Client(base_url=service.url, headers=ANN, timeout=30) as ann:
+        chats = [ann.post("/chats", json={"title": f"Trip {at}"}).json()["id"] for at in range(3)]
+        chat = f"/chats/{chats[0]}"
+        for at in range(4):
+            said = ann.post(f"{chat}/messages", json={"content": f"q{at}", "id": f"m{at}"}).json()
+            assert said["content"] == f"You said: q{at}"
+        assert contents(ann.get(chat, params={"limit": 3}).json()) == ["You said: q2", "q3", "You said: q3"]
+        assert contents(ann.get(chat, params={"limit": 2, "before": "m1"}).json()) == ["q0", "You said: q0"]
+
+        again = ann.post(f"{chat}/messages/m3/again").json()
+        assert again["id"] != said["id"]
+        ann.post(f"{chat}/messages/m1/again", json={"content": "edited"}).raise_for_status()
+        assert contents(ann.get(chat).json()) == ["q0", "You said: q0", "edited", "You said: edited"]
+
+        ann.put(f"{chat}/title", json={"title": "Rome"}).raise_for_status()
+        listed = ann.get("/chats").json()
+        assert [(line["id"], line["title"]) for line in listed] == [
+            (chats[0], "Rome"),
+            (chats[2], "Trip 2"),
+            (chats[1], "Trip 1"),
+        ]
+        assert ann.get("/chats", params={"after": listed[0]["cursor"]}).json() == listed[1:]
+        assert ann.get(f"{chat}/usage").json()["usage"]["input_tokens"] == 1 + 3 + 5 + 7 + 7 + 3
+
+        assert ann.post(f"{chat}/messages", json={"content": "x", "id": "m0"}).status_code == 409
+        assert ann.get(chat, params={"before": "nope"}).status_code == 422
+        assert ann.get(chat, headers=BOB).json() == []
+        assert ann.get("/chats", headers=BOB).json() == []
+        assert ann.post(f"{chat}/messages", json={"content": "mine?"}, headers=BOB).status_code == 404
+        assert ann.delete(chat, headers=BOB).status_code == 404
+        ann.delete(chat).raise_for_status()
+        assert ann.post(f"{chat}/messages", json={"content": "late"}).status_code == 404
+        assert len(ann.get("/chats").json()) == 2
+
+
+@pytest.mark.slow
+def test_the_turn_of_a_killed_worker_is_continued_by_another(start: Callable[..., Service]) -> None:
+    with EmbeddedServer() as server, ThreadPoolExecutor() as threads:
+        first = start(CHAT_REDIS_URL=server.url, CHAT_MODEL_SECONDS="60")
+        second = start(CHAT_REDIS_URL=server.url)
+        chat = "/chats/" + httpx.post(f"{first.url}/chats", json={"title": "t"}, headers=ANN).json()["id"]
+        question = {"content": "hello", "id": "m1"}
+        lost = threads.submit(httpx.post, f"{first.url}{chat}/messages", json=question, headers=ANN, timeout=60)
+        deadline = time.monotonic() + START_SECONDS
+        while not httpx.get(f"{second.url}{chat}", headers=ANN).json():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.kill()
+        assert isinstance(lost.exception(), httpx.TransportError)
+        answer = httpx.post(f"{second.url}{chat}/messages", json=question, headers=ANN, timeout=60).json()
+        assert answer["content"] == "You said: hello"
+        repeated = httpx.post(f"{second.url}{chat}/messages", json=question, headers=ANN, timeout=60).json()
+        assert repeated == answer
+        assert contents(httpx.get(f"{second.url}{chat}", headers=ANN).json()) == ["hello", "You said: hello"]
