@@ -37,7 +37,7 @@ from lash_redis.models import (
     Unchanged,
 )
 from lash_redis.models.json_values import check_json
-from lash_redis.options import KEEP, Keep, StoreOptions
+from lash_redis.options import KEEP, Durability, Keep, StoreOptions, require_durability
 from lash_redis.owners import delete_owned
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout
@@ -227,7 +227,9 @@ class SessionCache:
         await target.begin(commit, commands.commit.Origin(born), point.components, options=options, ttl=ttl)
         return target
 
-    async def delete(self, session_id: str, *, owner: str | None = None) -> DeleteReport:
+    async def delete(
+        self, session_id: str, *, owner: str | None = None, durability: Durability | None = None
+    ) -> DeleteReport:
         """Delete a session atomically: its graph, ledger and meta, its holds on blobs, and its place in the list.
 
         Writes to its id are then refused with `SessionDeleted` for `StoreOptions.deletion_marker_ttl`, so that a late
@@ -235,24 +237,29 @@ class SessionCache:
         session can be started again. An unknown or already deleted id is reported as not existing. Two round trips,
         O(1): the server frees large values in the background. It works on a server whose memory is full.
 
+        A failover can undo a deletion that only a lost primary had. `durability` (default: `StoreOptions.durability`)
+        waits for replicas or the disk in the same round trip. The report's `durable` is False if that was not confirmed
+        in time. Delete again until it is True: a further deletion confirms the earlier one while its marker exists.
+
         Raises:
             OwnerMismatch: the session is another's than `owner`; nothing was deleted.
             OutcomeUnknown: the reply was lost; call again.
         """
-        return await self.session(session_id, owner=owner).delete()
+        return await self.session(session_id, owner=owner).delete(durability=durability)
 
-    async def delete_owned(self, owner: str) -> DeleteOwnedReport:
+    async def delete_owned(self, owner: str, *, durability: Durability | None = None) -> DeleteOwnedReport:
         """Delete all sessions of an owner, as `delete` does. Run it again after a failure: it deletes the rest.
 
         It deletes the sessions that are listed when it begins, 16 at the same time. A session that is created or
         committed to meanwhile may stay, and is then still listed by `sessions(owner=...)`. Run it again until it
         reports 0 deleted sessions. About three round trips for each session. Memory is bounded for any number of
-        sessions.
+        sessions. `durability` is that of each deletion, as in `delete`.
 
         Raises:
             OutcomeUnknown: a reply was lost, or a later step failed; call again for the rest.
         """
-        return await delete_owned(self.shared, require_id("owner", owner))
+        durability = require_durability("durability", durability) or self.options.durability
+        return await delete_owned(self.shared, require_id("owner", owner), durability)
 
     async def sessions(
         self,

@@ -36,6 +36,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.chat_messages import canonical_json, check_chat_message
 from lash_redis.models.node import is_transient
+from lash_redis.options import Durability
 from lash_redis.session.store import RedisSessionStore
 
 
@@ -217,9 +218,9 @@ class Chat:
         """Rename the chat. See `RedisSessionStore.set_title`."""
         await self._store.set_title(title)
 
-    async def delete(self) -> DeleteReport:
+    async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
         """Delete the chat. See `SessionCache.delete`."""
-        report = await self._store.delete()
+        report = await self._store.delete(durability=durability)
         self._tip = None
         return report
 

@@ -16,6 +16,7 @@ from lash_redis.models import (
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
+    TombstoneReport,
     VacuumReport,
 )
 
@@ -37,7 +38,7 @@ class RuntimePersistence(Protocol):
 
     async def load_session_meta(self) -> SessionMeta | None: ...
 
-    async def tombstone_nodes(self, ids: Sequence[str]) -> None: ...
+    async def tombstone_nodes(self, ids: Sequence[str]) -> TombstoneReport | None: ...
 
     async def vacuum(self) -> VacuumReport: ...
 

@@ -38,6 +38,7 @@ from lash_redis.models.reports import (
     DeleteReport,
     GcReport,
     ImportReport,
+    TombstoneReport,
     VacuumReport,
 )
 from lash_redis.models.session import (
@@ -111,6 +112,7 @@ __all__ = [
     "SessionUsageReport",
     "TokenLedgerEntry",
     "TokenUsage",
+    "TombstoneReport",
     "ToolState",
     "ToolStateEntry",
     "Unchanged",

@@ -33,6 +33,16 @@ class VacuumReport(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class TombstoneReport(Record):
+    """The result of hiding nodes."""
+
+    tombstoned_node_count: U64 = 0
+    """The number of nodes that this call hid."""
+    durable: bool | None = None
+    """Whether the durability that the call asked for was confirmed in time; None if it asked for none."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteReport(Record):
     """The result of a deletion. If there was no session, every other field is 0 or False."""
 
@@ -44,6 +54,12 @@ class DeleteReport(Record):
     """The number of blobs that the session held. Blobs without another holder expire after a grace."""
     closed: bool = False
     """Whether the id takes no writes for `deletion_marker_ttl`. False if a part of the session was missing."""
+    durable: bool | None = None
+    """Whether the durability that the call asked for was confirmed in time; None if it asked for none.
+
+    False leaves it unknown: the session is deleted, but a failover may undo the deletion. False, too, if there was
+    neither a session nor the marker of an earlier deletion.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,9 @@ class DeleteOwnedReport(Record):
     """The number of live nodes that were deleted."""
     released_blob_count: U64 = 0
     """The number of blobs that these sessions held. Blobs without another holder expire after a grace."""
+    durable: bool | None = None
+    """Whether the durability that the call asked for was confirmed in time for every deletion; None if it asked for
+    none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,20 @@ class Namespace:
             log.warning("commits are applied, but the server refused %s, so durable is False: %s", wait[0], waited)
         return reply, commands.durability.wait_reply(durability, waited)
 
+    async def confirm(self, keys: SessionKeys, durability: Durability) -> bool:
+        """Whether the server confirms `durability` for what earlier calls wrote to a session.
+
+        WAIT covers only the writes of its own connection, so a write that changes nothing precedes it. False if the
+        session does not exist, because then nothing can be written.
+        """
+        call = commands.durability.mark_call(keys)
+        try:
+            reply, durable = await self.run_durably(call, durability)
+        except (BackendError, OutcomeUnknown):
+            log.warning("the durability of a write to session %r is unknown", keys.session_id, exc_info=True)
+            return False
+        return commands.calls.status(call, reply, keys) == "marked" and durable is True
+
     def _script_request(self, call: commands.calls.ScriptCall) -> Request:
         command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
         return Request([command], call.keys[0], script=call.script, may_send_text=self.options.allow_eval)

@@ -18,7 +18,7 @@ from lash_redis.errors import (
 )
 from lash_redis.models import BlobRef, ReplaceFull, RuntimeCommitResult
 from lash_redis.models.lineage import Base
-from lash_redis.options import Durability, StoreOptions
+from lash_redis.options import StoreOptions
 from lash_redis.protocol import commands
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
@@ -190,7 +190,7 @@ class Publisher:
             if held in prepared.bodies:
                 self._namespace.cached.put(held, prepared.bodies[held])
         if result.replayed and durability is not None:
-            durable = await self._confirmed(durability)
+            durable = await self._namespace.confirm(self._keys, durability)
         return Published(result if durable is None else replace(result, durable=durable), now)
 
     def _learn(self, prepared: PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
@@ -236,16 +236,3 @@ class Publisher:
             f"commit: the reply to an earlier attempt was lost, and later commits displaced its receipt: {conflict}; "
             "load the session to see whether the commit was applied"
         ) from conflict
-
-    async def _confirmed(self, durability: Durability) -> bool:
-        """Whether the server confirms `durability` for what an earlier attempt wrote.
-
-        WAIT covers only the writes of its own connection, so a write that changes nothing precedes it.
-        """
-        call = commands.durability.mark_call(self._keys)
-        try:
-            reply, durable = await self._namespace.run_durably(call, durability)
-        except (BackendError, OutcomeUnknown):
-            log.warning("the durability of a commit of session %r is unknown", self._keys.session_id, exc_info=True)
-            return False
-        return commands.calls.status(call, reply, self._keys) == "marked" and durable is True

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 from uuid import uuid4
 from weakref import ref as weak
 
@@ -49,6 +49,7 @@ from lash_redis.models import (
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
+    TombstoneReport,
     VacuumReport,
 )
 from lash_redis.options import KEEP, SEEN, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
@@ -58,12 +59,14 @@ from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.session.basis import Basis, basis_of
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
+from lash_redis.session.maintenance import Maintenance
 from lash_redis.session.meta import MetaWriter
-from lash_redis.session.namespace import Namespace, continuing
+from lash_redis.session.namespace import Namespace
 from lash_redis.session.publish import Publisher
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
+from lash_redis.transport.failures import Earlier
 
 log = logging.getLogger("lash_redis")
 
@@ -88,6 +91,7 @@ class RedisSessionStore:
         self._reader = Reader(namespace, self._keys)
         self._leasing = Leasing(namespace, self._keys, self.touch)
         self._publisher = Publisher(namespace, self._reader, self._leasing)
+        self._maintenance = Maintenance(namespace, self._reader)
         self._meta = MetaWriter(namespace, self._reader)
         self._last = Seen()
         self._commits = 0
@@ -600,9 +604,10 @@ class RedisSessionStore:
         """
         return await self._leasing.load()
 
-    async def delete(self) -> DeleteReport:
+    async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
         """Delete this session. See `SessionCache.delete`."""
-        namespace, request = self._namespace, uuid4().hex
+        namespace, request, earlier = self._namespace, uuid4().hex, Earlier()
+        durability = require_durability("durability", durability) or namespace.options.durability
         for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.delete_call(
                 self._keys,
@@ -612,10 +617,13 @@ class RedisSessionStore:
                 namespace.options,
                 sharded=namespace.sharded,
             )
-            outcome = commands.lifecycle.delete_reply(call, self._keys, await namespace.run(call))
+            reply, durable = await namespace.run_durably(call, durability, earlier)
+            outcome = commands.lifecycle.delete_reply(call, self._keys, reply)
             if isinstance(outcome, DeleteReport):
                 self._last = Seen()
-                return outcome
+                if durability is not None and (earlier.maybe_applied or not outcome.existed):
+                    durable = await namespace.confirm(self._keys, durability)
+                return replace(outcome, durable=durable)
             self._last = replace(self._last, components=outcome.refs, owner=outcome.owner)
         raise self._contended("delete")
 
@@ -624,16 +632,14 @@ class RedisSessionStore:
             f"session {self.session_id!r} changed during each of {MAX_ATTEMPTS} attempts to {verb} it; retry later"
         )
 
-    async def _run(self, call: commands.calls.ScriptCall) -> list[Any]:
-        reply: list[Any] = await self._namespace.run(call)
-        commands.calls.status(call, reply, self._keys)
-        return reply
-
-    async def tombstone_nodes(self, ids: Sequence[str]) -> None:
+    async def tombstone_nodes(self, ids: Sequence[str], *, durability: Durability | None = None) -> TombstoneReport:
         """Hide nodes from every read; their bytes stay until `vacuum`.
 
         Unknown and already hidden ids are skipped. The head, its revision and the leaf do not change. Hiding a node of
         the active path truncates the path there. One round trip per 1,000 ids.
+
+        A failover can undo what only a lost primary had. `durability` (default: `StoreOptions.durability`) waits for
+        replicas or the disk in the same round trip. The report's `durable` is False if that was not confirmed in time.
 
         Raises:
             OwnerMismatch: the session is another owner's; nothing was hidden.
@@ -642,11 +648,8 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::tombstone_nodes.
         """
-        ids = require_ids("ids", ids)
-        for at in range(0, len(ids), commands.maintenance.TOMBSTONE_CHUNK):
-            call = commands.maintenance.tombstone_call(self._keys, ids[at : at + commands.maintenance.TOMBSTONE_CHUNK])
-            with continuing(at, f"of {len(ids)} ids were hidden"):
-                await self._run(call)
+        durability = require_durability("durability", durability) or self._namespace.options.durability
+        return await self._maintenance.tombstone(require_ids("ids", ids), durability)
 
     async def vacuum(self) -> VacuumReport:
         """Free the records of tombstoned nodes, and return how many were freed. One round trip per 500.
@@ -659,12 +662,7 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::vacuum.
         """
-        removed, left = 0, 1
-        while left:
-            with continuing(removed, "nodes were freed"):
-                reply = await self._run(commands.maintenance.vacuum_call(self._keys))
-            removed, left = removed + reply[2], reply[3]
-        return VacuumReport(removed_node_count=removed)
+        return await self._maintenance.vacuum()
 
     async def gc_unreachable(self) -> GcReport:
         """Delete the blobs of this session's shard that no session holds.
@@ -679,9 +677,4 @@ class RedisSessionStore:
 
         Source: RuntimePersistence::gc_unreachable.
         """
-        head = await self._reader.head()
-        return GcReport(
-            root_count=0 if head is None else 1,
-            retained_blob_count=0 if head is None else 1 + len(set(filter(None, head.components.refs))),
-            deleted_blob_count=await self._namespace.collect(self._keys.shard),
-        )
+        return await self._maintenance.collect()

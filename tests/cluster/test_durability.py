@@ -16,6 +16,7 @@ from lash_redis import (
     FullGraph,
     HeadRevisionConflict,
     InvalidRecord,
+    RedisSessionStore,
     Replicas,
     SessionCache,
     SessionStoreCreateRequest,
@@ -210,3 +211,64 @@ def test_an_invalid_durability_is_refused(make):
 async def test_a_commit_refuses_a_durability_of_a_wrong_type(store):
     with pytest.raises(InvalidRecord, match="durability"):
         await store.commit_runtime_state(commit(None, append("a")), durability=1)
+
+
+async def written(cache: SessionCache) -> RedisSessionStore:
+    store = cache.session("chat", owner="ann")
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    return store
+
+
+REMOVALS = {
+    "tombstones": lambda cache, durability: cache.session("chat").tombstone_nodes(["b"], durability=durability),
+    "a deletion": lambda cache, durability: cache.delete("chat", durability=durability),
+    "deletions of an owner": lambda cache, durability: cache.delete_owned("ann", durability=durability),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_removal_that_enough_replicas_confirm_is_durable(removal, cache):
+    await written(cache)
+    assert (await REMOVALS[removal](cache, None)).durable is True
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_removal_that_replicas_do_not_confirm_is_made_and_not_durable(removal, cache):
+    await written(cache)
+    assert (await REMOVALS[removal](cache, Replicas(1, 50))).durable is False
+    read = await cache.session("chat").load_session(FullGraph())
+    assert read is None or [node.node_id for node in read.graph.nodes] == ["a"]
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("removal", ["tombstones", "a deletion"])
+async def test_a_repeated_removal_waits_for_the_earlier_one(removal, cache, group):
+    """WAIT has nothing to wait for on a connection without writes."""
+    await written(cache)
+    await REMOVALS[removal](cache, Replicas(1, 50))
+    client = group.client()
+    again = await REMOVALS[removal](SessionCache(client), Replicas(1, 50))
+    await client.aclose()
+    assert again.durable is False
+
+
+async def test_a_repeated_removal_that_replicas_confirm_is_durable(cache):
+    await written(cache)
+    for _ in range(2):
+        assert (await REMOVALS["tombstones"](cache, Replicas(2, 2_000))).durable is True
+    for existed in (True, False):
+        report = await REMOVALS["a deletion"](cache, Replicas(2, 2_000))
+        assert (report.existed, report.durable) == (existed, True)
+
+
+async def test_a_removal_that_asks_for_no_durability_reports_none(group):
+    group.flush()
+    client = group.client()
+    plain = SessionCache(client)
+    await written(plain)
+    for removal in ("tombstones", "a deletion"):
+        assert (await REMOVALS[removal](plain, None)).durable is None
+    with pytest.raises(InvalidRecord):
+        await plain.delete("chat", durability=2)
+    await client.aclose()
