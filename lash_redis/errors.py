@@ -74,6 +74,26 @@ class SessionGone(HeadRevisionConflict):
         return f"the session is gone (expired, evicted, deleted or lost): {super().__str__()}"
 
 
+class NodesTombstoned(HeadRevisionConflict):
+    """A replacement would bring back nodes: nodes were tombstoned after the read that its graph grew out of.
+
+    A tombstone does not change the revision. Load the session, and make a new commit; `RedisSessionStore.update` does
+    that. To bring a node back on purpose, replace the graph by one that was put together by hand.
+    """
+
+    def __init__(self, expected: int | None, actual: int, count: int = 1) -> None:
+        super().__init__(expected, actual)
+        self.args = (expected, actual, count)
+        self.count = count
+        """The number of nodes that were tombstoned since."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} nodes were tombstoned after the read that the graph of this replacement grew out of; "
+            "load the session, and make a new commit"
+        )
+
+
 class SessionExists(HeadRevisionConflict):
     """A fork or an import would create a session that exists already. Use another id."""
 

@@ -48,10 +48,12 @@
 --       27 history       bytes  the receipts of an imported session before this commit
 --       28 meta          bytes  the meta record of a new session; '' for none
 --       29 parent        str    the parent that the meta record names; '' for none
---       30 access        str    owner for whom the caller acts; '' for a trusted caller
---       31 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
+--       30 seen          str    epoch, and number of tombstoned nodes of the log, when the graph of a replacement was
+--                               read; '' if unknown
+--       31 access        str    owner for whom the caller acts; '' for a trusted caller
+--       32 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                               none
---       32 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
+--       33 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
 --                               the ids of the stored nodes that extend drops.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
@@ -71,6 +73,7 @@
 --        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
 --                                              caller expects; nothing written
 --        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
+--        hidden <session> <revision> <count>   nodes were tombstoned since the graph was read; nothing written
 --        unlike <session>                      the claim of extend is about another log; nothing written
 --        faulty <session>                      delta is faulty, and no other check failed; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
@@ -108,8 +111,9 @@ local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[
 local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
 local run, plugin, execution, delta, strict = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25] == 'strict'
-local origin, history, meta, parent, access, owner = ARGV[26], ARGV[27], ARGV[28], ARGV[29], ARGV[30], ARGV[31]
-local blobs, values = 12, 32
+local origin, history, meta, parent, seen = ARGV[26], ARGV[27], ARGV[28], ARGV[29], ARGV[30]
+local access, owner = ARGV[31], ARGV[32]
+local blobs, values = 12, 33
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -132,6 +136,8 @@ if before ~= stored.refs or access == '' and owner ~= stored.owner then
   return {'refs', session, stored.refs, stored.owner}
 end
 -- A tombstone does not change the revision. So the revision does not show whether the client knows the current log.
+local later = tombstoned_since(seen, facts)
+if later > 0 then return {'hidden', session, actual, later} end
 local claim = read_claim(delta, facts, log)
 if claim == false then return {'unlike', session} end
 

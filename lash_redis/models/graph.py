@@ -88,10 +88,18 @@ class SessionGraph(Record):
         return cls(nodes, leaf_node_id)
 
     @classmethod
-    def from_base(cls, base: Base, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None) -> Self:
-        """Make a graph of all nodes of `base`, the log from which they were read."""
-        graph = cls(nodes, leaf_node_id)
-        object.__setattr__(graph, "_lineage", Lineage(base, len(nodes)))
+    def from_base(
+        cls,
+        base: Base,
+        nodes: Sequence[SessionNodeRecord],
+        leaf_node_id: str | None,
+        kept: int | None = None,
+        *,
+        is_partial: bool = False,
+    ) -> Self:
+        """Make a graph of nodes that were read from `base`, of which the first `kept` (None: all) are its first."""
+        graph = cls(nodes, leaf_node_id, is_partial=is_partial)
+        object.__setattr__(graph, "_lineage", Lineage(base, len(nodes) if kept is None else kept))
         return graph
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from lash_redis.errors import Corrupt
@@ -83,6 +84,14 @@ class StoredLog(Base):
         return most if changed is None else changed
 
 
+class TombstonesSeen(NamedTuple):
+    """Which tombstones of a log a client has seen. Their number only grows while the log has the same epoch."""
+
+    epoch: int
+    hidden: int
+    """The number of nodes that were tombstoned, those included that were freed since."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """The part of a log that a replacement keeps: its first `count` nodes."""
@@ -110,6 +119,18 @@ class Kept:
         return b"extend %d %d %d %d %d %b" % (*numbers, mark)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PartOfLog(Base):
+    """The log of a read that does not contain all of it: of a path, or of a session with tombstones."""
+
+    key: str
+    """The key of the log."""
+    epoch: int
+    """The identity of the log."""
+    hidden: int
+    """The number of nodes that had been tombstoned before the read."""
+
+
 class KnownLogs:
     """The newest log that this process knows to be stored, for each base that a commit's graph grew from.
 
@@ -128,6 +149,13 @@ class KnownLogs:
         if log is None and isinstance(base, StoredLog) and base.nodes.key == key:
             return base
         return log
+
+    def tombstones_seen(self, base: Base, key: str) -> TombstonesSeen | None:
+        """Return the tombstones that a graph of `base` has seen of the log at `key`; None if that is unknown."""
+        log = self.newest(base, key)
+        if log is not None:
+            return TombstonesSeen(log.epoch, 0)
+        return TombstonesSeen(base.epoch, base.hidden) if isinstance(base, PartOfLog) and base.key == key else None
 
     def learn(self, base: Base, log: StoredLog) -> None:
         """Remember the log that a commit left. It must not be `base` itself, which would then keep itself in memory."""

@@ -132,12 +132,14 @@ class Publisher:
                 await self._supply(attempts, refs)
             case commands.commit.SendWhole(refusal):
                 try:
+                    seen = attempts.prepared.seen
                     attempts.prepared = prepare_commit(
                         attempts.prepared.commit,
                         attempts.options,
                         self._namespace.written,
                         before=attempts.prepared.head,
                     )
+                    attempts.prepared.seen = seen
                 except CommitTooLarge:
                     if refusal is None:
                         raise

@@ -13,6 +13,7 @@ from lash_redis.models import (
     ActivePath,
     FullGraph,
     PersistedSessionRead,
+    SessionGraph,
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
@@ -225,9 +226,10 @@ class Reader:
             return None
         read = found.read()
         graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
-        path = graph.fork_current_path()
-        if leaf is None and graph.leaf_node_id is not None and not path.nodes and self._strict:
+        nodes = tuple(graph.active_path())
+        if leaf is None and graph.leaf_node_id is not None and not nodes and self._strict:
             raise InvalidLeaf(graph.leaf_node_id)
+        path = SessionGraph.from_base(graph.lineage.base, nodes, graph.leaf_node_id, 0)
         stored = replace(found.stored, scope=ActivePath(leaf), nodes=None)
         return replace(read, graph=path).from_origin(stored)
 
@@ -275,9 +277,11 @@ class Reader:
         now = commands.refresh.refreshed(keys, known, delta) if isinstance(delta, commands.refresh.Delta) else None
         if now is None:
             return await self.load(known.scope)
-        if now.nodes is known.nodes and now.head.facts.revision == known.head.facts.revision:
+        before, after = known.head.facts, now.head.facts
+        # The graph's base also counts tombstones off the path, which a replacement must have seen.
+        is_same_log = now.nodes is known.nodes and (after.length, after.live) == (before.length, before.live)
+        if is_same_log and after.revision == before.revision:
             return read.from_origin(now)
-        is_same_log = now.nodes is known.nodes and now.head.facts.length == known.head.facts.length
         graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
         known_blobs = stored_blobs(read.checkpoint)
         held = set(now.head.components.held)

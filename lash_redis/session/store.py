@@ -15,6 +15,7 @@ from tenacity import (
     AsyncRetrying,
     RetryError,
     retry_if_exception_type,
+    retry_if_not_exception_type,
     stop_after_attempt,
     stop_after_delay,
     wait_random_exponential,
@@ -27,6 +28,7 @@ from lash_redis.errors import (
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidRecord,
+    NodesTombstoned,
     OutcomeUnknown,
     OwnerMismatch,
     SessionBindingMismatch,
@@ -325,6 +327,7 @@ class RedisSessionStore:
             InvalidRecord, CommitTooLarge: the commit cannot be stored as it is.
             HeadRevisionConflict, SessionGone: the head is not the one that the commit was built on. Load, and make a
                 new commit.
+            NodesTombstoned: a replacement's graph was read before nodes were tombstoned, which it would bring back.
             CommitIdReused: the commit id was used for other content.
             NodeIdCollision, InvalidParent, InvalidLeaf: the nodes do not fit the stored graph.
             MissingBlob: a component is named by a ref that is not stored.
@@ -344,8 +347,8 @@ class RedisSessionStore:
         basis = await basis_of(commit, self._last, self._reader)
         try:
             result = await self._commit(basis, own_ttl, options)
-        except HeadRevisionConflict:
-            if not basis.is_implied:
+        except HeadRevisionConflict as conflict:
+            if not basis.is_implied or isinstance(conflict, NodesTombstoned):
                 raise
             result = await self._commit_on_any(commit, own_ttl, options)
         await self._collect_if_due()
@@ -362,7 +365,7 @@ class RedisSessionStore:
         retrying = AsyncRetrying(
             stop=stop_after_delay(options.contention_seconds),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
-            retry=retry_if_exception_type(HeadRevisionConflict),
+            retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(NodesTombstoned),
         )
         try:
             async for attempt in retrying:
@@ -381,6 +384,8 @@ class RedisSessionStore:
             base = commit.graph.graph.lineage.base
         log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
         prepared = prepare_commit(commit, options, self._namespace.written, log, basis.head)
+        if isinstance(commit.graph, ReplaceFull) and base is not None:
+            prepared.seen = self._namespace.logs.tombstones_seen(base, self._keys.log)
         try:
             published = await self._publisher.publish(prepared, seen, options, own_ttl)
         except OutcomeUnknown:

@@ -1,6 +1,14 @@
 -- The graph of a session for a commit that does more than append nodes with strict checks (graph.lua): the commit
 -- replaces the graph, keeps only its first nodes, accepts links by id alone, or imports a graph.
 
+-- Count the nodes that were tombstoned after a read. `seen` has the epoch of the log that was read, and the number of
+-- nodes that had been tombstoned by then; '' if unknown. That number only grows within an epoch.
+local function tombstoned_since(seen, facts)
+  local epoch, hidden = string.match(seen, '^(%d+) (%d+)$')
+  if not (facts and epoch == facts.epoch) then return 0 end
+  return facts.length - facts.live - hidden
+end
+
 -- Decode the claim of a replacement that keeps the first of the stored nodes: `extend <epoch> <nodes> <bytes> <drops>
 -- <less> <mark><low>`. These are: the epoch of the log that it extends; the number and the total bytes of its records;
 -- the number and the bytes of the last records that it drops; the checksum of the last record; the low half of the

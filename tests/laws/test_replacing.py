@@ -32,6 +32,7 @@ from lash_redis import (
     InvalidParent,
     InvalidRecord,
     NodeIdCollision,
+    NodesTombstoned,
     OutcomeUnknown,
     PersistedSessionRead,
     PluginPayload,
@@ -722,22 +723,73 @@ async def test_an_append_to_a_recreated_session_does_not_validate_an_older_read(
 # Changes without a new head
 
 
+SEES_NO_TOMBSTONE = Lua("replace", "if later > 0 then", "if false then")
+
+
 @pytest.mark.parametrize("vacuumed", [False, True])
 @pytest.mark.parametrize("who", ["this handle", "another process"])
-@broken_by(TRUSTS_THE_HEAD)
-async def test_a_replacement_restores_nodes_tombstoned_after_the_read(who, vacuumed, store, open_cache):
-    await store.commit_runtime_state(commit(None, append("a", "b", "c")))
-    graph = (await full(store)).graph
+@pytest.mark.parametrize("scope", [FullGraph(), ActivePath()], ids=["graph", "path"])
+@pytest.mark.parametrize("has_earlier", [False, True], ids=["the first", "not the first"])
+@broken_by(SEES_NO_TOMBSTONE)
+async def test_a_replacement_that_would_bring_back_later_tombstones_is_refused(
+    who, vacuumed, scope, has_earlier, store, open_cache, keyspace
+):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c", "x")))
+    if has_earlier:
+        await store.commit_runtime_state(commit(1, Unchanged("c")))
+        await store.tombstone_nodes(["x"])
+    expected = 2 if has_earlier else 1
+    graph = (await store.load_session(scope)).graph
     other = store if who == "this handle" else open_cache().session("chat")
     await other.tombstone_nodes(["b", "c"])
     if vacuumed:
         await other.vacuum()
-    sent = Sent(store)
-    await store.commit_runtime_state(commit(1, longer(graph, node("d", "a"))))
-    assert sent.deltas == ["extend", "replace"]
-    assert ids_of(await full(store)) == ["a", "b", "c", "d"]
-    assert (await store.load_node("b")) == node("b", "a")
-    assert (await store.vacuum()).removed_node_count == 0
+    before = await keyspace()
+    for replacement in (longer(graph, node("d", "a")), ReplaceFull(graph), ReplaceFull(graph.first(1))):
+        for revision in (expected, None):
+            with pytest.raises(NodesTombstoned) as refused:
+                await store.commit_runtime_state(commit(revision, replacement))
+            assert (refused.value.actual, refused.value.count) == (expected, 2)
+    assert await keyspace() == before
+
+
+async def test_a_retry_is_answered_although_nodes_were_tombstoned_since(store):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    made = commit(1, longer((await full(store)).graph, node("c", "b")))
+    await store.commit_runtime_state(made)
+    await store.tombstone_nodes(["a"])
+    assert (await store.commit_runtime_state(made)).replayed
+
+
+async def unrefreshed(_reader, read):
+    return read
+
+
+@broken_by(Python("session.reader:Reader.refresh", lambda _: unrefreshed, "keeps the graph of the read"))
+@pytest.mark.parametrize("hidden", ["b", "x"], ids=["on the path", "off the path"])
+@pytest.mark.parametrize("scope", [FullGraph(), ActivePath()], ids=["graph", "path"])
+async def test_update_replaces_the_graph_after_a_refresh_that_saw_the_tombstones(hidden, scope, store, open_cache):
+    await store.commit_runtime_state(commit(None, append("a", "b", "x")))
+    await store.commit_runtime_state(commit(1, Append([node("y", "a")])))
+    read = await store.load_session(scope)
+    await open_cache().session("chat").tombstone_nodes([hidden])
+    shown = []
+
+    def turn(now):
+        shown.append(ids_of(now))
+        return commit(None, ReplaceFull(now.graph.append_event({"turn": len(shown)})))
+
+    await store.update(turn, since=read)
+    assert len(shown) == 1
+    assert hidden not in ids_of(await full(store))
+
+
+async def test_a_graph_that_was_put_together_by_hand_brings_a_node_back(store):
+    await store.commit_runtime_state(commit(None, append("a", "b")))
+    graph = (await full(store)).graph
+    await store.tombstone_nodes(["b"])
+    await store.commit_runtime_state(commit(1, ReplaceFull(SessionGraph(tuple(graph.nodes), "b"))))
+    assert ids_of(await full(store)) == ["a", "b"]
 
 
 @broken_by(Lua("replace", "facts.epoch == epoch and ", ""))
@@ -1028,6 +1080,8 @@ async def test_partial_and_whole_replacements_have_the_same_visible_effects(seed
                 hidden = dice.sample(live, 1)
                 await informed.tombstone_nodes(hidden)
                 await plain.tombstone_nodes(hidden)
+                read = await informed.refresh(read)
+                graph = read.graph
                 await both(ReplaceFull(graph._extended(added, leaf)), revision, f"c{step}")
             case "vacuum":
                 assert await informed.vacuum() == await plain.vacuum()

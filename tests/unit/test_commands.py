@@ -241,7 +241,7 @@ def test_a_leaf_is_encoded_as_a_node_of_the_commit_a_stored_node_or_none(graph, 
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 31)
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 32)
 
 
 def test_the_meaning_of_a_commit_excludes_its_id_revision_and_timestamps():

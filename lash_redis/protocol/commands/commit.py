@@ -17,6 +17,7 @@ from lash_redis.errors import (
     LeaseLost,
     MissingBlob,
     NodeIdCollision,
+    NodesTombstoned,
     SessionExists,
     SessionGone,
     StoreError,
@@ -186,6 +187,7 @@ def call(
             "faulty" if is_faulty else prepared.delta if prepared.kept is None else prepared.kept.claim,
             options.graph_checks,
             *(("", "", "", "") if origin is None else origin.args(options)),
+            b"" if prepared.seen is None else b"%d %d" % prepared.seen,
         ]
     args += [keys.access, owner]
     blobs = [keys.blob(ref) for ref in (*acquired, *kept, *released)]
@@ -295,6 +297,8 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             actual = int(reply[2])
             gone = actual == 0 and (prepared.expected or commit.builds_on)
             return (SessionGone if gone else HeadRevisionConflict)(prepared.expected, actual)
+        case "hidden":
+            return NodesTombstoned(prepared.expected, int(reply[2]), reply[3])
         case "exists":
             return SessionExists(prepared.expected, int(reply[2]))
         case "reused":

@@ -89,7 +89,7 @@ def cut_out(path: PersistedSessionRead, scope: ActivePath) -> PersistedSessionRe
             raise _off_the_path(scope)
         stop, leaf = found, nodes[found - 1].node_id if found else None
     start = 0 if scope.limit is None else max(0, stop - scope.limit)
-    graph = SessionGraph(nodes[start:stop], leaf, is_partial=start > 0)
+    graph = SessionGraph.from_base(path.graph.lineage.base, nodes[start:stop], leaf, 0, is_partial=start > 0)
     origin = origin_of(path)
     assert origin is not None
     return replace(path, graph=graph).from_origin(replace(origin, scope=scope, nodes=None))

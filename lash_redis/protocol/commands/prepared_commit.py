@@ -47,7 +47,7 @@ from lash_redis.protocol.component_refs import COMPONENTS, Refs
 from lash_redis.protocol.components import fingerprint_of, stored_component
 from lash_redis.protocol.heads import NO_HEAD, TAG_BYTES, HeadState, NewHead, encode_body
 from lash_redis.protocol.ledger import ledger_field
-from lash_redis.protocol.lineage import Kept, StoredLog
+from lash_redis.protocol.lineage import Kept, StoredLog, TombstonesSeen
 from lash_redis.protocol.nodes import encode_node
 from lash_redis.protocol.packing import pack, pack_json, pack_record
 from lash_redis.protocol.stored_nodes import StoredNodes
@@ -86,6 +86,8 @@ class PreparedCommit:
     """The contribution of `nodes` to the sum of a log."""
     log: StoredLog | None = None
     """The log that the client expects to be stored; None if unknown."""
+    seen: TombstonesSeen | None = None
+    """The tombstones that the graph of a replacement has seen; None if unknown."""
     kept: Kept | None = None
     """The part of `log` that a replacement keeps. `nodes` are then only the nodes that follow it."""
     contents: dict[BlobRef, bytes] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from lash_redis.protocol.components import StoredCheckpoint
 from lash_redis.protocol.heads import Facts, HeadBody, decode_body, decode_components, decode_facts, decode_meta
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.ledger import decode_ledger
-from lash_redis.protocol.lineage import StoredLog
+from lash_redis.protocol.lineage import PartOfLog, StoredLog
 from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.stored_nodes import StoredNodes
 
@@ -118,11 +118,13 @@ class StoredRead(ReadOrigin):
 
     @property
     def graph(self) -> SessionGraph:
-        """The graph. It keeps its lineage if its nodes are all of the log."""
-        log = None if self.nodes is None else StoredLog.of(self.nodes, self.head.facts)
-        if log is None:
-            return SessionGraph(() if self.nodes is None else self.nodes, self.leaf, is_partial=self.is_partial)
-        return SessionGraph.from_base(log, log.nodes, self.leaf)
+        """The graph. Its base is the log if its nodes are all of the log."""
+        facts, nodes = self.head.facts, () if self.nodes is None else self.nodes
+        log = None if self.nodes is None else StoredLog.of(self.nodes, facts)
+        if log is not None:
+            return SessionGraph.from_base(log, log.nodes, self.leaf)
+        part = PartOfLog(self.head.keys.log, facts.epoch, facts.length - facts.live)
+        return SessionGraph.from_base(part, nodes, self.leaf, is_partial=self.is_partial)
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
         """Build the read. `blobs` are the bytes of the held components; `graph` is the graph if it exists already."""
