@@ -32,9 +32,8 @@ from lash_redis.models import (
     TokenLedgerEntry,
     Unchanged,
     chat_message_of_record,
-    record_of_chat_message,
 )
-from lash_redis.models.chat_messages import canonical_json, check_chat_message
+from lash_redis.models.chat_messages import canonical_json, check_chat_message, encode_message
 from lash_redis.models.node import is_transient
 from lash_redis.options import Durability
 from lash_redis.session.store import RedisSessionStore
@@ -52,9 +51,9 @@ class _Tip:
 class Chat:
     """A chat. `SessionCache.chat` makes it, without I/O; the chat need not exist.
 
-    Messages are dicts in the OpenAI chat format. Each is stored as one node, whose id is the id of the message, and is
-    returned exactly as it was given, with its `id`. The chat is a session like any other: `store` has everything else,
-    such as leases, and messages that another runtime added are returned as far as the chat format can express them.
+    Messages are dicts in the OpenAI chat format. Each is stored as one node, whose id is the id of the message. It is
+    returned exactly as it was given, with its `id`. The chat is a session like any other, and `store` has everything
+    else, such as leases. Messages of other runtimes are returned as far as the chat format can express them.
 
     A handle is cheap, so an application can make one for every request. Tasks can share a handle.
     """
@@ -88,11 +87,12 @@ class Chat:
     async def messages(self, limit: int | None = None, before: str | None = None) -> list[ChatMessage]:
         """Return the messages of the active path, oldest first; an empty list if the chat does not exist.
 
-        `limit` returns the last messages only, and `before` those before the message with that id. One round trip for
-        the last messages of a chat without branches. A page costs the same in a chat of any length.
+        `limit` returns the last messages only, and `before` those before the message with that id. A page costs the
+        same in a chat of any length: one round trip, and further ones if some of its nodes are not messages. The whole
+        path takes two. One more if this process does not know the tool state.
 
         Raises:
-            InvalidRecord: `limit` is below 1, or no message of the active path has the id `before`.
+            InvalidRecord: `limit` is below 1, or the chat exists and `before` is not the id of a message of its path.
             InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
         if limit is not None:
@@ -104,6 +104,8 @@ class Chat:
             read = await self._store.load_session(ActivePath(leaf, size, before))
             if read is None:
                 return []
+            if before is None:
+                self._tip = _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
             nodes = read.graph.nodes
             found = [message for node in nodes if (message := message_of_node(node)) is not None] + found
             if limit is None or size is None or len(found) >= limit or not read.is_partial:
@@ -115,7 +117,11 @@ class Chat:
     async def branches(self) -> list[str]:
         """Return the id of the last message of every branch, in the order in which these messages were added.
 
-        A chat without branches has one. `rewind` continues at one of them. One round trip; it reads the whole graph.
+        A chat without branches has one. `rewind` continues at one of them. It reads the whole graph in one round trip,
+        two if this process does not know the tool state.
+
+        Raises:
+            Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
         read = await self._store.load_session(FullGraph())
         if read is None:
@@ -134,7 +140,11 @@ class Chat:
         return [node.node_id for node in graph.nodes if node.node_id in messages - inner]
 
     async def usage(self) -> SessionUsageReport:
-        """Return the sums of the token usage that was appended, by source and model. One round trip."""
+        """Return the sums of the token usage that was appended, by source and model. One round trip.
+
+        Raises:
+            Corrupt, SessionEvicted: as `RedisSessionStore.load_head` does.
+        """
         head = await self._store.load_head()
         return SessionUsageReport.from_ledger(() if head is None else head.token_ledger)
 
@@ -154,17 +164,20 @@ class Chat:
         commit. `after` continues from the message with that id, as a branch, instead of from the last message. With a
         `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it.
 
-        One round trip if this handle knows the last message, else two. If another worker appends at the same time, the
-        append is repeated behind it, for at most `StoreOptions.call_timeout` seconds (default: 8).
+        One round trip if no other handle has written since this one read or wrote the chat, else two or three. If other
+        workers append at the same time, the append is repeated behind them, for at most `StoreOptions.call_timeout`
+        seconds, or 8 if that is None. A chat that does not exist, or has expired, begins with these messages.
 
         Raises:
             InvalidRecord: a message or an id is invalid, or no message has the id `after`; the error names it.
+            CommitTooLarge: the messages are over a limit of `StoreOptions`.
             NodeIdCollision: a message with that id and other content exists.
             LeaseLost: the lease is no longer held; nothing was appended.
             SessionDeleted: the chat was deleted.
             HeadRevisionConflict: other workers appended first until the time was over.
-            OutcomeUnknown: the reply was lost. Messages with ids can be appended again; without ids, send the error's
-                `commit` to `store.commit_runtime_state`.
+            Corrupt, SessionEvicted, BackendError: as `RedisSessionStore.commit_runtime_state` does.
+            OutcomeUnknown: the reply was lost. Messages with ids can be appended again. Load the others by `messages`
+                to see whether they are stored.
         """
         nodes = _new_nodes(messages)
         if after is not None:
@@ -182,7 +195,7 @@ class Chat:
         """Add another version of a message as a new branch next to it, move the head to it, and return it with its id.
 
         The new message gets an id of its own; an id in `message` is ignored. The earlier version and what follows it
-        stay, as a branch. Two round trips.
+        stay, as a branch. Two round trips if this handle knows the head, else three.
 
         Raises:
             InvalidRecord: no live message has the id `message_id`, or `message` is invalid.
@@ -194,17 +207,21 @@ class Chat:
             raise _unknown_message(message_id)
         check_chat_message(message, "message")
         (new,) = _new_nodes([{key: value for key, value in message.items() if key != "id"}])
-        await self._add([new], lambda _: node.parent_node_id)
+        try:
+            await self._add([new], lambda _: node.parent_node_id)
+        except InvalidParent as error:  # the chat expired, or the message before was tombstoned
+            raise _unknown_message(message_id) from error
         return message_of_new(new)
 
     async def rewind(self, message_id: str) -> None:
         """Move the head to a message on any branch; the next message follows it. No message is removed.
 
-        One round trip if this handle knows the head, else two.
+        One round trip if this handle knows the head, else two; three if another worker has written since.
 
         Raises:
             InvalidRecord: no live message has the id.
-            SessionDeleted: the chat was deleted.
+            OwnerMismatch, SessionDeleted: the chat is another's, or was deleted.
+            BackendError: other workers wrote first until the time was over.
             OutcomeUnknown: the reply was lost; call again.
         """
         commit = RuntimeCommit(self.session_id, None, graph=Unchanged(require_id("message_id", message_id)))
@@ -215,7 +232,7 @@ class Chat:
         self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, message_id)
 
     async def set_title(self, title: str) -> None:
-        """Rename the chat. See `RedisSessionStore.set_title`."""
+        """Rename the chat. Two round trips. `RedisSessionStore.set_title` lists the errors."""
         await self._store.set_title(title)
 
     async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
@@ -252,6 +269,8 @@ class Chat:
         if any(node.node_id == parent for node in nodes):
             await self._require_stored(nodes, NodeIdCollision(parent or ""))
             return
+        if parent is not None and tip.revision == 0:  # a new session accepts any parent for its first node
+            raise InvalidParent(nodes[0].node_id, parent)
         chain = _chained(nodes, parent)
         commit = RuntimeCommit(
             self.session_id,
@@ -314,7 +333,7 @@ def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
         if message_id in nodes:
             raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
         content = {key: value for key, value in message.items() if key != "id"}
-        event = EventPayload({"Conversation": record_of_chat_message(content, message_id)})
+        event = EventPayload({"Conversation": encode_message(content, message_id, "content")})
         nodes[message_id] = SessionNodeRecord(message_id, None, now, event)
     return list(nodes.values())
 

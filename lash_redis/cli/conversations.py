@@ -29,9 +29,9 @@ from lash_redis.models import (
 )
 from lash_redis.models.chat_messages import (
     canonical_json,
-    chat_message_of_record,
     check_chat_message,
-    record_of_chat_message,
+    decode_message,
+    encode_message,
 )
 from lash_redis.models.components import PluginArtifact, PluginSnapshotEntry, PluginSnapshotMeta
 from lash_redis.models.json_values import check_json
@@ -269,12 +269,12 @@ def named_tools(conversation: Conversation) -> ToolState:
 
 def record_of(format: Format, node_id: str, message: Message) -> dict[str, Any]:  # noqa: A002 (the field's name)
     """Encode a message as the body of a `Conversation` event."""
-    return record_of_chat_message(message, node_id, text_field=_TEXT_FIELD[format])
+    return encode_message(message, node_id, _TEXT_FIELD[format])
 
 
 def message_of(format: Format, record: Mapping[str, Any]) -> Message:  # noqa: A002
     """Decode the message that `record_of` encoded."""
-    return chat_message_of_record(record, text_field=_TEXT_FIELD[format])
+    return decode_message(record, _TEXT_FIELD[format])
 
 
 # The components and the usage of a session

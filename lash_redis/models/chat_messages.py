@@ -1,4 +1,6 @@
-"""Convert messages between the OpenAI chat format and the records of the contract, in both directions without loss.
+"""Convert messages between the OpenAI chat format and the records of the contract.
+
+A chat message is encoded and decoded without loss. A record of another runtime is converted as far as possible.
 
 A chat message is a dict with a `role`, such as `{"role": "user", "content": "Hi"}`. A record is the value of a
 `Conversation` event: `id`, `role` ("User", "Assistant" or "System") and `parts`. A record that was made from a chat
@@ -59,12 +61,21 @@ def is_chat_message(message: Mapping[str, Any]) -> bool:
     return message.get("role") in CHAT_ROLES
 
 
-def record_of_chat_message(message: ChatMessage, message_id: str, *, text_field: str = "content") -> dict[str, Any]:
-    """Encode a checked chat message as a record with this id.
+def record_of_chat_message(message: ChatMessage, message_id: str) -> dict[str, Any]:
+    """Encode a chat message as a record with this id.
 
-    `text_field` is the key of the text. Text, tool calls and tool results become parts. What the parts can express is
-    stored only there.
+    Text, tool calls and tool results become parts. What the parts can express is stored only there. No I/O; linear in
+    the size of the message.
+
+    Raises:
+        InvalidRecord: the message is not in the chat format; the error names the field.
     """
+    check_chat_message(message, "message")
+    return encode_message(message, message_id, "content")
+
+
+def encode_message(message: ChatMessage, message_id: str, text_field: str) -> dict[str, Any]:
+    """Encode a message that was checked, with its text under the key `text_field`."""
     source = dict(message)
     parts = _Parts(message_id)
     if message["role"] in _RESULT_ROLES:
@@ -143,12 +154,17 @@ def _encode_calls(message: ChatMessage, source: ChatMessage, parts: _Parts) -> N
         del source["tool_calls"]
 
 
-def chat_message_of_record(record: Mapping[str, Any], *, text_field: str = "content") -> ChatMessage:
+def chat_message_of_record(record: Mapping[str, Any]) -> ChatMessage:
     """Decode a record as a chat message, without an id.
 
     A record that `record_of_chat_message` made is decoded to an equal message. A record of another runtime is converted
     as far as the chat format can express it: text, tool calls, tool results. A chat message is returned as it is.
     """
+    return decode_message(record, "content")
+
+
+def decode_message(record: Mapping[str, Any], text_field: str) -> ChatMessage:
+    """Decode a record as a message with its text under the key `text_field`."""
     if is_chat_message(record):
         return {key: value for key, value in record.items() if key != "id"}
     if isinstance(record.get("source"), dict):
@@ -220,7 +236,7 @@ def parts_of(message: Mapping[str, Any]) -> Sequence[Any]:
         check_chat_message(message, "message")
     except InvalidRecord:
         return ()
-    made: list[Any] = record_of_chat_message(dict(message), "")["parts"]
+    made: list[Any] = encode_message(dict(message), "", "content")["parts"]
     return made
 
 
@@ -234,7 +250,8 @@ def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
         raise InvalidRecord(where, f"expected a dict, got {type(message).__name__}")
     if is_chat_message(message):
         check_chat_message(message, where)
-        return record_of_chat_message({key: value for key, value in message.items() if key != "id"}, message_id)
+        content = {key: value for key, value in message.items() if key != "id"}
+        return encode_message(content, message_id, "content")
     if message.get("role") not in RECORD_ROLES:
         expected = ", ".join((*RECORD_ROLES, *CHAT_ROLES[:-1])) + f" or {CHAT_ROLES[-1]}"
         raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")

@@ -56,7 +56,7 @@ async def numbered(chat, count: int, size: int = 1) -> None:
 
 
 def dropping_vendor_fields(decode):
-    return lambda record, **more: {"role": decode(record, **more)["role"], "content": decode(record).get("content")}
+    return lambda record: {"role": decode(record)["role"], "content": decode(record).get("content")}
 
 
 @broken_by(Python("chat:chat_message_of_record", dropping_vendor_fields, "drops the other fields"))
@@ -348,6 +348,21 @@ async def test_every_branch_ends_at_one_tip(chat):
 # The end of a chat
 
 
+async def test_a_new_or_expired_chat_has_no_message_to_continue_from(chat, open_cache):
+    for handle in (chat, open_cache().chat("chat")):
+        with pytest.raises(InvalidRecord) as refused:
+            await handle.append(user("x"), after="m1")
+        assert refused.value.field == "after"
+    await chat.append(user("a", id="m1"))
+    await open_cache(deletion_marker_ttl=0).delete("chat")
+    for call in (lambda: chat.append(user("x"), after="m1"), lambda: chat.edit("m1", user("x"))):
+        with pytest.raises(InvalidRecord):
+            await call()
+    assert await chat.messages() == []
+    await chat.append(user("new"))
+    assert texts(await chat.messages()) == ["new"]
+
+
 async def test_a_deleted_chat_refuses_late_appends(chat, open_cache):
     other = open_cache().chat("chat")
     await chat.append(user("a"))
@@ -378,7 +393,8 @@ async def test_usage_is_the_sum_of_what_was_appended(chat):
 
 async def test_a_handle_that_knows_the_last_message_appends_in_one_round_trip(proxy, through_proxy):
     await through_proxy().chat("chat").append(user("a", id="m1"))
-    chat, trips = through_proxy().chat("chat"), []
+    chat, new, trips = through_proxy().chat("chat"), through_proxy().chat("chat"), []
+    await new.store.load_session_meta()
     await chat.store.load_session_meta()  # the first call of a cache also checks the layout
     for call in (
         lambda: chat.append(user("b")),
@@ -387,8 +403,10 @@ async def test_a_handle_that_knows_the_last_message_appends_in_one_round_trip(pr
         lambda: chat.append(user("e")),
         lambda: chat.messages(limit=2),
         lambda: chat.usage(),
+        lambda: new.messages(limit=2),
+        lambda: new.append(user("f")),
     ):
         with proxy.measure() as seen:
             await call()
         trips.append(seen.round_trips)
-    assert trips == [2, 1, 1, 1, 1, 1]
+    assert trips == [2, 1, 1, 1, 1, 1, 1, 1]
