@@ -134,7 +134,7 @@ class SessionCache:
 
         With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.
         """
-        return Chat(self.session(session_id, owner=owner), self.options.contention_seconds)
+        return Chat(self.session(session_id, owner=owner), self.shared.appends, self.options.contention_seconds)
 
     async def create(
         self,

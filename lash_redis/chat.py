@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
-from lash_redis._validate import require_id, require_int
+from lash_redis._validate import require_id, require_int, require_type
 from lash_redis.errors import (
     HeadRevisionConflict,
     InvalidLeaf,
     InvalidParent,
     InvalidRecord,
     NodeIdCollision,
+    SessionGone,
 )
 from lash_redis.models import (
     ActivePath,
@@ -36,6 +43,7 @@ from lash_redis.models import (
 from lash_redis.models.chat_messages import canonical_json, check_chat_message, encode_message
 from lash_redis.models.node import is_transient
 from lash_redis.options import Durability
+from lash_redis.session.queues import Queues
 from lash_redis.session.store import RedisSessionStore
 
 
@@ -58,9 +66,10 @@ class Chat:
     A handle is cheap, so an application can make one for every request. Tasks can share a handle.
     """
 
-    def __init__(self, store: RedisSessionStore, patience: float) -> None:
-        """`patience` is the longest time in seconds for which an append is repeated while other workers append."""
+    def __init__(self, store: RedisSessionStore, queues: Queues, patience: float) -> None:
+        """Appends of this process wait in `queues`. They are repeated for `patience` seconds if others append, too."""
         self._store = store
+        self._queues = queues
         self._patience = patience
         self._tip: _Tip | None = None
 
@@ -152,7 +161,7 @@ class Chat:
 
     async def append(
         self,
-        *messages: ChatMessage,
+        *messages: Mapping[str, object],
         usage: Sequence[TokenLedgerEntry] = (),
         after: str | None = None,
         lease: LeaseClaim | None = None,
@@ -164,9 +173,10 @@ class Chat:
         commit. `after` continues from the message with that id, as a branch, instead of from the last message. With a
         `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it.
 
-        One round trip if no other handle has written since this one read or wrote the chat, else two or three. If other
-        workers append at the same time, the append is repeated behind them, for at most `StoreOptions.call_timeout`
-        seconds, or 8 if that is None. A chat that does not exist, or has expired, begins with these messages.
+        One round trip if no other handle has written since this one read or wrote the chat, else two or three. Appends
+        of one process follow one another in the order of their calls. If other processes append at the same time, the
+        append is repeated behind them, for at most `StoreOptions.call_timeout` seconds, or 8 if that is None. A chat
+        that does not exist begins with these messages.
 
         Raises:
             InvalidRecord: a message or an id is invalid, or no message has the id `after`; the error names it.
@@ -174,6 +184,7 @@ class Chat:
             NodeIdCollision: a message with that id and other content exists.
             LeaseLost: the lease is no longer held; nothing was appended.
             SessionDeleted: the chat was deleted.
+            SessionGone: the chat expired after this handle read or wrote it. The next append begins it anew.
             HeadRevisionConflict: other workers appended first until the time was over.
             Corrupt, SessionEvicted, BackendError: as `RedisSessionStore.commit_runtime_state` does.
             OutcomeUnknown: the reply was lost. Messages with ids can be appended again. Load the others by `messages`
@@ -182,6 +193,7 @@ class Chat:
         nodes = _new_nodes(messages)
         if after is not None:
             require_id("after", after)
+        _check_usage(usage)
         if nodes or usage:
             try:
                 await self._add(nodes, lambda tip: tip.leaf if after is None else after, usage, lease)
@@ -191,7 +203,9 @@ class Chat:
                 raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
         return [message_of_new(node) for node in nodes]
 
-    async def edit(self, message_id: str, message: ChatMessage) -> ChatMessage:
+    async def edit(
+        self, message_id: str, message: Mapping[str, object], *, lease: LeaseClaim | None = None
+    ) -> ChatMessage:
         """Add another version of a message as a new branch next to it, move the head to it, and return it with its id.
 
         The new message gets an id of its own; an id in `message` is ignored. The earlier version and what follows it
@@ -208,12 +222,12 @@ class Chat:
         check_chat_message(message, "message")
         (new,) = _new_nodes([{key: value for key, value in message.items() if key != "id"}])
         try:
-            await self._add([new], lambda _: node.parent_node_id)
+            await self._add([new], lambda _: node.parent_node_id, lease=lease)
         except InvalidParent as error:  # the chat expired, or the message before was tombstoned
             raise _unknown_message(message_id) from error
         return message_of_new(new)
 
-    async def rewind(self, message_id: str) -> None:
+    async def rewind(self, message_id: str, *, lease: LeaseClaim | None = None) -> None:
         """Move the head to a message on any branch; the next message follows it. No message is removed.
 
         One round trip if this handle knows the head, else two; three if another worker has written since.
@@ -224,7 +238,8 @@ class Chat:
             BackendError: other workers wrote first until the time was over.
             OutcomeUnknown: the reply was lost; call again.
         """
-        commit = RuntimeCommit(self.session_id, None, graph=Unchanged(require_id("message_id", message_id)))
+        graph = Unchanged(require_id("message_id", message_id))
+        commit = RuntimeCommit(self.session_id, None, graph=graph, lease=lease)
         try:
             result = await self._store.commit_runtime_state(commit)
         except InvalidLeaf as error:
@@ -252,10 +267,11 @@ class Chat:
         retrying = AsyncRetrying(
             stop=stop_after_delay(self._patience),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
-            retry=retry_if_exception_type(HeadRevisionConflict),
+            retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
             reraise=True,
         )
-        await retrying(self._add_once, nodes, parent_of, usage, lease)
+        async with self._queues.turn(self.session_id, self._patience):
+            await retrying(self._add_once, nodes, parent_of, usage, lease)
 
     async def _add_once(
         self,
@@ -336,6 +352,13 @@ def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
         event = EventPayload({"Conversation": encode_message(content, message_id, "content")})
         nodes[message_id] = SessionNodeRecord(message_id, None, now, event)
     return list(nodes.values())
+
+
+def _check_usage(usage: Sequence[TokenLedgerEntry]) -> None:
+    if not isinstance(usage, Sequence) or isinstance(usage, str):
+        raise InvalidRecord("usage", f"expected a sequence of TokenLedgerEntry, got {type(usage).__name__}")
+    for at, entry in enumerate(usage):
+        require_type(f"usage[{at}]", entry, TokenLedgerEntry)
 
 
 def _chained(nodes: Sequence[SessionNodeRecord], parent: str | None) -> list[SessionNodeRecord]:

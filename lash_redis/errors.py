@@ -117,7 +117,10 @@ class CommitIdReused(Refused):
 class NodeIdCollision(Refused):
     """A new node has the id of a stored node (live, tombstoned or named as a parent), or of one in the same commit."""
 
-    template = "node id {0!r} is already in use, in the stored session or twice in this commit; use a new id"
+    template = (
+        "node id {0!r} is already in use, in the stored session or twice in this commit; use a new id, or leave out "
+        "nodes that are stored"
+    )
 
     def __init__(self, node_id: str) -> None:
         super().__init__(node_id)

@@ -37,7 +37,11 @@ def check_chat_message(message: Any, where: str) -> None:
         InvalidRecord: a field is invalid; `field` is its path, which begins with `where`.
     """
     if not isinstance(message, dict):
-        hint = "; pass message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
+        hint = ""
+        if hasattr(message, "model_dump"):
+            hint = "; pass message.model_dump(exclude_none=True), or convert_to_openai_messages of LangChain"
+        elif isinstance(message, list | tuple):
+            hint = "; pass the messages one by one, as in append(*messages)"
         raise InvalidRecord(where, f"expected a dict in the OpenAI chat format, got {type(message).__name__}{hint}")
     if message.get("role") not in CHAT_ROLES:
         expected = f"{', '.join(CHAT_ROLES[:-1])} or {CHAT_ROLES[-1]}"

@@ -18,6 +18,7 @@ from lash_redis.protocol.blob_cache import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.protocol.blobs import decode_blob, ref_of
 from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.lineage import KnownLogs
+from lash_redis.session.queues import Queues
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
 from lash_redis.transport.request import Lane, Request, first_key
@@ -55,6 +56,7 @@ class Namespace:
         self.known = KnownBlobs()
         self.written = WrittenTools(options.blob_cache_bytes)
         self.logs = KnownLogs()
+        self.appends = Queues()
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False

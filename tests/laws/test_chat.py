@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lash_redis import (
     Append,
+    BackendError,
     EventPayload,
     FullGraph,
     HeadRevisionConflict,
@@ -22,6 +24,7 @@ from lash_redis import (
     PluginPayload,
     RuntimeCommit,
     SessionDeleted,
+    SessionGone,
     SessionNodeRecord,
     SessionUsageReport,
     TokenLedgerEntry,
@@ -132,7 +135,9 @@ async def test_pages_of_messages_follow_one_another(chat):
         (lambda chat: chat.append(user("a", id="x"), user("b", id="x")), "messages[1].id"),
         (lambda chat: chat.append(user("a"), after="nope"), "after"),
         (lambda chat: chat.append(user("a"), after=7), "after"),
-        (lambda chat: chat.append(user("a"), usage=["x"]), "RuntimeCommit.usage_deltas[0]"),
+        (lambda chat: chat.append(user("a"), usage=["x"]), "usage[0]"),
+        (lambda chat: chat.append(user("a"), usage=TokenUsage(1)), "usage"),
+        (lambda chat: chat.append([user("a")]), "messages[0]"),
         (lambda chat: chat.messages(limit=0), "limit"),
         (lambda chat: chat.messages(limit="1"), "limit"),
         (lambda chat: chat.edit("nope", user("a")), "message_id"),
@@ -180,9 +185,38 @@ async def test_appends_of_several_workers_follow_one_another_each_whole(open_cac
         assert [text for text in found[::2] if text[0] == name] == [f"{name}{turn}" for turn in range(5)]
 
 
-async def test_tasks_may_share_a_chat(chat):
-    await asyncio.gather(*(chat.append(user(f"t{at}")) for at in range(20)))
-    assert sorted(texts(await chat.messages())) == sorted(f"t{at}" for at in range(20))
+@asynccontextmanager
+async def at_once(*_):
+    yield
+
+
+@broken_by(Python("session.queues:Queues.turn", lambda _: at_once, "lets tasks commit at the same time"))
+@pytest.mark.parametrize("handles", [1, 50])
+async def test_appends_of_one_process_follow_one_another_in_the_order_of_their_calls(handles, cache):
+    chats = [cache.chat("chat") for _ in range(handles)]
+    await asyncio.gather(*(chats[at % handles].append(user(f"t{at}")) for at in range(100)))
+    assert texts(await chats[0].messages()) == [f"t{at}" for at in range(100)]
+
+
+async def test_a_failed_or_cancelled_append_does_not_hold_up_the_next(cache):
+    chat, other = cache.chat("chat"), cache.chat("chat")
+    await chat.append(user("a", id="m1"))
+    with pytest.raises(NodeIdCollision):
+        await chat.append(user("b", id="m1"))
+    waiting = [asyncio.create_task(other.append(user(f"t{at}"))) for at in range(5)]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    await asyncio.wait(waiting)
+    assert texts(await chat.messages()) == ["a", "t0", "t1", "t3", "t4"]
+
+
+async def test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time(open_cache):
+    chat = open_cache(call_timeout=0.1).chat("chat")
+    async with chat._queues.turn("chat", 1):
+        with pytest.raises(BackendError):
+            await chat.append(user("a"))
+    assert await chat.messages() == []
+    await chat.append(user("b"))
 
 
 async def test_an_append_keeps_the_state_of_the_session(chat, store):
@@ -355,6 +389,8 @@ async def test_a_new_or_expired_chat_has_no_message_to_continue_from(chat, open_
         assert refused.value.field == "after"
     await chat.append(user("a", id="m1"))
     await open_cache(deletion_marker_ttl=0).delete("chat")
+    with pytest.raises(SessionGone):
+        await chat.append(assistant("late answer"))
     for call in (lambda: chat.append(user("x"), after="m1"), lambda: chat.edit("m1", user("x"))):
         with pytest.raises(InvalidRecord):
             await call()
