@@ -177,20 +177,21 @@ def decode_message(record: Mapping[str, Any], text_field: str) -> ChatMessage:
 
 
 def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
-    """Decode a record that `record_of_chat_message` made."""
+    """Decode a record that `record_of_chat_message` made. The dict is new, so a caller may add keys to it."""
     if record.get("source_is_whole"):
         return dict(record["source"])
     message: ChatMessage = {}
     parts = [part for part in record.get("parts") or () if isinstance(part, dict)]
     for part in parts:
-        if part.get("kind") == "ToolResult":
+        kind = part.get("kind")
+        if kind == "Text":
+            message[text_field] = part.get("content")
+        elif kind == "ToolCall":
+            message.setdefault("tool_calls", []).append(_call_of(part))
+        elif kind == "ToolResult":
             message[text_field] = part.get("content")
             names = (("tool_call_id", "tool_call_id"), ("name", "tool_name"))
             message |= {key: part[name] for key, name in names if name in part}
-        elif part.get("kind") == "Text":
-            message[text_field] = part.get("content")
-    if calls := _calls_in(parts):
-        message["tool_calls"] = calls
     message |= record["source"]
     if isinstance(message.get(text_field), list):
         texts = iter([part.get("content") for part in parts if part.get("kind") == "Text"])
@@ -267,15 +268,15 @@ def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
 
 
 def _calls_in(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": part.get("tool_call_id"),
-            "type": "function",
-            "function": {"name": part.get("tool_name"), "arguments": part.get("content")},
-        }
-        for part in parts
-        if part.get("kind") == "ToolCall"
-    ]
+    return [_call_of(part) for part in parts if part.get("kind") == "ToolCall"]
+
+
+def _call_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": part.get("tool_call_id"),
+        "type": "function",
+        "function": {"name": part.get("tool_name"), "arguments": part.get("content")},
+    }
 
 
 def _is_text(content: Any) -> bool:
