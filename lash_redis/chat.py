@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
-from uuid import uuid4
+from secrets import token_hex
+from typing import Any, Final, NoReturn
 
 from tenacity import (
     AsyncRetrying,
@@ -33,6 +33,7 @@ from lash_redis.models import (
     EventPayload,
     FullGraph,
     LeaseClaim,
+    PersistedSessionRead,
     RuntimeCommit,
     SessionNodeRecord,
     SessionUsageReport,
@@ -45,6 +46,9 @@ from lash_redis.models.node import is_transient
 from lash_redis.options import Durability
 from lash_redis.session.queues import Queues
 from lash_redis.session.store import RedisSessionStore
+
+SHORT: Final = 100
+"""Messages of a chat that are read as one page, in one round trip. A longer chat takes two more to be read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +101,17 @@ class Chat:
         """Return the messages of the active path, oldest first; an empty list if the chat does not exist.
 
         `limit` returns the last messages only, and `before` those before the message with that id. A page costs the
-        same in a chat of any length: one round trip, and further ones if some of its nodes are not messages. The whole
-        path takes two. One more if this process does not know the tool state.
+        same in a chat of any length: one round trip, and further ones if some of its nodes are not messages. All
+        messages take one round trip if there are at most 100, else three. One more if this process does not know the
+        tool state.
 
         Raises:
             InvalidRecord: `limit` is below 1, or the chat exists and `before` is not the id of a message of its path.
             InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
-        if limit is not None:
-            require_int("limit", limit, 1)
+        if limit is None:
+            return await self._all_messages(before)
+        require_int("limit", limit, 1)
         found: list[ChatMessage] = []
         leaf: str | None = None
         size = limit
@@ -114,14 +120,28 @@ class Chat:
             if read is None:
                 return []
             if before is None:
-                self._tip = _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
-            nodes = read.graph.nodes
-            found = [message for node in nodes if (message := message_of_node(node)) is not None] + found
-            if limit is None or size is None or len(found) >= limit or not read.is_partial:
-                return found if limit is None else found[-limit:]
+                self._learn(read)
+            found = _messages_of(read) + found
+            if len(found) >= limit or not read.is_partial:
+                return found[-limit:]
             # Some nodes are no messages. Read on from the same leaf, because the head may have moved.
             leaf = leaf or read.graph.leaf_node_id
-            before, size = nodes[0].node_id, 2 * size
+            before, size = read.graph.nodes[0].node_id, 2 * size
+
+    async def _all_messages(self, before: str | None) -> list[ChatMessage]:
+        """Return all messages of the active path, or all before a message, of one revision."""
+        read = await self._store.load_session(ActivePath(None, SHORT if before is None else None, before))
+        if read is not None and read.is_partial:
+            read = await self._store.load_session(ActivePath())
+        if read is None:
+            return []
+        if before is None:
+            self._learn(read)
+        return _messages_of(read)
+
+    def _learn(self, read: PersistedSessionRead) -> None:
+        """Remember where the chat stands, so that the next append takes one round trip."""
+        self._tip = _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
 
     async def branches(self) -> list[str]:
         """Return the id of the last message of every branch, in the order in which these messages were added.
@@ -264,14 +284,29 @@ class Chat:
         lease: LeaseClaim | None = None,
     ) -> None:
         """Commit nodes as a chain below the parent that `parent_of` returns; repeat it after a conflict."""
+        async with self._queues.turn(self.session_id, self._patience):
+            try:
+                await self._add_once(nodes, parent_of, usage, lease)
+            except SessionGone:
+                raise
+            except HeadRevisionConflict:
+                await self._add_again(nodes, parent_of, usage, lease)
+
+    async def _add_again(
+        self,
+        nodes: Sequence[SessionNodeRecord],
+        parent_of: Callable[[_Tip], str | None],
+        usage: Sequence[TokenLedgerEntry],
+        lease: LeaseClaim | None,
+    ) -> None:
+        # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
         retrying = AsyncRetrying(
             stop=stop_after_delay(self._patience),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
             retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
             reraise=True,
         )
-        async with self._queues.turn(self.session_id, self._patience):
-            await retrying(self._add_once, nodes, parent_of, usage, lease)
+        await retrying(self._add_once, nodes, parent_of, usage, lease)
 
     async def _add_once(
         self,
@@ -324,7 +359,13 @@ def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:
     record = node.message()
     if record is None or is_transient(record):
         return None
-    return {**chat_message_of_record(record), "id": node.node_id}
+    message = chat_message_of_record(record)
+    message["id"] = node.node_id
+    return message
+
+
+def _messages_of(read: PersistedSessionRead) -> list[ChatMessage]:
+    return [message for node in read.graph.nodes if (message := message_of_node(node)) is not None]
 
 
 def message_of_new(node: SessionNodeRecord) -> ChatMessage:
@@ -345,7 +386,7 @@ def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
         where = f"messages[{at}]"
         check_chat_message(message, where)
         given = message.get("id")
-        message_id = f"m{uuid4().hex}" if given is None else require_id(f"{where}.id", given)
+        message_id = f"m{token_hex(16)}" if given is None else require_id(f"{where}.id", given)
         if message_id in nodes:
             raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
         content = {key: value for key, value in message.items() if key != "id"}

@@ -125,6 +125,18 @@ async def test_pages_of_messages_follow_one_another(chat):
     assert await chat.messages(before="m0") == []
 
 
+async def first_page_only(chat, before):
+    return await chat.messages(limit=100, before=before)
+
+
+@broken_by(Python("chat:Chat._all_messages", lambda _: first_page_only, "returns what one round trip brings"))
+async def test_a_chat_of_any_length_is_read_whole(open_cache):
+    for count in (99, 100, 101, 250):
+        chat = open_cache().chat(f"chat-{count}")
+        await numbered(chat, count, size=count)
+        assert texts(await chat.messages()) == [f"t{at}" for at in range(count)]
+
+
 @pytest.mark.parametrize(
     ("call", "field"),
     [
@@ -438,6 +450,7 @@ async def test_a_handle_that_knows_the_last_message_appends_in_one_round_trip(pr
         lambda: chat.rewind("m1"),
         lambda: chat.append(user("e")),
         lambda: chat.messages(limit=2),
+        lambda: chat.messages(),
         lambda: chat.usage(),
         lambda: new.messages(limit=2),
         lambda: new.append(user("f")),
@@ -445,4 +458,4 @@ async def test_a_handle_that_knows_the_last_message_appends_in_one_round_trip(pr
         with proxy.measure() as seen:
             await call()
         trips.append(seen.round_trips)
-    assert trips == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert trips == [2, 1, 1, 1, 1, 1, 1, 1, 1]
