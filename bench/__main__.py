@@ -25,7 +25,7 @@ from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "workers", "peers", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "workers", "peers", "chats", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -81,11 +81,12 @@ def on_tcp(binary: Path | None, groups: list[str], *, quick: bool) -> list[repor
     if "workers" in groups:
         with EmbeddedServer(binary=binary, port=0) as server:
             rows += workers.measured(server.url, quick=quick)
-    if "peers" in groups and find_spec("agents"):
-        from bench import peers  # imports every store of peers-requirements.txt
+    if {"peers", "chats"} & {*groups} and find_spec("agents"):
+        from bench import chats, peers  # both import every store of peers-requirements.txt
 
         with EmbeddedServer(binary=binary, port=0) as server:
-            rows += peers.pairs(server, quick=quick)
+            rows += peers.pairs(server, quick=quick) if "peers" in groups else []
+            rows += chats.measured(server, quick=quick) if "chats" in groups else []
     return rows
 
 
@@ -105,8 +106,8 @@ def main() -> None:
             rows += startup.measured(3 if options.quick else 7)
         head["seconds"] = round(perf_counter() - started)
         print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
-        if {"workers", "peers"} & {*groups} and not find_spec("agents"):
-            print("The lines beside RedisSession need openai-agents: `make bench-peers` measures them.\n")
+        if {"workers", "peers", "chats"} & {*groups} and not find_spec("agents"):
+            print("The comparisons with RedisSession need openai-agents. Run them by .venv-peers/bin/python.\n")
         runs.append({"header": head, "rows": [row.json() for row in rows]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,9 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count, cycle, product
 from pathlib import Path
 from time import perf_counter
@@ -147,20 +147,22 @@ async def lines_of(
     said: Sequence[stores.Message],
     seconds: float,
     works: Sequence[str] = ("resume", "commit"),
+    sizes: Sequence[int] = SIZES,
 ) -> list[Line]:
+    """The times of every store, with the ratios to the first one."""
     lines = []
-    for size in SIZES:
+    for size in sizes:
         work = Work(every, said, size)
         await work.begin()
         for what in works:
             contenders = work.contenders(what)
             times = await interleaved(contenders, await rounds_within(contenders, seconds))
-            lines += [_line(times, name, what, size) for name in contenders]
+            lines += [_line(times, name, every[0].name, what, size) for name in contenders]
     return lines
 
 
-def _line(times: Times, name: str, what: str, size: int) -> Line:
-    over = spread(times.ratios(name, stores.Ours.name))
+def _line(times: Times, name: str, first: str, what: str, size: int) -> Line:
+    over = spread(times.ratios(name, first))
     return Line(
         name, what, size, times.percentile(name, 50), times.percentile(name, 99), over, len(times.by_name[name])
     )
@@ -191,36 +193,53 @@ async def counted(url: str, said: Sequence[stores.Message]) -> dict[str, dict[st
     return seen
 
 
-COMMIT, KNOWN, COLD = "commit", "resume, tool state known", "resume, nothing known"
-BUDGETS = {
-    (COMMIT, 0.0): dict.fromkeys(SIZES, 0.5),
-    (COMMIT, 0.5): dict.fromkeys(SIZES, 0.4),
-    (KNOWN, 0.0): {10: 1.0, 1000: 0.7, 5000: 0.8},
-    (KNOWN, 0.5): {10: 1.0},
-}
-"""Ours / `RedisSession`, by the work and the ms that the server is further away, then by the number of messages."""
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A store of this package and `RedisSession`, which alone take turns in one run."""
+
+    what: str
+    work: str
+    """"commit" or "resume"."""
+    ours: stores.Store
+    other: stores.Store
+    budgets: Mapping[float, Mapping[int, float]] = field(default_factory=dict)
+    """Largest ratios, by the added latency in ms, then by the number of messages."""
 
 
 def pairs(server: EmbeddedServer, *, quick: bool) -> list[report.Row]:
-    """The lines of `python -m bench`: ours and `RedisSession` alone, on a server with a TCP port."""
+    """The lines of `python -m bench` that compare sessions, on a server with a TCP port."""
+    known = {0.0: {10: 1.0, 1000: 0.7, 5000: 0.8}, 0.5: {10: 1.0}}
+    commit = {0.0: dict.fromkeys(SIZES, 0.5), 0.5: dict.fromkeys(SIZES, 0.4)}
+    every = [
+        Pair("commit", "commit", stores.Ours(has_tools=True), stores.OpenAI(), commit),
+        Pair("resume, tool state known", "resume", stores.Ours(has_tools=True), stores.OpenAI(), known),
+        Pair("resume, nothing known", "resume", stores.Ours(), stores.OpenAI()),
+    ]
+    return rows_of(server, every, SIZES, quick=quick)
+
+
+def rows_of(server: EmbeddedServer, every: Sequence[Pair], sizes: Sequence[int], *, quick: bool) -> list[report.Row]:
+    """Measure each pair on loopback, then with 0.5 ms of latency added."""
     said, rows = messages([SHIPPED]), []
-    for rtt, what in product((0.0, 0.5), (COMMIT, KNOWN, COLD)):
+    for rtt, pair in product((0.0, 0.5), every):
         with further_off(server.url, rtt) if rtt else nullcontext(server.url) as url:
-            rows += asyncio.run(_pairs(url, rtt, what, said, 2.5 if quick else SECONDS))
+            rows += asyncio.run(_rows_of_pair(url, rtt, pair, said, sizes, 2.5 if quick else SECONDS))
     return rows
 
 
-async def _pairs(url: str, rtt: float, what: str, said: Sequence[stores.Message], seconds: float) -> list[report.Row]:
-    ours, other, rows = stores.Ours(has_tools=what != COLD), stores.OpenAI(), []
+async def _rows_of_pair(
+    url: str, rtt: float, pair: Pair, said: Sequence[stores.Message], sizes: Sequence[int], seconds: float
+) -> list[report.Row]:
     async with redis.from_url(url) as client:
         await client.flushall()
-    async with ours.opened(url), other.opened(url):
-        lines = await lines_of([ours, other], said, seconds, [what.partition(",")[0]])
+    async with pair.ours.opened(url), pair.other.opened(url):
+        lines = await lines_of([pair.ours, pair.other], said, seconds, [pair.work], sizes)
+    rows = []
     for mine, theirs in zip(lines[::2], lines[1::2], strict=True):
         texts = [f"{line.p50_us:,.0f} / {line.p99_us:,.0f} µs" for line in (mine, theirs)]
         numbers = {"rounds": mine.rounds, "ours_p50_us": mine.p50_us, "other_p50_us": theirs.p50_us}
-        name = f"{what}, {mine.messages:,} messages{f', {rtt:g} ms added' * bool(rtt)} / RedisSession"
-        budget = BUDGETS.get((what, rtt), {}).get(mine.messages)
+        name = f"{pair.what}, {mine.messages:,} messages{f', {rtt:g} ms added' * bool(rtt)} / RedisSession"
+        budget = pair.budgets.get(rtt, {}).get(mine.messages)
         rows.append(report.Row(name, texts[0], texts[1], 1 / theirs.over_ours[1], budget, numbers=numbers))
     return rows
 

@@ -34,6 +34,7 @@ from llama_index.storage.chat_store.redis import RedisChatStore
 
 from bench import bare, workload
 from lash_redis import (
+    Chat,
     EventPayload,
     FullGraph,
     PersistedSessionRead,
@@ -268,9 +269,60 @@ class Bare(Store):
 # Lists of messages
 
 
+def _without_id(message: Message) -> dict[str, Any]:
+    """The message for a chat, which makes the id. The ids of the conversations repeat."""
+    return {key: value for key, value in message.items() if key != "id"}
+
+
+class ChatWorker(Worker):
+    def __init__(self, cache: SessionCache, session_id: str, limit: int | None, *, is_warm: bool) -> None:
+        self._cache, self._session_id, self._limit = cache, session_id, limit
+        self._warm = cache.chat(session_id) if is_warm else None
+
+    def _chat(self) -> Chat:
+        return self._warm or self._cache.chat(self._session_id)
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        for at in range(0, len(messages), 500):
+            await self._chat().append(*map(_without_id, messages[at : at + 500]))
+
+    def prepared(self, turn: Turn) -> Any:
+        return [_without_id(message) for message in turn.messages]
+
+    async def commit(self, prepared: Any) -> None:
+        await self._chat().append(*prepared)
+
+    async def resume(self) -> Any:
+        return await self._chat().messages(self._limit)
+
+    def texts(self, resumed: Any) -> list[str]:
+        return [message["content"] for message in resumed]
+
+
+class Chats(Store):
+    """Plain chats. A warm worker keeps the handle, any other makes one for each call, as a web request does.
+
+    A resume reads all messages, or the last `limit`.
+    """
+
+    name = "lash_redis chat"
+
+    def __init__(self, *, is_warm: bool = True, limit: int | None = None) -> None:
+        self._is_warm, self._limit = is_warm, limit
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with connect(url, namespace="chats") as self._cache:
+            yield
+
+    def worker(self, session_id: str) -> Worker:
+        return ChatWorker(self._cache, session_id, self._limit, is_warm=self._is_warm)
+
+
 class OpenAIWorker(Worker):
-    def __init__(self, client: redis.Redis, session_id: str) -> None:
+    def __init__(self, client: redis.Redis, session_id: str, limit: int | None) -> None:
         self._session = RedisSession(session_id, redis_client=client)
+        self._limit = limit
 
     async def begin(self, messages: Sequence[Message]) -> None:
         for at in range(0, len(messages), 500):
@@ -283,14 +335,19 @@ class OpenAIWorker(Worker):
         await self._session.add_items(prepared)
 
     async def resume(self) -> Any:
-        return await self._session.get_items()
+        return await self._session.get_items(self._limit)
 
     def texts(self, resumed: Any) -> list[str]:
         return [item["content"] for item in resumed]
 
 
 class OpenAI(Store):
+    """A resume reads all messages, or the last `limit`."""
+
     name = "openai-agents RedisSession"
+
+    def __init__(self, *, limit: int | None = None) -> None:
+        self._limit = limit
 
     @asynccontextmanager
     async def opened(self, url: str) -> AsyncIterator[None]:
@@ -298,7 +355,7 @@ class OpenAI(Store):
             yield
 
     def worker(self, session_id: str) -> Worker:
-        return OpenAIWorker(self._client, session_id)
+        return OpenAIWorker(self._client, session_id, self._limit)
 
 
 class LangChainWorker(Worker):

@@ -1,0 +1,30 @@
+"""How long do appends to plain chats and reads of them take, compared with `RedisSession` of openai-agents?
+
+Both store the same messages of the same conversations. An append is two messages. The handle of a warm append made the
+append before, so it knows the last message. A new handle fetches the head first.
+"""
+
+from __future__ import annotations
+
+from bench import peers, stores
+from bench.report import Row
+from lash_redis.embedded import EmbeddedServer
+
+SIZES = (10, 1000)
+PAGE = 20
+
+
+def measured(server: EmbeddedServer, *, quick: bool) -> list[Row]:
+    """On a server with a TCP port. No line may be slower than `RedisSession`; some have a lower budget."""
+    not_slower = dict.fromkeys(SIZES, 1.0)
+    warm = {0.0: dict.fromkeys(SIZES, 0.5), 0.5: dict.fromkeys(SIZES, 0.4)}
+    full = {0.0: {10: 1.0, 1000: 0.7}, 0.5: not_slower}
+    equal = dict.fromkeys((0.0, 0.5), not_slower)
+    new, page = stores.Chats(is_warm=False), stores.Chats(is_warm=False, limit=PAGE)
+    pairs = [
+        peers.Pair("chat.append, warm", "commit", stores.Chats(), stores.OpenAI(), warm),
+        peers.Pair("chat.append, new handle", "commit", new, stores.OpenAI(), equal),
+        peers.Pair(f"chat.messages(limit={PAGE})", "resume", page, stores.OpenAI(limit=PAGE), equal),
+        peers.Pair("chat.messages()", "resume", new, stores.OpenAI(), full),
+    ]
+    return peers.rows_of(server, pairs, SIZES, quick=quick)
