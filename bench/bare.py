@@ -1,7 +1,7 @@
-"""What is the least a careless author could do for the same bytes, with the same client?
+"""What is the least work that stores and reads the same bytes with the same client? The baseline of the budgets.
 
-A commit is one EVALSHA that writes 34 KB and the nodes without looking at anything; a read is one pipeline of
-HGETALL, LRANGE and four GETs. No revision is compared, no retry recognised, no byte checked.
+A commit is one EVALSHA that writes 34 KB and the nodes, and reads nothing. A read is one pipeline of HGETALL, LRANGE
+and four GETs. Neither compares revisions, detects retries or verifies bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MANIFEST = workload.text(workload.MANIFEST_BYTES - 300).encode()
 
 
 class Session:
-    """The same session without any of our care. `turn` makes the arguments of a commit, all of them encoded."""
+    """A session without any check. `turn` makes the arguments of a commit, already encoded."""
 
     def __init__(self, client: redis.Redis, session_id: str, tools: bytes) -> None:
         self.client = client
@@ -44,7 +44,7 @@ class Session:
 
     def turn(self, nodes: Sequence[SessionNodeRecord] | None = None) -> list[Any]:
         if nodes is None:
-            nodes = workload.line(self.nodes, 2, self.leaf)
+            nodes = workload.chain(self.nodes, 2, self.leaf)
         plugin = msgpack.packb(workload.plugin_snapshot(self.head, self.turns).to_msgpack())
         contents = [self.tools, plugin, workload.execution_state(self.head, self.turns)]
         self.nodes += len(nodes)
@@ -62,13 +62,13 @@ class Session:
     async def commit(self, arguments: list[Any]) -> None:
         await self.client.evalsha(COMMIT_SHA, *arguments)
 
-    def reading(self, spans: Sequence[tuple[int, int]] = ((0, -1),)) -> list[Command]:
-        """The commands that read the session, of its log these spans."""
+    def read_commands(self, spans: Sequence[tuple[int, int]] = ((0, -1),)) -> list[Command]:
+        """Return the commands that read the session and these ranges of its log."""
         ranges: list[Command] = [("LRANGE", self.log, first, last) for first, last in spans]
         return [("HGETALL", self.head), *ranges, *(("GET", blob) for blob in self.blobs)]
 
     async def read(self) -> list[Any]:
-        return await pipelined(self.client, self.reading())
+        return await pipelined(self.client, self.read_commands())
 
     async def read_decoded(self) -> list[Any]:
         replies = await self.read()

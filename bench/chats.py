@@ -14,7 +14,7 @@ SIZES = (10, 1000)
 PAGE = 20
 
 
-def measured(server: EmbeddedServer, *, quick: bool) -> list[Row]:
+def measure(server: EmbeddedServer, *, quick: bool) -> list[Row]:
     """On a server with a TCP port. No line may be slower than `RedisSession`; some have a lower budget."""
     not_slower = dict.fromkeys(SIZES, 1.0)
     warm = {0.0: dict.fromkeys(SIZES, 0.5), 0.5: dict.fromkeys(SIZES, 0.4)}
@@ -27,4 +27,4 @@ def measured(server: EmbeddedServer, *, quick: bool) -> list[Row]:
         peers.Pair(f"chat.messages(limit={PAGE})", "resume", page, stores.OpenAI(limit=PAGE), equal),
         peers.Pair("chat.messages()", "resume", new, stores.OpenAI(), full),
     ]
-    return peers.rows_of(server, pairs, SIZES, quick=quick)
+    return peers.measure_rows(server, pairs, SIZES, quick=quick)

@@ -1,9 +1,9 @@
-"""Is the current tree faster or slower than a given commit? Both in one interleaved run on one server; fails nothing.
+"""Is the current tree faster or slower than a given commit? Both are measured in one interleaved run on one server.
 
-Each side is a process of its own that runs this tree's benchmark on its own `lash_redis` and `lua`. The parent requests
-blocks of one operation in random order, one side at a time. A third process runs the base again. Its difference from
-the base is noise: only what lies outside its quartiles is called faster or slower. A ratio is that of a round's blocks,
-by their medians.
+Each side is a process that runs this tree's benchmark on its own `lash_redis` and `lua`. The parent requests blocks of
+one operation in random order, one side at a time. A third process runs the base again. Its difference from the base is
+noise. An operation is reported as faster or slower only if its quartiles lie outside those of the noise. The ratio of a
+round is the ratio of the medians of its blocks. The exit status does not depend on the result.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ BLOCK_SECONDS = 0.05
 
 
 async def _contenders(cache: SessionCache, cold: SessionCache) -> dict[str, Contender]:
-    """What both sides are asked for, where this side has it."""
+    """Return the operations to compare, as far as this side has them."""
     tools = workload.tool_state()
     writers = {f"commit at {nodes:,} nodes": nodes for nodes in (10, 10_000)}
-    found = {what: commits.ours([await commits.begun(cache, what, tools, nodes)]) for what, nodes in writers.items()}
-    await commits.begun(cache, "read", tools, 1000)
+    found = {
+        what: commits.commits_of([await commits.begin_session(cache, what, tools, nodes)])
+        for what, nodes in writers.items()
+    }
+    await commits.begin_session(cache, "read", tools, 1000)
     await workload.Session(cache, "forked").begin(tools, workload.forked(10_000, 100, 10))
-    node_id = workload.line(500, 1, None)[0].node_id
+    node_id = workload.chain(500, 1, None)[0].node_id
     found |= {
         "full read of 1,000 nodes": reads.full(cache, "read"),
         "the same, components fetched": reads.full(cold, "read"),
@@ -59,7 +62,7 @@ async def _contenders(cache: SessionCache, cold: SessionCache) -> dict[str, Cont
         found["refresh, nothing new"] = Contender(lambda: cache.session("read").refresh(seen))
     for number in range(200):
         listed = workload.Session(cache, f"listed-{number:03d}")
-        await listed.begin(None, workload.line(0, 2, None), states=False)
+        await listed.begin(None, workload.chain(0, 2, None), states=False)
     found["page of 100 lines"] = Contender(lambda: _page(cache))
     return found
 
@@ -76,7 +79,7 @@ async def _side(url: str, namespace: str) -> AsyncIterator[dict[str, Contender]]
 
 
 async def _serve(url: str, namespace: str) -> None:
-    """Print the names of the operations, then answer each request with the µs of its calls, as lines of JSON."""
+    """Print the names of the operations, then the µs of the calls of each request, as lines of JSON."""
     async with _side(url, namespace) as contenders:
         print(json.dumps(list(contenders)), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
@@ -107,7 +110,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"bench: a worker ended, with {self._process.wait()}")
+            sys.exit(f"bench: a worker process ended with status {self._process.wait()}; its error is above")
         return json.loads(line)
 
     def close(self) -> None:
@@ -120,7 +123,7 @@ class Worker:
 
 @contextmanager
 def trees(base: str) -> Iterator[dict[str, Path]]:
-    """A directory for each side, in which `lash_redis` and `lua` are its own and `bench` is this one."""
+    """Make a directory for each side, with its own `lash_redis` and `lua`, and the `bench` of this tree."""
     with tempfile.TemporaryDirectory(prefix="bench-check-") as folder:
         checkout = Path(folder, "checkout")
         _git("worktree", "add", "--detach", "--quiet", str(checkout), base)
@@ -158,13 +161,13 @@ class Comparison:
         return [self.operation, f"{self.base_us:,.0f}", *ratios, verdict]
 
 
-def compared(operation: str, workers: Mapping[str, Worker], rounds: int) -> Comparison:
-    dice, order = random.Random(rounds), list(workers)
+def compare(operation: str, workers: Mapping[str, Worker], rounds: int) -> Comparison:
+    rng, order = random.Random(rounds), list(workers)
     warm = {side: median(worker.ask(operation, 20)) for side, worker in workers.items()}
     count = max(3, min(100, int(BLOCK_SECONDS * 1e6 / warm["base"])))
     times: dict[str, list[float]] = {side: [] for side in workers}
     for _ in range(rounds):
-        dice.shuffle(order)
+        rng.shuffle(order)
         for side in order:
             times[side].append(median(workers[side].ask(operation, count)))
     ratios = {side: spread([a / b for a, b in zip(times[side], times["base"], strict=True)]) for side in workers}
@@ -172,15 +175,13 @@ def compared(operation: str, workers: Mapping[str, Worker], rounds: int) -> Comp
 
 
 def table(found: Sequence[Comparison]) -> str:
-    titles = ["operation", "base µs", "current / base (quartiles)", "base again / base", "apart"]
+    titles = ["operation", "base µs", "current / base (quartiles)", "base again / base", "verdict"]
     return report.markdown([titles, *(comparison.cells() for comparison in found)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
-    parser.add_argument(
-        "base", nargs="?", default="HEAD", metavar="COMMIT", help="compare with it; default: %(default)s"
-    )
+    parser.add_argument("base", nargs="?", default="HEAD", metavar="COMMIT", help="the base; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each operation (%(default)s)")
     parser.add_argument("--server", type=Path, metavar="PATH", help="a server binary; default: the wheel's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
@@ -190,14 +191,14 @@ def main() -> None:
         asyncio.run(_serve(*options.serve))
         return
     commit = _git("rev-parse", "--short", options.base)
-    with trees(options.base) as places, EmbeddedServer(binary=options.server) as server, ExitStack() as ended:
+    with trees(options.base) as places, EmbeddedServer(binary=options.server) as server, ExitStack() as stack:
         workers = {}
         for side, tree in places.items():
             workers[side] = Worker(tree, server.url, side.replace(" ", "-"))
-            ended.callback(workers[side].close)
+            stack.callback(workers[side].close)
         shared = [name for name in workers["current"].operations if name in workers["base"].operations]
         head = asyncio.run(_header(server.url))
-        found = [compared(operation, workers, options.rounds) for operation in shared]
+        found = [compare(operation, workers, options.rounds) for operation in shared]
     left_out = [name for name in workers["current"].operations if name not in shared]
     print(f"base {commit}, current {head['commit']}: " + ", ".join(f"{name} {value}" for name, value in head.items()))
     print("", table(found), sep="\n")

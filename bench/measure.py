@@ -1,4 +1,4 @@
-"""How long do contenders take in one run, in random order, and what do they cost the server and the wire?"""
+"""How long do contenders take in one interleaved run, and what server time and traffic do they cause?"""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import redis.asyncio as redis
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`make` prepares one operation, perhaps by awaiting something, and is not timed; `run` does it and is."""
+    """An operation. `make` prepares its argument and is not timed; it may be async. `run` is timed."""
 
     run: Callable[..., Awaitable[object]]
     make: Callable[[], Any] | None = None
 
-    async def made(self) -> tuple[Any, ...]:
+    async def prepare(self) -> tuple[Any, ...]:
         if self.make is None:
             return ()
         argument = self.make()
@@ -35,7 +35,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Microseconds by contender; the same index is the same round."""
+    """The durations in µs of each contender. The index is the round."""
 
     by_name: Mapping[str, list[float]]
 
@@ -44,7 +44,7 @@ class Times:
         return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
     def ratio(self, ours: str, other: str) -> float:
-        """The median of the rounds' ratios: what both suffered in a round cancels out."""
+        """Return the median of the rounds' ratios. Noise that affects both contenders in a round cancels out."""
         return median(self.ratios(ours, other))
 
     def ratios(self, ours: str, other: str) -> list[float]:
@@ -52,7 +52,7 @@ class Times:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The quartiles; of a single value, that value three times."""
+    """Return the quartiles; of a single value, that value three times."""
     if len(values) < 2:
         return (values[0],) * 3
     low, middle, high = quantiles(values, n=4, method="inclusive")
@@ -60,18 +60,18 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def percentiles(taken: Sequence[float]) -> tuple[float, float]:
-    """p50 and p99; of a single value, that value."""
+    """Return p50 and p99; of a single value, that value twice."""
     cut = quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else [taken[0]] * 99
     return cut[49], cut[98]
 
 
 def in_turn(contenders: Sequence[Contender]) -> Contender:
-    """The contenders one after the other: one contender."""
+    """Return a contender that runs these in rotation."""
     turns = cycle(contenders)
 
     async def make() -> tuple[Contender, tuple[Any, ...]]:
         contender = next(turns)
-        return contender, await contender.made()
+        return contender, await contender.prepare()
 
     async def run(made: tuple[Contender, tuple[Any, ...]]) -> None:
         await made[0].run(*made[1])
@@ -80,29 +80,29 @@ def in_turn(contenders: Sequence[Contender]) -> Contender:
 
 
 async def rounds_within(contenders: Mapping[str, Contender], seconds: float, *, least: int = 12) -> int:
-    """How many rounds of the contenders fit into `seconds`, warm-up included; at most 1,500."""
+    """Return how many rounds of the contenders fit into `seconds`, warm-up included; from `least` to 1,500."""
     took = float("inf")
     for _ in range(3):
         started = perf_counter()
         for contender in contenders.values():
-            await contender.run(*await contender.made())
+            await contender.run(*await contender.prepare())
         took = min(took, perf_counter() - started)
     return max(least, min(1500, int(seconds / took / 1.1)))
 
 
 async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times:
-    """Every contender once a round, in an order that changes from round to round; the first tenth is thrown away."""
-    dice = random.Random(rounds)
+    """Run every contender once a round, in random order. One tenth more rounds come first and are not counted."""
+    rng = random.Random(rounds)
     warm = max(3, rounds // 10)
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     gc.collect()
     gc.freeze()
     for turn in range(warm + rounds):
-        dice.shuffle(order)
+        rng.shuffle(order)
         for name in order:
             contender = contenders[name]
-            arguments = await contender.made()
+            arguments = await contender.prepare()
             started = perf_counter_ns()
             result = await contender.run(*arguments)
             took = perf_counter_ns() - started
@@ -118,9 +118,9 @@ async def interleaved(contenders: Mapping[str, Contender], rounds: int) -> Times
 
 @dataclass(frozen=True, slots=True)
 class ServerCost:
-    """Per operation: µs that commands ran (`time`), µs of processor the server used (`cpu`), commands by name.
+    """The cost of one operation: time of its commands (`time`) and processor time (`cpu`), both in µs; calls by name.
 
-    `inside`: of the time of a script, what its commands took.
+    `inside` is the part of a script's time that its commands took, in µs.
     """
 
     time: float
@@ -144,15 +144,15 @@ async def _processor(client: redis.Redis) -> float:
 
 
 async def server_cost(client: redis.Redis, contender: Contender, repeats: int) -> ServerCost:
-    """What `repeats` operations cost the server, by INFO. Nothing else may run on it meanwhile."""
-    operations = [await contender.made() for _ in range(repeats)]
+    """Measure the mean cost of `repeats` operations by INFO. Nothing else may run on the server at that time."""
+    operations = [await contender.prepare() for _ in range(repeats)]
     before, started = await _commandstats(client), await _processor(client)
     for arguments in operations:
         await contender.run(*arguments)
     cpu, after = await _processor(client) - started, await _commandstats(client)
     calls = {name: after[name][0] - before.get(name, (0, 0))[0] for name in after}
     spent = {name: after[name][1] - before.get(name, (0, 0))[1] for name in after}
-    # A script's time holds that of its commands, EXEC's that of the transaction: count them once.
+    # The time of EVALSHA and EXEC includes that of their commands, which must not be counted twice.
     script = spent.get("evalsha", 0)
     rest = sum(spent.values()) - spent.get("exec", 0) - script
     by_name = {name: count / repeats for name, count in sorted(calls.items()) if count}
@@ -162,75 +162,75 @@ async def server_cost(client: redis.Redis, contender: Contender, repeats: int) -
 async def server_costs(
     client: redis.Redis, contenders: Mapping[str, Contender], repeats: int, blocks: int
 ) -> dict[str, list[ServerCost]]:
-    """Alternating blocks of `repeats` operations of one contender each, in random order."""
-    dice = random.Random(blocks)
+    """Measure `blocks` blocks of `repeats` operations of each contender, in random order."""
+    rng = random.Random(blocks)
     costs: dict[str, list[ServerCost]] = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(blocks):
-        dice.shuffle(order)
+        rng.shuffle(order)
         for name in order:
             costs[name].append(await server_cost(client, contenders[name], repeats))
     return costs
 
 
-# The wire
+# Traffic
 
 
 @dataclass(slots=True)
 class Wire:
-    """A relay before a server that counts what passes: a round trip is a turn from asking to answering."""
+    """The counts of a relay in front of a server. A round trip is a request that a reply follows."""
 
     round_trips: int = 0
     up: int = 0
     down: int = 0
     lose: int = 0
-    """The answer of this turn from now on (1: the next) is lost, and its connection with it; 0: none is."""
-    heard: list[bytes] | None = field(default=None, repr=False)
-    """What was asked, a request for each turn, while there is a list to keep it in. One connection at a time."""
-    _asking: bool = field(default=False, repr=False)
+    """Which reply from now on is lost together with its connection (1: the next one); 0: none."""
+    requests: list[bytes] | None = field(default=None, repr=False)
+    """The requests, one for each round trip, while this is a list. Only for one connection at a time."""
+    _is_asking: bool = field(default=False, repr=False)
 
     def reset(self) -> None:
         self.round_trips = self.up = self.down = 0
-        self._asking = False
+        self._is_asking = False
 
-    async def _asked(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _forward_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with closing(target):
             while data := await source.read(1 << 20):
                 self.up += len(data)
-                if self.heard is not None:
-                    if self._asking and self.heard:
-                        self.heard[-1] += data
+                if self.requests is not None:
+                    if self._is_asking and self.requests:
+                        self.requests[-1] += data
                     else:
-                        self.heard.append(data)
-                self._asking = True
+                        self.requests.append(data)
+                self._is_asking = True
                 target.write(data)
 
-    async def _answered(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _forward_replies(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with closing(target):
             while data := await source.read(1 << 20):
                 self.down += len(data)
-                self.round_trips += self._asking
-                if self._asking and self.lose:
+                self.round_trips += self._is_asking
+                if self._is_asking and self.lose:
                     self.lose -= 1
                     if self.lose == 0:
-                        self._asking = False
+                        self._is_asking = False
                         break
-                self._asking = False
+                self._is_asking = False
                 target.write(data)
 
 
 @asynccontextmanager
 async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
-    """The URL of a relay to `url`, and its counts."""
+    """Run a relay to `url`; yield its URL and its counts."""
     wire, parts = Wire(), urlsplit(url)
     tasks: set[asyncio.Future[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if parts.scheme == "unix":
-            answers, asks = await asyncio.open_unix_connection(unquote(parts.path), limit=1 << 24)
+            replies, requests = await asyncio.open_unix_connection(unquote(parts.path), limit=1 << 24)
         else:
-            answers, asks = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24)
-        both = asyncio.gather(wire._asked(reader, asks), wire._answered(answers, writer))
+            replies, requests = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24)
+        both = asyncio.gather(wire._forward_requests(reader, requests), wire._forward_replies(replies, writer))
         tasks.add(both)
         both.add_done_callback(tasks.discard)
 
@@ -247,7 +247,7 @@ async def wire_to(url: str) -> AsyncIterator[tuple[str, Wire]]:
 
 @contextmanager
 def wire_in_thread(url: str) -> Iterator[tuple[str, Wire]]:
-    """`wire_to` on a loop of its own, for clients that block theirs."""
+    """Run `wire_to` in a thread, for clients that block the event loop."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -263,7 +263,7 @@ def wire_in_thread(url: str) -> Iterator[tuple[str, Wire]]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Per operation: turns from asking to answering, bytes, what the server did."""
+    """The mean cost of one operation: round trips, bytes from (`up`) and to (`down`) the client, server time."""
 
     round_trips: float
     up: float
@@ -272,17 +272,17 @@ class Traffic:
 
     @property
     def commands(self) -> float:
-        """All that the server executed, commands inside scripts included."""
+        """The number of commands that the server executed, those inside scripts included."""
         return sum(self.server.calls.values())
 
 
 async def traffic(client: redis.Redis, wire: Wire, contender: Contender, repeats: int, warm: int = 1) -> Traffic:
-    """What one operation of a contender behind `wire` costs, after `warm` that do not count.
+    """Measure the mean cost of an operation whose client connects through `wire`, after `warm` uncounted operations.
 
-    Nothing else may pass there, or run on the server.
+    Nothing else may use the relay or the server at that time.
     """
     for _ in range(warm):
-        await contender.run(*await contender.made())
+        await contender.run(*await contender.prepare())
     wire.reset()
     cost = await server_cost(client, contender, repeats)
     return Traffic(wire.round_trips / repeats, wire.up / repeats, wire.down / repeats, cost)

@@ -1,9 +1,9 @@
-"""What if the server were further off? A relay before it that holds back what passes, each way by half a round trip.
+"""How long does an operation take over a slower network? A relay delays all bytes, each way by half a round trip.
 
-A process of its own: a thread would take turns with the interpreter that is measured. It sleeps until shortly before
-something is due and then looks at the clock, where asyncio's timers are whole milliseconds. What comes in while other
-bytes wait has a due time of its own: distance, not a narrower line. Nothing is lost, no bandwidth is set, and no
-connection starts slowly.
+The relay is a process, because a thread would compete with the measured code for the interpreter. It sleeps until
+shortly before bytes are due and then polls the clock, because asyncio's timers have a resolution of a millisecond.
+Each piece of data has a due time of its own, so the relay adds latency and does not limit bandwidth. It loses
+nothing.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from urllib.parse import urlsplit
 
 CHUNK = 64 * 1024
 MAX_WAITING = 64 * 1024 * 1024
-"""Bytes that one way of a connection holds back at most; the sender waits then."""
+"""Maximum number of delayed bytes for one direction of a connection. Beyond it the relay stops reading."""
 MAX_CONNECTIONS = 256
 SLACK = Path("/proc/self/timerslack_ns")
-"""How much later than asked for Linux lets a sleep end, for its own convenience: 50 µs unless told otherwise."""
-OVERSLEPT_NS = 25_000 if SLACK.exists() else 200_000
-"""How much later a sleep does end then; this last part of a wait is spent looking at the clock."""
+"""The file that sets by how much Linux may extend a sleep; the default is 50 µs."""
+OVERSLEEP_NS = 25_000 if SLACK.exists() else 200_000
+"""How much too late a sleep may end. The relay polls the clock for this last part of a wait."""
 
 
 @contextmanager
-def further_off(url: str, rtt_ms: float) -> Iterator[str]:
-    """The URL, on loopback, of a relay to `url` (TCP) through which a round trip takes `rtt_ms` longer, or a bit more.
+def relay_with_latency(url: str, rtt_ms: float) -> Iterator[str]:
+    """Run a relay to `url` (TCP) that makes a round trip `rtt_ms` longer; yield its URL on loopback.
 
-    The relay's own work comes on top: some 40 µs where cores are free, and of large replies 0.5 to 1 ms a MB, as it
-    shares two cores with both ends. Who waits longer also goes on colder, as over any network: a commit begun after a
-    pause of 0.8 ms takes 0.2 ms longer without a relay, too. It ends with this context, or with this process where that
-    is killed.
+    The relay itself adds about 40 µs if a core is free, and 0.5 to 1 ms for each MB of a reply, because it shares two
+    cores with both ends. Waiting also cools the processor's caches, as on any network: a commit after a pause of 0.8 ms
+    takes 0.2 ms longer even without a relay. The relay ends with this context, or if this process is killed.
     """
     if urlsplit(url).hostname is None:
-        raise ValueError(f"{url} is not over TCP")
+        raise ValueError(f"expected the URL of a server on TCP, got {url}")
     command = [sys.executable, "-m", "bench.network", url, str(rtt_ms)]
     where = Path(__file__).parents[1]
     pipe = subprocess.PIPE
@@ -56,28 +55,28 @@ def further_off(url: str, rtt_ms: float) -> Iterator[str]:
 
 
 class _End:
-    """One end of a connection: what it is to be sent, each piece with the time it is due."""
+    """One end of a connection, and the data to send to it, each piece with the time when it is due."""
 
-    def __init__(self, its: socket.socket) -> None:
-        its.setblocking(False)
-        its.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = its
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = connection
         self.other: _End
         self.waiting: deque[tuple[int, memoryview]] = deque()
-        self.held = 0
-        self.full = False
-        """Its socket took no more."""
-        self.said_all = self.told_all = False
+        self.waiting_bytes = 0
+        self.is_full = False
+        """Whether the send buffer of the socket is full."""
+        self.is_read_closed = self.is_write_closed = False
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def talks(self) -> bool:
-        """Whether it is listened to: until it has said all, and while its other end holds back little."""
-        return not self.said_all and self.other.held < MAX_WAITING
+    def is_readable(self) -> bool:
+        """Whether to read from this end: it has not closed its side, and the other end has few delayed bytes."""
+        return not self.is_read_closed and self.other.waiting_bytes < MAX_WAITING
 
     def due(self) -> int | None:
-        return self.waiting[0][0] if self.waiting and not self.full else None
+        return self.waiting[0][0] if self.waiting and not self.is_full else None
 
 
 class _Relay:
@@ -90,32 +89,32 @@ class _Relay:
         self._ends: list[_End] = []
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def run(self, lifeline: int) -> None:
-        """Until `lifeline`, a pipe, ends."""
+    def run(self, owner_pipe: int) -> None:
+        """Relay until the pipe `owner_pipe` is closed."""
         while True:
-            listened: list[Any] = [lifeline, self._listener, *(end for end in self._ends if end.talks())]
-            full = [end for end in self._ends if end.full]
-            heard, roomy, _ = select.select(listened, full, (), self._patience())
+            sources: list[Any] = [owner_pipe, self._listener, *(end for end in self._ends if end.is_readable())]
+            full = [end for end in self._ends if end.is_full]
+            readable, writable, _ = select.select(sources, full, (), self._sleep_seconds())
             now = perf_counter_ns()
-            for end in roomy:
-                end.full = False
-            for source in heard:
-                if source == lifeline:
+            for end in writable:
+                end.is_full = False
+            for source in readable:
+                if source == owner_pipe:
                     return
                 if source is self._listener:
                     self._accept()
                 else:
-                    self._hear(source, now)
+                    self._receive(source, now)
             now = perf_counter_ns()
             for end in [*self._ends]:
                 due = end.due()
                 if due is not None and due <= now:
-                    self._tell(end, now)
+                    self._send_due(end, now)
 
-    def _patience(self) -> float | None:
-        """Seconds to sleep before something is due; 0 where it is too soon to sleep, None where nothing waits."""
+    def _sleep_seconds(self) -> float | None:
+        """Return for how many seconds to sleep: 0 if data is due too soon for a sleep, None if there is no data."""
         dues = [due for end in self._ends if (due := end.due()) is not None]
-        return max(0, min(dues) - perf_counter_ns() - OVERSLEPT_NS) / 1e9 if dues else None
+        return max(0, min(dues) - perf_counter_ns() - OVERSLEEP_NS) / 1e9 if dues else None
 
     def _accept(self) -> None:
         try:
@@ -129,11 +128,11 @@ class _Relay:
         except OSError:
             client.close()
             return
-        asks, answers = _End(client), _End(server)
-        asks.other, answers.other = answers, asks
-        self._ends += [asks, answers]
+        client_end, server_end = _End(client), _End(server)
+        client_end.other, server_end.other = server_end, client_end
+        self._ends += [client_end, server_end]
 
-    def _hear(self, end: _End, now: int) -> None:
+    def _receive(self, end: _End, now: int) -> None:
         try:
             data = end.socket.recv(CHUNK)
         except BlockingIOError:
@@ -141,30 +140,30 @@ class _Relay:
         except OSError:
             self._drop(end)
             return
-        end.said_all = not data
+        end.is_read_closed = not data
         end.other.waiting.append((now + self._half_ns, memoryview(data)))
-        end.other.held += len(data)
+        end.other.waiting_bytes += len(data)
 
-    def _tell(self, end: _End, now: int) -> None:
-        """What is due, as much as its socket takes. An empty piece says that the other end has said all."""
+    def _send_due(self, end: _End, now: int) -> None:
+        """Send what is due, as much as the socket accepts. An empty piece means that the other end closed its side."""
         try:
             while end.waiting and end.waiting[0][0] <= now:
                 due, data = end.waiting[0]
                 sent = end.socket.send(data) if data else 0
-                end.held -= sent
+                end.waiting_bytes -= sent
                 if sent < len(data):
                     end.waiting[0] = due, data[sent:]
                     continue
                 end.waiting.popleft()
                 if not data:
                     end.socket.shutdown(socket.SHUT_WR)
-                    end.told_all = True
+                    end.is_write_closed = True
         except BlockingIOError:
-            end.full = True
+            end.is_full = True
         except OSError:
             self._drop(end)
             return
-        if end.told_all and end.other.told_all:
+        if end.is_write_closed and end.other.is_write_closed:
             self._drop(end)
 
     def _drop(self, end: _End) -> None:

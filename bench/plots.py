@@ -1,7 +1,7 @@
-"""How does time grow with the length of a session? Pictures of what `bench` and `bench.peers` wrote with --json.
+"""How does time grow with the length of a session? Draw the results that `bench` and `bench.peers` wrote with --json.
 
-pygal, because it draws SVG and nothing else, in pure Python, and takes a style sheet: a picture follows the reader's
-light or dark mode. `figures.json` beside the pictures holds the numbers drawn, and on what they were measured.
+pygal draws SVG in pure Python and accepts a style sheet, so that a picture follows the reader's light or dark mode. The
+file `figures.json` in the same directory has the numbers, and the versions and machine of the measurement.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pygal.style import Style
 WHERE = Path(__file__).parent / "plots"
 
 _LIGHT, _DARK = ("#24292f", "#8c959f", "#d0d7de"), ("#e6edf3", "#8d96a0", "#444c56")
-"""Text, axes, guides."""
+"""Colors of text, axes and guides."""
 _COLORS = ("#d9480f", "#2f81f7", "#3fa34d", "#8a63d2", "#b08800", "#bf4b8a", "#6e7781", "#1aa3a3", "#a0694b")
-"""Ours first; each tells itself from white and from near black."""
+"""Colors of the lines, `lash_redis` first. Each is visible on white and on near black."""
 
 
 def _css(colors: tuple[str, str, str]) -> str:
@@ -75,7 +75,7 @@ _AT = re.compile(r"commit at ([\d,]+) nodes / bare")
 
 
 class Figure:
-    """p50 over the number of messages, one line for each contender, both axes logarithmic."""
+    """p50 by the number of messages, one line for each contender. The time axis is logarithmic."""
 
     def __init__(self, name: str, title: str, below: str, labels: Sequence[str]) -> None:
         self.name = name
@@ -95,7 +95,7 @@ class Figure:
         chart.legend_at_bottom_columns = 3 if len(numbers["lines"]) <= 3 else 2
         for contender, values in numbers["lines"].items():
             chart.add(contender, values)
-        # Remove what differs between runs, and the script, which a page may not run in a picture.
+        # Remove what differs between runs, and the script, which browsers do not run in a picture.
         svg = re.sub(r"<!--.*?-->|<script.*?</script>", "", chart.render(is_unicode=True), flags=re.DOTALL)
         (folder / f"{self.name}.svg").write_text(svg + "\n")
 
@@ -105,7 +105,7 @@ def _time(us: float) -> str:
 
 
 def by_nodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
-    """Commits by the number of messages."""
+    """Draw commits by the number of messages."""
     found = [(match[1], row["numbers"]) for row in rows if (match := _AT.fullmatch(row["what"]))]
     if found:
         title = "A commit of two messages and 32 KB of state, p50"
@@ -116,7 +116,7 @@ def by_nodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
 
 
 def of_peers(lines: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
-    """Resumes by the number of messages, a line for each store."""
+    """Draw resumes by the number of messages, with a line for each store."""
     chosen = [line for line in lines if line["work"] == "resume"]
     if chosen:
         sizes = sorted({line["messages"] for line in chosen})
@@ -129,7 +129,7 @@ def of_peers(lines: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="what --json wrote")
+    parser.add_argument("results", nargs="+", type=Path, help="a file that --json wrote")
     parser.add_argument("--to", type=Path, default=WHERE, metavar="DIRECTORY")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)

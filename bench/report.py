@@ -1,4 +1,4 @@
-"""What came out, against which budget, on which machine?"""
+"""How are results, budgets and the machine shown? Tables in Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.measure import ServerCost, Times
 
 @dataclass(slots=True)
 class Row:
-    """One line: a question, what ours and the other did, the ratio (or plain value) and its budget."""
+    """One line of a table: what was measured, both results, the ratio (or a plain value), and its budget."""
 
     what: str
     ours: str
@@ -29,7 +29,7 @@ class Row:
     unit: str = "x"
     numbers: dict[str, Any] = field(default_factory=dict)
     is_least: bool = False
-    """Whether the budget is the least value instead of the largest."""
+    """Whether the budget is a lower limit instead of an upper one."""
 
     @property
     def met(self) -> bool | None:
@@ -50,8 +50,8 @@ def _plain(value: float) -> str:
     return f"{value:,.2f}" if abs(value) < 10 and value != int(value) else f"{value:,.0f}"
 
 
-def timed(what: str, times: Times, ours: str, other: str, budget: float | None = None) -> Row:
-    """p50 / p99 of two contenders, and the median of the rounds' ratios."""
+def time_row(what: str, times: Times, ours: str, other: str, budget: float | None = None) -> Row:
+    """Return a row with p50 and p99 of two contenders, and the median of the rounds' ratios."""
     cells = {name: (times.percentile(name, 50), times.percentile(name, 99)) for name in (ours, other)}
     text = {name: f"{p50:,.0f} / {p99:,.0f} µs" for name, (p50, p99) in cells.items()}
     numbers = {
@@ -64,10 +64,10 @@ def timed(what: str, times: Times, ours: str, other: str, budget: float | None =
     return Row(what, text[ours], text[other], times.ratio(ours, other), budget, numbers=numbers)
 
 
-def served(
+def server_rows(
     what: str, costs: Mapping[str, Sequence[ServerCost]], ours: str, other: str, budget: float | None = None
 ) -> list[Row]:
-    """The time of the commands (INFO commandstats, budgeted) and the server's processor time (INFO cpu)."""
+    """Return rows for the time of the commands (INFO commandstats), which has the budget, and for processor time."""
     rows = []
     for kind, limit in (("time", budget), ("cpu", None)):
         mine, theirs = ([getattr(cost, kind) for cost in costs[name]] for name in (ours, other))
@@ -80,11 +80,13 @@ def served(
 
 
 def table(rows: Sequence[Row]) -> str:
-    return markdown([["what", "ours p50 / p99", "against", "ratio", "budget", "met"], *(row.cells() for row in rows)])
+    return markdown(
+        [["what", "lash_redis p50 / p99", "baseline", "ratio", "budget", "met"], *(row.cells() for row in rows)]
+    )
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table of these lines, the first of which names the columns."""
+    """Return a table of these lines. The first line has the column titles."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     text = [f"| {' | '.join(cells)} |" for cells in padded]
@@ -120,7 +122,7 @@ def version_of(package: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the checkout, `+` for changes on top; or that there is none."""
+    """Return the commit of the checkout, with `+` if files differ from it; "none" outside of a checkout."""
 
     def git(*words: str) -> str:
         where = Path(__file__).parent

@@ -1,6 +1,6 @@
 """How many commits and reads a second does one core of a server serve?
 
-Worker processes fill the cores of a small machine before the server fills its own. So the requests of one worker are
+On a small machine, worker processes fill the cores before the server fills one. So the requests of one worker are
 recorded, and then sent again on 1 to 8 connections by a client that does not encode or decode. The sessions have 100
 messages and 32 KB of state.
 
@@ -45,10 +45,10 @@ NODES, SESSIONS, TURNS = 100, 32, 48
 class Call:
     request: bytes
     size: int = 0
-    """Bytes of its reply if that is always the same and was parsed once: then the bytes are only counted."""
+    """Size of the reply in bytes, if it is always the same and was parsed once. The bytes are then only counted."""
 
     def replies(self) -> int:
-        """The number of its commands."""
+        """Return the number of commands in the request."""
         reader = hiredis.Reader()
         reader.feed(self.request)
         return sum(1 for _ in iter(reader.gets, False))
@@ -57,12 +57,12 @@ class Call:
 @dataclass(slots=True)
 class Recording:
     beginnings: list[Call] = field(default_factory=list)
-    """Make every session."""
+    """The calls that make the sessions."""
     sessions: list[dict[str, list[Call]]] = field(default_factory=list)
     """The calls of each operation, by session."""
 
     def orders(self, operation: str, connections: int) -> list[list[Call]]:
-        """For each connection: its sessions take turns, each as often as it was committed to."""
+        """Return the calls of each connection. Its sessions take turns, once for each recorded commit."""
         orders = []
         for place in range(connections):
             share = self.sessions[place::connections]
@@ -78,29 +78,29 @@ async def record(url: str, sessions: int = SESSIONS, turns: int = TURNS) -> Reco
         await cache.preload()
         for name in ("tools", *map(str, range(sessions))):
             session = workload.Session(cache, name)
-            begun = await _heard(wire, session.begin(tools, workload.line(0, NODES, None)))
-            found.beginnings += [call for call in begun if b"EVALSHA" in call.request[:24]]  # and no HELLO
+            begun = await _record(wire, session.begin(tools, workload.chain(0, NODES, None)))
+            found.beginnings += [call for call in begun if b"EVALSHA" in call.request[:24]]  # without HELLO
             read = await cache.session(name).load_session(FullGraph())
             assert read is not None
-            if name == "tools":  # both processes have its tool state from now on
+            if name == "tools":  # so that both processes have the tool state cached
                 await other.session(name).load_session(FullGraph())
                 continue
             found.sessions.append(
                 {
-                    "resume": await _heard(wire, cache.session(name).load_session(FullGraph())),
-                    "refresh": await _heard(wire, cache.session(name).refresh(read)),
-                    "cold resume": await _heard(wire, other.session(name).load_session(FullGraph())),
-                    "commit": [(await _heard(wire, session.take(session.turn())))[0] for _ in range(turns)],
+                    "resume": await _record(wire, cache.session(name).load_session(FullGraph())),
+                    "refresh": await _record(wire, cache.session(name).refresh(read)),
+                    "cold resume": await _record(wire, other.session(name).load_session(FullGraph())),
+                    "commit": [(await _record(wire, session.commit(session.turn())))[0] for _ in range(turns)],
                 }
             )
     return found
 
 
-async def _heard(wire: Wire, operation: Any) -> list[Call]:
+async def _record(wire: Wire, operation: Any) -> list[Call]:
     requests: list[bytes] = []
-    wire.heard = requests
+    wire.requests = requests
     await operation
-    wire.heard = None
+    wire.requests = None
     return [Call(request) for request in requests]
 
 
@@ -128,12 +128,12 @@ class Connection:
         self._started = 0.0
 
     def start(self, calls: Sequence[Call]) -> bool:
-        """Send the first call. The result is whether there is one."""
+        """Send the first call. Return whether there is one."""
         self._calls = iter(calls)
         return self._send()
 
     def receive(self) -> bool:
-        """Take what arrived, and send the next call after a whole reply. The result is whether a reply is due."""
+        """Receive what arrived, and send the next call after a whole reply. Return whether a reply is due."""
         size = self.socket.recv_into(self._buffer)
         if not size:
             raise ConnectionResetError("the server closed the connection")
@@ -182,7 +182,7 @@ def connected(url: str, count: int) -> Iterator[list[Connection]]:
 
 
 def replay(connections: Sequence[Connection], orders: Sequence[Sequence[Call]]) -> None:
-    """All connections at once, each with its own calls."""
+    """Send the calls of all connections concurrently."""
     with selectors.DefaultSelector() as ready:
         for connection, calls in zip(connections, orders, strict=True):
             if connection.start(calls):
@@ -194,7 +194,7 @@ def replay(connections: Sequence[Connection], orders: Sequence[Sequence[Call]]) 
 
 
 def begin(url: str, recording: Recording) -> None:
-    """Empty the server, which keeps its scripts, and make the sessions."""
+    """Delete all keys but not the scripts, and make the sessions."""
     with blocking.Redis.from_url(url) as client, connected(url, 1) as lines:
         client.flushall()
         replay(lines, [recording.beginnings])

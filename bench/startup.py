@@ -20,10 +20,10 @@ asyncio.run(main())
 PROGRAMS = {"package": "import lash_redis", "client": "import redis.asyncio", "memory": _READY}
 
 
-def measured(tries: int = 7) -> list[Row]:
-    """Best of `tries` new processes each, in turn; the interpreter's own start is not counted.
+def measure(tries: int = 7) -> list[Row]:
+    """Measure the best of `tries` new processes for each program, in rotation, without the interpreter's own start.
 
-    Modules are compiled before, as pip compiles what it installs, also where Python is told to keep nothing compiled.
+    Modules are compiled first, as pip does at installation, even if PYTHONDONTWRITEBYTECODE is set.
     """
     best = dict.fromkeys(PROGRAMS, float("inf"))
     with TemporaryDirectory() as compiled:
@@ -41,7 +41,7 @@ def measured(tries: int = 7) -> list[Row]:
 
 
 def _milliseconds(program: str, compiled: str) -> float:
-    """What a new process takes for it; `compiled` is where that keeps compiled modules."""
+    """Return how long a new process takes for a program; `compiled` is the directory of compiled modules."""
     timer = f"import time; started = time.perf_counter()\n{program}\nprint(time.perf_counter() - started)"
     keeping = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": compiled}
     answer = subprocess.run([sys.executable, "-c", timer], capture_output=True, text=True, check=True, env=keeping)

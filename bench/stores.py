@@ -1,7 +1,7 @@
 """How does each store save a turn and resume a session? The stores of `bench.peers` behind one interface.
 
-Imports what `peers-requirements.txt` names: only for the environment of `make bench-peers`. Each store is used as its
-documentation shows, with its own defaults; turning messages into its own classes is not timed, encoding them is.
+This module needs the packages of `peers-requirements.txt`, which `make bench-peers` installs. Each store is used as its
+documentation shows, with its defaults. Converting messages to a store's classes is not timed; encoding them is.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Two messages, and the state after them: 20 KB of tools (ever the same), 4 KB of plugin, 8 KB of execution."""
+    """Two messages, and the state after them: 20 KB of tools (always the same), 4 KB of plugin, 8 KB of execution."""
 
     number: int
     writer: str
     messages: Sequence[Message]
 
     def state(self) -> dict[str, Any]:
-        """As plain JSON values, for the stores that keep state."""
+        """Return the state as JSON values, for the stores that keep state."""
         plugin = workload.plugin_snapshot(self.writer, self.number).plugins["memory"].meta.state
         return {
             "writer": self.writer,
@@ -72,55 +72,55 @@ class Turn:
 
 
 class Worker(ABC):
-    """A worker that has one session open; several may have the same."""
+    """A worker that has one session open. Several workers may have the same session open."""
 
     @abstractmethod
     async def begin(self, messages: Sequence[Message]) -> None:
-        """A session that holds these messages; not timed."""
+        """Begin the session with these messages; not timed."""
 
     @abstractmethod
-    def prepared(self, turn: Turn) -> Any:
-        """The turn in the store's own classes, built on what this worker saw last."""
+    def prepare(self, turn: Turn) -> Any:
+        """Return the turn in the store's own classes, built on what this worker read last."""
 
     @abstractmethod
     async def commit(self, prepared: Any) -> None: ...
 
     @abstractmethod
     async def resume(self) -> Any:
-        """All that is stored, decoded."""
+        """Return everything that is stored, decoded."""
 
     @abstractmethod
     def texts(self, resumed: Any) -> list[str]: ...
 
     def writer(self, resumed: Any) -> str | None:
-        """Whose state was resumed; None where a store keeps none."""
+        """Return which worker wrote the state that was resumed; None if the store keeps no state."""
         return None
 
 
 class Store(ABC):
-    """Opened once; `worker` opens no connection."""
+    """A store, opened once. `worker` opens no connection."""
 
     name: str
     commits = True
-    """False: another row of the same store has its commits, and what goes wrong with them."""
+    """Whether its commits and failures are measured. False if another row has those of the same store."""
     keeps_reads = False
-    """Its worker has what it resumed before, and misses a turn before each resume."""
+    """Whether its worker keeps its read, and another worker commits a turn before each resume."""
     keeps_state = False
     branches = False
     on_redis = True
 
     @abstractmethod
     def opened(self, url: str) -> Any:
-        """An asynchronous context, inside which `worker` may be called."""
+        """Return an asynchronous context in which `worker` may be called."""
 
     @abstractmethod
     def worker(self, session_id: str) -> Worker: ...
 
 
-# Ours
+# lash_redis
 
 
-class OurWorker(Worker):
+class LashWorker(Worker):
     def __init__(self, cache: SessionCache, session_id: str) -> None:
         self._session = workload.Session(cache, session_id)
 
@@ -136,11 +136,11 @@ class OurWorker(Worker):
     async def begin(self, messages: Sequence[Message]) -> None:
         await self._session.begin(TOOLS, self._nodes(messages, "m"))
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return self._session.turn(self._nodes(turn.messages, turn.writer))
 
     async def commit(self, prepared: Any) -> None:
-        await self._session.take(prepared)
+        await self._session.commit(prepared)
 
     async def resume(self) -> PersistedSessionRead:
         read = await self.read()
@@ -161,29 +161,29 @@ class OurWorker(Worker):
         return [part["content"] for node in resumed.graph.nodes for part in (node.message() or {}).get("parts", ())]
 
 
-class Undecoded(OurWorker):
+class UndecodedWorker(LashWorker):
     async def resume(self) -> PersistedSessionRead:
         return await self.read()
 
 
-class Refreshed(OurWorker):
-    """Keeps what it read, components included, and has nothing else at hand; all turns are another worker's."""
+class RefreshedWorker(LashWorker):
+    """A worker that keeps its read, components included. Another worker commits all turns."""
 
     def __init__(self, cache: SessionCache, session_id: str) -> None:
         super().__init__(cache, session_id)
-        self._other = OurWorker(cache, session_id)
+        self._other = LashWorker(cache, session_id)
         self._kept: PersistedSessionRead
 
     async def begin(self, messages: Sequence[Message]) -> None:
         await self._other.begin(messages)
         self._kept = await super().resume()
 
-    async def miss(self, turn: Turn) -> None:
-        """The other worker takes this turn; not timed."""
-        await self._other.commit(self._other.prepared(turn))
+    async def commit_elsewhere(self, turn: Turn) -> None:
+        """Commit this turn by the other worker; not timed."""
+        await self._other.commit(self._other.prepare(turn))
 
     async def resume(self) -> PersistedSessionRead:
-        """Decoded, all of it: what was looked at before stays so."""
+        """Refresh the read, and decode the new nodes. The others are decoded already."""
         had = len(self._kept.graph.nodes)
         read = await self._session.store.refresh(self._kept)
         assert read is not None
@@ -193,8 +193,8 @@ class Refreshed(OurWorker):
         return read
 
 
-class Ours(Store):
-    """In a worker that never read the session. Unless it `has_tools`, it does not have the tool state either."""
+class LashRedis(Store):
+    """A worker that never read the session. With `has_tools` it has the tool state cached."""
 
     name = "lash_redis"
     keeps_state = branches = True
@@ -207,31 +207,31 @@ class Ours(Store):
         async with connect(url, namespace="peers", options=self.options) as self._cache:
             yield
 
-    def worker(self, session_id: str) -> OurWorker:
-        return OurWorker(self._cache, session_id)
+    def worker(self, session_id: str) -> LashWorker:
+        return LashWorker(self._cache, session_id)
 
 
-class OursUndecoded(Ours):
-    name = "lash_redis, messages not looked at"
+class LashUndecoded(LashRedis):
+    name = "lash_redis, messages not decoded"
     commits = False
 
-    def worker(self, session_id: str) -> OurWorker:
-        return Undecoded(self._cache, f"undecoded-{session_id}")
+    def worker(self, session_id: str) -> LashWorker:
+        return UndecodedWorker(self._cache, f"undecoded-{session_id}")
 
 
-class OursRefreshed(Ours):
-    """As a worker resumes it that served the session a turn ago, and missed one turn since."""
+class LashRefreshed(LashRedis):
+    """A worker that served the session a turn ago. Another worker has committed one turn since."""
 
     name = "lash_redis, a kept read refreshed"
     commits = False
     keeps_reads = True
 
-    def worker(self, session_id: str) -> OurWorker:
-        return Refreshed(self._cache, f"refreshed-{session_id}")
+    def worker(self, session_id: str) -> LashWorker:
+        return RefreshedWorker(self._cache, f"refreshed-{session_id}")
 
 
-class BareWorker(OurWorker):
-    """The same nodes and states without any check."""
+class BareWorker(LashWorker):
+    """A worker that stores the same nodes and states without any check."""
 
     def __init__(self, client: redis.Redis, cache: SessionCache, session_id: str) -> None:
         super().__init__(cache, session_id)
@@ -242,7 +242,7 @@ class BareWorker(OurWorker):
         self._session.nodes, self._session.leaf = len(nodes), nodes[-1].node_id
         await self._plain.begin(nodes)
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return self._plain.turn(self._nodes(turn.messages, turn.writer))
 
     async def commit(self, prepared: Any) -> None:
@@ -254,7 +254,7 @@ class BareWorker(OurWorker):
 
 
 class Bare(Store):
-    name = "bare: no checks, encoded beforehand"
+    name = "bare: no checks, encoded in advance"
     keeps_state = True
 
     @asynccontextmanager
@@ -286,7 +286,7 @@ class ChatWorker(Worker):
         for at in range(0, len(messages), 500):
             await self._chat().append(*map(_without_id, messages[at : at + 500]))
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return [_without_id(message) for message in turn.messages]
 
     async def commit(self, prepared: Any) -> None:
@@ -328,7 +328,7 @@ class OpenAIWorker(Worker):
         for at in range(0, len(messages), 500):
             await self._session.add_items([dict(message) for message in messages[at : at + 500]])
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return [dict(message) for message in turn.messages]
 
     async def commit(self, prepared: Any) -> None:
@@ -365,7 +365,7 @@ class LangChainWorker(Worker):
     async def begin(self, messages: Sequence[Message]) -> None:
         self._history.add_messages(convert_to_messages([dict(message) for message in messages]))
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return convert_to_messages([dict(message) for message in turn.messages])
 
     async def commit(self, prepared: Any) -> None:
@@ -379,7 +379,7 @@ class LangChainWorker(Worker):
 
 
 class LangChain(Store):
-    """Its client is a blocking one; a history opens one of its own, so here they share that of the first."""
+    """Its client blocks. Each history opens a client of its own, so here all share that of the first."""
 
     name = "langchain-community RedisChatMessageHistory"
 
@@ -403,7 +403,7 @@ class LlamaIndexWorker(Worker):
     def __init__(self, store: RedisChatStore, session_id: str) -> None:
         self._store, self._session_id = store, session_id
 
-    def _own(self, messages: Sequence[Message]) -> list[ChatMessage]:
+    def _converted(self, messages: Sequence[Message]) -> list[ChatMessage]:
         return [
             ChatMessage(
                 role=message["role"],
@@ -414,10 +414,10 @@ class LlamaIndexWorker(Worker):
         ]
 
     async def begin(self, messages: Sequence[Message]) -> None:
-        await self._store.aset_messages(self._session_id, self._own(messages))
+        await self._store.aset_messages(self._session_id, self._converted(messages))
 
-    def prepared(self, turn: Turn) -> Any:
-        return self._own(turn.messages)
+    def prepare(self, turn: Turn) -> Any:
+        return self._converted(turn.messages)
 
     async def commit(self, prepared: Any) -> None:
         for message in prepared:
@@ -447,7 +447,7 @@ class LlamaIndex(Store):
 
 
 class AgnoWorker(Worker):
-    """A turn is what its agents save: the run, then the session with its state. Both calls block."""
+    """A turn is what an agent saves: the run, then the session with its state. Both calls block."""
 
     def __init__(self, database: RedisDb, session_id: str) -> None:
         self._database, self._session_id = database, session_id
@@ -470,9 +470,9 @@ class AgnoWorker(Worker):
         for at in range(0, len(messages), 2):
             run, index = self._run(messages[at : at + 2])
             self._database.upsert_run(run, self._session_id, run_index=index)
-        await self.commit(self.prepared(Turn(0, "m", messages[:2])))
+        await self.commit(self.prepare(Turn(0, "m", messages[:2])))
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         state = AgentSession(self._session_id, agent_id="agent", session_data={"session_state": turn.state()})
         return *self._run(turn.messages), state
 
@@ -510,7 +510,7 @@ class Agno(Store):
 
 
 class LangGraphWorker(Worker):
-    """A turn is one checkpoint and one write: the least. A graph of one node saves three and five."""
+    """A turn is one checkpoint and one write, which is the least. A graph of one node saves three and five."""
 
     def __init__(self, saver: AsyncSqliteSaver, session_id: str) -> None:
         self._saver = saver
@@ -518,25 +518,25 @@ class LangGraphWorker(Worker):
         self._messages: list[Any] = []
 
     def _checkpoint(self, turn: Turn) -> tuple[Any, list[Any]]:
-        said = convert_to_messages([dict(message) for message in turn.messages])
+        messages = convert_to_messages([dict(message) for message in turn.messages])
         checkpoint = empty_checkpoint()
         version = f"{turn.number + 1:032}.0"
-        values = {"messages": [*self._messages, *said], **turn.state()}
+        values = {"messages": [*self._messages, *messages], **turn.state()}
         checkpoint["channel_values"] = values
         checkpoint["channel_versions"] = dict.fromkeys(values, version)
-        return checkpoint, said
+        return checkpoint, messages
 
     async def begin(self, messages: Sequence[Message]) -> None:
-        await self.commit(self.prepared(Turn(0, "m", messages)))
+        await self.commit(self.prepare(Turn(0, "m", messages)))
 
-    def prepared(self, turn: Turn) -> Any:
+    def prepare(self, turn: Turn) -> Any:
         return self._checkpoint(turn)
 
     async def commit(self, prepared: Any) -> None:
-        checkpoint, said = prepared
+        checkpoint, messages = prepared
         metadata: Any = {"source": "loop", "step": 1, "parents": {}}
         config = await self._saver.aput(self._config, checkpoint, metadata, checkpoint["channel_versions"])
-        await self._saver.aput_writes(config, [("messages", said)], "task")
+        await self._saver.aput_writes(config, [("messages", messages)], "task")
         self._config, self._messages = config, checkpoint["channel_values"]["messages"]
 
     async def resume(self) -> Any:
@@ -568,7 +568,7 @@ class LangGraphSqlite(Store):
         return LangGraphWorker(self._saver, session_id)
 
 
-def every() -> list[Store]:
-    """Ours first."""
-    ours = [Ours(), OursUndecoded(), OursRefreshed()]
-    return [*ours, Bare(), OpenAI(), LangChain(), LlamaIndex(), Agno(), LangGraphSqlite()]
+def all_stores() -> list[Store]:
+    """Return every store, `lash_redis` first."""
+    own: list[Store] = [LashRedis(), LashUndecoded(), LashRefreshed()]
+    return [*own, Bare(), OpenAI(), LangChain(), LlamaIndex(), Agno(), LangGraphSqlite()]

@@ -2,7 +2,7 @@
 
 `RedisSession` is that of openai-agents, if it is installed. It stores the two messages of each commit, without state.
 
-Each side has processes of its own. The parent requests blocks of commits from the sides in random order, one side at a
+Each side has its own processes. The parent requests blocks of commits from the sides in random order, one side at a
 time. In a block each task makes its commits one after another, all tasks at once, each on a session of its own. The
 commits are prepared before the clock starts. A ratio is the median of the ratios of the rounds.
 """
@@ -45,19 +45,19 @@ OPTIONS = StoreOptions(blob_grace=5.0)
 
 
 async def begin(side: str, client: redis.Redis, cache: SessionCache, name: str) -> Contender:
-    """Begin a session. The result is what commits to it."""
-    nodes = workload.line(0, NODES, None)
+    """Begin a session, and return the contender that commits to it."""
+    nodes = workload.chain(0, NODES, None)
     if side == OURS:
-        return commits.ours([await commits.begun(cache, name, TOOLS, NODES)])
+        return commits.commits_of([await commits.begin_session(cache, name, TOOLS, NODES)])
     if side == BARE:
         plain = bare.Session(client, name, msgpack.packb(TOOLS.to_msgpack()))
         await plain.begin(nodes)
-        return commits.bared(plain)
+        return commits.bare_commits_of(plain)
     from agents.extensions.memory.redis_session import RedisSession
 
     session = RedisSession(name, redis_client=client)
     await session.add_items(messages_of(nodes))
-    return Contender(session.add_items, lambda: messages_of(workload.line(NODES, 2, None)))
+    return Contender(session.add_items, lambda: messages_of(workload.chain(NODES, 2, None)))
 
 
 def messages_of(nodes: Sequence[SessionNodeRecord]) -> Any:
@@ -73,7 +73,7 @@ async def serve(side: str, url: str, number: str, most: str) -> None:
         print('"ready"', flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             tasks, count = json.loads(line)
-            prepared = [[await contender.made() for _ in range(count)] for contender in contenders[:tasks]]
+            prepared = [[await contender.prepare() for _ in range(count)] for contender in contenders[:tasks]]
             gc.collect()
             print('"prepared"', flush=True)
             await asyncio.to_thread(sys.stdin.readline)
@@ -119,7 +119,7 @@ class Block:
 
 
 def run_block(workers: Sequence[Worker], tasks: int, count: int) -> Block:
-    """A block of `count` commits of each task, in all of these processes at once."""
+    """Run a block of `count` commits of each task, in all of these processes at once."""
     for request in ((tasks, count), ("run",)):
         for worker in workers:
             worker.send(*request)
@@ -131,34 +131,34 @@ def run_block(workers: Sequence[Worker], tasks: int, count: int) -> Block:
 
 @contextmanager
 def started(url: str, sides: Sequence[str]) -> Iterator[Mapping[str, list[Worker]]]:
-    """The processes of every side, ready."""
-    with ExitStack() as ended:
+    """Start the processes of every side, and wait until they are ready."""
+    with ExitStack() as stack:
         workers: dict[str, list[Worker]] = {side: [] for side in sides}
         for side in sides:
             for number in range(max(processes for processes, _, _ in PLANS)):
                 most = max(tasks for processes, tasks, _ in PLANS if number < processes)
                 workers[side].append(Worker(side, url, f"{side}-{number}", f"{most}"))
-                ended.callback(workers[side][-1].close)
+                stack.callback(workers[side][-1].close)
         for worker in chain(*workers.values()):
             worker.answer()
         yield workers
 
 
-def measured(url: str, *, quick: bool) -> list[Row]:
+def measure(url: str, *, quick: bool) -> list[Row]:
     sides = [OURS, BARE, *[PEER] * bool(find_spec("agents"))]
     with started(url, sides) as workers:
-        return [row for plan in PLANS for row in rows_of(workers, 12 if quick else 30, *plan)]
+        return [row for plan in PLANS for row in plan_rows(workers, 12 if quick else 30, *plan)]
 
 
-def rows_of(
+def plan_rows(
     workers: Mapping[str, Sequence[Worker]], rounds: int, processes: int, tasks: int, least: float | None
 ) -> Iterator[Row]:
-    dice, order = random.Random(rounds), list(workers)
+    rng, order = random.Random(rounds), list(workers)
     rate = max(run_block(workers[BARE][:processes], tasks, 2).a_second for _ in range(3))
     count = max(2, int(BLOCK_SECONDS * rate / processes / tasks))
     blocks: dict[str, list[Block]] = {side: [] for side in workers}
     for turn in range(rounds + 1):
-        dice.shuffle(order)
+        rng.shuffle(order)
         for side in order:
             block = run_block(workers[side][:processes], tasks, count)
             if turn:  # the first round does not count

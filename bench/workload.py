@@ -1,6 +1,6 @@
 """What does an agent runtime commit, turn after turn? Sessions, messages and states of realistic size.
 
-Everything is made from a seeded generator: two runs write the same bytes, save the ids of commits.
+All content comes from a seeded generator, so two runs write the same bytes except for the ids of commits.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ TOOLS_BYTES, PLUGIN_BYTES, EXECUTION_BYTES = 20_480, 4_096, 8_192
 _WORDS = re.findall(
     r"\w+",
     "the flight leaves at seven and we can change your seat if you like but your fare does not allow a refund "
-    "Let me look up the reservation first confirm please baggage insurance passenger economy business card gift "
+    "Let me call up the reservation first confirm please baggage insurance passenger economy business card gift "
     "airport cancel book update number user because after before tomorrow thanks would could three two one",
 )
-_DICE = random.Random(20260)
+_RNG = random.Random(20260)
 
 CONFIG = PersistedSessionConfig("some-provider", "some-model-large", 200_000, "standard", {"kind": "rolling_history"})
 
@@ -53,7 +53,7 @@ CONFIG = PersistedSessionConfig("some-provider", "some-model-large", 200_000, "s
 def text(size: int) -> str:
     words: list[str] = []
     while size > 0:
-        words.append(_DICE.choice(_WORDS))
+        words.append(_RNG.choice(_WORDS))
         size -= len(words[-1]) + 1
     return " ".join(words)
 
@@ -62,7 +62,7 @@ _TEXTS = [text(EVENT_BYTES - 130) for _ in range(64)]
 
 
 def node(place: int, parent: str | None, node_id: str | None = None) -> SessionNodeRecord:
-    """A message of about `EVENT_BYTES` of JSON."""
+    """Return a message of about `EVENT_BYTES` of JSON."""
     name = node_id or f"m{place:08x}"
     message = {
         "id": name,
@@ -74,8 +74,8 @@ def node(place: int, parent: str | None, node_id: str | None = None) -> SessionN
     return SessionNodeRecord(name, parent, timestamp, EventPayload({"Conversation": message}))
 
 
-def line(start: int, count: int, parent: str | None) -> list[SessionNodeRecord]:
-    """`count` messages, each the child of the one before it."""
+def chain(start: int, count: int, parent: str | None) -> list[SessionNodeRecord]:
+    """Return `count` messages, each the child of the one before it."""
     nodes: list[SessionNodeRecord] = []
     for place in range(start, start + count):
         nodes.append(node(place, parent))
@@ -84,28 +84,28 @@ def line(start: int, count: int, parent: str | None) -> list[SessionNodeRecord]:
 
 
 def forked(total: int, path: int, forks: int) -> list[SessionNodeRecord]:
-    """A graph of `total` nodes whose last node ends a path of `path` nodes; that path lies in `forks` pieces.
+    """Return a graph of `total` nodes whose last node ends a path of `path` nodes, which lies in `forks` pieces.
 
-    After each piece but the last comes a branch that was given up.
+    An abandoned branch follows each piece but the last.
     """
     nodes: list[SessionNodeRecord] = []
     tip = None
     for fork in range(forks):
-        nodes += line(len(nodes), path // forks, tip)
+        nodes += chain(len(nodes), path // forks, tip)
         tip = nodes[-1].node_id
         if fork < forks - 1:
-            nodes += line(len(nodes), (total - path) // (forks - 1), tip)
+            nodes += chain(len(nodes), (total - path) // (forks - 1), tip)
     return nodes
 
 
 def packed(node: SessionNodeRecord) -> bytes:
-    """The least bytes that hold a message: its fields in order, without names, checksum or framing."""
+    """Encode a message in the fewest bytes: its fields in order, without names, checksum or framing."""
     event = node.event()
     return msgpack.packb([node.node_id, node.parent_node_id, node.timestamp, event])  # type: ignore[no-any-return]
 
 
 def record_bytes(commit: RuntimeCommit) -> int:
-    """The least bytes that hold the messages a commit adds."""
+    """Return the number of bytes of the messages that a commit adds, as `packed` encodes them."""
     return sum(map(len, map(packed, commit.graph.nodes))) if isinstance(commit.graph, Append) else 0
 
 
@@ -136,7 +136,7 @@ def _execution(size: int) -> bytes:
 
 
 def plugin_snapshot(owner: str, turn: int, size: int = PLUGIN_BYTES) -> PluginSessionSnapshot:
-    """Unlike that of any other session or turn: an equal one would be stored, and sent, once for both."""
+    """Return a snapshot that differs for each session and turn, because equal ones are stored and sent once."""
     state: dict[str, Any] = {
         "owner": owner,
         "turn": turn,
@@ -151,7 +151,7 @@ def execution_state(owner: str, turn: int, size: int = EXECUTION_BYTES) -> bytes
 
 
 class Session:
-    """A session of ours as its runtime drives it. `turn` makes a commit that builds on the one made before."""
+    """A session as a runtime uses it. `turn` makes a commit that builds on the one made before."""
 
     def __init__(self, cache: SessionCache, session_id: str, owner: str | None = None) -> None:
         # `bench.check` also runs commits whose `session` takes no owner.
@@ -165,10 +165,10 @@ class Session:
     def turn(self, nodes: Sequence[SessionNodeRecord] | None = None, *, states: bool = True) -> RuntimeCommit:
         """Two messages, one row of usage and, with `states`, a new plugin snapshot and execution state.
 
-        The tool state goes by its ref. The commit counts as made: send it before you make the next.
+        The commit names the tool state by its ref. Send each commit before you make the next one.
         """
         if nodes is None:
-            nodes = line(self.nodes, 2, self.leaf)
+            nodes = chain(self.nodes, 2, self.leaf)
         owner = self.store.session_id
         commit = RuntimeCommit(
             session_id=self.store.session_id,
@@ -199,5 +199,5 @@ class Session:
             result = await self.store.commit_runtime_state(commit)
             self.tool_ref = result.manifest.tool_state_ref
 
-    async def take(self, commit: RuntimeCommit) -> None:
+    async def commit(self, commit: RuntimeCommit) -> None:
         await self.store.commit_runtime_state(commit)

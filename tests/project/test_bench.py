@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bench import check, report, scale, workers, workload
 from bench.measure import Contender, Times, in_turn, percentiles, spread, traffic, wire_to
-from bench.network import further_off
+from bench.network import relay_with_latency
 from lash_redis import SessionCache
 from tests.support.paths import ROOT
 
@@ -51,7 +51,7 @@ async def test_contenders_in_turn_run_with_their_own_arguments() -> None:
 
     both = in_turn([named("a"), named("b")])
     for _ in range(3):
-        await both.run(*await both.made())
+        await both.run(*await both.prepare())
     assert seen == ["a", "b", "a"]
 
 
@@ -148,7 +148,7 @@ def connected(url: str) -> socket.socket:
 
 def test_a_relay_with_latency_delivers_all_bytes_in_order_both_ways(echo: str) -> None:
     sent = b"".join(b"%07d\n" % number for number in range(1 << 20))
-    with further_off(echo, 0.5) as relay, connected(relay) as link:
+    with relay_with_latency(echo, 0.5) as relay, connected(relay) as link:
         link.sendall(sent)
         link.shutdown(socket.SHUT_WR)
         received = bytearray()
@@ -159,7 +159,7 @@ def test_a_relay_with_latency_delivers_all_bytes_in_order_both_ways(echo: str) -
 
 
 def test_concurrent_connections_of_a_relay_stay_separate(echo: str) -> None:
-    with further_off(echo, 0.5) as relay, ExitStack() as links:
+    with relay_with_latency(echo, 0.5) as relay, ExitStack() as links:
         every = [links.enter_context(connected(relay)) for _ in range(20)]
         for turn in range(10):
             for number, link in enumerate(every):
@@ -169,7 +169,7 @@ def test_concurrent_connections_of_a_relay_stay_separate(echo: str) -> None:
 
 
 def test_a_relay_stops_with_its_context(echo: str) -> None:
-    with further_off(echo, 0.5) as relay:
+    with relay_with_latency(echo, 0.5) as relay:
         link = connected(relay)
     with link:
         assert link.recv(1) == b""
@@ -179,9 +179,9 @@ def test_a_relay_stops_with_its_context(echo: str) -> None:
 
 OWNING = """
 import sys
-from bench.network import further_off
+from bench.network import relay_with_latency
 
-with further_off(sys.argv[1], 0.5) as relay:
+with relay_with_latency(sys.argv[1], 0.5) as relay:
     print(relay, flush=True)
     sys.stdin.read()
 """

@@ -1,4 +1,4 @@
-"""The prose of the package, its scripts and its pages contains no words of the former style."""
+"""The prose of the package, its scripts, its benchmarks and its pages contains no words of the former style."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ FILES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "lua").rglob("*.lua")),
     *sorted((ROOT / "lash_redis").rglob("*.py")),
+    *sorted((ROOT / "bench").glob("*.py")),
 ]
 
 
