@@ -80,7 +80,18 @@ class Verdict:
 
 
 def load_messages(paths: Sequence[Path]) -> list[stores.Message]:
-    return [message for conversation in read_conversations(paths) for message in conversation.messages]
+    """Return the messages of all conversations in the OpenAI chat format, without ids, because ids repeat."""
+    return [
+        message if conversation.format == "chat" else _chat_message(message)
+        for conversation in read_conversations(paths)
+        for message in conversation.messages
+    ]
+
+
+def _chat_message(message: stores.Message) -> stores.Message:
+    """Convert a message of a tree, which has a `text` and names its parent."""
+    role = "user" if message["role"] == "prompter" else message["role"]
+    return {"role": role, "content": message["text"]}
 
 
 def first_messages(messages: Sequence[stores.Message], size: int) -> list[stores.Message]:

@@ -269,11 +269,6 @@ class Bare(Store):
 # Lists of messages
 
 
-def _without_id(message: Message) -> dict[str, Any]:
-    """The message for a chat, which makes the id. The ids of the conversations repeat."""
-    return {key: value for key, value in message.items() if key != "id"}
-
-
 class ChatWorker(Worker):
     def __init__(self, cache: SessionCache, session_id: str, limit: int | None, *, is_warm: bool) -> None:
         self._cache, self._session_id, self._limit = cache, session_id, limit
@@ -284,10 +279,10 @@ class ChatWorker(Worker):
 
     async def begin(self, messages: Sequence[Message]) -> None:
         for at in range(0, len(messages), 500):
-            await self._chat().append(*map(_without_id, messages[at : at + 500]))
+            await self._chat().append(*map(dict, messages[at : at + 500]))
 
     def prepare(self, turn: Turn) -> Any:
-        return [_without_id(message) for message in turn.messages]
+        return [dict(message) for message in turn.messages]
 
     async def commit(self, prepared: Any) -> None:
         await self._chat().append(*prepared)
