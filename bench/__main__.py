@@ -84,10 +84,10 @@ def on_tcp(binary: Path | None, groups: list[str], *, quick: bool) -> list[repor
         with EmbeddedServer(binary=binary, port=0) as server:
             rows += workers.measure(server.url, quick=quick)
     if {"peers", "chats"} & {*groups} and find_spec("agents"):
-        from bench import chats, peers  # both import every store of peers-requirements.txt
+        from bench import chats, pairs  # both import every store of peers-requirements.txt
 
         with EmbeddedServer(binary=binary, port=0) as server:
-            rows += peers.measure_pairs(server, quick=quick) if "peers" in groups else []
+            rows += pairs.measure(server, quick=quick) if "peers" in groups else []
             rows += chats.measure(server, quick=quick) if "chats" in groups else []
     return rows
 

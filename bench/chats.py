@@ -6,7 +6,8 @@ append before, so it knows the last message. A new handle fetches the head first
 
 from __future__ import annotations
 
-from bench import peers, stores
+from bench import pairs, stores
+from bench.peer_stores import OpenAI
 from bench.report import Row
 from lash_redis.embedded import EmbeddedServer
 
@@ -21,10 +22,10 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[Row]:
     full = {0.0: {10: 1.0, 1000: 0.7}, 0.5: not_slower}
     equal = dict.fromkeys((0.0, 0.5), not_slower)
     new, page = stores.Chats(is_warm=False), stores.Chats(is_warm=False, limit=PAGE)
-    pairs = [
-        peers.Pair("chat.append, warm", "commit", stores.Chats(), stores.OpenAI(), warm),
-        peers.Pair("chat.append, new handle", "commit", new, stores.OpenAI(), equal),
-        peers.Pair(f"chat.messages(limit={PAGE})", "resume", page, stores.OpenAI(limit=PAGE), equal),
-        peers.Pair("chat.messages()", "resume", new, stores.OpenAI(), full),
+    every = [
+        pairs.Pair("chat.append, warm", "commit", stores.Chats(), OpenAI(), warm),
+        pairs.Pair("chat.append, new handle", "commit", new, OpenAI(), equal),
+        pairs.Pair(f"chat.messages(limit={PAGE})", "resume", page, OpenAI(limit=PAGE), equal),
+        pairs.Pair("chat.messages()", "resume", new, OpenAI(), full),
     ]
-    return peers.measure_rows(server, pairs, SIZES, quick=quick)
+    return pairs.measure_rows(server, every, SIZES, quick=quick)

@@ -18,17 +18,17 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
-from itertools import count, cycle, product
+from dataclasses import asdict, dataclass
+from itertools import count, cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import redis.asyncio as redis
 
-from bench import report
+from bench import report, stores
 from bench.measure import Contender, Times, Traffic, interleaved, rounds_within, spread, traffic, wire_in_thread
 from bench.network import relay_with_latency
 from lash_redis.cli.conversations import SHIPPED, read_conversations
@@ -37,7 +37,7 @@ from lash_redis.embedded import EmbeddedServer
 warnings.filterwarnings("ignore", message=".*langchain-community.*")
 
 try:
-    from bench import stores  # imports langchain-community, which warns that it is deprecated
+    from bench import peer_stores  # imports langchain-community, which warns that it is deprecated
 except ModuleNotFoundError as missing:
     sys.exit(f"bench.peers: {missing}; run it by .venv-peers/bin/python, which `make bench-peers` installs")
 
@@ -190,7 +190,7 @@ async def measure_traffic(url: str, messages: Sequence[stores.Message]) -> dict[
     """Measure round trips, commands, bytes and server time of each store that is on Redis, at 1,000 messages."""
     seen: dict[str, dict[str, Traffic]] = {}
     async with redis.from_url(url) as direct:
-        for store in stores.all_stores():
+        for store in peer_stores.all_stores():
             if not store.on_redis or not store.commits:
                 continue
             with wire_in_thread(url) as (relay, wire):
@@ -202,59 +202,6 @@ async def measure_traffic(url: str, messages: Sequence[stores.Message]) -> dict[
                         for what in ("commit", "resume")
                     }
     return seen
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A store of this package and `RedisSession`, which take turns in one run without other contenders."""
-
-    what: str
-    work: str
-    """"commit" or "resume"."""
-    ours: stores.Store
-    other: stores.Store
-    budgets: Mapping[float, Mapping[int, float]] = field(default_factory=dict)
-    """Largest ratios, by the added latency in ms, then by the number of messages."""
-
-
-def measure_pairs(server: EmbeddedServer, *, quick: bool) -> list[report.Row]:
-    """Compare commits and resumes with `RedisSession`, on a server with a TCP port."""
-    known = {0.0: {10: 1.0, 1000: 0.7, 5000: 0.8}, 0.5: {10: 1.0}}
-    commit = {0.0: dict.fromkeys(SIZES, 0.5), 0.5: dict.fromkeys(SIZES, 0.4)}
-    every = [
-        Pair("commit", "commit", stores.LashRedis(has_tools=True), stores.OpenAI(), commit),
-        Pair("resume, tool state known", "resume", stores.LashRedis(has_tools=True), stores.OpenAI(), known),
-        Pair("resume, nothing known", "resume", stores.LashRedis(), stores.OpenAI()),
-    ]
-    return measure_rows(server, every, SIZES, quick=quick)
-
-
-def measure_rows(
-    server: EmbeddedServer, every: Sequence[Pair], sizes: Sequence[int], *, quick: bool
-) -> list[report.Row]:
-    """Measure each pair on loopback, then with 0.5 ms of latency added."""
-    messages, rows = load_messages([SHIPPED]), []
-    for rtt, pair in product((0.0, 0.5), every):
-        with relay_with_latency(server.url, rtt) if rtt else nullcontext(server.url) as url:
-            rows += asyncio.run(_measure_pair(url, rtt, pair, messages, sizes, 2.5 if quick else SECONDS))
-    return rows
-
-
-async def _measure_pair(
-    url: str, rtt: float, pair: Pair, messages: Sequence[stores.Message], sizes: Sequence[int], seconds: float
-) -> list[report.Row]:
-    async with redis.from_url(url) as client:
-        await client.flushall()
-    async with pair.ours.opened(url), pair.other.opened(url):
-        lines = await measure_lines([pair.ours, pair.other], messages, seconds, [pair.work], sizes)
-    rows = []
-    for mine, theirs in zip(lines[::2], lines[1::2], strict=True):
-        texts = [f"{line.p50_us:,.0f} / {line.p99_us:,.0f} µs" for line in (mine, theirs)]
-        numbers = {"rounds": mine.rounds, "ours_p50_us": mine.p50_us, "other_p50_us": theirs.p50_us}
-        name = f"{pair.what}, {mine.messages:,} messages{f', {rtt:g} ms added' * bool(rtt)} / RedisSession"
-        budget = pair.budgets.get(rtt, {}).get(mine.messages)
-        rows.append(report.Row(name, texts[0], texts[1], 1 / theirs.ratios[1], budget, numbers=numbers))
-    return rows
 
 
 # Failures
@@ -328,7 +275,7 @@ async def _commit_until_saved(worker: stores.Worker, prepared: Any) -> int:
 
 async def verdicts(url: str, messages: Sequence[stores.Message], seen: dict[str, dict[str, Traffic]]) -> list[Verdict]:
     found = []
-    for store in stores.all_stores():
+    for store in peer_stores.all_stores():
         if not store.commits or isinstance(store, stores.Bare):
             continue
         async with store.opened(url):
@@ -423,7 +370,7 @@ async def measure(
         found = [] if chosen else await verdicts(url, messages, seen)
         await client.flushall()
     async with AsyncExitStack() as opened:
-        every = [each for each in stores.all_stores() if not chosen or _is_chosen(each.name, chosen)]
+        every = [each for each in peer_stores.all_stores() if not chosen or _is_chosen(each.name, chosen)]
         for store in every:
             await opened.enter_async_context(store.opened(relay))
         lines = await measure_lines(every, messages, seconds)
