@@ -11,7 +11,7 @@ import redis.asyncio as redis
 
 from bench import bare, commits, workload
 from bench.measure import Contender, Times, in_turn, interleaved
-from bench.report import Row, is_valkey, timed
+from bench.report import Row, is_valkey, time_row
 from lash_redis import SessionCache, SessionPickerInfo, ToolState
 
 PAGE, PAGES_TIMED = 100, 20
