@@ -204,7 +204,7 @@ class Chat:
             NodeIdCollision: a message with that id and other content exists.
             LeaseLost: the lease is no longer held; nothing was appended.
             SessionDeleted: the chat was deleted.
-            SessionGone: the chat expired after this handle read or wrote it. The next append begins it anew.
+            SessionGone: the chat expired after this handle read or wrote it. The next append begins a new one.
             HeadRevisionConflict: other workers appended first until the time was over.
             Corrupt, SessionEvicted, BackendError: as `RedisSessionStore.commit_runtime_state` does.
             OutcomeUnknown: the reply was lost. Messages with ids can be appended again. Load the others by `messages`
