@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -20,7 +21,7 @@ from lash_redis._validate import (
 )
 from lash_redis.audit import Audit
 from lash_redis.chat import Chat
-from lash_redis.errors import InvalidRecord, OwnerMismatch, SessionGone
+from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.listing import PAGE, Listing, first_chunk, place_of
 from lash_redis.models import (
     Append,
@@ -134,7 +135,9 @@ class SessionCache:
 
         With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.
         """
-        return Chat(self.session(session_id, owner=owner), self.shared.appends, self.options.contention_seconds)
+        seconds = self.options.contention_seconds
+        turn = partial(self.shared.appends.turn, session_id, seconds)
+        return Chat(self.session(session_id, owner=owner), turn, seconds)
 
     async def create(
         self,
@@ -201,16 +204,15 @@ class SessionCache:
         """
         if leaf_node_id is not None:
             require_id("leaf_node_id", leaf_node_id)
-        origin = self.session(require_id("source", source))
+        origin = self.session(require_id("source", source), owner=owner)
         if owner is not None:
             require_id("owner", owner)
         if source == require_id("new_id", new_id):
             raise InvalidRecord("new_id", "is the id of the source")
-        point = await Reader(self.shared, self.layout.session(source)).fork_point(leaf_node_id)
+        point = await Reader(self.shared, self.layout.session(source, owner)).fork_point(leaf_node_id)
         if point is None:
+            await origin.require_owner()
             raise SessionGone(None, 0, source)
-        if owner is not None and point.owner != owner:
-            raise OwnerMismatch(source, owner)
         target, read = self.session(new_id, owner=point.owner or None), point.read
         nodes, leaf = read.graph.nodes, read.graph.leaf_node_id
         commit = RuntimeCommit(

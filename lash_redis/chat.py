@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from secrets import token_hex
@@ -44,7 +45,6 @@ from lash_redis.models import (
 from lash_redis.models.chat_messages import canonical_json, check_chat_message, encode_message
 from lash_redis.models.node import is_transient
 from lash_redis.options import Durability
-from lash_redis.session.queues import Queues
 from lash_redis.session.store import RedisSessionStore
 
 SHORT: Final = 100
@@ -70,10 +70,12 @@ class Chat:
     A handle is cheap, so an application can make one for every request. Tasks can share a handle.
     """
 
-    def __init__(self, store: RedisSessionStore, queues: Queues, patience: float) -> None:
-        """Appends of this process wait in `queues`. They are repeated for `patience` seconds if others append, too."""
+    def __init__(
+        self, store: RedisSessionStore, turn: Callable[[], AbstractAsyncContextManager[None]], patience: float
+    ) -> None:
+        """`turn` waits for the appends of this process. For `patience` seconds an append is repeated behind others."""
         self._store = store
-        self._queues = queues
+        self._turn = turn
         self._patience = patience
         self._tip: _Tip | None = None
 
@@ -166,7 +168,8 @@ class Chat:
             above[node.node_id] = node.node_id if is_message else parent
             if is_message and parent is not None:
                 inner.add(parent)
-        return [node.node_id for node in graph.nodes if node.node_id in messages - inner]
+        last = messages - inner
+        return [node.node_id for node in graph.nodes if node.node_id in last]
 
     async def usage(self) -> SessionUsageReport:
         """Return the sums of the token usage that was appended, by source and model. One round trip.
@@ -199,7 +202,8 @@ class Chat:
         that does not exist begins with these messages.
 
         Raises:
-            InvalidRecord: a message or an id is invalid, or no message has the id `after`; the error names it.
+            InvalidRecord: a message or an id is invalid, or no message has the id `after`; the error names it. Also if
+                the last message was tombstoned: `rewind` to a live one.
             CommitTooLarge: the messages are over a limit of `StoreOptions`.
             NodeIdCollision: a message with that id and other content exists.
             LeaseLost: the lease is no longer held; nothing was appended.
@@ -218,9 +222,10 @@ class Chat:
             try:
                 await self._add(nodes, lambda tip: tip.leaf if after is None else after, usage, lease)
             except InvalidParent as error:
-                if error.parent_node_id != after:
-                    raise
-                raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
+                if after is not None:
+                    raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
+                reason = f"the last message, {error.parent_node_id!r}, was tombstoned; rewind to a live message first"
+                raise InvalidRecord("after", reason) from error
         return [message_of_new(node) for node in nodes]
 
     async def edit(
@@ -284,7 +289,7 @@ class Chat:
         lease: LeaseClaim | None = None,
     ) -> None:
         """Commit nodes as a chain below the parent that `parent_of` returns; repeat it after a conflict."""
-        async with self._queues.turn(self.session_id, self._patience):
+        async with self._turn():
             try:
                 await self._add_once(nodes, parent_of, usage, lease)
             except SessionGone:
@@ -351,6 +356,7 @@ class Chat:
         stored = await self._store.load_nodes([node.node_id for node in nodes])
         for found, node in zip(stored, nodes, strict=True):
             if found is None or canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
+                await self._store.require_owner()
                 raise collision
 
 

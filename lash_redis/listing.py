@@ -165,11 +165,11 @@ async def _add_first_messages(
     namespace: Namespace, incomplete: dict[int, commands.catalogue.Line], lines: list[SessionPickerInfo | None]
 ) -> None:
     known = {at: line for at, line in incomplete.items() if line.first >= 0}
-    trip = [commands.catalogue.first_read(line) for line in known.values()]
-    records = await namespace.read(trip, atomic=False, faults=True)
-    for (at, line), record in zip(known.items(), records, strict=True):
+    trip = [command for line in known.values() for command in commands.catalogue.first_read(line)]
+    replies = await namespace.read(trip, atomic=False, faults=True)
+    for (at, line), record, facts in zip(known.items(), replies[::2], replies[1::2], strict=True):
         try:
-            finished = line.with_record(record)
+            finished = line.with_record(record, facts)
         except Corrupt as error:
             finished = replace(line.info, fault=commands.catalogue.fault_of(error))
         if finished is not None:

@@ -25,6 +25,8 @@
 --
 -- Reply  saved <session>                       the record is stored
 --        exists <session>                      mode is compare and another record is stored; nothing written
+--        claimed <session>                     as exists, but the session had neither owner nor head: it is the
+--                                              caller's now
 --        foreign <session>                     the session is another owner's than `access`; nothing written
 --        owner <session> <owner>               the session has another owner than a trusted caller expects; nothing
 --                                              written
@@ -56,7 +58,9 @@ if access == '' and owner ~= stored.owner then return {'owner', session, stored.
 local catalogues = catalogues_of(stored.next_owner, sessions, expiries, owned, owned_expiries)
 local wrong = facts and torn(facts, log, nodes, jumps, dead, state) or unusable_catalogue(catalogues)
 if wrong then return refuse(session, wrong) end
-if mode == 'compare' and (redis.call('HGET', head, 'meta') or '') ~= known then return {'exists', session} end
+local exists = mode == 'compare' and (redis.call('HGET', head, 'meta') or '') ~= known
+if exists and stored.owner == stored.next_owner then return {'exists', session} end
+if exists then parent, own_ttl = stored.parent or '', '' end
 
 local lease = stored.lease and read_lease(stored.lease)
 if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is unreadable'}) end
@@ -65,12 +69,14 @@ local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, lease, now)
 local hold = facts and facts.hold or hold_of(deadline, grace)
 local entry, former = entry_of(session, parent ~= '' and parent), entry_of(session, stored.parent)
 local committed = facts and facts.committed or redis.call('ZSCORE', sessions, former) or now
+local done = {'saved', session}
+if exists then done = {'claimed', session} end
 
 -- WRITE
 
 --@include cataloguing
 
-redis.call('HSET', head, 'meta', meta)
+if not exists then redis.call('HSET', head, 'meta', meta) end
 if parent ~= '' then redis.call('HSET', head, 'parent', parent) else redis.call('HDEL', head, 'parent') end
 if stored.owner ~= stored.next_owner then redis.call('HSET', head, 'owner', stored.next_owner) end
 if own_ttl ~= '' and not facts then redis.call('HSET', head, 'ttl', own_ttl) end
@@ -79,4 +85,4 @@ if not facts then
 end
 if former ~= entry then drop_entry(catalogues, former, now) end
 list_entry(catalogues, entry, committed, hold, true, now)
-return {'saved', session}
+return done

@@ -73,7 +73,10 @@ class SessionGraph(Record):
     leaf_node_id: str | None = None
     """The node at which the active path ends; None for an empty path."""
     is_partial: Annotated[bool, Rule.OMIT_EMPTY] = field(default=False, kw_only=True, repr=False, compare=False)
-    """Whether the first node has ancestors that a read left out. The store refuses a `ReplaceFull` of such a graph."""
+    """Whether a read left out nodes of the path, before the first node or after the last.
+
+    The store refuses a `ReplaceFull` of such a graph.
+    """
     _places: Annotated[dict[str, int] | None, Rule.IN_MEMORY] = field(
         default=None, init=False, repr=False, compare=False
     )

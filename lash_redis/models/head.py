@@ -84,6 +84,7 @@ class ReadOrigin:
     __slots__ = ()
 
     scope: SessionReadScope
+    is_partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class PersistedSessionRead(Record, Unread):
     @property
     def is_partial(self) -> bool:
         """Whether the read is a page, and the path has nodes before its first."""
-        return self.graph.is_partial
+        return self.graph.is_partial if self._origin is None else self._origin.is_partial
 
     @property
     def scope(self) -> SessionReadScope:

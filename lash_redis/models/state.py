@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Self
 
+from lash_redis.errors import InvalidRecord
 from lash_redis.models.commit_result import RuntimeCommitResult
 from lash_redis.models.components import BlobRef, PluginSessionSnapshot, ToolState
 from lash_redis.models.graph import SessionGraph
-from lash_redis.models.head import FullGraph, PersistedSessionRead
+from lash_redis.models.head import ActivePath, FullGraph, PersistedSessionRead
 from lash_redis.models.session import ModeTurnOptions, PersistedTurnState, SessionPolicy
 from lash_redis.models.usage import PromptUsage, SessionUsageReport, TokenLedgerEntry, TokenUsage, merge_token_ledger
 from lash_redis.models.wire import U64, Record, Rule
@@ -73,8 +74,13 @@ class PersistedSessionState(Record):
 
         If the read is a partial page, the store refuses a commit of the state that replaces the graph.
 
+        Raises:
+            InvalidRecord: the read is a page that ends before the end of its path. A commit would move the head back.
+
         Source: persisted_session_state_from_read.
         """
+        if isinstance(read.scope, ActivePath) and read.scope.before is not None:
+            raise InvalidRecord("read", "expected the end of a path, got an earlier page; load the last page")
         config, checkpoint = read.config, read.checkpoint
         state = cls(
             session_id=read.session_id,

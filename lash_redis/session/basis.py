@@ -49,6 +49,7 @@ async def basis_of(commit: RuntimeCommit, seen: Seen, reader: Reader) -> Basis:
     head = seen.state or NO_HEAD
     if not compares:
         return Basis(replace(commit, expected_head_revision=known[0], builds_on=known[1]), seen, head, is_implied=True)
-    if commit.builds_on is None and commit.expected_head_revision == known[0]:
-        commit = replace(commit, builds_on=known[1])
-    return Basis(commit, seen, head)  # the script refuses the commit if this is another head than it expects
+    if commit.builds_on is None:
+        # The values belong to this head alone. If there is none, no head matches: no commit builds on itself.
+        commit = replace(commit, builds_on=known[1] or commit.commit_id)
+    return Basis(commit, seen, head)

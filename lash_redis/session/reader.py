@@ -74,6 +74,12 @@ class Reader:
         trip = commands.reads.head_read(self._keys)
         return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
 
+    async def is_foreign(self) -> bool:
+        """Whether the session belongs to another than the keys' `access`. Damage is not reported. One round trip."""
+        trip: list[commands.calls.Command] = [("HMGET", self._keys.head, "owner", "facts")]
+        ((owner, facts),) = await self._namespace.read(trip, atomic=False)
+        return commands.calls.is_foreign(self._keys, owner, facts)
+
     async def seen_head(self) -> Seen:
         """Read the head, and return what a commit on it must know. One round trip."""
         head = await self.head()

@@ -238,10 +238,8 @@ class RedisSessionStore:
         Raises:
             OwnerMismatch: the session is another owner's.
         """
-        if self._owner is not None:
-            head = await Reader(self._namespace, self._namespace.layout.session(self.session_id)).head()
-            if head is not None and head.owner != self._owner:
-                raise OwnerMismatch(self.session_id, self._owner)
+        if self._owner is not None and await self._reader.is_foreign():
+            raise OwnerMismatch(self.session_id, self._owner)
 
     async def load_session_meta(self) -> SessionMeta | None:
         """Load the meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""

@@ -224,7 +224,7 @@ async def test_a_failed_or_cancelled_append_does_not_hold_up_the_next(cache):
 
 async def test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time(open_cache):
     chat = open_cache(call_timeout=0.1).chat("chat")
-    async with chat._queues.turn("chat", 1):
+    async with chat._turn():
         with pytest.raises(BackendError):
             await chat.append(user("a"))
     assert await chat.messages() == []
@@ -253,6 +253,18 @@ async def test_an_append_that_never_comes_first_ends_with_the_conflict(open_cach
     assert set(texts(await rival.messages())) == {"rival"}
 
 
+async def test_a_chat_whose_last_message_is_tombstoned_names_the_way_out(chat, store):
+    await numbered(chat, 3)
+    await store.tombstone_nodes(["m2"])
+    with pytest.raises(InvalidRecord, match="rewind"):
+        await chat.append(user("x"))
+    with pytest.raises(InvalidRecord):
+        await chat.append(user("x"), after="m2")
+    await chat.rewind("m1")
+    await chat.append(user("x"))
+    assert texts(await chat.messages()) == ["t0", "t1", "x"]
+
+
 # Owners
 
 
@@ -263,6 +275,7 @@ async def test_a_chat_is_read_and_written_only_by_its_owner(cache):
     for call in (
         lambda: bob.append(user("x")),
         lambda: bob.append(user("mine", id="m1")),
+        lambda: bob.append(user("mine", id="m1"), after="m1"),
         lambda: bob.edit("m1", user("x")),
         lambda: bob.edit("nope", user("x")),
         lambda: bob.rewind("m1"),

@@ -269,6 +269,22 @@ async def test_commits_that_compare_nothing_succeed_however_many_there_are_at_on
     assert await stored(store) == (*RICH, "a")
 
 
+async def test_values_of_one_head_are_not_committed_on_another(store, open_cache):
+    """The handle reads revision 1, and the revision that it names is made by another worker before its commit."""
+    await store.commit_runtime_state(rich("a"))
+    handle, rivals = open_cache().session("chat"), [HydratedSessionCheckpoint(execution_state=b"new")]
+    publish = handle._publisher.publish
+
+    async def overtaken(*args):
+        await store.commit_runtime_state(RuntimeCommit("chat", checkpoint=rivals.pop()))
+        return await publish(*args)
+
+    handle._publisher.publish = overtaken
+    with pytest.raises(HeadRevisionConflict):
+        await handle.commit_runtime_state(RuntimeCommit("chat", 2, usage_deltas=[used(input=1)]))
+    assert (await stored(store))[5] == b"new"
+
+
 # Retries
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from lash_redis import (
     ActivePath,
+    Append,
     DeleteOwnedReport,
+    EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
@@ -18,11 +20,13 @@ from lash_redis import (
     OwnerMismatch,
     RedisSessionStore,
     Refused,
+    RuntimeCommit,
     SessionCache,
     SessionDeleted,
     SessionExists,
     SessionGone,
     SessionMeta,
+    SessionNodeRecord,
     SessionStoreCreateRequest,
 )
 from lash_redis.transfer import export_sessions, import_sessions
@@ -557,3 +561,43 @@ async def test_an_owner_is_an_id(open_cache, owner):
     ):
         with pytest.raises(InvalidRecord, match="owner"):
             await call
+
+
+async def test_a_fork_reveals_nothing_of_another_owners_session(cache):
+    store = cache.session("alices", owner="alice")
+    await store.commit_runtime_state(commit(0, append("a", "b"), session_id="alices"))
+    await store.tombstone_nodes(["b"])
+    for leaf in (None, "a", "b", "unknown"):
+        with pytest.raises(OwnerMismatch):
+            await cache.fork("alices", "copy", leaf, owner="bob")
+    with pytest.raises(SessionGone):
+        await cache.fork("absent", "copy", owner="bob")
+
+
+async def test_create_claims_a_session_that_has_only_meta_and_no_owner(cache):
+    await cache.create(SessionStoreCreateRequest("c1"), title="First")
+    await cache.create(SessionStoreCreateRequest("c1"), owner="alice", title="Second")
+    assert [(info.session_id, info.title) async for info in cache.sessions(owner="alice")] == [("c1", "First")]
+    with pytest.raises(OwnerMismatch):
+        await cache.create(SessionStoreCreateRequest("c1"), owner="bob")
+    with pytest.raises(OwnerMismatch):
+        await cache.session("c1", owner="bob").commit_runtime_state(commit(0, append("a"), session_id="c1"))
+
+
+async def test_a_list_shows_no_first_message_of_a_session_that_changed_hands(cache, open_cache, monkeypatch):
+    """Between the two round trips of a list, bob's session expires and alice begins one with the same id."""
+    message = SessionNodeRecord("m", None, "t", EventPayload({"Conversation": {"role": "user", "content": "secret"}}))
+    await cache.session("c1", owner="bob").commit_runtime_state(RuntimeCommit("c1", graph=Append([message])))
+    other, read, trips = open_cache(deletion_marker_ttl=0), cache.shared.read, []
+
+    async def swapped(trip, **more):
+        trips.append(trip)
+        if trip[0][0] == "LINDEX":
+            await other.delete("c1")
+            await asyncio.sleep(0.002)  # the epoch of a log is its first millisecond
+            await other.session("c1", owner="alice").commit_runtime_state(RuntimeCommit("c1", graph=Append([message])))
+        return await read(trip, **more)
+
+    monkeypatch.setattr(cache.shared, "read", swapped)
+    assert [info.first_user_message async for info in cache.sessions(owner="bob")] in ([], [""])
+    assert any(trip[0][0] == "LINDEX" for trip in trips)

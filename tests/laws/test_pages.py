@@ -481,3 +481,17 @@ async def test_a_state_of_a_page_replaces_nothing_and_a_refresh_makes_it_whole(s
     state.graph_replace_required = True
     await store.commit_runtime_state(RuntimeCommit.persisted_state(state))
     assert ids_of(await store.load_session(FullGraph())) == [*"abcdefghijxyk"]
+
+
+async def test_a_page_that_leaves_out_the_end_of_a_path_replaces_nothing(store):
+    await store.commit_runtime_state(commit(None, append("a", "b", "c", "d")))
+    for limit in (2, 10, None):
+        page = await store.load_session(ActivePath(limit=limit, before="c"))
+        assert (ids_of(page), page.is_partial) == (["a", "b"], False)
+        for graph in (page.graph, page.graph.append_event({}), pickle.loads(pickle.dumps(page.graph))):
+            with pytest.raises(InvalidRecord) as refused:
+                await store.commit_runtime_state(commit(1, ReplaceFull(graph)))
+            assert refused.value.field == "RuntimeCommit.graph.graph"
+        with pytest.raises(InvalidRecord):
+            PersistedSessionState.from_read(page)
+    assert ids_of(await store.load_session(FullGraph())) == ["a", "b", "c", "d"]

@@ -57,22 +57,25 @@ def place_read(keys: SessionKeys, entry: bytes) -> Command:
 class Line:
     """The summary of a session for the list, as its head has it.
 
-    `first` is the position of the first user message: see `lua/include/head.lua`.
+    `first` is the position of the first user message: see `lua/include/head.lua`. `epoch` is that of the log.
     """
 
     keys: SessionKeys
     info: SessionPickerInfo
     first: int = -1
+    epoch: int = 0
 
-    def with_record(self, record: bytes | Corrupt | None) -> SessionPickerInfo | None:
+    def with_record(self, record: bytes | Corrupt | None, facts: bytes | Corrupt | None) -> SessionPickerInfo | None:
         """Add the text of the first user message, stored in `record`. None if `record` is not such a message.
+
+        None also if `facts`, read behind it, are of another log than this line: the id may have another owner by now.
 
         Raises:
             Corrupt: `record` is damaged, or is the error of reading it.
         """
         if isinstance(record, Corrupt):
             raise record
-        if not record:
+        if not record or not isinstance(facts, bytes) or decode_facts(facts, self.keys.head).epoch != self.epoch:
             return None
         message = decode_node(record, self.keys.log, self.first).user_message()
         return None if message is None else replace(self.info, first_user_message=message_text(message))
@@ -124,11 +127,12 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
     counted = replace(
         info, user_message_count=known.users, head_revision=known.revision, last_commit_ms=known.committed
     )
-    return Line(keys, counted, known.first)
+    return Line(keys, counted, known.first, known.epoch)
 
 
-def first_read(line: Line) -> Command:
-    return ("LINDEX", line.keys.log, line.first)
+def first_read(line: Line) -> list[Command]:
+    """Read the first user message, and the facts behind it, which show whether it is still of the same log."""
+    return [("LINDEX", line.keys.log, line.first), ("HGET", line.keys.head, "facts")]
 
 
 def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:

@@ -14,6 +14,7 @@ from lash_redis.protocol.commands.reads import (
     check_id,
     check_leaf,
     head_reply,
+    is_followed,
     origin_of,
     positions,
     private_components,
@@ -89,10 +90,11 @@ def cut_out(path: PersistedSessionRead, scope: ActivePath) -> PersistedSessionRe
             raise _off_the_path(scope)
         stop, leaf = found, nodes[found - 1].node_id if found else None
     start = 0 if scope.limit is None else max(0, stop - scope.limit)
-    graph = SessionGraph.from_base(path.graph.lineage.base, nodes[start:stop], leaf, 0, is_partial=start > 0)
+    is_partial = start > 0 or is_followed(scope)
+    graph = SessionGraph.from_base(path.graph.lineage.base, nodes[start:stop], leaf, 0, is_partial=is_partial)
     origin = origin_of(path)
     assert origin is not None
-    return replace(path, graph=graph).from_origin(replace(origin, scope=scope, nodes=None))
+    return replace(path, graph=graph).from_origin(replace(origin, scope=scope, nodes=None, is_partial=start > 0))
 
 
 def _off_the_path(scope: ActivePath) -> InvalidRecord:

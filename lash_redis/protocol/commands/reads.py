@@ -124,11 +124,16 @@ class StoredRead(ReadOrigin):
         if log is not None:
             return SessionGraph.from_base(log, log.nodes, self.leaf)
         part = PartOfLog(self.head.keys.log, facts.epoch, facts.length - facts.live)
-        return SessionGraph.from_base(part, nodes, self.leaf, is_partial=self.is_partial)
+        return SessionGraph.from_base(part, nodes, self.leaf, is_partial=self.is_partial or is_followed(self.scope))
 
     def shown(self, blobs: Mapping[str, bytes], graph: SessionGraph | None = None) -> PersistedSessionRead:
         """Build the read. `blobs` are the bytes of the held components; `graph` is the graph if it exists already."""
         return PersistedSessionRead.from_stored(_Shown(self, blobs, graph)).from_origin(self)
+
+
+def is_followed(scope: SessionReadScope) -> bool:
+    """Whether a read of this scope leaves out the end of a path."""
+    return isinstance(scope, ActivePath) and scope.before is not None
 
 
 def origin_of(read: PersistedSessionRead) -> StoredRead | None:
