@@ -15,7 +15,7 @@ from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopo
 from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, report_of
 from lash_redis.transport.node import Node, OwnNode
 from lash_redis.transport.request import Request
-from lash_redis.transport.topology import Map, Owner
+from lash_redis.transport.topology import Map, SlotServers
 
 
 class Cluster(Group):
@@ -80,18 +80,18 @@ class Cluster(Group):
 
     def _map_of(self, ranges: Sequence[Any], host: str) -> Map:
         """Decode a reply to CLUSTER SLOTS. A node without a host has the host of the node that answered."""
-        by_slot: list[Owner | None] = [None] * SLOTS
-        owners: dict[tuple[Address, ...], Owner] = {}
+        by_slot: list[SlotServers | None] = [None] * SLOTS
+        parts: dict[tuple[Address, ...], SlotServers] = {}
         for low, high, *members in ranges:
             places = tuple(self._mapped((_text(name) or host, int(port))) for name, port, *_ in members)
-            if places not in owners:
+            if places not in parts:
                 primary, *replicas = places
-                owners[places] = Owner(
+                parts[places] = SlotServers(
                     self._node_at(primary), [self._node_at(place, replica=True) for place in replicas]
                 )
-            by_slot[low : high + 1] = [owners[places]] * (high + 1 - low)
-        self._last = [place for places in owners for place in places]
-        return Map(list(owners.values()), by_slot)
+            by_slot[low : high + 1] = [parts[places]] * (high + 1 - low)
+        self._last = [place for places in parts for place in places]
+        return Map(list(parts.values()), by_slot)
 
 
 def _text(name: Any) -> str:

@@ -15,7 +15,7 @@ from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.failures import Closed, Unreachable, Unusable
 from lash_redis.transport.group import Group
-from lash_redis.transport.topology import Map, Owner
+from lash_redis.transport.topology import Map, SlotServers
 
 PAUSE: Final = 0.01
 """The time, in seconds, between two checks whether a server that starts or ends is ready."""
@@ -36,7 +36,7 @@ class DirectoryServer(Group):
     async def _discover(self) -> Map:
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                return Map([Owner(self._node_at(await self._wait_for_socket()))])
+                return Map([SlotServers(self._node_at(await self._wait_for_socket()))])
         except BackendError as error:
             raise Unusable(str(error)) from error
         except TimeoutError:

@@ -13,7 +13,7 @@ from lash_redis.transport.failures import DENIED, NoPrimary, Unusable, WrongTopo
 from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address, Group, report_of
 from lash_redis.transport.node import OwnNode
 from lash_redis.transport.request import Request
-from lash_redis.transport.topology import Map, Owner
+from lash_redis.transport.topology import Map, SlotServers
 
 State = Mapping[bytes, bytes]
 """The state of one server as a sentinel reports it: names and values."""
@@ -80,7 +80,8 @@ class Sentinels(Group):
         host = self._forced_host or state[b"ip"].decode()
         (replicas,) = await sentinel.exchange(Request([("SENTINEL", "SLAVES", self._service)]))
         up = [each for each in map(_state, replicas) if _is_up(each, b"slave")]
-        return Map([Owner(self._node_at((host, int(state[b"port"]))), [self._node_at(_place(each)) for each in up])])
+        primary = self._node_at((host, int(state[b"port"])))
+        return Map([SlotServers(primary, [self._node_at(_place(each)) for each in up])])
 
     def abandon(self) -> None:
         super().abandon()

@@ -1,4 +1,4 @@
-"""Choose the server of a request: the one server, the primary under Sentinel, or the cluster node that owns the key.
+"""Choose the server of a request: the one server, the primary under Sentinel, or the cluster node that has the key.
 
 A topology has a node for each server and a map of the slots. It discovers the map before the first request, and again
 after a failure that may mean that the map is stale. It follows MOVED, ASK and NOSCRIPT, because a server that replies
@@ -31,7 +31,7 @@ FAILOVER_CALL_TIMEOUT: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class SlotServers:
     """The server that takes the writes for some slots, and its replicas."""
 
     primary: Node
@@ -39,25 +39,28 @@ class Owner:
 
 
 class Map:
-    """The owner of each slot. `by_slot` is None if one owner has all slots."""
+    """The servers of each slot. `by_slot` is None if the first of `parts` has all slots."""
 
-    def __init__(self, owners: Sequence[Owner], by_slot: Sequence[Owner | None] | None = None) -> None:
-        self.owners = owners
+    def __init__(self, parts: Sequence[SlotServers], by_slot: Sequence[SlotServers | None] | None = None) -> None:
+        self.parts = parts
         self._by_slot = by_slot
 
     def nodes(self) -> list[Node]:
         """Return every server, the primaries first."""
-        return [owner.primary for owner in self.owners] + [each for owner in self.owners for each in owner.replicas]
+        return self.primaries() + [replica for part in self.parts for replica in part.replicas]
 
-    def owner(self, key: Any) -> Owner | None:
-        """Return the owner of a key; any owner if the key is None; None if no node serves the key's slot."""
+    def primaries(self) -> list[Node]:
+        return [part.primary for part in self.parts]
+
+    def servers_of(self, key: Any) -> SlotServers | None:
+        """Return the servers of a key's slot; those of any slot if the key is None; None if no node serves the slot."""
         if self._by_slot is None:
-            return self.owners[0]
-        return random.choice(self.owners) if key is None else self._by_slot[slot_of(key)]
+            return self.parts[0]
+        return random.choice(self.parts) if key is None else self._by_slot[slot_of(key)]
 
 
 class Topology(ABC):
-    """Sends requests to the server that owns their key. One for each process and event loop."""
+    """Sends requests to the server of their key. One for each process and event loop."""
 
     sharded: ClassVar[bool] = False
     """Whether keys and channels are distributed over several servers."""
@@ -81,7 +84,7 @@ class Topology(ABC):
         return FAILOVER_CALL_TIMEOUT if self.fails_over and self._was_discovered else CALL_TIMEOUT
 
     async def send(self, request: Request, at: Node | None = None) -> list[Any]:
-        """Send a request to the server that owns its key, or to the server `at`, and return the replies.
+        """Send a request to the server of its key, or to the server `at`, and return the replies.
 
         Raises:
             redis.exceptions.RedisError: the request failed; `failures` classifies the error.
@@ -112,20 +115,20 @@ class Topology(ABC):
         raise exceptions.TryAgainError(f"redirected {REDIRECTS} times; nothing was executed")
 
     def _choose(self, known: Map, request: Request) -> Node:
-        owner = known.owner(request.key)
-        if owner is None:
+        servers = known.servers_of(request.key)
+        if servers is None:
             self._invalidate(known)
-            raise NoPrimary("no known owner for the slot of the key; nothing was sent; retry later")
-        return random.choice(owner.replicas) if request.replica and owner.replicas else owner.primary
+            raise NoPrimary("no known server for the slot of the key; nothing was sent; retry later")
+        return random.choice(servers.replicas) if request.replica and servers.replicas else servers.primary
 
     async def nodes(self, deadline: float, *, replicas: bool) -> list[Node]:
         """Discover the topology, and return every server, the primaries first."""
         self.invalidate()
         known = await self._discovered(deadline)
-        return known.nodes() if replicas else [owner.primary for owner in known.owners]
+        return known.nodes() if replicas else known.primaries()
 
     async def node(self, key: Any, deadline: float) -> Node:
-        """Return the server that owns `key`."""
+        """Return the server of `key`."""
         return self._choose(self._map or await self._discovered(deadline), Request((), key))
 
     def invalidate(self) -> None:
@@ -174,7 +177,7 @@ class Topology(ABC):
         return len({slot_of(key) for key in map(key_of, request.commands) if key is not None}) > 1
 
     async def _spread(self, request: Request, known: Map) -> list[Any]:
-        """Send each command of a read to the node that owns its key, concurrently; return the replies in order."""
+        """Send each command of a read to the node of its key, concurrently; return the replies in order."""
         places: dict[Node, list[int]] = {}
         for place, command in enumerate(request.commands):
             key = key_of(command)
@@ -230,7 +233,7 @@ class OneServer(Topology):
         return self._node.address
 
     async def _discover(self) -> Map:
-        return Map([Owner(self._node)])
+        return Map([SlotServers(self._node)])
 
     async def _close_all_but(self, members: Iterable[Node]) -> None:
         """Do nothing: the one server is always a member."""
