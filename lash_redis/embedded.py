@@ -40,8 +40,10 @@ STOP_TIMEOUT = 10
 LOCK_TIMEOUT = 1.0
 """Maximum seconds to wait for the lock of a directory, because its previous server may be just ending."""
 
-MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
+MAX_SOCKET_PATH = 100
+"""Maximum bytes of the path of a unix socket. The system allows 104 on macOS and 108 on Linux."""
 POLL = 0.003
+"""Seconds between two checks whether a starting server answers, or whether a directory is free."""
 
 _EPHEMERAL = {"save": "", "appendonly": "no"}
 _DURABLE = {"save": "", "appendonly": "yes", "appendfsync": "everysec"}
@@ -253,7 +255,7 @@ class _Process:
     def __init__(self, server: EmbeddedServer) -> None:
         self.directory = server.directory
         self.port = _free_port() if server.port == 0 else server.port
-        self.owner = os.getpid()
+        self.starter_pid = os.getpid()
         self.private = _private_directory()
         self.socket_path = self.private / "socket"
         self.was_ready = False
@@ -264,7 +266,7 @@ class _Process:
     @property
     def is_inherited(self) -> bool:
         """Whether this process is a forked child of the process that started the server."""
-        return self.owner != os.getpid()
+        return self.starter_pid != os.getpid()
 
     def alive(self) -> bool:
         if self.is_inherited:  # the guard is not a child of a forked child, which cannot poll it
@@ -338,8 +340,8 @@ _owned_files: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
 def _owned(file: BinaryIO) -> BinaryIO:
     """Return the file, which every forked child will close.
 
-    A child with a copy of the lifeline would keep the server running after its owner's end. A child with a copy of the
-    lock would keep other processes from starting the next server.
+    A child with a copy of the lifeline would keep the server running after the end of the process that started it. A
+    child with a copy of the lock would keep other processes from starting the next server.
     """
     _owned_files.add(file)
     return file
