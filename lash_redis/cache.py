@@ -39,7 +39,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.json_values import check_json
 from lash_redis.options import KEEP, Durability, Keep, StoreOptions, require_durability
-from lash_redis.owners import delete_owned
+from lash_redis.owner_deletion import delete_owned
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout
 from lash_redis.session.meta import new_meta

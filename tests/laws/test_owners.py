@@ -492,7 +492,7 @@ async def test_an_imported_session_has_its_owner_again(open_cache):
 
 
 @broken_by(
-    Python("owners:prune", lambda _: _nothing, "leaves stale entries"),
+    Python("owner_deletion:prune", lambda _: _nothing, "leaves stale entries"),
 )
 async def test_deleting_an_owner_deletes_the_owners_sessions_and_no_other(open_cache, client):
     cache = open_cache(shards=2)

@@ -18,7 +18,7 @@ LAYERS = [
     ["transport"],
     ["session"],
     ["acl", "chat", "listing", "runtime"],
-    ["audit", "owners"],
+    ["audit", "owner_deletion"],
     ["cache"],
     ["transfer"],
     ["cli"],

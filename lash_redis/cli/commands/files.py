@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import transcript_export, transcripts, transfer
+from lash_redis.cli import transcript_export, transcript_import, transfer
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -90,7 +90,7 @@ def import_sessions(
     with ending(as_json):
         warn_of_empty_server(url)
         if openai:
-            report = asyncio.run(transcripts.import_transcripts(url, namespace, files, ttl))
+            report = asyncio.run(transcript_import.import_transcripts(url, namespace, files, ttl))
         elif len(files) == 1:
             report = asyncio.run(transfer.import_export(url, namespace, files[0], ttl))
         else:
