@@ -208,7 +208,7 @@ class Audit:
         shard.is_sound = shard.is_sound and not audited.problems
         for problem in audited.problems:
             self._add(problem)
-        wrong = None if audited.listing is None else await self._listed_wrongly(audited.listing)
+        wrong = None if audited.listing is None else await self._recheck_listing(audited.listing)
         if wrong is not None and wrong.listing is not None:
             is_repaired = False
             if self._repair:
@@ -217,7 +217,7 @@ class Audit:
             reason = f"the entry of {keys.session_id!r} differs from its head"
             self._add(AuditProblem("sessions", wrong.wrong_catalogue, reason, is_repaired))
 
-    async def _listed_wrongly(self, listed: commands.audit.Listed) -> commands.audit.Audited | None:
+    async def _recheck_listing(self, listed: commands.audit.Listed) -> commands.audit.Audited | None:
         """Read the head and its entries again; None if they agree.
 
         The first reading may have used the entry, or the owner, of a former session of this id.

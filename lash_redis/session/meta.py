@@ -12,7 +12,7 @@ from lash_redis.protocol import commands
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 
-NONE: Final = b""
+NO_RECORD: Final = b""
 """The stored record that a new record replaces: none."""
 
 
@@ -42,7 +42,7 @@ class MetaWriter:
 
     async def create(self, meta: SessionMeta, owner: str, own_ttl: int | None) -> str:
         """Write the record if there is none. `own_ttl`: that of a new session, in ms; None for none."""
-        _, owner = await self._write(meta, NONE, owner, own_ttl)
+        _, owner = await self._write(meta, NO_RECORD, owner, own_ttl)
         return owner
 
     async def rename(self, title: str, owner: str) -> str:
@@ -50,7 +50,7 @@ class MetaWriter:
         for _ in range(MAX_ATTEMPTS):
             stored = await self._reader.stored_meta()
             if stored is None:
-                is_written, owner = await self._write(new_meta(self._keys.session_id, title), NONE, owner)
+                is_written, owner = await self._write(new_meta(self._keys.session_id, title), NO_RECORD, owner)
             else:
                 renamed = replace(stored.meta, session_name=title)
                 is_written, owner = await self._write(renamed, stored.record, owner)

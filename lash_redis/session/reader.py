@@ -183,7 +183,7 @@ class Reader:
             plan = await self._plan(scope)
             if plan is None:
                 return None
-            if plan == "larger":
+            if plan == "far":
                 break
             known, unknown = namespace.cached_blobs(plan.head.components.held)
             if plan.spans and not plan.parts:
@@ -204,7 +204,7 @@ class Reader:
             lost = plan.head.facts.revision, missing.key
         return await self._cut_out(scope)
 
-    async def _plan(self, scope: ActivePath) -> commands.paths.PathPlan | Literal["larger"] | None:
+    async def _plan(self, scope: ActivePath) -> commands.paths.PathPlan | Literal["far"] | None:
         """Return the ranges of the log that form a path or a page, as `path_plan` does. One round trip."""
         if scope.is_page:
             call = commands.pages.call(self._keys, scope)

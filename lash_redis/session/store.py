@@ -507,11 +507,11 @@ class RedisSessionStore:
         require_type("meta", meta, SessionMeta)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatch(self.session_id, meta.session_id)
-        self._own(await self._meta.save(meta, self._expected_owner))
+        self._remember_owner(await self._meta.save(meta, self._expected_owner))
 
     async def create_meta(self, meta: SessionMeta, ttl: float | Keep | None) -> None:
         """Write the meta record if there is none."""
-        self._own(await self._meta.create(meta, self._expected_owner, own_ttl_ms(ttl)))
+        self._remember_owner(await self._meta.create(meta, self._expected_owner, own_ttl_ms(ttl)))
 
     async def set_title(self, title: str) -> None:
         """Rename the session: change the `session_name` of its meta record, and nothing else.
@@ -526,14 +526,14 @@ class RedisSessionStore:
             OutcomeUnknown: the reply was lost; call again.
         """
         require_type("title", title, str)
-        self._own(await self._meta.rename(title, self._expected_owner))
+        self._remember_owner(await self._meta.rename(title, self._expected_owner))
 
     @property
     def _expected_owner(self) -> str:
         """The owner that the session is expected to have; empty for none."""
         return self._keys.access or self._last.owner
 
-    def _own(self, owner: str) -> None:
+    def _remember_owner(self, owner: str) -> None:
         self._last = replace(self._last, owner=owner)
 
     async def touch(self, *, ttl: float | Keep | None = KEEP) -> bool:

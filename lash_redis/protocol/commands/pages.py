@@ -39,10 +39,10 @@ def call(keys: SessionKeys, scope: ActivePath) -> ScriptCall:
     return ScriptCall(scripts.PAGE, keys.own, args)
 
 
-def plan(call: ScriptCall, keys: SessionKeys, scope: ActivePath, reply: Any) -> PathPlan | Literal["larger"] | None:
+def plan(call: ScriptCall, keys: SessionKeys, scope: ActivePath, reply: Any) -> PathPlan | Literal["far"] | None:
     """Return the ranges of the log that form the page, with their records if there are up to `BATCH`.
 
-    None without a head; "larger" if the page must be cut out of the whole path.
+    None without a head; "far" if the page must be cut out of the whole path.
 
     Raises:
         InvalidRecord: `scope.before` is not a live node of the path.
@@ -54,7 +54,7 @@ def plan(call: ScriptCall, keys: SessionKeys, scope: ActivePath, reply: Any) -> 
     if word == "off":
         raise _off_the_path(scope)
     if word == "far":
-        return "larger"
+        return "far"
     _, _, fields, state, dead, jumps, is_partial, bounds, parts, position, record = reply
     head = head_reply(keys, mapping(fields))
     assert head is not None

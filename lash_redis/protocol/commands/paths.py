@@ -93,10 +93,10 @@ class PathPlan:
 
 def path_plan(
     keys: SessionKeys, leaf: str | None, replies: Sequence[Any], *, strict: bool
-) -> PathPlan | Literal["larger"] | None:
+) -> PathPlan | Literal["far"] | None:
     """Compute the ranges of the log to fetch; None without a head.
 
-    "larger" means that links are by node id, so only the full graph determines the path.
+    "far" means that links are by node id, so only the full graph determines the path.
 
     Raises:
         InvalidLeaf: the head's own leaf is not a live node (only if `strict`).
@@ -110,7 +110,7 @@ def path_plan(
     facts, private = head.facts, private_components(head, state)
     scope, wanted = ActivePath(leaf), head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
-        return "larger"
+        return "far"
     hidden, links, at = positions(keys, dead), jump_list(keys, jumps), -1
     if wanted is not None and leaf is None:
         at = facts.leaf
