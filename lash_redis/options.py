@@ -172,6 +172,9 @@ class StoreOptions:
     in a cluster, under Sentinel and for `embedded:///directory`. A cluster replaces a silent primary after 15 s,
     Sentinel after 30 s. When the time ends, a call raises `BackendError` if nothing was applied, and `OutcomeUnknown`
     if a reply was lost.
+
+    It is also the longest time for which a write is repeated because other workers commit first: see
+    `contention_seconds`. That time is 8 s if this is None, in a cluster, too.
     """
 
     retry_max_delay: float = 1.0
@@ -182,7 +185,11 @@ class StoreOptions:
 
     @property
     def contention_seconds(self) -> float:
-        """The longest time in seconds for which a write is repeated because other workers commit first."""
+        """The longest time in seconds for which a write is repeated because other workers commit first.
+
+        This applies to `Chat.append`, `edit` and `rewind`, and to a commit with `expected_head_revision=None`. The last
+        attempt has a `call_timeout` of its own.
+        """
         return 8.0 if self.call_timeout is None else self.call_timeout
 
     @property

@@ -78,9 +78,9 @@ Answer = TypeVar("Answer")
 class RedisSessionStore:
     """The `RuntimePersistence` of one session. `SessionCache.session` makes it, without I/O.
 
-    A handle is cheap, so an application can make one for every request. It remembers the component refs of the revision
-    it saw last, so that a commit after a load or a commit takes one round trip. Any number of handles can share a
-    session.
+    A handle is cheap, so an application can make one for every request. It remembers the head that it saw last: its
+    revision, commit, config, checkpoint, component refs and owner. A commit after a load or a commit therefore takes
+    one round trip. Any number of handles can share a session.
 
     A handle with an `owner` uses only the sessions of that owner. Another's session reads as absent, and every write to
     it raises `OwnerMismatch`. A handle without an owner is a trusted caller, and uses every session.
@@ -205,7 +205,13 @@ class RedisSessionStore:
             return read  # complete, thanks to blobs cached here; but an incomplete session is not kept alive
 
     async def load_head(self) -> SessionHeadMeta | None:
-        """Load the head without graph and components; None if there is none. One round trip, O(rows of the ledger)."""
+        """Load the head without graph and components; None if there is none, or if the session is another owner's.
+
+        One round trip, O(rows of the ledger).
+
+        Raises:
+            Corrupt, SessionEvicted: the head is damaged, or missing while other keys of the session remain.
+        """
         head = await self._ask(Reader.head)
         if head is None:
             return None
@@ -214,7 +220,13 @@ class RedisSessionStore:
         return head.meta()
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
-        """Load a live node, on the active path or not; None if it is unknown or tombstoned. One round trip.
+        """Load a live node, on the active path or not; None if it is unknown or tombstoned.
+
+        None also if the session does not exist, or is another owner's. One round trip.
+
+        Raises:
+            InvalidRecord: the id is invalid; nothing was sent.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
 
         Source: RuntimePersistence::load_node.
         """
@@ -223,8 +235,8 @@ class RedisSessionStore:
     async def load_nodes(self, ids: Sequence[str]) -> list[SessionNodeRecord | None]:
         """Load live nodes, on the active path or not, in the order of `ids`; None for an unknown or tombstoned id.
 
-        An id may occur more than once. One round trip per 500 ids. The nodes of one round trip are of one revision;
-        more than 500 ids may span several.
+        All are None if the session is another owner's. An id may occur more than once. One round trip per 500 ids. The
+        nodes of one round trip are of one revision; more than 500 ids may span several.
 
         Raises:
             InvalidRecord: an id is invalid; the error names it. Nothing was sent.
@@ -242,7 +254,13 @@ class RedisSessionStore:
             raise OwnerMismatch(self.session_id, self._owner)
 
     async def load_session_meta(self) -> SessionMeta | None:
-        """Load the meta record, or None. One round trip. Source: RuntimePersistence::load_session_meta."""
+        """Load the meta record; None if there is none, or if the session is another owner's. One round trip.
+
+        Raises:
+            Corrupt, SessionEvicted: the record is damaged, or the head is missing while other keys remain.
+
+        Source: RuntimePersistence::load_session_meta.
+        """
         return await self._ask(Reader.meta)
 
     async def watch(
@@ -330,6 +348,8 @@ class RedisSessionStore:
             NodeIdCollision, InvalidParent, InvalidLeaf: the nodes do not fit the stored graph.
             MissingBlob: a component is named by a ref that is not stored.
             Corrupt, SessionEvicted: the stored session is damaged or incomplete.
+            BackendError: the server refused or could not be reached, or other commits came first: of a commit that
+                compares nothing, for `StoreOptions.contention_seconds`. Nothing was written; retry later.
             OutcomeUnknown: the reply was lost. Send the same commit again. If more than 32 other commits displaced its
                 receipt before this call could retry, the stored nodes decide whether it was applied. They cannot if
                 the commit adds no node, or if others have dropped nodes since; then it stays unknown.
@@ -370,7 +390,10 @@ class RedisSessionStore:
                 with attempt:
                     return await self._commit(await basis_of(commit, Seen(), self._reader), own_ttl, options)
         except RetryError as error:
-            raise self._contended("commit to") from error
+            raise BackendError(
+                f"session {self.session_id!r}: other commits came first for {options.contention_seconds:g} seconds; "
+                "nothing was written, retry later"
+            ) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _commit(self, basis: Basis, own_ttl: int | None, options: StoreOptions) -> RuntimeCommitResult:
@@ -603,7 +626,11 @@ class RedisSessionStore:
     async def load_lease(self) -> LeaseInfo | None:
         """Load who holds the session's lease, or held it until it expired; None if it is free. One round trip.
 
-        Use it for display only. Whether a worker may write is decided when its commit is checked.
+        None also if the session is another owner's. Use it for display only. Whether a worker may write is decided when
+        its commit is checked.
+
+        Raises:
+            Corrupt: the stored lease is unreadable.
         """
         return await self._leasing.load()
 
@@ -671,8 +698,9 @@ class RedisSessionStore:
         """Delete the blobs of this session's shard that no session holds.
 
         `root_count` is 1 if the session has a head. `retained_blob_count` counts its manifest and the distinct blobs
-        that it holds. The holder counts decide, without a scan. It is safe while commits are in flight. Three round
-        trips, and two more for every 500 blobs.
+        that it holds. Both are 0 if the session does not exist, or belongs to another owner than the handle's. The
+        blobs of the shard are collected in these cases, too. The holder counts decide, without a scan. It is safe while
+        commits are in flight. Three round trips, and two more for every 500 blobs.
 
         Raises:
             Corrupt: the head cannot be read; nothing was deleted.

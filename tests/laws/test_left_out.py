@@ -12,6 +12,7 @@ from lash_redis import (
     SEEN,
     ActivePath,
     Append,
+    BackendError,
     CommitIdReused,
     Corrupt,
     FullGraph,
@@ -283,6 +284,25 @@ async def test_values_of_one_head_are_not_committed_on_another(store, open_cache
     with pytest.raises(HeadRevisionConflict):
         await handle.commit_runtime_state(RuntimeCommit("chat", 2, usage_deltas=[used(input=1)]))
     assert (await stored(store))[5] == b"new"
+
+
+async def test_a_commit_that_other_commits_always_precede_reports_the_time_and_that_nothing_was_written(
+    store, open_cache
+):
+    await store.commit_runtime_state(rich("a"))
+    handle = open_cache(call_timeout=0.2).session("chat")
+    publish, mine = handle._publisher.publish, [used(input=1)]
+
+    async def overtaken(*args):
+        await store.commit_runtime_state(RuntimeCommit("chat", graph=Unchanged("a")))
+        return await publish(*args)
+
+    handle._publisher.publish = overtaken
+    with pytest.raises(BackendError) as raised:
+        await handle.commit_runtime_state(RuntimeCommit("chat", None, usage_deltas=mine))
+    expected = "session 'chat': other commits came first for 0.2 seconds; nothing was written, retry later"
+    assert expected in str(raised.value)
+    assert (await store.load_head()).token_ledger == ()
 
 
 # Retries
