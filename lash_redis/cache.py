@@ -156,8 +156,11 @@ class SessionCache:
         Without it the cache's ttl applies. Idempotent. One round trip.
 
         Raises:
-            OwnerMismatch: the session exists and is not the owner's.
+            InvalidRecord, CommitTooLarge: a field cannot be stored; the error names it.
+            OwnerMismatch: the session exists and is not the owner's; nothing was written.
             SessionDeleted: the session was deleted; writes to its id are refused until the deletion marker expires.
+            Corrupt, SessionEvicted: the session exists and is damaged or incomplete; nothing was written.
+            OutcomeUnknown: the reply was lost; call again.
 
         Source: SessionStoreFactory::create_store.
         """
@@ -258,6 +261,9 @@ class SessionCache:
         sessions. `durability` is that of each deletion, as in `delete`.
 
         Raises:
+            InvalidRecord: the owner or the durability is invalid; nothing was sent.
+            Corrupt: a catalogue is unusable. What was deleted before stays deleted.
+            BackendError: the server failed before the first deletion.
             OutcomeUnknown: a reply was lost, or a later step failed; call again for the rest.
         """
         durability = require_durability("durability", durability) or self.options.durability
@@ -285,6 +291,11 @@ class SessionCache:
         A hundred sessions take three round trips, for any size of the sessions. If some have expired, a fourth one
         removes their entries. The graph is read only if a session's first user message was tombstoned. Memory is
         bounded for any number of sessions.
+
+        Raises:
+            InvalidRecord: an argument is invalid, or `after` is a session id that is not listed.
+            Corrupt: a catalogue is unusable.
+            BackendError: the server refused or could not be reached. Continue after the last item that was yielded.
         """
         if limit is not None:
             require_int("limit", limit, 0)
@@ -333,9 +344,10 @@ class SessionCache:
     async def gc(self, progress: Callable[[int, int], None] | None = None) -> GcReport:
         """Delete the blobs that no session holds, in every shard, as `RedisSessionStore.gc_unreachable` does in one.
 
-        It also removes the entries of expired sessions from the list. `progress(done, shards)` is called after each
-        shard. `root_count` is the number of listed sessions. `retained_blob_count` is the number of blobs that no
-        session holds and whose grace period is not over.
+        It also removes the entries of expired sessions from the catalogues of the shards. The lists of owners keep
+        theirs until the owner's next list, or until a write moves an entry of that owner. `progress(done, shards)` is
+        called after each shard. `root_count` is the number of listed sessions. `retained_blob_count` is the number of
+        blobs that no session holds and whose grace period is not over.
 
         Raises:
             OutcomeUnknown: a reply was lost, or a later step failed; call again for the rest.

@@ -150,8 +150,8 @@ class Embedded(Own):
 class EmbeddedDirectory(Embedded):
     """The server of a directory. The first process to need it runs it, and other processes connect to it.
 
-    `close` ends the server if this process runs it. Another process then takes over. A forked child has a copy of the
-    connector, to which its parent is another process.
+    `close` ends the server if this process runs it. Another process then takes over. A forked child connects to the
+    server that its parent runs.
     """
 
     async def open(self) -> Topology:

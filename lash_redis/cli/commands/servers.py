@@ -104,7 +104,7 @@ def stats(
 
 @command("gc", example="gc --namespace acme")
 def gc(url: Url = NO_URL, namespace: Namespace = "default", as_json: AsJson = False) -> None:
-    """Delete unused blobs, and list entries of expired sessions.
+    """Delete unused blobs and the catalogue entries of expired sessions.
 
     Without gc, both expire later. Safe during live traffic. If interrupted, run it again for the rest.
     """

@@ -27,7 +27,8 @@ BATCH: Final = 500
 WORK: Final = 1000
 """Maximum number of jumps, of tombstones and of skipped records that the script reads.
 
-A page that needs more is cut out of the whole path. So no script blocks the server for more than a millisecond or two.
+A page that needs more is cut out of the whole path. This bounds the time for which a script blocks the server: one to
+two milliseconds.
 """
 UNLIMITED: Final = 2**53 - 1
 """The limit of a page without one: the largest integer that Lua represents, and more than a list can hold."""
