@@ -154,7 +154,7 @@ def test_tail_ends_when_the_session_expires(url: str) -> None:
     assert ended.stderr == "lash-redis: session 's' is gone: it expired, was evicted, or was lost in a failover\n"
 
 
-def test_ctrl_c_ends_a_tail_with_130(url: str) -> None:
+def test_tail_exits_with_130_on_ctrl_c(url: str) -> None:
     within(url, three)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lash_redis.__file__).parents[1]), *sys.path])}
     program = subprocess.Popen(

@@ -390,7 +390,7 @@ async def test_an_append_after_a_message_is_a_branch(chat):
     assert len(await chat.branches()) == 2
 
 
-async def test_every_branch_ends_at_one_tip(chat):
+async def test_the_last_message_of_every_branch_is_listed_once(chat):
     await numbered(chat, 3)
     tips = ["m2"]
     for parent in ("m0", "m1", "m0"):

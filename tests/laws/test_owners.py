@@ -358,7 +358,7 @@ async def test_a_deleted_session_leaves_the_list_of_its_owner(open_cache, client
     Lua("prune", "or owner ~= '' and owner ~= stored[4]", ""),
     Python("protocol.commands.catalogue:is_foreign", lambda _: lambda *_: False, "lists everyone's"),
 )
-async def test_an_entry_of_a_session_that_another_owner_began_again_goes_with_the_next_list(open_cache, client):
+async def test_a_list_drops_the_entry_of_a_session_that_another_owner_started(open_cache, client):
     cache = open_cache(ttl=0.05, shards=1)  # the entry outlives its session by up to the grace of a minute
     await begin(open_cache(shards=1), "lasting")
     await begin(cache)
@@ -544,7 +544,7 @@ def test_the_error_names_the_session_and_the_owner_of_the_handle_alone():
 
 
 @pytest.mark.parametrize("owner", ["", 5, "\ud800", "x" * 65_537], ids=["empty", "a number", "no Unicode", "too long"])
-async def test_an_owner_is_an_id(open_cache, owner):
+async def test_an_invalid_owner_is_refused(open_cache, owner):
     cache = open_cache()
     for make in (
         lambda: cache.session("chat", owner=owner),

@@ -236,7 +236,7 @@ async def test_a_page_moves_as_many_bytes_in_a_long_session_as_in_a_short_one(pr
 
 
 @broken_by(Python("session.reader:Reader._plan", lambda _: plan_in_two_steps, "reads the head in another round trip"))
-async def test_a_page_beside_commits_is_one_revision(open_cache):
+async def test_a_page_read_during_commits_has_one_revision(open_cache):
     last = 40
 
     def revision(number):
