@@ -7,15 +7,12 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import redis
@@ -43,13 +40,13 @@ from lash_redis.cli.conversations import SHIPPED, conversations_in, message_of, 
 from lash_redis.cli.replay.worker import Settings, play
 from lash_redis.cli.sessions import ago
 from lash_redis.models.chat_messages import canonical_json
+from tests.support.command_line import lash_redis_program, meanwhile, within, written
 from tests.support.paths import DATA
 from tests.support.servers import Server
 
 COMMANDS = ["list", "watch", "fork", "delete", "gc", "audit", "export", "import", "preload", "acl"]
 
 runner = CliRunner(env={"COLUMNS": "160"})
-Answer = TypeVar("Answer")
 
 
 def run(*arguments: str | Path, stdin: bytes | None = None) -> Result:
@@ -63,16 +60,6 @@ def document_of(*arguments: str | Path, code: int = 0, stdin: bytes | None = Non
     document: dict[str, Any] = json.loads(ended.stdout)
     assert document["ok"] is (code == 0)
     return document
-
-
-def within(
-    url: str, body: Callable[[SessionCache], Awaitable[Answer]], namespace: str = "default", shards: int = 64
-) -> Answer:
-    async def inside() -> Answer:
-        async with lash_redis.connect(url, namespace=namespace, options=StoreOptions(shards=shards)) as cache:
-            return await body(cache)
-
-    return asyncio.run(inside())
 
 
 def message(node_id: str, parent: str | None, text: str, role: str = "User") -> SessionNodeRecord:
@@ -115,11 +102,6 @@ async def sessions_of(cache: SessionCache) -> dict[str, Any]:
 def keys(url: str) -> set[bytes]:
     with redis.Redis.from_url(url) as client:
         return set(client.keys())
-
-
-def written(path: Path, *lines: Any) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-    return path
 
 
 # list
@@ -246,23 +228,6 @@ def test_an_age_is_shown_in_its_largest_unit(seconds: float, words: str) -> None
 
 
 # watch
-
-
-@contextmanager
-def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[None]]) -> Iterator[None]:
-    """Run `body` in a thread during the block, once a session is watched."""
-
-    def run_body() -> None:
-        with redis.Redis.from_url(url) as client:
-            deadline = time.monotonic() + 20
-            while not client.pubsub_channels() and time.monotonic() < deadline:
-                time.sleep(0.01)
-        within(url, body)
-
-    thread = threading.Thread(target=run_body)
-    thread.start()
-    yield
-    thread.join()
 
 
 async def commit_and_delete(cache: SessionCache) -> None:
@@ -941,18 +906,6 @@ async def test_the_accounts_of_acl_permit_exactly_the_commands_of_their_role(rea
 
 
 # The program
-
-
-def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lash_redis.__file__).parents[1]), *sys.path])}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lash_redis.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import Corrupt
 from lash_redis.models import PersistedSessionRead
 from lash_redis.models.chat_messages import canonical_json
+from tests.support.command_line import lash_redis_program, written
 from tests.support.paths import DATA
 from tests.support.servers import Server
 
@@ -64,11 +65,6 @@ runner = CliRunner(env={"COLUMNS": "120"})
 
 def run(*arguments: str | Path) -> Result:
     return runner.invoke(app, [str(argument) for argument in arguments])
-
-
-def written(path: Path, *lines: Any) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-    return path
 
 
 # Input files
@@ -656,18 +652,6 @@ def test_doctor_leaves_no_key_without_a_ttl_except_its_layout(url: str) -> None:
 
 
 # The program
-
-
-def lash_redis_program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lash_redis.__file__).parents[1]), *sys.path])}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lash_redis.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment | options.pop("env", {}),
-        **options,
-    )
 
 
 @pytest.mark.slow

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-import lash_redis
 from lash_redis import (
     Append,
     EventPayload,
@@ -22,20 +20,12 @@ from lash_redis import (
     SessionNodeRecord,
     SessionPolicy,
     SessionStoreCreateRequest,
-    StoreOptions,
     ToolState,
 )
 from lash_redis.cli import app
+from tests.support.command_line import within
 
 runner = CliRunner(env={"COLUMNS": "80"})
-
-
-def within(url: str, body: Callable[[SessionCache], Awaitable[Any]]) -> None:
-    async def inside() -> None:
-        async with lash_redis.connect(url, options=StoreOptions(shards=3)) as cache:
-            await body(cache)
-
-    asyncio.run(inside())
 
 
 async def sessions(cache: SessionCache) -> None:
@@ -59,7 +49,7 @@ def measured(url: str, *more: str) -> dict[str, Any]:
 
 
 def test_stats_count_sessions_and_nodes_and_measure_a_sample(url: str) -> None:
-    within(url, sessions)
+    within(url, sessions, shards=3)
     found = measured(url)
     assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (8, 20, 0)
     with redis.Redis.from_url(url) as client:
@@ -75,7 +65,7 @@ def test_stats_count_sessions_and_nodes_and_measure_a_sample(url: str) -> None:
 
 
 def test_the_sample_is_bounded_and_its_size_is_named(url: str) -> None:
-    within(url, sessions)
+    within(url, sessions, shards=3)
     memory = measured(url, "--sample", "3")["memory"]
     assert memory["sample_session_count"] == 3
     assert memory["estimated_bytes"] == round(memory["sample_bytes"] / 3 * 8)
@@ -87,7 +77,7 @@ def test_the_sample_is_bounded_and_its_size_is_named(url: str) -> None:
 
 
 def test_stats_use_neither_keys_nor_scan_and_write_nothing(url: str) -> None:
-    within(url, sessions)
+    within(url, sessions, shards=3)
     with redis.Redis.from_url(url) as client:
         before = {key: client.dump(key) for key in client.keys("*")}
         client.config_resetstat()
@@ -99,7 +89,7 @@ def test_stats_use_neither_keys_nor_scan_and_write_nothing(url: str) -> None:
 
 
 def test_an_expired_session_is_not_counted_and_an_unreadable_one_is(url: str) -> None:
-    within(url, sessions)
+    within(url, sessions, shards=3)
     with redis.Redis.from_url(url) as client:
         (broken,) = client.keys("*head:s1")
         client.hset(broken, "facts", b"nonsense")
@@ -131,7 +121,7 @@ def account(url: str, role: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(("role", "may_measure"), [("loader", False), ("runner", False), ("auditor", True)])
 def test_only_the_auditor_may_measure_and_the_others_get_the_rest(url: str, role: str, may_measure: bool) -> None:
-    within(url, sessions)
+    within(url, sessions, shards=3)
     with account(url, role) as address:
         found = measured(address)
         printed = runner.invoke(app, ["stats", "--url", address]).stdout

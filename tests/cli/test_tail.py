@@ -6,19 +6,10 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import redis
 from typer.testing import CliRunner
 
-import lash_redis
 from lash_redis import (
     Append,
     EventPayload,
@@ -31,6 +22,7 @@ from lash_redis import (
     Unchanged,
 )
 from lash_redis.cli import app
+from tests.support.command_line import lash_redis_program, meanwhile, within
 
 runner = CliRunner(env={"COLUMNS": "80"})
 
@@ -44,31 +36,6 @@ def message(node_id: str, parent: str | None, role: str = "User", **part: str) -
 
 async def add(cache: SessionCache, *nodes: SessionNodeRecord) -> None:
     await cache.session("s").update(lambda read: RuntimeCommit("s", graph=Append(nodes, nodes[-1].node_id)))
-
-
-def within(url: str, body: Callable[[SessionCache], Awaitable[Any]]) -> None:
-    async def inside() -> None:
-        async with lash_redis.connect(url) as cache:
-            await body(cache)
-
-    asyncio.run(inside())
-
-
-@contextmanager
-def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[Any]]) -> Iterator[None]:
-    """Run `body` while the block runs, once a session is watched."""
-
-    def run_body() -> None:
-        with redis.Redis.from_url(url) as client:
-            deadline = time.monotonic() + 20
-            while not client.pubsub_channels() and time.monotonic() < deadline:
-                time.sleep(0.01)
-        within(url, body)
-
-    thread = threading.Thread(target=run_body)
-    thread.start()
-    yield
-    thread.join()
 
 
 async def three(cache: SessionCache) -> None:
@@ -156,16 +123,7 @@ def test_tail_ends_when_the_session_expires(url: str) -> None:
 
 def test_tail_exits_with_130_on_ctrl_c(url: str) -> None:
     within(url, three)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lash_redis.__file__).parents[1]), *sys.path])}
-    program = subprocess.Popen(
-        [sys.executable, "-m", "lash_redis.cli", "tail", "s", "--last", "1", "--url", url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    with program:
+    with lash_redis_program("tail", "s", "--last", "1", "--url", url, start_new_session=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "User\n"
         os.killpg(program.pid, signal.SIGINT)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-import lash_redis
 from lash_redis import (
     Append,
     EventPayload,
@@ -25,6 +22,7 @@ from lash_redis import (
     SessionStoreCreateRequest,
 )
 from lash_redis.cli import app
+from tests.support.command_line import within
 
 CALLS = [
     {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}},
@@ -62,14 +60,6 @@ def run(*arguments: str | Path, url: str, code: int = 0) -> Result:
     ended = runner.invoke(app, [*map(str, arguments), "--url", url])
     assert ended.exit_code == code, ended.output
     return ended
-
-
-def within(url: str, body: Callable[[SessionCache], Awaitable[Any]], namespace: str = "default") -> Any:
-    async def inside() -> Any:
-        async with lash_redis.connect(url, namespace=namespace) as cache:
-            return await body(cache)
-
-    return asyncio.run(inside())
 
 
 def transcripts(path: Path) -> dict[str, Any]:
