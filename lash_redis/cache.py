@@ -111,13 +111,14 @@ class SessionCache:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self.aclose()
+        await self.shared.close(after=error)
 
     async def aclose(self) -> None:
         """Close what `connect` opened: the connections of this event loop and process, and an embedded server.
 
         If other processes use the server's directory, the next call of one of them starts the next server.
-        A client that the caller passed stays open.
+        A client that the caller passed stays open. It closes them also if the caller is cancelled meanwhile. The caller
+        then waits for that, for 2 s at most.
         """
         await self.shared.close()
 

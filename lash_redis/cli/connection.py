@@ -17,6 +17,7 @@ from lash_redis.errors import InvalidRecord, StoreError
 from lash_redis.options import StoreOptions
 from lash_redis.protocol.keys import Layout
 from lash_redis.transport.backend import Backend
+from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.connectors import by_url
 from lash_redis.transport.failures import check_types
 from lash_redis.transport.request import Lane, Request, first_key
@@ -45,6 +46,10 @@ class Connection:
             return self._topology
 
     async def close(self) -> None:
+        """Close the connections, also if the caller is cancelled meanwhile."""
+        await clean_up(self._close, "closing the connections")
+
+    async def _close(self) -> None:
         try:
             if self._topology is not None:
                 await self._topology.close()

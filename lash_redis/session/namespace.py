@@ -73,8 +73,8 @@ class Namespace:
             self._replicas._asks_replicas = True
         return self._replicas
 
-    async def close(self) -> None:
-        await self._backend.close()
+    async def close(self, *, after: BaseException | None = None) -> None:
+        await self._backend.close(after=after)
 
     async def preload(self) -> None:
         await self._backend.preload()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Final
@@ -17,6 +18,7 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.namespace import Namespace
+from lash_redis.transport.cleanup import cleaned_up, end_tasks
 from lash_redis.transport.given import end_if_cancelled
 
 REPLY_TIMEOUT: Final = 10.0
@@ -144,7 +146,7 @@ class Subscriber:
         async with _connection(self.client) as connection:
             receiving = asyncio.create_task(self._receive_messages(connection))
             receiving.add_done_callback(lambda _: self._wake.set())
-            try:
+            async with cleaned_up(partial(end_tasks, [receiving]), "ending the reader of a watch"):
                 while self.sessions:
                     end_if_cancelled()
                     if receiving.done():
@@ -153,9 +155,6 @@ class Subscriber:
                     await self._probe_if_silent(connection)
                     await self._poll_due_heads()
                     await self._wait_for_work()
-            finally:
-                receiving.cancel()
-                await asyncio.gather(receiving, return_exceptions=True)
 
     # Write
 
@@ -326,12 +325,10 @@ class Subscriber:
 async def _connection(client: redis.Redis) -> AsyncIterator[Any]:
     """Take a connection of the client's pool, and close it at the end."""
     holder: Any = client.pubsub()
-    try:
+    async with cleaned_up(holder.aclose, "closing the connection of a watch"):
         async with asyncio.timeout(REPLY_TIMEOUT):
             await holder.connect()
         yield holder.connection
-    finally:
-        await holder.aclose()
 
 
 async def _read_heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.watching.HeadPoll | Corrupt]:

@@ -21,6 +21,7 @@ from lash_redis.errors import BackendError, StoreError
 from lash_redis.protocol import commands
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.subscriber import Subscriber, WatchedSession
+from lash_redis.transport.cleanup import clean_up, end_tasks
 from lash_redis.transport.failures import FAILURES, is_passing
 from lash_redis.transport.given import end_if_cancelled
 
@@ -167,16 +168,22 @@ class SessionWatch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self.aclose()
+        self._stop()
+        await clean_up(self._end_tasks, "ending a watch", after=error)
 
     async def aclose(self) -> None:
-        """End the watch: all of its tasks, connections and subscriptions."""
+        """End the watch: all of its tasks, connections and subscriptions, also if the caller is cancelled meanwhile."""
+        self._stop()
+        await clean_up(self._end_tasks, "ending a watch")
+
+    def _stop(self) -> None:
+        """End the iteration."""
         self._is_open = False
         self._has_pending.set()
+
+    async def _end_tasks(self) -> None:
         while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(list(self._tasks))
+            await end_tasks(list(self._tasks))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -20,6 +20,7 @@ from lash_redis.errors import BackendError, OutcomeUnknown, StoreError
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.transport import full_server, remedies
+from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.failures import FAILURES, Earlier, NoReply, OutOfTime, is_out_of_memory, is_transient
 from lash_redis.transport.node import Node
 from lash_redis.transport.request import Command, Lane, Request
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 
 SHORTEST_ATTEMPT: Final = 0.02
 """The least time, in seconds, that must be left for a further attempt."""
+CLOSING: Final = "closing the connections of a cache"
 
 
 @runtime_checkable
@@ -175,28 +177,40 @@ class Backend:
 
     async def topology(self) -> Topology:
         """Return the topology of this process and event loop. The first request opens it."""
+        place = self._place()
+        if place.topology is None and not place.is_closed:
+            async with place.opening:
+                if place.topology is None and not place.is_closed:
+                    place.topology = await self._connector.open()
+                    if place.is_closed:  # by another task, which could not close what was not open yet
+                        await clean_up(self._close, CLOSING)
+        if place.is_closed or place.topology is None:
+            raise BackendError("this cache was closed")
+        return place.topology
+
+    def _place(self) -> _Place:
         places = _places_of_the_running_loop()
         place = places.get(self)
         if place is None or place.process != os.getpid():
             place = places[self] = _Place()
-        if place.is_closed:
-            raise BackendError("this cache was closed")
-        if place.topology is None:
-            async with place.opening:
-                if place.topology is None:
-                    place.topology = await self._connector.open()
-        return place.topology
+        return place
 
-    async def close(self) -> None:
-        """Close the topology of this process and event loop, and what all of them share. Later requests fail."""
-        places = _places_of_the_running_loop()
-        place = places.get(self)
-        places[self] = _Place(is_closed=True)
+    async def close(self, *, after: BaseException | None = None) -> None:
+        """Close the topology of this process and event loop, and what all of them share. Later requests fail.
+
+        It is completed also if the caller is cancelled. For `after` see `clean_up`.
+        """
+        self._place().is_closed = True
+        await clean_up(self._close, CLOSING, after=after)
+
+    async def _close(self) -> None:
+        place = self._place()
         try:
-            if place is not None and place.topology is not None and place.process == os.getpid():
+            if place.topology is not None:
                 await place.topology.close()
         finally:
             await self._connector.close()
+        place.topology = None
 
 
 class _Attempts:
@@ -255,8 +269,8 @@ class _Attempts:
 class _Place:
     """The topology of one process in one event loop."""
 
-    def __init__(self, *, is_closed: bool = False) -> None:
-        self.is_closed = is_closed
+    def __init__(self) -> None:
+        self.is_closed = False
         self.process = os.getpid()
         self.opening = asyncio.Lock()
         self.topology: Topology | None = None

@@ -18,6 +18,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from lash_redis.errors import BackendError, InvalidRecord
 from lash_redis.transport import urls
 from lash_redis.transport.backend import Connector
+from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.cluster import Cluster
 from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.given import GivenNode
@@ -167,7 +168,7 @@ class EmbeddedDirectory(Embedded):
         try:
             await topology.node(None, inf)
         except BaseException as error:
-            await topology.close()
+            await clean_up(topology.close, f"closing the connections to {topology.seeds}", after=error)
             if isinstance(error, exceptions.RedisError):
                 raise BackendError(str(error)) from error
             raise

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.dialer import Dialer, Where
 from lash_redis.transport.node import Node, OwnNode
 from lash_redis.transport.topology import Topology
@@ -48,13 +49,11 @@ class Group(Topology):
         kept = set(members)
         for place, node in list(self._members.items()):
             if node not in kept and not node.is_busy:
-                await self._members.pop(place).close()
+                await clean_up(self._members.pop(place).close, f"closing the connections to {node.address}")
 
     def abandon(self) -> None:
         for node in self._members.values():
             node.abandon()
 
     async def _close(self) -> None:
-        nodes = list(self._members.values())
-        self._members.clear()
-        await asyncio.gather(*(node.close() for node in nodes))
+        await asyncio.gather(*(node.close() for node in self._members.values()))

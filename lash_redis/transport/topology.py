@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from redis import exceptions
 
 from lash_redis.protocol.keys import slot_of
+from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.failures import Closed, NoPrimary, OutOfTime, WrongTopology, may_be_stale
 from lash_redis.transport.node import Node
 from lash_redis.transport.request import Request, key_of
@@ -149,7 +150,7 @@ class Topology(ABC):
                 if known is None:
                     known = await self._discover()
                     if self._is_closed:
-                        await self._close()
+                        await clean_up(self._close, f"closing the connections to {self.seeds}")
                         raise Closed("this cache was closed")
                     self._map, self._was_discovered = known, True
                     await self._close_all_but(known.nodes())
