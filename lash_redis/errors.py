@@ -10,6 +10,7 @@ Arguments are kept as attributes and in `args`, so every error can be pickled be
 
 from __future__ import annotations
 
+from time import gmtime, strftime
 from typing import Any
 
 
@@ -200,19 +201,28 @@ class OwnerMismatch(Refused):
 
 
 class LeaseBusy(Refused):
-    """Another owner holds the session's lease. Retry later, or pass `wait` to `acquire_lease`.
+    """Another claim holds the session's lease. Retry later, or pass `wait` to `acquire_lease`.
 
-    The lease ends at `deadline` unless its owner renews it: seconds since 1970, by the server's clock.
+    The lease ends at `deadline` unless its owner renews it: seconds since 1970, by the server's clock. `is_own`: its
+    owner has the name that the caller gave. A worker that restarted takes over its own lease with `reenter=True`.
     """
 
-    template = "the lease of session {0!r} is held by {1!r}; retry later, or pass `wait`"
-
-    def __init__(self, session_id: str, owner: str, generation: int = 0, deadline: float = 0.0) -> None:
-        super().__init__(session_id, owner, generation, deadline)
+    def __init__(
+        self, session_id: str, owner: str, generation: int = 0, deadline: float = 0.0, is_own: bool = False
+    ) -> None:
+        super().__init__(session_id, owner, generation, deadline, is_own)
         self.session_id = session_id
         self.owner = owner
         self.generation = generation
         self.deadline = deadline
+        self.is_own = is_own
+
+    def __str__(self) -> str:
+        until = f" until {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(self.deadline))}" if self.deadline else ""
+        text = f"the lease of session {self.session_id!r} is held by {self.owner!r}{until}; retry later, or pass `wait`"
+        if self.is_own:
+            return f"{text}; if this worker restarted and lost that lease, pass reenter=True to take it over"
+        return text
 
 
 class LeaseLost(Refused):
@@ -282,12 +292,15 @@ class LayoutMismatch(Refused):
 class OutcomeUnknown(StoreError):
     """The reply to a write was lost: it was applied once or not at all. Make the same call again to find out.
 
-    Two calls make something new each time. After `update`, send the error's `commit` again with
-    `commit_runtime_state`. After `fork`, check whether the new session exists.
+    Three calls make something new each time. After `update`, send the error's `commit` again with
+    `commit_runtime_state`. After `acquire_lease`, pass the error's `token`. After `fork`, check whether the new session
+    exists.
     """
 
     commit: Any = None
     """The commit whose outcome is unknown, from `update`; else None."""
+    token: str | None = None
+    """The token of the claim whose outcome is unknown, from `acquire_lease`; else None."""
 
 
 class Corrupt(StoreError):

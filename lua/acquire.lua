@@ -1,4 +1,4 @@
--- acquire: acquire a session's lease unless another owner holds it; otherwise change nothing.
+-- acquire: acquire a session's lease unless another claim holds it; otherwise change nothing.
 --
 -- KEYS   1 head   hash  the field `lease`
 --        2 log    list  node records, counted
@@ -13,20 +13,21 @@
 --        4 ttl        int  ms from now until the lease expires
 --        5 remains    int  ms by which a head that has only a lease outlives it
 --        6 access     str  owner of the session for whom the caller acts; '' for a trusted caller
+--        7 reenter    str  '1' to take over a live lease of the same owner; '' to be refused as any other caller
 --
 -- Reply  acquired <session> <generation> <deadline> <until> <before> <owner> <generation> <deadline>
 --                                              the caller holds the lease until <deadline> (ms since 1970); the session
 --                                              expires at <until> (0: never); before is lapsed if another lease had
 --                                              expired (its owner, generation and deadline follow), else ''
 --        busy <session> <owner> <generation> <deadline>
---                                              another owner holds it until <deadline>; nothing written
+--                                              another claim holds it until <deadline>; nothing written
 --        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --        evicted <session> <family> <reason>   a key of the session is gone; nothing written
 --
--- Order  an owner that acquires its own live lease again keeps the generation, so a call sent twice has the effect of
---        one. With another token the same owner replaces its own lease, and the former token is no longer valid.
+-- Order  owner and token identify a claim. A claim that is sent twice keeps its generation and has the effect of one.
+--        An owner that re-enters gets a new generation, and its former token is no longer valid.
 -- Cost   one round trip, about eight commands.
 
 --@include int64
@@ -37,7 +38,7 @@
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local session, owner, token, ttl, remains = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local access = ARGV[6]
+local access, reenters = ARGV[6], ARGV[7] == '1'
 
 -- CHECK
 
@@ -50,10 +51,12 @@ if lease == nil then return refuse(session, {'corrupt', 'head', 'its lease is un
 
 local now = milliseconds()
 local is_live = lease and lease.deadline > now
-if is_live and lease.owner ~= owner then
+local is_own = is_live and lease.owner == owner
+local is_again = is_own and lease.token == token
+if is_live and not (is_again or is_own and reenters) then
   return {'busy', session, lease.owner, lease.generation, lease.deadline}
 end
-local generation, deadline = is_live and lease.generation or add64(lease and lease.generation or '0', '1'), now + ttl
+local generation, deadline = is_again and lease.generation or add64(lease and lease.generation or '0', '1'), now + ttl
 if not generation then return refuse(session, {'corrupt', 'head', 'its lease cannot be counted further'}) end
 if is_live then deadline = math.max(deadline, lease.deadline) end
 local lapsed = lease and lease.token ~= '' and not is_live

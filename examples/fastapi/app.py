@@ -52,7 +52,7 @@ async def call_model(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], la
 @asynccontextmanager
 async def turn(chat: Chat) -> AsyncIterator[Lease]:
     """Let one request at a time work on a chat. If its worker is killed, the chat is free again after 10 seconds."""
-    async with await chat.store.acquire_lease(uuid4().hex, 10.0, wait=60.0) as lease, lease.renewing():
+    async with await chat.store.acquire_lease(ttl=10.0, wait=60.0) as lease, lease.renewing():
         yield lease
 
 

@@ -7,14 +7,17 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Annotated, Final, Protocol, Self
+from uuid import uuid4
 
 from lash_redis._validate import seconds_to_ms
 from lash_redis.errors import BackendError, InvalidRecord, LeaseLost, OutcomeUnknown, SessionDeleted, StoreError
 from lash_redis.models.lease import LeaseClaim, LeaseInfo, Seconds
 from lash_redis.models.wire import Rule
+from lash_redis.transport.cleanup import clean_up, end_tasks, keep_pending, run_to_end
 from lash_redis.transport.given import end_if_cancelled
 
 log = logging.getLogger("lash_redis")
@@ -28,7 +31,7 @@ class LeaseHolder(Protocol):
 
     async def renew(self, lease: LeaseClaim, ttl: float) -> None: ...
 
-    async def release(self, lease: LeaseClaim) -> None: ...
+    async def release(self, lease: LeaseClaim, request: str | None = None) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -39,16 +42,16 @@ class Lease(LeaseClaim):
     does not lock the session: the revision that a commit builds on decides whether the commit is applied. A commit that
     carries the lease (`RuntimeCommit.lease`) is also refused once the lease is lost.
 
-    `async with` releases it at the end of the block. A lease that is lost by then is not an error. `renewing` keeps it
-    renewed while a block runs.
+    `async with` releases it at the end of the block, also if a task is cancelled repeatedly or by a scope of anyio. A
+    lease that is lost by then is not an error. `renewing` keeps it renewed while a block runs.
     """
 
     ttl: Seconds = 30.0
     """Seconds from acquiring or renewing the lease until it expires."""
     displaced: LeaseInfo | None = None
-    """The holder whose lease had expired when this one was acquired; None if the lease was free, or the owner's own.
+    """The holder whose lease had expired when this one was acquired; None if the lease was free or re-entered.
 
-    It is also None if the reply was lost and the claim was sent again, because the lease was then the owner's already.
+    It is also None if the reply was lost and the claim was sent again, because the claim then held the lease already.
     """
     _holder: Annotated[LeaseHolder | None, Rule.IN_MEMORY] = field(default=None, repr=False)
     _ends: Annotated[float, Rule.IN_MEMORY] = field(default=0.0, repr=False)
@@ -78,12 +81,14 @@ class Lease(LeaseClaim):
     async def release(self) -> None:
         """Release the lease. Its generation stays with the session, so the next holder's is one higher.
 
+        The release is sent also if the caller is cancelled meanwhile. The caller then waits for it, for 2 s at most.
+
         Raises:
             LeaseLost: the caller no longer held it; the lease of another holder is not touched.
             SessionDeleted: the session was deleted.
             OutcomeUnknown: the reply was lost; if the lease is still held, it expires at its deadline.
         """
-        await self._bound().release(self)
+        await clean_up(partial(self._bound().release, self, uuid4().hex[:16]), releasing(self))
         self._ends = 0.0
 
     @asynccontextmanager
@@ -109,27 +114,24 @@ class Lease(LeaseClaim):
         task = asyncio.current_task()
         assert task is not None
         keeper = asyncio.create_task(self._keep(interval, task))
-        is_done, cancelling = False, task.cancelling()
+        cancelling = task.cancelling()
         try:
             try:
                 yield self
-                is_done = True
             finally:
-                keeper.cancel()
-                await asyncio.wait([keeper])
+                _, cancelled = await run_to_end(partial(end_tasks, [keeper]))
+                lost = _result_of(keeper)
+                is_cancelled_by_others = (task.uncancel() if lost is not None else task.cancelling()) > cancelling
         except asyncio.CancelledError:
-            lost = _result_of(keeper)
-            if lost is None or task.uncancel() > cancelling:
+            if lost is None or is_cancelled_by_others:
                 raise
-            if not is_done:
-                raise lost from None
+            raise lost from None
         except BaseException:
-            if _result_of(keeper) is not None:
-                task.uncancel()
+            if cancelled is not None and is_cancelled_by_others:
+                keep_pending(cancelled)
             raise
-        else:
-            if _result_of(keeper) is not None:  # the block was cancelled and ended before it noticed
-                task.uncancel()
+        if cancelled is not None and is_cancelled_by_others:
+            raise cancelled
 
     async def _keep(self, interval: float, task: asyncio.Task[object]) -> StoreError:
         """Renew the lease until it is lost; then cancel `task` and return the reason."""
@@ -171,14 +173,19 @@ class Lease(LeaseClaim):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        await clean_up(partial(self._release_if_held, uuid4().hex[:16]), releasing(self), after=error)
+
+    async def _release_if_held(self, request: str) -> None:
         try:
-            await self.release()
+            await self._bound().release(self, request)
         except (LeaseLost, SessionDeleted):
             log.info("the lease of session %r was lost before it was released", self.session_id)
-        except StoreError:
-            if error is None:
-                raise
-            log.warning("releasing the lease of session %r failed; it will expire", self.session_id, exc_info=True)
+        self._ends = 0.0
+
+
+def releasing(lease: LeaseClaim) -> str:
+    """Return the name of a release, for a log record."""
+    return f"releasing the lease of session {lease.session_id!r}, which else expires at its deadline,"
 
 
 def _result_of(keeper: asyncio.Task[StoreError]) -> StoreError | None:

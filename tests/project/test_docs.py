@@ -110,7 +110,7 @@ async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
         return "Hello, too"
 
     async with lash_redis.connect(url) as cache:
-        yield {"cache": cache, "call_model": call_model, "request_id": "request-1"}
+        yield {"cache": cache, "call_model": call_model}
 
 
 @asynccontextmanager

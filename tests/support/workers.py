@@ -134,8 +134,11 @@ async def by_commit(work: Work, store: RedisSessionStore, turn: str) -> None:
 
 
 async def by_lease(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """Take a turn under a lease, so that no other worker calls the model at the same time."""
-    async with await store.acquire_lease(work.name, work.lease_ttl, wait=PATIENCE / 4) as lease:
+    """Take a turn under a lease, so that no other worker calls the model at the same time.
+
+    A worker takes one turn at a time, so it re-enters a lease that a failed turn has left.
+    """
+    async with await store.acquire_lease(work.name, work.lease_ttl, wait=PATIENCE / 4, reenter=True) as lease:
         read = await store.load_session(FullGraph())
         commit = await work.answer(turn, store.session_id, place_of(read), lease=lease)
         work.acknowledge(turn, await store.commit_runtime_state(commit))

@@ -28,10 +28,12 @@ from lash_redis import (
     InvalidRecord,
     Keep,
     Lease,
+    LeaseBusy,
     LeaseClaim,
     LeaseInfo,
     MessageTreeNode,
     NodePayload,
+    OutcomeUnknown,
     PersistedSessionConfig,
     PersistedSessionRead,
     PersistedSessionState,
@@ -222,6 +224,10 @@ async def leases(store: RedisSessionStore) -> None:
         async with lease.renewing(every=2.0) as renewed:
             assert_type(renewed, Lease)
         await lease.release()
+    assert_type(await store.acquire_lease(), Lease)
+    assert_type(await store.acquire_lease("worker-7", reenter=True), Lease)
+    assert_type(OutcomeUnknown("lost").token, str | None)
+    assert_type(LeaseBusy("chat-42", "worker-7").is_own, bool)
     assert_type(store.adopt_lease(Lease.from_json({})), Lease)
     assert_type(await store.load_lease(), LeaseInfo | None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 from lash_redis._validate import require_id, require_type
@@ -38,15 +39,22 @@ def checked_token(field: str, token: object) -> str:
     return token
 
 
-def acquire_call(keys: SessionKeys, owner: str, token: str, ttl_ms: int) -> ScriptCall:
-    return ScriptCall(scripts.ACQUIRE, keys.own, [keys.session_id, owner, token, ttl_ms, REMAINS_MS, keys.access])
+def owner_of(token: str) -> str:
+    """Return the worker name of a claim without an owner. Two tokens have two names, and a name reveals no token."""
+    return f"worker-{sha256(token.encode()).hexdigest()[:16]}"
 
 
-def acquire_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> Acquired:
+def acquire_call(keys: SessionKeys, owner: str, token: str, ttl_ms: int, *, reenter: bool) -> ScriptCall:
+    args = [keys.session_id, owner, token, ttl_ms, REMAINS_MS, keys.access, "1" if reenter else ""]
+    return ScriptCall(scripts.ACQUIRE, keys.own, args)
+
+
+def acquire_reply(call: ScriptCall, keys: SessionKeys, owner: str, reply: Any) -> Acquired:
     if status(call, reply, keys) == "busy":
-        raise LeaseBusy(keys.session_id, reply[2].decode(), int(reply[3]), reply[4] / 1000)
-    _, _, generation, deadline, until, before, owner, former, ended = reply
-    displaced = LeaseInfo(owner.decode(), int(former), ended / 1000) if before else None
+        holder = reply[2].decode()
+        raise LeaseBusy(keys.session_id, holder, int(reply[3]), reply[4] / 1000, holder == owner)
+    _, _, generation, deadline, until, before, holder, former, ended = reply
+    displaced = LeaseInfo(holder.decode(), int(former), ended / 1000) if before else None
     return Acquired(int(generation), deadline, until, displaced)
 
 
