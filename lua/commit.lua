@@ -174,5 +174,5 @@ if #drop > 0 then call('HDEL', state, unpack(drop)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
 list_entry(catalogues, entry, facts.committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)
-announce(sharded, head, revision .. ' ' .. deadline .. ' ' .. tag)
+announce(sharded, head, 'committed')
 return {'committed', session, revision, facts.epoch + 0}

@@ -276,10 +276,10 @@ class RedisSessionStore:
         (0: any head is new). A revision alone does not identify its commit: if a failover gave the same revision to
         another commit, that commit counts as seen. With None, the watch yields what follows its own first poll.
 
-        A revision is known a fraction of a millisecond after its commit. If its notification was not published (the
-        writer's account may not publish) or was lost (the connection died silently), it is known within `poll` seconds.
-        A watch takes one connection of its own and two commands every `poll` seconds. For many sessions use
-        `SessionCache.watch`.
+        A revision is known a fraction of a millisecond after its commit. If its message was not published (the writer's
+        account may not publish) or was lost (the connection died silently), it is known within `poll` seconds. A watch
+        takes one connection of its own. It sends two commands to check the head, after a commit and every `poll`
+        seconds. For many sessions use `SessionCache.watch`.
 
         Leaving the loop ends the watch. Closing the iterator (`aclose`, or `contextlib.aclosing`) ends it immediately.
 

@@ -234,15 +234,11 @@ class Subscriber:
             batch = sessions[at : at + BATCH]
             for session in batch:
                 session.begin_poll()
-            try:
-                results = await _read_heads(self._namespace, [session.keys for session in batch])
-            except BaseException:
-                for session in batch:
-                    session.on_disconnected()
-                raise
+            results = await _read_heads(self._namespace, [session.keys for session in batch])
             for session, result in zip(batch, results, strict=True):
-                session.end_poll(result)
-                self._report(session)
+                if session.subscriber is self:  # else another subscriber may have polled it since
+                    session.end_poll(result)
+                    self._report(session)
 
     def _schedule(self, session: WatchedSession, poll_at: float) -> None:
         """Schedule the next poll: at `poll_at`, or when the session should have expired if that is earlier."""
@@ -264,7 +260,7 @@ class Subscriber:
         return session.poll_at == poll_at and session.subscriber is self
 
     async def _wait_for_work(self) -> None:
-        """Wait until a poll, a probe or a subscription is due, or a message needs a poll."""
+        """Wait until a poll, a probe or a subscription is due, or a message requests a poll."""
         if self._to_poll:
             return
         until = self._received_at + self._poll
@@ -299,8 +295,6 @@ class Subscriber:
             return
         else:
             session.on_message(data)
-            self._report(session)
-            self._schedule(session, session.poll_at)
         if session is not None and session.needs_poll:
             self._to_poll[session] = None
             self._wake.set()

@@ -26,7 +26,7 @@ from lash_redis.transport.failures import FAILURES, is_passing
 from lash_redis.transport.given import end_if_cancelled
 
 POLL: Final = 30.0
-"""Seconds between polls of a head that no notification arrived for."""
+"""Seconds between polls of a head that no message arrived for."""
 PATIENCE: Final = 60.0
 """Maximum outage, in seconds, before the watch fails."""
 
@@ -55,9 +55,10 @@ class SessionWatch:
     leave none for them.
 
     The watch reports a head's revision whenever the head's commit is not the one seen last. Every revision is reported
-    at least as "something newer", across reconnects and failovers. Commits that arrive faster than the consumer takes
-    them are reported as one change, so a slow consumer costs no memory. After a failover that lost a commit, a revision
-    may be reported again, or a lower one. Changes of meta, tombstones and touches are not reported.
+    at least as "something newer", across reconnects and failovers, unless the session is deleted before the check.
+    Commits that arrive faster than the consumer takes them are reported as one change, so a slow consumer costs no
+    memory. After a failover that lost a commit, a revision may be reported again, or a lower one. Changes of meta,
+    tombstones and touches are not reported.
 
     The watch waits for a session that does not exist yet. The end of a session is reported once. That session is then
     no longer watched, and the others continue.
@@ -213,9 +214,8 @@ class SessionWatch:
         self._has_unassigned.set()
 
     def _reassign(self, sessions: Iterable[WatchedSession], unreachable_since: float) -> None:
-        """Assign sessions to another subscriber, because theirs receives no notifications of them any more."""
+        """Assign sessions to another subscriber, because theirs receives no messages of them any more."""
         for session in sessions:
-            session.on_disconnected()
             if session.unreachable_since is None:
                 session.unreachable_since = unreachable_since
             self._unassign(session)

@@ -99,8 +99,7 @@ async def following(watch: SessionWatch, count: int = 1) -> None:
 
     def is_following() -> bool:
         sessions = watch._sessions.values()
-        ready = [each for each in sessions if each.is_subscribed and each.seen is not None]
-        return len(ready) == count and not any(each.needs_poll or each._is_polling for each in ready)
+        return sum(each.is_subscribed and each.poll_at > 0 and not each.needs_poll for each in sessions) == count
 
     await until(is_following, f"a subscription to {count} sessions")
 
@@ -164,7 +163,7 @@ class History:
         self.commits += 1
         self.head = HeadMark(self.head.revision + 1, b"%08d" % self.commits)
         if self.is_listed:
-            self.in_flight.append(b"%d 0 %s" % (self.head.revision, self.head.tag))
+            self.in_flight.append(b"committed")
 
     def fail_over(self) -> None:
         """Lose the last commits and every connection."""
@@ -177,7 +176,6 @@ class History:
     def cut(self) -> None:
         self.is_listed = self.is_confirmed = self.is_asked = False
         self.in_flight, self.reply = [], None
-        self.watched.on_disconnected()
 
     def subscribe(self) -> None:
         if not self.is_listed:
@@ -226,14 +224,6 @@ class History:
         self.take()
 
 
-def _trusting(_apply: Any) -> Any:
-    def trusting(self: WatchState, notification: Any) -> None:
-        if notification is not None:
-            self._advance(notification.mark, notification.deadline_ms)
-
-    return trusting
-
-
 NO_POLL_AFTER_SUBSCRIBING = Python(
     "protocol.commands.watching:WatchState.on_subscribed",
     lambda _: lambda self: None,
@@ -249,11 +239,10 @@ COMPARES_REVISIONS_ALONE = Python(
 @broken_by(
     NO_POLL_AFTER_SUBSCRIBING,
     COMPARES_REVISIONS_ALONE,
-    Python("protocol.commands.watching:WatchState._apply", _trusting, "trusts every message"),
     Python(
-        "protocol.commands.watching:WatchState.begin_poll",
-        lambda _: lambda self: setattr(self, "needs_poll", False),
-        "a poll that is older than a message wins",
+        "protocol.commands.watching:WatchState.end_poll",
+        lambda end_poll: lambda self, result: (end_poll(self, result), setattr(self, "needs_poll", False)),
+        "a poll answers messages that arrived during it",
     ),
 )
 async def test_the_last_head_is_reported_in_any_order_of_events():
@@ -337,16 +326,85 @@ async def test_changes_that_keep_the_revision_are_not_reported(store):
         await reported.reach(2)
 
 
-@broken_by(Python("protocol.commands.watching:WatchState._apply", _trusting, "trusts every message"))
-async def test_a_message_that_is_not_of_the_next_revision_is_not_trusted(cache, store, client):
+def _believing(on_message: Any) -> Any:
+    def believing(self: WatchState, message: bytes) -> None:
+        revision = message.split(b" ")[0]
+        on_message(self, message)
+        if message == b"deleted":
+            self.ended = SessionDeleted(self.keys.session_id)
+        elif revision.isdigit() and len(revision) < 20:
+            self._advance(HeadMark(int(revision), message[-8:]), 0)
+
+    return believing
+
+
+BELIEVES_MESSAGES = Python("protocol.commands.watching:WatchState.on_message", _believing, "believes messages")
+FORGED = (b"2 0 12345678", b"9 0 12345678", b"0 0 12345678", b"", b"committed", b"2", b"9" * 5_000, b"deleted")
+"""Messages that no commit and no deletion of the watched session sent."""
+
+
+@broken_by(BELIEVES_MESSAGES)
+async def test_a_message_reports_only_what_is_stored(cache, store, client):
     await commit_revisions(store, 1)
     async with cache.watch(poll=NEVER) as watch:
         watch.add("chat", 1)
-        await following(watch)
-        for junk in (b"9 0 12345678", b"1 0 87654321", b"0 0 12345678", b"", b"gone", b"2", b"9" * 5_000, b"deleted"):
-            await publish(client, junk)
+        watch.add("absent", 0)
+        await following(watch, 2)
+        for message in FORGED:
+            await publish(client, message)
+            await publish(client, message, "absent")
         await commit_revisions(store, 2)
         assert await next_change(watch) == SessionChange("chat", 2)
+        await commit_revisions(cache.session("absent"), 1)
+        assert await next_change(watch) == SessionChange("absent", 1)
+        await commit_revisions(store, 3)
+        assert await next_change(watch) == SessionChange("chat", 3)
+
+
+@broken_by(BELIEVES_MESSAGES)
+async def test_a_watch_reports_nothing_of_a_session_in_another_database(real_server):
+    """The databases of a server share their channels, and two of them may use one namespace."""
+    cache = SessionCache(real_server.client(db=1), "laws")
+    other = SessionCache(real_server.client(db=0), "laws")
+    await commit_revisions(cache.session("chat"), 1)
+    async with cache.watch(poll=NEVER) as watch:
+        watch.add("chat", 0)
+        watch.add("absent", 0)
+        assert await next_change(watch) == SessionChange("chat", 1)
+        await following(watch, 2)
+        for session_id in ("chat", "absent"):
+            await commit_revisions(other.session(session_id), 1, 2, 3)
+            await other.delete(session_id)
+        await commit_revisions(cache.session("chat"), 2)
+        assert await next_change(watch) == SessionChange("chat", 2)
+        await commit_revisions(cache.session("absent"), 1)
+        assert await next_change(watch) == SessionChange("absent", 1)
+
+
+async def test_one_check_answers_all_messages_before_it(cache, store, client, monkeypatch):
+    await commit_revisions(store, 1)
+    read_heads, checks, may_answer = subscriber_module._read_heads, [0], asyncio.Event()
+
+    async def counted(*args: Any) -> Any:
+        checks[0] += 1
+        await may_answer.wait()
+        return await read_heads(*args)
+
+    async with cache.watch(poll=NEVER) as watch:
+        watch.add("chat", 1)
+        await following(watch)
+        monkeypatch.setattr(subscriber_module, "_read_heads", counted)
+        await publish(client, b"committed")
+        await until(lambda: checks[0] == 1, "a check")
+        for _ in range(100):
+            await publish(client, b"committed")
+        await commit_revisions(store, 2)
+        await asyncio.sleep(0.05)
+        assert checks == [1]
+        may_answer.set()
+        assert await next_change(watch) == SessionChange("chat", 2)
+        await following(watch)
+        assert checks == [2]
 
 
 async def test_commits_that_are_not_consumed_are_reported_as_one_change(cache, store):
@@ -446,7 +504,7 @@ async def test_a_watch_ends_when_its_session_expires(open_cache):
 
 
 @broken_by(IGNORES_DEADLINES)
-async def test_a_message_of_a_commit_contains_the_new_deadline(open_cache):
+async def test_a_commit_moves_the_deadline_that_a_watch_waits_for(open_cache):
     cache = open_cache()
     store = cache.session("chat")
     async with cache.watch(poll=NEVER) as watch:
@@ -546,6 +604,7 @@ async def test_the_last_revision_is_reported_before_the_end_of_its_session(cache
         watch.add("chat", 0)
         await following(watch)
         await commit_revisions(store, 1, 2)
+        await until(lambda: any(session.pending_revision == 2 for session in watch._pending), "the check")
         await cache.delete("chat")
         await until(lambda: any(session.ended for session in watch._pending), "the end")
         assert await next_change(watch) == SessionChange("chat", 2)

@@ -1,7 +1,8 @@
-"""Watch a session: decode its head and its notifications, and decide which revisions are new.
+"""Watch a session: decode its head, and decide which revisions are new.
 
-`lua/include/announcing.lua` documents the notifications. A notification makes a poll of the head unnecessary if it is
-exactly one revision ahead of the head seen last. Any other message on the channel only triggers a poll.
+A message on the session's channel only triggers a poll of the head. The server delivers the messages of all its
+databases on one channel, and every account with the right to publish can send any. So what is reported is what a poll
+read from the keys.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Since: TypeAlias = int | PersistedSessionRead | SessionHeadMeta | RuntimeCommitR
 """A head that the caller has seen: its revision, or the result of a load, of `load_head` or of a commit."""
 
 DELETED: Final = b"deleted"
-MAX_DIGITS: Final = 19
+"""The message of a deletion (`lua/include/announcing.lua`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +103,15 @@ def remaining_keys_read(keys: SessionKeys) -> Command:
     return ("EXISTS", *keys.own[1:])
 
 
-# The channel
-
-
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """What a commit publishes on the channel of its session."""
-
-    mark: HeadMark
-    deadline_ms: int
-
-
-def decode_notification(message: bytes) -> Notification | None:
-    """Decode the notification of a commit; None if `message` is anything else."""
-    revision, _, rest = message.partition(b" ")
-    deadline, _, tag = rest.partition(b" ")
-    if not all(number.isdigit() and len(number) <= MAX_DIGITS for number in (revision, deadline)):
-        return None
-    if len(tag) != TAG_BYTES:
-        return None
-    return Notification(HeadMark(int(revision), tag), int(deadline))
-
-
 class WatchState:
     """What a watch knows of one session: the head seen last, the revision to report, and whether a poll is due.
 
-    The owner reports four events: `on_subscribed`, `on_disconnected`, `on_message`, and a poll from `begin_poll` to
-    `end_poll`. A message that arrives during a poll is kept and applied after the poll's reply.
+    The subscriber reports three events: `on_subscribed`, `on_message`, and a poll from `begin_poll` to `end_poll`. One
+    poll answers all messages before it. A message that arrives during a poll requests another one.
     """
 
     __slots__ = (
-        "_is_deletion_published", "_is_polling", "_message", "deadline_ms", "ended", "keys", "needs_poll",
-        "pending_revision", "seen", "server_ms",
+        "_is_deletion_published", "deadline_ms", "ended", "keys", "needs_poll", "pending_revision", "seen", "server_ms",
     )  # fmt: skip
 
     def __init__(self, keys: SessionKeys, since: HeadMark | None) -> None:
@@ -150,62 +128,39 @@ class WatchState:
         """The server's clock at the last poll; None if that poll could not compute it."""
         self.needs_poll = True
         """Whether the head may differ from the one seen last."""
-        self._is_polling = False
-        self._message: bytes | None = None
-        """The last message that arrived during the current poll."""
         self._is_deletion_published = False
+        """Whether a deletion was published and no later poll found the head."""
 
     def on_subscribed(self) -> None:
-        """Request a poll: notifications before the subscription did not arrive."""
+        """Request a poll: messages before the subscription did not arrive."""
         self.needs_poll = True
 
-    def on_disconnected(self) -> None:
-        """Drop a poll in flight and its message. Notifications are missed until `on_subscribed`."""
-        self._is_polling, self._message = False, None
-
     def on_message(self, message: bytes) -> None:
-        """Apply a message from the channel. It sets `pending_revision`, requests a poll, or changes nothing."""
-        if message == DELETED:
-            # The poll decides: without a deletion marker, a new session may already have started under the same id.
-            self._is_deletion_published = self.needs_poll = True
-        elif self._is_polling:
-            self._message = message
-        elif not self.needs_poll:
-            self._apply(decode_notification(message))
-
-    def _apply(self, notification: Notification | None) -> None:
-        assert self.seen is not None, "a poll came first"
-        # A notification does not contain the session's owner. So for an owner, a poll decides on the first one.
-        is_usable = self.seen.revision > 0 or not self.keys.access
-        if notification is not None and is_usable and notification.mark.revision == self.seen.revision + 1:
-            self._advance(notification.mark, notification.deadline_ms)
-        elif notification is None or notification.mark != self.seen:
-            self.needs_poll = True
+        """Request a poll. Once the head is gone, the content distinguishes a deletion without a marker from an expiry."""
+        self.needs_poll = True
+        self._is_deletion_published = self._is_deletion_published or message == DELETED
 
     def begin_poll(self) -> None:
-        self.needs_poll, self._is_polling, self._message = False, True, None
+        self.needs_poll = False
 
     def end_poll(self, result: HeadPoll | Corrupt) -> None:
-        """Apply the result of a poll, and then the message that arrived during it."""
-        message, self._message, self._is_polling = self._message, None, False
+        """Apply the result of a poll. `needs_poll` set again means that a message arrived during the poll."""
+        known = 0 if self.seen is None else self.seen.revision
         self.server_ms = None if isinstance(result, Corrupt) else result.server_ms
         if isinstance(result, Corrupt):
             self.ended = result
         elif result.mark is not None:
-            # `needs_poll` set again means that the deletion was published during the poll.
             self._is_deletion_published = self._is_deletion_published and self.needs_poll
             if self.seen is None or self._is_seen(result.mark):
                 self.seen, self.deadline_ms = result.mark, result.deadline_ms
             else:
                 self._advance(result.mark, result.deadline_ms)
-        elif result.is_deleted or self._is_deletion_published:
+        elif result.is_deleted or (self._is_deletion_published and known):
             self.ended = SessionDeleted(self.keys.session_id)
-        elif self.seen is not None and self.seen.revision:
-            self.ended = SessionGone(self.seen.revision, 0, self.keys.session_id)
+        elif known:
+            self.ended = SessionGone(known, 0, self.keys.session_id)
         else:
-            self.seen = HeadMark(0)
-        if message is not None and self.ended is None:
-            self.on_message(message)
+            self.seen, self._is_deletion_published = HeadMark(0), False
 
     def _is_seen(self, mark: HeadMark) -> bool:
         assert self.seen is not None
