@@ -24,7 +24,7 @@ def require_type(field: str, value: object, kind: type) -> None:
 
 def require_namespace(namespace: object) -> str:
     """Return a namespace that is valid in the hash tag of a key and in an ACL pattern."""
-    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+    if type(namespace) is not str or not _NAMESPACE.fullmatch(namespace):
         raise InvalidRecord(
             "namespace",
             "expected 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit, "
@@ -34,9 +34,13 @@ def require_namespace(namespace: object) -> str:
 
 
 def require_id(field: str, value: object) -> str:
-    """Return an id: a non-empty string of at most 65,536 bytes in UTF-8."""
-    if not isinstance(value, str):
-        raise InvalidRecord(field, f"expected a string, got {type(value).__name__}")
+    """Return an id: a non-empty string of at most 65,536 bytes in UTF-8.
+
+    A subclass of str is refused: in an f-string, an Enum member is its name, and not its value.
+    """
+    if type(value) is not str:
+        hint = "; pass str.__str__(id), which is the text of it" if isinstance(value, str) else ""
+        raise InvalidRecord(field, f"expected a string, got {type(value).__name__}{hint}")
     if not value:
         raise InvalidRecord(field, "must not be empty")
     try:
@@ -46,6 +50,15 @@ def require_id(field: str, value: object) -> str:
     if size > MAX_ID_BYTES:
         raise InvalidRecord(field, f"expected at most {MAX_ID_BYTES} bytes of UTF-8, got {size}")
     return value
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is an id, as `require_id` requires."""
+    try:
+        require_id("", value)
+    except InvalidRecord:
+        return False
+    return True
 
 
 def require_ids(field: str, ids: Any) -> list[str]:

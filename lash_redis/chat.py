@@ -244,8 +244,8 @@ class Chat:
         if node is None or node.message() is None:
             await self._store.require_owner()
             raise _unknown_message(message_id)
-        check_chat_message(message, "message")
-        (new,) = _new_nodes([{key: value for key, value in message.items() if key != "id"}])
+        plain = check_chat_message(message, "message")
+        (new,) = _new_nodes([{key: value for key, value in plain.items() if key != "id"}])
         try:
             await self._add([new], lambda _: node.parent_node_id, lease=lease)
         except InvalidParent as error:  # the chat expired, or the message before was tombstoned
@@ -388,9 +388,9 @@ def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
     """Return a node for each message, without parents."""
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     nodes: dict[str, SessionNodeRecord] = {}
-    for at, message in enumerate(messages):
+    for at, given_message in enumerate(messages):
         where = f"messages[{at}]"
-        check_chat_message(message, where)
+        message = check_chat_message(given_message, where)
         given = message.get("id")
         message_id = f"m{token_hex(16)}" if given is None else require_id(f"{where}.id", given)
         if message_id in nodes:

@@ -14,8 +14,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from lash_redis._validate import require_type
 from lash_redis.errors import InvalidRecord
 from lash_redis.models.json_values import check_json
+from lash_redis.models.node import field_of, text_at
 
 ChatMessage: TypeAlias = dict[str, Any]
 """A message in the OpenAI chat format: any JSON object with a `role` and, usually, a `content`."""
@@ -30,8 +32,10 @@ _RESULT_ROLES: Final = ("tool", "function")
 _TEXT_KINDS: Final = ("Text", "Prose", "Code", "Output", "Error")
 
 
-def check_chat_message(message: Any, where: str) -> None:
-    """Check the role, the content and the tool calls of a chat message, and that all of it is JSON.
+def check_chat_message(message: Any, where: str) -> ChatMessage:
+    """Check the role, the content and the tool calls of a chat message, and return a copy as it is stored.
+
+    The copy has plain types only: a role that is an Enum member becomes its value. See `check_json`.
 
     Raises:
         InvalidRecord: a field is invalid; `field` is its path, which begins with `where`.
@@ -43,11 +47,11 @@ def check_chat_message(message: Any, where: str) -> None:
         elif isinstance(message, list | tuple):
             hint = "; pass the messages one by one, as in append(*messages)"
         raise InvalidRecord(where, f"expected a dict in the OpenAI chat format, got {type(message).__name__}{hint}")
-    if message.get("role") not in CHAT_ROLES:
+    if not is_chat_message(message):
         expected = f"{', '.join(CHAT_ROLES[:-1])} or {CHAT_ROLES[-1]}"
-        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
-    check_json(message, where)
-    content, calls = message.get("content"), message.get("tool_calls")
+        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {field_of(message, 'role')!r}")
+    plain: ChatMessage = check_json(message, where)
+    content, calls = plain.get("content"), plain.get("tool_calls")
     if content is not None and not isinstance(content, str | list):
         raise InvalidRecord(f"{where}.content", f"expected a string, a list or None, got {type(content).__name__}")
     for at, part in enumerate(content if isinstance(content, list) else ()):
@@ -58,11 +62,12 @@ def check_chat_message(message: Any, where: str) -> None:
     for at, call in enumerate(calls or ()):
         if not isinstance(call, dict):
             raise InvalidRecord(f"{where}.tool_calls[{at}]", f"expected a dict, got {type(call).__name__}")
+    return plain
 
 
-def is_chat_message(message: Mapping[str, Any]) -> bool:
+def is_chat_message(message: Any) -> bool:
     """Whether a message is in the OpenAI chat format, judged by its role. No other field is checked."""
-    return message.get("role") in CHAT_ROLES
+    return text_at(message, "role") in CHAT_ROLES
 
 
 def record_of_chat_message(message: ChatMessage, message_id: str) -> dict[str, Any]:
@@ -74,8 +79,7 @@ def record_of_chat_message(message: ChatMessage, message_id: str) -> dict[str, A
     Raises:
         InvalidRecord: the message is not in the chat format; the error names the field.
     """
-    check_chat_message(message, "message")
-    return encode_message(message, message_id, "content")
+    return encode_message(check_chat_message(message, "message"), message_id, "content")
 
 
 def encode_message(message: ChatMessage, message_id: str, text_field: str) -> dict[str, Any]:
@@ -163,7 +167,11 @@ def chat_message_of_record(record: Mapping[str, Any]) -> ChatMessage:
 
     A record that `record_of_chat_message` made is decoded to an equal message. A record of another runtime is converted
     as far as the chat format can express it: text, tool calls, tool results. A chat message is returned as it is.
+
+    Raises:
+        InvalidRecord: the record is no dict.
     """
+    require_type("record", record, dict)
     return decode_message(record, "content")
 
 
@@ -173,7 +181,12 @@ def decode_message(record: Mapping[str, Any], text_field: str) -> ChatMessage:
         return {key: value for key, value in record.items() if key != "id"}
     if isinstance(record.get("source"), dict):
         return _decoded(record, text_field)
-    return _foreign_message(record, [part for part in record.get("parts") or () if isinstance(part, dict)])
+    return _foreign_message(record, _part_objects(record))
+
+
+def _part_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = record.get("parts")
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
 
 def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
@@ -181,7 +194,7 @@ def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
     if record.get("source_is_whole"):
         return dict(record["source"])
     message: ChatMessage = {}
-    parts = [part for part in record.get("parts") or () if isinstance(part, dict)]
+    parts = _part_objects(record)
     for part in parts:
         kind = part.get("kind")
         if kind == "Text":
@@ -203,7 +216,7 @@ def _decode_part(part: Any, texts: Any) -> Any:
     """Return one part of a content list, and take the text of it from `texts`."""
     if part is None:
         return {"type": "text", "text": next(texts, "")}
-    if isinstance(part, str) or isinstance(part.get("text"), str):
+    if isinstance(part, str) or isinstance(field_of(part, "text"), str):
         next(texts, "")
     return part
 
@@ -221,7 +234,7 @@ def _foreign_message(record: Mapping[str, Any], parts: Sequence[Mapping[str, Any
         }
     texts = [part["content"] for part in parts if part.get("kind") in _TEXT_KINDS and _is_text(part.get("content"))]
     message: ChatMessage = {
-        "role": _CHAT_ROLE.get(str(record.get("role")), "assistant"),
+        "role": _CHAT_ROLE.get(text_at(record, "role") or "", "assistant"),
         "content": "\n\n".join(texts),
     }
     if calls := _calls_in(parts):
@@ -230,18 +243,17 @@ def _foreign_message(record: Mapping[str, Any], parts: Sequence[Mapping[str, Any
     return message
 
 
-def parts_of(message: Mapping[str, Any]) -> Sequence[Any]:
+def parts_of(message: Any) -> Sequence[Any]:
     """Return the parts of a record, or those that a chat message would have as a record; empty if it is neither."""
-    parts = message.get("parts")
+    parts = field_of(message, "parts")
     if isinstance(parts, list):
         return parts
     if not is_chat_message(message):
         return ()
     try:
-        check_chat_message(message, "message")
+        made: list[Any] = encode_message(check_chat_message(message, "message"), "", "content")["parts"]
     except InvalidRecord:
         return ()
-    made: list[Any] = encode_message(dict(message), "", "content")["parts"]
     return made
 
 
@@ -254,9 +266,10 @@ def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidRecord(where, f"expected a dict, got {type(message).__name__}")
     if is_chat_message(message):
-        check_chat_message(message, where)
-        content = {key: value for key, value in message.items() if key != "id"}
+        plain = check_chat_message(message, where)
+        content = {key: value for key, value in plain.items() if key != "id"}
         return encode_message(content, message_id, "content")
+    message = check_json(message, where)
     if message.get("role") not in RECORD_ROLES:
         expected = ", ".join((*RECORD_ROLES, *CHAT_ROLES[:-1])) + f" or {CHAT_ROLES[-1]}"
         raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")

@@ -5,9 +5,8 @@ Users see the active path, which leads from a root to the leaf. Nodes off that p
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,8 +14,10 @@ from itertools import chain, count
 from typing import Annotated, Any, Self
 from uuid import uuid4
 
-from lash_redis.errors import Corrupt
-from lash_redis.models.chat_messages import as_record, parts_of
+from lash_redis._validate import is_id, require_id
+from lash_redis.errors import Corrupt, InvalidRecord
+from lash_redis.models.chat_messages import as_record, canonical_json, parts_of
+from lash_redis.models.json_values import check_json
 from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
 from lash_redis.models.node import (
     EventPayload,
@@ -37,7 +38,10 @@ class SessionReadModel(Record):
     active_events: Sequence[Json]
     """Every event on the path."""
     messages: Sequence[Json]
-    """Every message on the path, without transient ones. Of several with one id it holds the first."""
+    """Every message on the path, without transient ones. Of several with one id it holds the first.
+
+    Messages without an id, or with an empty one, are all kept.
+    """
     tool_calls: Sequence[Json]
     """The record of every tool call on the path."""
 
@@ -53,7 +57,7 @@ class MessageTreeNode:
     message: dict[str, Any]
     """The message itself."""
     active: bool
-    """Whether a message with this id is on the active path."""
+    """Whether the node is on the active path, and the message is not transient."""
     children: list[MessageTreeNode] = field(default_factory=list, repr=False)
     """The messages that follow, in the order of their timestamps as text."""
 
@@ -141,15 +145,10 @@ class SessionGraph(Record):
 
     def read_model(self) -> SessionReadModel:
         events = [node.payload.event for node in self.active_path() if isinstance(node.payload, EventPayload)]
-        messages: dict[Any, dict[str, Any]] = {}
-        tool_calls = []
-        for event in events:
-            message, invocation = inside(event, "Conversation"), inside(event, "Tool", "Invocation")
-            if message is not None and not is_transient(message):
-                messages.setdefault(message.get("id"), message)
-            if invocation is not None:
-                tool_calls.append(invocation.get("record"))
-        return SessionReadModel(tuple(events), tuple(messages.values()), tuple(tool_calls))
+        messages = _distinct(message for event in events if (message := inside(event, "Conversation")) is not None)
+        invocations = (inside(event, "Tool", "Invocation") for event in events)
+        tool_calls = [field_of(invocation, "record") for invocation in invocations if invocation is not None]
+        return SessionReadModel(tuple(events), tuple(messages), tuple(tool_calls))
 
     def user_message_count(self) -> int:
         """Count the messages of users in the whole graph, orphans included."""
@@ -161,13 +160,10 @@ class SessionGraph(Record):
         return "" if message is None else message_text(message)
 
     def message_tree(self) -> list[MessageTreeNode]:
-        """Return every message of the graph as a forest. A message's parent is its nearest ancestor that is a message.
-
-        A tree node is active if its id is that of a message on the active path.
-        """
-        active = {message.get("id") for message in self.read_model().messages}
+        """Return every message of the graph as a forest. Its parent is the nearest ancestor that is a message."""
+        active = set(self._upwards(self.leaf_node_id))
         placed = {
-            place: MessageTreeNode(node.node_id, node.timestamp, message, node.node_id in active)
+            place: MessageTreeNode(node.node_id, node.timestamp, message, place in active and not is_transient(message))
             for place, node in enumerate(self.nodes)
             if (message := node.message()) is not None
         }
@@ -247,11 +243,15 @@ class SessionGraph(Record):
 
         Messages are compared by id, tool calls by content. `append_message` lists the forms of a message.
         """
-        messages = _all_identified(messages)
         present = self.read_model()
-        known = {message.get("id") for message in present.messages}
-        recorded = {_compact(record) for record in present.tool_calls}
-        fresh = [message for message in _distinct(messages) if message.get("id") not in known]
+        stored = set(map(_compact, present.messages))
+        known = set(map(_id_of, present.messages))
+        recorded = set(map(_compact, present.tool_calls))
+        fresh = [
+            message
+            for message in _distinct(_all_identified(messages, stored))
+            if _id_of(message) not in known and _compact(message) not in stored
+        ]
         calls = {text: record for record in tool_calls if (text := _compact(record)) not in recorded}
         return self._grown(self.leaf_node_id, [*fresh, *map(_invocation, calls.values())])
 
@@ -264,18 +264,20 @@ class SessionGraph(Record):
         the path become orphans. Other nodes, such as plugin records, stay on the path up to the first difference.
         `append_message` lists the forms of a message.
         """
-        wanted = deque(_distinct(_all_identified(messages)))
+        stored = set(map(_compact, self.read_model().messages))
+        wanted = deque(_distinct(_all_identified(messages, stored)))
         calls = deque(tool_calls)
-        matched: set[Any] = set()
+        matched: set[str | tuple[str]] = set()
         kept = None
         for node in self.active_path():
             message, invocation = node.message(), inside(node.event(), "Tool", "Invocation")
-            if message is not None and not is_transient(message) and message.get("id") not in matched:
+            if message is not None and not is_transient(message) and _id_of(message) not in matched:
                 if not wanted or _compact(wanted[0]) != _compact(message):
                     break
-                matched.add(wanted.popleft().get("id"))
+                if (message_id := _id_of(wanted.popleft())) is not None:
+                    matched.add(message_id)
             elif invocation is not None:
-                if not calls or _compact(calls[0]) != _compact(invocation.get("record")):
+                if not calls or _compact(calls[0]) != _compact(field_of(invocation, "record")):
                     break
                 calls.popleft()
             kept = node.node_id
@@ -318,7 +320,7 @@ class SessionGraph(Record):
         fresh: dict[str, int] = {}
         for addition in additions:
             if isinstance(addition, dict):
-                node_id = _free_id(addition["id"], lambda node_id: node_id in fresh or self._has_id(node_id))
+                node_id = _free_id(_own_id(addition), lambda node_id: node_id in fresh or self._has_id(node_id))
                 payload: NodePayload = EventPayload({"Conversation": addition})
             else:
                 node_id = f"{'e' if isinstance(addition, EventPayload) else 'x'}{uuid4().hex}"
@@ -342,44 +344,81 @@ class SessionGraph(Record):
 
 def _identified(message: Any, where: str) -> dict[str, Any]:
     """Return a message as a record with an id."""
-    message_id = message.get("id") if isinstance(message, dict) else None
-    return as_record(message, message_id or f"m{uuid4().hex}", where)
+    given = field_of(message, "id")
+    message_id = _random_id() if given is None or given == "" else check_json(given, f"{where}.id")
+    return as_record(message, require_id(f"{where}.id", message_id), where)
 
 
-def _all_identified(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    return [_identified(message, f"messages[{at}]") for at, message in enumerate(messages)]
+def _random_id() -> str:
+    return f"m{uuid4().hex}"
 
 
-def stable_key(record: Mapping[str, Any]) -> str:
+def _all_identified(messages: Sequence[Any], stored: Collection[str]) -> list[dict[str, Any]]:
+    """Return messages as records with ids. One of the messages `stored` is returned as it is, whatever its id is."""
+    return [
+        message if _compact(message) in stored else _identified(message, f"messages[{at}]")
+        for at, message in enumerate(messages)
+    ]
+
+
+def _id_of(message: Mapping[str, Any]) -> str | tuple[str] | None:
+    """Return the identity of a message: its id, or the JSON of an id that is no text. None without an id, or for "".
+
+    A commit accepts any event, so any JSON may be an id. The id of the node is another identity.
+    """
+    message_id = field_of(message, "id")
+    if isinstance(message_id, str):
+        return str.__str__(message_id) or None
+    return None if message_id is None else (_compact(message_id),)
+
+
+def _own_id(message: Mapping[str, Any]) -> str:
+    """Return the id of a message if a node can have it, else a random one."""
+    message_id = message.get("id")
+    return message_id if isinstance(message_id, str) and is_id(message_id) else _random_id()
+
+
+def stable_key(record: Any) -> str:
     """Return the key that identifies a tool call: its call id, or a hash of tool, arguments and output."""
-    if call_id := record.get("call_id"):
-        return str(call_id)
-    content = _compact([record.get("tool"), record.get("args"), record.get("output")])
-    return f"anon-{sha256(content.encode()).hexdigest()[:12]}"
+    if call_id := field_of(record, "call_id"):
+        return str.__str__(call_id) if isinstance(call_id, str) else _compact(call_id)
+    named = [field_of(record, name) for name in ("tool", "args", "output")]
+    content = _compact(named if isinstance(record, dict) else record)
+    return f"anon-{sha256(content.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    """Encode JSON so that only equal values have equal texts.
+
+    Raises:
+        InvalidRecord: the value is not JSON.
+    """
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecord("graph", f"expected messages and tool calls of JSON values: {error}") from error
 
 
-def _invocation(record: dict[str, Any]) -> EventPayload:
+def _invocation(record: Any) -> EventPayload:
     return EventPayload({"Tool": {"Invocation": {"stable_key": stable_key(record), "record": record}}})
 
 
 def _distinct(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages that are not transient, only the first of each id. Messages without an id are all kept."""
-    seen: set[Any] = set()
+    seen: set[str | tuple[str]] = set()
     distinct = []
     for message in messages:
-        message_id = message.get("id")
-        if not is_transient(message) and not (message_id and message_id in seen):
+        message_id = _id_of(message)
+        if is_transient(message) or message_id in seen:
+            continue
+        if message_id is not None:
             seen.add(message_id)
-            distinct.append(message)
+        distinct.append(message)
     return distinct
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """Return the readable parts of a message, separated by blank lines.
+    """Return the readable parts of a message, separated by blank lines; "" for what is not a message.
 
     An image becomes `[Image attached]`. Tool calls and tool results are omitted.
     """

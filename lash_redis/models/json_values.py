@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from types import NoneType
 from typing import Any, Final, NoReturn, Self
@@ -37,7 +37,8 @@ def check_json(value: object, path: str) -> Any:
     """Check that a value is JSON, and return an equal value of plain types whose keys are sorted.
 
     JSON here is None, bool, int from -2**63 to 2**64-1, finite float, str without lone surrogates, list, and dict. The
-    keys of a dict are such strings. Containers are nested at most `MAX_JSON_DEPTH` deep.
+    keys of a dict are such strings. Containers are nested at most `MAX_JSON_DEPTH` deep. An instance of a subclass,
+    such as an Enum member, becomes the value of its base type that `json.dumps` writes.
 
     Raises:
         InvalidRecord: a value is not JSON; `field` is the path to the first such value.
@@ -54,18 +55,19 @@ def canonical(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return _canonical_array(value, depth)
     if isinstance(value, str):
-        check_text(value)
-        return str(value)
+        return plain_text(value)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        if not MIN_I64 <= value <= MAX_U64:
+        whole = int.__int__(value)
+        if not MIN_I64 <= whole <= MAX_U64:
             raise Fault("is an integer outside -2**63..2**64-1")
-        return int(value)
+        return whole
     if isinstance(value, float):
-        if not isfinite(value):
-            raise Fault(f"is {value}, which is not representable in JSON")
-        return float(value)
+        number = float.__float__(value)
+        if not isfinite(number):
+            raise Fault(f"is {number}, which is not representable in JSON")
+        return number
     raise Fault(f"is not JSON: {type(value).__name__}")
 
 
@@ -78,8 +80,10 @@ def _canonical_object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
         keys = list(value)
     out = {}
     for key in keys:
-        if type(key) is not str or not key.isascii():
-            check_key(key)
+        if type(key) is not str:
+            return _canonical_object(with_plain_keys(value), depth)
+        if not key.isascii():
+            plain_key(key)
         item = value[key]
         kind = type(item)
         # Most values are checked inline, because a function call for each would take longer than all other work.
@@ -113,21 +117,36 @@ _ATOMS: Final = frozenset({bool, NoneType})
 CONTAINERS: Final[dict[type, Callable[[Any, int], Any]]] = {dict: _canonical_object, list: _canonical_array}
 
 
-def check_text(value: str) -> None:
-    if not value.isascii():
+def plain_text(value: str) -> str:
+    """Return a text as a plain str. `str()` of a subclass may differ: that of an Enum member is its name."""
+    text = str.__str__(value)
+    if not text.isascii():
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise Fault(f"is not valid Unicode: {error.reason} at {error.start}") from None
+    return text
 
 
-def check_key(key: object) -> None:
+def plain_key(key: object) -> str:
+    """Return the key of an object as a plain str."""
     if not isinstance(key, str):
         raise Fault(f"is not JSON: its key {key!r} is not a string")
     try:
-        check_text(key)
+        return plain_text(key)
     except Fault as fault:
-        raise Fault(f"its key {key!a} {fault.reason}") from None
+        raise Fault(f"its key {str.__str__(key)!a} {fault.reason}") from None
+
+
+def with_plain_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the same items under plain keys, which must differ. Keys of a subclass may differ and have one text."""
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        name = plain_key(key)
+        if name in out:
+            raise Fault(f"its key {name!a} occurs twice")
+        out[name] = item
+    return out
 
 
 def _step(key: str | int) -> str:

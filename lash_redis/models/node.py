@@ -59,7 +59,7 @@ class SessionNodeRecord(Record):
     def user_message(self) -> dict[str, Any] | None:
         """Return the message if this node is a user's message, else None."""
         message = self.message()
-        return message if message is not None and message.get("role") in ("User", "user") else None
+        return message if text_at(message, "role") in ("User", "user") else None
 
     def plugin(self) -> PluginPayload | None:
         return self.payload if isinstance(self.payload, PluginPayload) else None
@@ -90,7 +90,25 @@ class SessionNodeRecord(Record):
 
 
 def field_of(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
+    """Return the value at `key` of an object; None if the object lacks the key, or is none.
+
+    Keys are compared by their texts, as they are stored. A subclass of str may have another hash, so that only a search
+    finds it.
+    """
+    if not isinstance(value, dict):
+        return None
+    found = value.get(key)
+    if found is None:
+        for name in value:
+            if type(name) is not str and isinstance(name, str) and str.__str__(name) == key:
+                return value[name]
+    return found
+
+
+def text_at(value: Any, key: str) -> str | None:
+    """Return the text at `key` of an object as a plain str; None if there is no text."""
+    found = field_of(value, key)
+    return str.__str__(found) if isinstance(found, str) else None
 
 
 def inside(value: Any, *keys: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Self
 
+from lash_redis._validate import require_type
 from lash_redis.errors import InvalidRecord
 from lash_redis.models.json_values import MAX_I64, MIN_I64
 from lash_redis.models.wire import I64, U64, Record, Rule
@@ -68,6 +69,13 @@ class TokenLedgerEntry(Record):
     """The counts."""
 
 
+def _key_of(entry: TokenLedgerEntry) -> tuple[str, str]:
+    """Return source and model as plain texts, so that an Enum member and its value are one key."""
+    require_type("TokenLedgerEntry.source", entry.source, str)
+    require_type("TokenLedgerEntry.model", entry.model, str)
+    return str.__str__(entry.source), str.__str__(entry.model)
+
+
 def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerEntry]:
     """Merge entries to one for each source and model, with added counters, in order of first appearance.
 
@@ -80,13 +88,13 @@ def merge_token_ledger(entries: Iterable[TokenLedgerEntry]) -> list[TokenLedgerE
     for entry in entries:
         if entry.usage.is_zero():
             continue
-        key = (entry.source, entry.model)
+        key = _key_of(entry)
         known = merged.get(key)
         merged[key] = usage = entry.usage if known is None else known + entry.usage
         for counter in _COUNTERS:
             if not MIN_I64 <= getattr(usage, counter) <= MAX_I64:
                 raise InvalidRecord(
-                    f"token_ledger[source={entry.source!r}, model={entry.model!r}].{counter}",
+                    f"token_ledger[source={key[0]!r}, model={key[1]!r}].{counter}",
                     f"expected a sum in {MIN_I64}..{MAX_I64}, got {getattr(usage, counter)}",
                 )
     return [TokenLedgerEntry(source, model, usage) for (source, model), usage in merged.items()]
@@ -159,9 +167,10 @@ class SessionUsageReport(Record):
         for entry in entries:
             usage = entry.usage
             whole += usage
-            by_source[entry.source] = by_source.get(entry.source, TokenUsage()) + usage
-            by_model[entry.model] = by_model.get(entry.model, TokenUsage()) + usage
-            rows.append(UsageRow(entry.source, entry.model, UsageTotals.of(usage)))
+            source, model = _key_of(entry)
+            by_source[source] = by_source.get(source, TokenUsage()) + usage
+            by_model[model] = by_model.get(model, TokenUsage()) + usage
+            rows.append(UsageRow(source, model, UsageTotals.of(usage)))
         return cls(
             entry_count=len(rows),
             usage=UsageTotals.of(whole),

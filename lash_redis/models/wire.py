@@ -41,9 +41,9 @@ from lash_redis.models.json_values import (
     MIN_I64,
     Fault,
     canonical,
-    check_key,
-    check_text,
+    plain_text,
     refuse,
+    with_plain_keys,
 )
 
 
@@ -125,8 +125,7 @@ def _text(value: Any, form: Form = Form.JSON) -> str:
         return value
     if not isinstance(value, str):
         refuse(value, "a string")
-    check_text(value)
-    return str.__str__(value)
+    return plain_text(value)
 
 
 def _identifier(value: Any, form: Form = Form.JSON) -> str:
@@ -212,12 +211,11 @@ def _map_of(inner: Shape) -> Shape:
     def each(value: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             refuse(value, "an object")
-        for key in value:
-            check_key(key)
+        plain = with_plain_keys(value)
         out: dict[str, Any] = {}
-        for key in sorted(value):
+        for key in sorted(plain):
             try:
-                out[key] = convert(value[key])
+                out[key] = convert(plain[key])
             except Fault as fault:
                 raise fault.under(f"[{key!r}]") from None
         return out

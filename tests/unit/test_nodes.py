@@ -157,10 +157,8 @@ class Text(str):
         (SessionNodeRecord("a", None, "t", EventPayload({"x": 2**64})), "where.payload.event.x"),
         (SessionNodeRecord("a", None, "t", EventPayload({"x": (1,)})), "where.payload.event.x"),
         (SessionNodeRecord("a", None, "t", {"x": 1}), "where.payload"),  # type: ignore[arg-type]
-        (node(Text("a")), "node 'a'"),
-        (node("a", Text("b")), "node 'a'"),
-        (node("a", timestamp=Text("t")), "node 'a'"),
-        (SessionNodeRecord("a", None, "t", PluginPayload(Text("p"), 1)), "node 'a'"),
+        (node(Text("a")), "where.node_id"),
+        (node("a", Text("b")), "where.parent_node_id"),
     ],
 )
 def test_a_node_that_cannot_be_encoded_is_refused_with_the_path_of_the_field(

@@ -34,7 +34,7 @@ class Acquired:
 
 def checked_token(field: str, token: object) -> str:
     """Return `token`; raise InvalidRecord unless it is a string of 1 to 128 visible ASCII characters."""
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if type(token) is not str or not _TOKEN.fullmatch(token):
         raise InvalidRecord(field, f"expected 1 to 128 visible ASCII characters, got {token!r}")
     return token
 

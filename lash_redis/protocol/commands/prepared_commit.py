@@ -401,14 +401,14 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
         require_id(f"{path}.parent_node_id", parent)
     if type(timestamp) is not str or not timestamp.isascii():
         require_type(f"{path}.timestamp", timestamp, str)
-        check_json(timestamp, f"{path}.timestamp")
+        timestamp = check_json(timestamp, f"{path}.timestamp")
     tag: str | None
     if isinstance(payload, EventPayload):
         tag, value, field_name = None, payload.event, "event"
     elif isinstance(payload, PluginPayload):
         tag, value, field_name = payload.plugin_type, payload.body, "body"
         require_type(f"{path}.payload.plugin_type", tag, str)
-        check_json(tag, f"{path}.payload.plugin_type")
+        tag = check_json(tag, f"{path}.payload.plugin_type")
     else:
         got = type(payload).__name__
         raise InvalidRecord(f"{path}.payload", f"expected an EventPayload or PluginPayload, got {got}")

@@ -136,7 +136,7 @@ class WatchState:
         self.needs_poll = True
 
     def on_message(self, message: bytes) -> None:
-        """Request a poll. Once the head is gone, the content distinguishes a deletion without a marker from an expiry."""
+        """Request a poll. Once the head is gone, `message` distinguishes a deletion without a marker from an expiry."""
         self.needs_poll = True
         self._is_deletion_published = self._is_deletion_published or message == DELETED
 
