@@ -354,7 +354,7 @@ def _random_id() -> str:
 
 
 def _all_identified(messages: Sequence[Any], stored: Collection[str]) -> list[dict[str, Any]]:
-    """Return messages as records with ids. One of the messages `stored` is returned as it is, whatever its id is."""
+    """Return messages as records with ids. One of the messages `stored` is returned as it is, with any id."""
     return [
         message if _compact(message) in stored else _identified(message, f"messages[{at}]")
         for at, message in enumerate(messages)
