@@ -63,7 +63,7 @@ async def place_of(namespace: Namespace, session_id: str, owner: str | None) -> 
     (parent,) = await namespace.read([commands.audit.parent_read(keys)], atomic=False)
     entry = catalogue_entry(session_id, None if parent is None else parent.decode())
     (committed,) = await namespace.read([commands.catalogue.place_read(keys, entry)], atomic=False)
-    return None if committed is None else Cursor(int(float(committed)), entry)
+    return None if committed is None else Cursor(commands.catalogue.to_ms(committed), entry)
 
 
 class Listing:

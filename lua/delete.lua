@@ -39,6 +39,7 @@
 -- Cost   one round trip, O(1): UNLINK frees large values in the background.
 
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include holders

@@ -16,6 +16,7 @@
 -- Cost   one round trip, O(refs).
 
 --@include refuse
+--@include numbers
 --@include clock
 --@include holders
 --@include catalogue

@@ -38,6 +38,7 @@
 -- Cost   one round trip, about a dozen commands.
 
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include lease

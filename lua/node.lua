@@ -21,6 +21,7 @@
 -- Cost   one round trip, O(length of the log) steps over list chunks for each id.
 
 --@include refuse
+--@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

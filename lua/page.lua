@@ -34,6 +34,7 @@
 -- Cost   one round trip, about ten commands; O(records and jumps read), plus the steps over list chunks to each span.
 
 --@include refuse
+--@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -52,8 +53,10 @@ if now.loose == '1' or now.dead > work then return {'far', session} end
 local has_freed = now.live + now.dead < now.length
 local tombs, hidden = now.dead > 0 and redis.call('HKEYS', dead) or {}, {}
 for index, place in ipairs(tombs) do
-  hidden[index] = tonumber(place)
-  if not hidden[index] then return refuse(session, {'corrupt', 'dead', 'a field is not a position'}) end
+  hidden[index] = is_whole(place) and tonumber(place)
+  if not hidden[index] or hidden[index] >= now.length then
+    return refuse(session, {'corrupt', 'dead', 'a field is not a position'})
+  end
 end
 table.sort(hidden, function(one, other) return one > other end)
 
@@ -82,8 +85,7 @@ local function jump_up_to(position)
       low = math.max(0, index - 99)
       chunk = redis.call('LRANGE', jumps, low, index)
     end
-    local start, parent = string.match(chunk[index - low + 1], '^(%d+):(%-?%d+)$')
-    start, parent = tonumber(start), tonumber(parent)
+    local start, parent = read_jump(chunk[index - low + 1])
     if not start or parent >= start then return nil, {'corrupt', 'jumps', 'an element is unreadable'} end
     if start <= position then return start, parent end
     index = index - 1

@@ -15,6 +15,7 @@
 -- Cost   one round trip, up to six commands.
 
 --@include refuse
+--@include numbers
 --@include clock
 --@include holders
 

@@ -25,6 +25,7 @@
 -- Cost   one round trip, O(sessions of the shard + blobs); it blocks the server for 10 to 15 us a session.
 
 --@include refuse
+--@include numbers
 --@include clock
 --@include holders
 
@@ -86,7 +87,7 @@ for index = 0, count - 1 do
   if failed then return refuse(scope, failed) end
   local counts = counted[ARGV[values + index]]
   for _, field in ipairs(redis.call('HKEYS', blob)) do
-    local hold = string.match(field, '^%d+$') and tonumber(field)
+    local hold = is_whole(field) and tonumber(field)
     if hold == 0 or hold and hold > now then
       local holders = redis.call('HGET', blob, field)
       found[field] = holders

@@ -35,6 +35,7 @@
 -- Cost   one round trip, about ten commands; O(new nodes), and independent of the length of the log.
 
 --@include refuse
+--@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

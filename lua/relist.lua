@@ -24,6 +24,7 @@
 -- Cost   one round trip, about ten commands.
 
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include catalogue

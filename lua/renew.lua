@@ -21,6 +21,7 @@
 -- Cost   one round trip, three commands.
 
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include lease

@@ -89,6 +89,7 @@
 
 --@include int64
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include lease

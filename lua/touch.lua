@@ -35,6 +35,7 @@
 -- Cost   one round trip; about ten commands, and once in each grace period a few for each blob.
 
 --@include refuse
+--@include numbers
 --@include head
 --@include clock
 --@include lease

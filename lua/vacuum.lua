@@ -21,6 +21,7 @@
 -- Cost   one round trip, O(limit * length of the log) steps over list chunks plus O(jumps).
 
 --@include refuse
+--@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -36,12 +37,11 @@ if facts.dead == 0 then return {'vacuumed', session, 0, 0} end
 
 local parent_of, children_of = {}, {}
 for _, jump in ipairs(redis.call('LRANGE', jumps, 0, -1)) do
-  local position, parent = string.match(jump, '^(%d+):(%-?%d+)$')
+  local position, parent = read_jump(jump)
   if not position then return refuse(session, {'corrupt', 'jumps', 'an element is unreadable'}) end
-  parent_of[tonumber(position)] = true
-  parent = tonumber(parent)
+  parent_of[position] = true
   children_of[parent] = children_of[parent] or {}
-  table.insert(children_of[parent], tonumber(position))
+  table.insert(children_of[parent], position)
 end
 
 local function is_live(position)
@@ -60,7 +60,7 @@ end
 local picked = redis.call('HRANDFIELD', dead, limit, 'WITHVALUES')
 local positions, free_ids, kept_ids = {}, {}, {}
 for index = 1, #picked, 2 do
-  local position, id = place_of(picked[index], facts), picked[index + 1]
+  local position, id = is_whole(picked[index]) and place_of(picked[index], facts), picked[index + 1]
   local record = position and redis.call('LINDEX', log, position)
   local named = redis.call('HGET', nodes, id)
   if not record or not named or place_of(named, facts) ~= position then

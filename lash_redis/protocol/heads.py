@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,8 +11,10 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models import BlobRef, PersistedSessionConfig, PersistedTurnState, SessionCheckpoint, SessionMeta
+from lash_redis.models.json_values import MAX_I64
 from lash_redis.protocol.checksums import crc32
 from lash_redis.protocol.component_refs import ComponentRefs, Refs, digests
+from lash_redis.protocol.numbers import decode_number
 from lash_redis.protocol.packing import pack
 from lash_redis.protocol.unpacking import UNREADABLE, unpack
 
@@ -192,14 +195,32 @@ class Facts(NamedTuple):
     low: int
 
 
+_WHOLE: Final = rb"(?:0|[1-9][0-9]{0,14})"
+_FACTS: Final = re.compile(
+    b" ".join(
+        {"revision": rb"(?:0|[1-9][0-9]{0,18})", "leaf": b"(?:-1|%b)" % _WHOLE, "loose": b"[01]"}.get(
+            name, b"(?:-[12]|%b)" % _WHOLE if name == "first" else _WHOLE
+        )
+        for name in Facts._fields
+    )
+).fullmatch
+"""Match facts as scripts read them: see `protocol/numbers.py`, of which each number of the facts is one."""
+
+
 def decode_facts(data: bytes, key: str) -> Facts:
-    try:
-        facts = Facts._make(map(int, data.split(b" ")))
-    except (ValueError, TypeError) as error:
-        raise Corrupt("head", key, f"its facts are unreadable: {data[:200]!r}") from error
-    if min(facts.revision, facts.length, facts.live, facts.jumps, facts.dead) < 0 or facts.revision >= 2**63:
-        raise Corrupt("head", key, f"its facts are out of range: {data[:200]!r}")
+    """Decode the facts of a head; raises Corrupt for bytes that the scripts refuse, too."""
+    facts = Facts._make(map(int, data.split(b" "))) if _FACTS(data) else None
+    if facts is None or facts.revision > MAX_I64:
+        raise Corrupt("head", key, f"its facts are unreadable: {data[:200]!r}")
     return facts
+
+
+def decode_ttl(data: bytes | None, key: str) -> int | None:
+    """Decode the ttl of a session in ms, 0 for never; None without one. Raises Corrupt if it is unreadable."""
+    try:
+        return None if data is None else decode_number(data)
+    except ValueError as error:
+        raise Corrupt("head", key, f"its ttl is unreadable: {error}") from error
 
 
 def decode_components(data: bytes, key: str) -> ComponentRefs:

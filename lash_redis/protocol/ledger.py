@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from lash_redis.errors import Corrupt
 from lash_redis.models import TokenLedgerEntry, TokenUsage
+from lash_redis.models.json_values import MAX_I64, MIN_I64
+from lash_redis.protocol.numbers import decode_number
 from lash_redis.protocol.packing import pack
 from lash_redis.protocol.unpacking import UNREADABLE, unpack
 
@@ -33,10 +35,11 @@ def decode_ledger(head: Iterable[tuple[bytes, bytes]], key: str) -> tuple[TokenL
             continue
         try:
             source, model = ledger_key(field)
-            order, *counters = map(int, value.split(b" "))
-            if len(counters) != 4 or not all(-(2**63) <= counter < 2**63 for counter in counters):
-                raise ValueError("expected four 64-bit counters")
-            rows.append((order, TokenLedgerEntry(source, model, TokenUsage(*counters))))
+            order, *counters = value.split(b" ")
+            if len(counters) != 4:
+                raise ValueError(f"expected four counters, got {len(counters)}")
+            usage = TokenUsage(*(decode_number(counter, MIN_I64, MAX_I64) for counter in counters))
+            rows.append((decode_number(order), TokenLedgerEntry(source, model, usage)))
         except UNREADABLE as error:
             raise Corrupt("ledger", key, f"row {field[:100]!r} is unreadable: {value[:100]!r}") from error
     rows.sort(key=lambda row: row[0])

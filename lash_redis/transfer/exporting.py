@@ -13,7 +13,7 @@ from lash_redis.errors import InvalidRecord, SessionGone
 from lash_redis.listing import walk_ids
 from lash_redis.models import SessionHead
 from lash_redis.protocol import commands
-from lash_redis.protocol.heads import decode_meta
+from lash_redis.protocol.heads import decode_meta, decode_ttl
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.reader import Reader
 from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_line
@@ -106,7 +106,7 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
         "committed_ms": head.facts.committed,
         "receipts": b64encode(fields.get(b"receipts", b"")).decode(),
         "links_by_id": bool(head.facts.loose),
-        "ttl_ms": None if ttl is None else int(ttl),
+        "ttl_ms": decode_ttl(ttl, head.keys.head),
         "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),
         "owner": head.owner or None,
     }
@@ -125,7 +125,7 @@ async def _read_created(cache: SessionCache, keys: SessionKeys) -> tuple[Line, d
         "kind": "session",
         "session_id": keys.session_id,
         "head": None,
-        "ttl_ms": None if own_ttl is None else int(own_ttl),
+        "ttl_ms": decode_ttl(own_ttl, keys.head),
         "meta": decode_meta(record, keys.head).to_json(),
         "owner": None if owner is None else owner.decode(errors="replace"),
     }, {}

@@ -32,7 +32,12 @@ local SUM = ' (%d+) (%d+)$'
 local function read_facts(text)
   local revision, epoch, length, live, jumps, dead, ids, bytes, leaf, usage, loose, deadline, hold, committed, users,
     first, high, low = string.match(text, FACTS .. SUM)
-  if not revision or #revision > 19 or (#revision == 19 and revision > '9223372036854775807') then return nil end
+  if not revision or not is_int64(revision) or is_odd(epoch) or is_odd(length) or is_odd(live) or is_odd(jumps)
+    or is_odd(dead) or is_odd(ids) or is_odd(bytes) or leaf ~= '-1' and is_odd(leaf) or is_odd(usage)
+    or is_odd(deadline) or is_odd(hold) or is_odd(committed) or is_odd(users)
+    or first ~= '-1' and first ~= '-2' and is_odd(first) or is_odd(high) or is_odd(low) then
+    return nil
+  end
   return {
     revision = revision, epoch = epoch, length = length + 0, live = live + 0, jumps = jumps + 0, dead = dead + 0,
     ids = ids + 0, bytes = bytes, leaf = leaf, usage = usage + 0, loose = loose, deadline = deadline + 0, hold = hold,
@@ -97,7 +102,7 @@ local function open_head(head, others, access, rows)
   stored.facts, stored.refs, stored.receipts, stored.ttl = text, refs or '', receipts or '', ttl
   stored.parent, stored.deleted, stored.lease = stored[5], stored[6], stored[7]
   stored.owner, stored.next_owner = stored[8] or '', stored[8] or access
-  if ttl and not string.match(ttl, '^%d+$') then
+  if ttl and not is_whole(ttl) then
     return nil, {'corrupt', 'head', 'its ttl is unreadable'}
   end
   if not text then
@@ -119,7 +124,7 @@ end
 -- outside the log.
 local function place_of(entry, facts)
   local digits, mark = string.match(entry, '^(%d+)(u?)$')
-  local place = digits and tonumber(digits)
+  local place = digits and not is_odd(digits) and tonumber(digits)
   if not place or place >= facts.length then return nil end
   return place, mark == 'u'
 end

@@ -24,7 +24,7 @@ local function numbers_of(blob, ...)
     local number = found[index]
     if not number then
       found[index] = 0
-    elseif #number < 16 and string.match(number, '^%d+$') then
+    elseif is_whole(number) then
       found[index] = tonumber(number)
     else
       return nil, {'corrupt', string.sub(blob, -69), 'its number of holders is unreadable'}
@@ -36,7 +36,7 @@ end
 -- Whether any session holds a blob.
 local function is_held(blob, now)
   for _, field in ipairs(redis.call('HKEYS', blob)) do
-    local hold = string.match(field, '^%d+$') and tonumber(field)
+    local hold = is_whole(field) and tonumber(field)
     if hold == 0 or hold and hold > now then return true end
   end
   return false

@@ -4,7 +4,7 @@
 local function held_until(blob, now)
   local latest, ended = nil, {}
   for _, field in ipairs(redis.call('HKEYS', blob)) do
-    local hold = string.match(field, '^%d+$') and tonumber(field)
+    local hold = is_whole(field) and tonumber(field)
     if hold == 0 then
       latest = 0
     elseif hold and hold <= now then

@@ -6,10 +6,7 @@
 -- Decode the field; nil if it is unreadable.
 local function read_lease(text)
   local generation, deadline, token, owner = string.match(text, '^(%d+) (%d+) (%S*) (.*)$')
-  if not generation or #generation > 19 or #deadline > 15
-    or (#generation == 19 and generation > '9223372036854775807') then
-    return nil
-  end
+  if not generation or not is_int64(generation) or is_odd(deadline) then return nil end
   return {generation = generation, deadline = tonumber(deadline), token = token, owner = owner}
 end
 

@@ -9,7 +9,7 @@ local function add_counters(order, a, b, c, d, e, f, g, h)
   end
   local sums, known, added = {order}, {a, b, c, d}, {e, f, g, h}
   for counter = 1, 4 do
-    local sum = #known[counter] < 21 and add64(known[counter], added[counter])
+    local sum = add64(known[counter], added[counter])
     if not sum then return nil, counter - 1 end
     sums[counter + 1] = sum
   end
@@ -25,7 +25,9 @@ local function plan_usage(usage, rows, names, known, skipped)
     local text, order, a, b, c, d = known[skipped + row + 1], usage, '0', '0', '0', '0'
     if text then
       order, a, b, c, d = string.match(text, '^(%d+) (%-?%d+) (%-?%d+) (%-?%d+) (%-?%d+)$')
-      if not order then return nil, {'corrupt', 'head', 'a ledger row is unreadable'} end
+      if not order or is_odd(order) or not (is_int64(a) and is_int64(b) and is_int64(c) and is_int64(d)) then
+        return nil, {'corrupt', 'head', 'a ledger row is unreadable'}
+      end
     else
       usage = usage + 1
     end

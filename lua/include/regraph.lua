@@ -40,7 +40,7 @@ local function plan_cut(facts, nodes, jumps, base, drops, gone)
     local part = redis.call('LRANGE', jumps, from, cut.jumps - 1)
     cut.jumps = from
     for index = #part, 1, -1 do
-      local place = tonumber(string.match(part[index], '^(%d+):'))
+      local place = read_jump(part[index])
       if not place then return nil, {'corrupt', 'jumps', 'an entry is unreadable'} end
       if place < base then cut.jumps = from + index break end
     end

@@ -13,11 +13,21 @@ from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.blobs import decode_blob
 from lash_redis.protocol.commands.calls import Command, ScriptCall, status
-from lash_redis.protocol.commands.lease import decode_lease
-from lash_redis.protocol.commands.reads import StoredHead, full_reply
-from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, decode_meta, tag_of
+from lash_redis.protocol.commands.paths import jump_list
+from lash_redis.protocol.commands.reads import StoredHead, full_reply, positions
+from lash_redis.protocol.heads import (
+    RECEIPT_BYTES,
+    RECEIPTS,
+    TAG_BYTES,
+    decode_facts,
+    decode_meta,
+    decode_ttl,
+    tag_of,
+)
 from lash_redis.protocol.keys import SessionKeys, ShardKeys
+from lash_redis.protocol.leases import decode_lease
 from lash_redis.protocol.nodes import decode_node, timeless_part
+from lash_redis.protocol.numbers import decode_number
 from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
@@ -59,8 +69,8 @@ def listed_read(shard: ShardKeys) -> Command:
 def counted_bytes(facts: object) -> int:
     """Return the bytes of node records that these facts count; 0 if they are unreadable, which the audit reports."""
     try:
-        return max(0, int(facts.split()[7])) if isinstance(facts, bytes) else 0
-    except (ValueError, IndexError):
+        return decode_facts(facts, "").bytes if isinstance(facts, bytes) else 0
+    except Corrupt:
         return 0
 
 
@@ -110,7 +120,8 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
     now = int(time[0]) * 1000 + int(time[1]) // 1000
     try:
         meta = _meta(keys, fields)
-        decode_lease(keys, fields.get(b"lease"))
+        decode_lease(fields.get(b"lease"), keys.head)
+        decode_ttl(fields.get(b"ttl"), keys.head)
         found = full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
@@ -119,11 +130,13 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
             head.decode_all()
             for ref in head.components.held:
                 audited.holds[bytes.fromhex(ref), head.facts.hold] += 1
-            live = {node.node_id: node for node in found.graph.nodes}
+            assert found.nodes is not None
+            live = {node.node_id: node for node in found.nodes}
             audited.problems += _of_the_head(keys, head, fields, meta)
             audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
             audited.problems += _of_the_sum(keys, head, records)
-            audited.problems += _of_users(keys, head, nodes, live)
+            places = {node.node_id: found.nodes.place(at) for at, node in enumerate(found.nodes)}
+            audited.problems += _of_users(keys, head, nodes, live, places)
             audited.problems += _of_deadlines(keys, head, now, ttls)
             audited.wrong_catalogue = _wrong_catalogue(listed, head, scores)
             expected = Listed(keys, _entry(keys, fields), head.owner)
@@ -131,8 +144,6 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
                 audited.listing = expected
     except Corrupt as error:
         audited.problems.append(problem_of(error))
-    except (ValueError, IndexError) as error:
-        audited.problems.append(AuditProblem("session", keys.head, f"its content is unreadable: {error}"))
     return audited
 
 
@@ -173,8 +184,6 @@ def _of_the_head(
         yield AuditProblem("head", keys.head, f"{len(receipts)} bytes of receipts at revision {head.facts.revision}")
     elif receipts[-RECEIPT_BYTES:-TAG_BYTES] != tag_of(head.body.commit_id):
         yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
-    if not fields.get(b"ttl", b"0").isdigit():
-        yield AuditProblem("head", keys.head, f"its ttl is unreadable: {fields[b'ttl'][:100]!r}")
     if meta is not None and meta.session_id != keys.session_id:
         yield AuditProblem("meta", keys.head, f"it belongs to session {meta.session_id!r}")
 
@@ -192,13 +201,10 @@ def _of_the_graph(
         if entry == b"?":
             continue
         try:
-            placed[node_id.decode()] = int(entry.removesuffix(b"u"))
+            placed[node_id.decode()] = decode_number(entry.removesuffix(b"u"), high=len(records) - 1)
         except ValueError:
             yield AuditProblem("nodes", keys.nodes, f"the entry of {node_id!r} is not a position: {entry!r}")
-    links: dict[int, int] = {}
-    for jump in jumps:
-        position, _, parent = jump.partition(b":")
-        links[int(position)] = int(parent)
+    links = dict(jump_list(keys, jumps))
     for at, record in enumerate(records):
         if not record:
             if at in links and links[at] >= at:
@@ -211,9 +217,9 @@ def _of_the_graph(
             yield from _of_a_link(keys, records, at, node, links.get(at, at - 1))
     for name, at in placed.items():
         yield AuditProblem("nodes", keys.nodes, f"the entry of {name!r} leads to no record at {at}")
-    for position in dead:
-        if not records[int(position)]:
-            yield AuditProblem("dead", keys.dead, f"{int(position)} is tombstoned and freed")
+    for position in positions(keys, dead, len(records)):
+        if not records[position]:
+            yield AuditProblem("dead", keys.dead, f"{position} is tombstoned and freed")
 
 
 def _of_a_link(
@@ -240,16 +246,20 @@ def _of_the_sum(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -
 
 
 def _of_users(
-    keys: SessionKeys, head: StoredHead, nodes: Mapping[bytes, bytes], live: Mapping[str, SessionNodeRecord]
+    keys: SessionKeys,
+    head: StoredHead,
+    nodes: Mapping[bytes, bytes],
+    live: Mapping[str, SessionNodeRecord],
+    places: Mapping[str, int],
 ) -> Iterator[AuditProblem]:
+    """Compare the marks and counts of user messages with the records. `places`: the position of each live node."""
     users = {node_id for node_id, node in live.items() if node.user_message() is not None}
     marked = {node_id for node_id in live if nodes.get(node_id.encode(), b"").endswith(b"u")}
     if users != marked:
         yield AuditProblem("nodes", keys.nodes, f"marks {len(marked)} user messages, there are {len(users)}")
     if head.facts.users != len(users):
         yield AuditProblem("head", keys.head, f"counts {head.facts.users} user messages, there are {len(users)}")
-    places = [int(nodes.get(node_id.encode(), b"-1").removesuffix(b"u")) for node_id in users]
-    first = min(places, default=-1)
+    first = min((places[node_id] for node_id in users), default=-1)
     if head.facts.first != first and not (head.facts.first == -2 and users):
         yield AuditProblem("head", keys.head, f"its first user message is at {first}, not {head.facts.first}")
 
@@ -291,8 +301,9 @@ def blob_fields_reply(
         except Corrupt as error:
             problems.append(problem_of(error))
     try:
-        counted = {int(hold): int(count) for hold, count in fields.items() if hold.isdigit()}
-        int(fields.get(b"u", b"0"))
+        holders = {name: count for name, count in fields.items() if name not in (b"c", b"u")}
+        counted = {decode_number(hold): decode_number(count) for hold, count in holders.items()}
+        decode_number(fields.get(b"u", b"0"))
     except ValueError as error:
         return [*problems, AuditProblem("blob", key, f"its numbers are unreadable: {error}")], False
     counted = {hold: count for hold, count in counted.items() if hold == 0 or hold > now}

@@ -32,10 +32,10 @@ def oldest_read(catalogue: CatalogueKeys, above: Cursor | None, count: int) -> C
 def entries_reply(reply: Sequence[Any]) -> list[Cursor]:
     """Decode entries and their times: a flat list in RESP2, pairs in RESP3."""
     flat = list(chain.from_iterable(reply)) if reply and isinstance(reply[0], list | tuple) else list(reply)
-    return [Cursor(_to_ms(committed), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
+    return [Cursor(to_ms(committed), entry) for entry, committed in zip(flat[::2], flat[1::2], strict=True)]
 
 
-def _to_ms(score: Any) -> int:
+def to_ms(score: Any) -> int:
     """Return a score as milliseconds, limited to 0 to 2**53: a damaged score may be infinite or negative."""
     return int(min(max(float(score), 0.0), 2.0**53))
 

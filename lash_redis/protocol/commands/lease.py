@@ -9,17 +9,17 @@ from hashlib import sha256
 from typing import Any, Final
 
 from lash_redis._validate import require_id, require_type
-from lash_redis.errors import Corrupt, InvalidRecord, LeaseBusy, LeaseLost, SessionBindingMismatch
+from lash_redis.errors import InvalidRecord, LeaseBusy, LeaseLost, SessionBindingMismatch
 from lash_redis.models import LeaseClaim, LeaseInfo, RuntimeCommit
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import Command, ScriptCall, is_foreign, status
 from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.leases import decode_lease
 
 REMAINS_MS: Final = 86_400_000
 """Milliseconds by which a head that has only a lease outlives it. Such a session never had a commit."""
 
 _TOKEN = re.compile(r"[!-~]{1,128}")
-_STORED = re.compile(rb"(\d+) (\d+) (\S*) (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +86,7 @@ def lease_read(keys: SessionKeys) -> Command:
 def lease_reply(keys: SessionKeys, reply: Sequence[bytes | None]) -> LeaseInfo | None:
     """Decode the reply to `lease_read`; None if the session is another's than the owner for whom the caller acts."""
     stored, owner, facts = reply
-    return None if is_foreign(keys, owner, facts) else decode_lease(keys, stored)
-
-
-def decode_lease(keys: SessionKeys, stored: bytes | None) -> LeaseInfo | None:
-    """Decode the lease: its holder, or its last holder if it expired. None if it was released or never acquired."""
-    if stored is None:
-        return None
-    found = _STORED.fullmatch(stored)
-    if found is None:
-        raise Corrupt("head", keys.head, "its lease is unreadable")
-    if not found[3]:
-        return None
-    return LeaseInfo(found[4].decode(errors="replace"), int(found[1]), int(found[2]) / 1000)
+    return None if is_foreign(keys, owner, facts) else decode_lease(stored, keys.head)
 
 
 def check_leases(commit: RuntimeCommit) -> None:

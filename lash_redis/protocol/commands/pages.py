@@ -68,7 +68,7 @@ def plan(call: ScriptCall, keys: SessionKeys, scope: ActivePath, reply: Any) -> 
         head,
         scope,
         list(zip(bounds[::2], bounds[1::2], strict=True)),
-        positions(keys, dead),
+        positions(keys, dead, head.facts.length),
         jump_list(keys, jumps),
         private_components(head, mapping(state)),
         is_partial=bool(is_partial),

@@ -23,6 +23,7 @@ from lash_redis.protocol.commands.reads import (
 )
 from lash_redis.protocol.heads import decode_facts
 from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.numbers import decode_number
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 SPAN_COST: Final = 7
@@ -111,7 +112,7 @@ def path_plan(
     scope, wanted = ActivePath(leaf), head.body.leaf_node_id if leaf is None else leaf
     if facts.loose:
         return "far"
-    hidden, links, at = positions(keys, dead), jump_list(keys, jumps), -1
+    hidden, links, at = positions(keys, dead, length), jump_list(keys, jumps), -1
     if wanted is not None and leaf is None:
         at = facts.leaf
         if not 0 <= at < length:
@@ -120,18 +121,17 @@ def path_plan(
             raise InvalidLeaf(wanted)
     elif wanted is not None and place[0] not in (None, b"?"):
         try:
-            at = int(place[0].removesuffix(b"u"))
+            at = decode_number(place[0].removesuffix(b"u"), high=length - 1)
         except ValueError as error:
-            raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is not a position") from error
-        if not 0 <= at < length:
-            raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} points outside the log")
+            raise Corrupt("nodes", keys.nodes, f"the entry of {wanted!r} is no position in the log: {error}") from error
     return PathPlan(head, scope, spans_of(links, sorted(hidden), at), hidden, links, private)
 
 
 def jump_list(keys: SessionKeys, jumps: Sequence[bytes], after: int = -1) -> list[Jump]:
     """Decode jumps; raises Corrupt unless their positions ascend and are above `after`."""
     try:
-        pairs = [(int(position), int(parent)) for position, parent in (jump.split(b":") for jump in jumps)]
+        split = [jump.split(b":") for jump in jumps]
+        pairs = [(decode_number(position), decode_number(parent, low=-1)) for position, parent in split]
     except ValueError as error:
         raise Corrupt("jumps", keys.jumps, f"an element is unreadable: {error}") from error
     for position, parent in pairs:

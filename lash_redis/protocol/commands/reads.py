@@ -25,11 +25,21 @@ from lash_redis.protocol.blobs import decode_blob
 from lash_redis.protocol.commands.calls import Command, is_foreign
 from lash_redis.protocol.component_refs import ComponentRefs
 from lash_redis.protocol.components import StoredCheckpoint
-from lash_redis.protocol.heads import Facts, HeadBody, decode_body, decode_components, decode_facts, decode_meta
+from lash_redis.protocol.heads import (
+    Facts,
+    HeadBody,
+    decode_body,
+    decode_components,
+    decode_facts,
+    decode_meta,
+    decode_ttl,
+)
 from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.leases import decode_lease
 from lash_redis.protocol.ledger import decode_ledger
 from lash_redis.protocol.lineage import PartOfLog, StoredLog
 from lash_redis.protocol.nodes import decode_node, is_record_of
+from lash_redis.protocol.numbers import decode_number
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 Jump: TypeAlias = tuple[int, int]
@@ -217,6 +227,9 @@ def head_reply(keys: SessionKeys, fields: Mapping[bytes, bytes], *sizes: int) ->
     )
     if head.body.session_id != keys.session_id:
         raise Corrupt("head", keys.head, f"it belongs to session {head.body.session_id!r}")
+    if b"ttl" in fields or b"lease" in fields:  # commits read both, and would refuse what is unreadable
+        decode_ttl(fields.get(b"ttl"), keys.head)
+        decode_lease(fields.get(b"lease"), keys.head)
     rows = sum(name.startswith(b"u") for name in fields)
     if rows != head.facts.usage:
         raise Corrupt("ledger", keys.head, f"{rows} rows, the facts count {head.facts.usage}")
@@ -289,10 +302,8 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     check_leaf(keys, head, lambda at: records[at])
     if facts.live == facts.length:
         return StoredRead(FullGraph(), head, StoredNodes(records, keys.log), private=private)
-    hidden = positions(keys, dead)
+    hidden = positions(keys, dead, len(records))
     for position, node_id in dead.items():
-        if not 0 <= int(position) < len(records):
-            raise Corrupt("dead", keys.dead, f"{position!r} is outside the log")
         check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
     for at in hidden:
         sizes[at] = 0  # the size of a freed record
@@ -303,10 +314,10 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     return StoredRead(FullGraph(), head, nodes, hidden, private=private)
 
 
-def positions(keys: SessionKeys, dead: Iterable[bytes]) -> frozenset[int]:
-    """Decode the positions of tombstones; raises Corrupt if one is not an integer."""
+def positions(keys: SessionKeys, dead: Iterable[bytes], length: int) -> frozenset[int]:
+    """Decode the positions of tombstones; raises Corrupt if one is not a position of a log of this length."""
     try:
-        return frozenset(map(int, dead))
+        return frozenset(decode_number(position, high=length - 1) for position in dead)
     except ValueError as error:
         raise Corrupt("dead", keys.dead, f"a field is not a position: {error}") from error
 

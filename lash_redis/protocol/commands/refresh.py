@@ -113,7 +113,7 @@ def refreshed(keys: SessionKeys, known: StoredRead, delta: Delta) -> StoredRead 
     if head is None or nodes is None:
         return None
     try:
-        dead = positions(keys, delta.dead) if delta.dead or head.facts.dead == 0 else known.dead
+        dead = positions(keys, delta.dead, head.facts.length) if delta.dead or head.facts.dead == 0 else known.dead
         log = _Log.grown(known, nodes, head, delta, dead)
         if log is None:
             return None
