@@ -27,6 +27,7 @@ CHAT_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "functi
 RECORD_ROLES: Final = ("User", "Assistant", "System")
 """The roles of records."""
 _RECORD_ROLE: Final = {"user": "User", "prompter": "User", "system": "System", "developer": "System"}
+_SOURCE_ROLES: Final = {*CHAT_ROLES, *_RECORD_ROLE}
 _CHAT_ROLE: Final = {"User": "user", "Assistant": "assistant", "System": "system"}
 _RESULT_ROLES: Final = ("tool", "function")
 _TEXT_KINDS: Final = ("Text", "Prose", "Code", "Output", "Error")
@@ -179,7 +180,7 @@ def decode_message(record: Mapping[str, Any], text_field: str) -> ChatMessage:
     """Decode a record as a message with its text under the key `text_field`."""
     if is_chat_message(record):
         return {key: value for key, value in record.items() if key != "id"}
-    if isinstance(record.get("source"), dict):
+    if text_at(field_of(record, "source"), "role") in _SOURCE_ROLES:  # other runtimes may have a key `source`, too
         return _decoded(record, text_field)
     return _foreign_message(record, _part_objects(record))
 

@@ -109,6 +109,8 @@ def test_text_is_stored_once() -> None:
         ({"role": "User", "parts": [{"kind": "Text", "content": "a"}, {"kind": "Prose", "content": "b"}]}, "a\n\nb"),
         ({"role": "Assistant", "parts": []}, ""),
         ({"role": "System"}, ""),
+        ({"role": "User", "source": {"channel": "slack"}, "parts": [{"kind": "Prose", "content": "a"}]}, "a"),
+        ({"role": "User", "source": {"role": 5, "content": [5]}, "parts": [{"kind": "Text", "content": "a"}]}, "a"),
         ({"role": "User", "parts": ["junk", {"kind": "Text", "content": 5}]}, ""),
     ],
 )
