@@ -47,7 +47,7 @@ else:
     unpack_node = msgspec.msgpack.Decoder(NodeFields).decode
     unpack_node_lazily = msgspec.msgpack.Decoder(tuple[str, str | None, str | None, msgspec.Raw, str, int]).decode
     unpack_payload = unpack
-    _FOREIGN = (msgspec.MsgspecError, RecursionError)
+    _FOREIGN = (msgspec.MsgspecError,)
 
-UNREADABLE: Final = (ValueError, TypeError, msgpack.UnpackException, *_FOREIGN)
+UNREADABLE: Final = (ValueError, TypeError, RecursionError, msgpack.UnpackException, *_FOREIGN)
 """The errors that unpacking raises for bytes that are not MessagePack, or that use an unhashable value as a key."""
