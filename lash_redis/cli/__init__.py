@@ -12,12 +12,14 @@ def main() -> None:
     """Run the command that `sys.argv` names, and exit with its code."""
     try:
         from lash_redis.cli.commands import app
+        from lash_redis.cli.output import escape_characters_that_streams_lack
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
         sys.stderr.write(f"lash-redis needs {package}: pip install 'lash-redis[cli]'\n")
         sys.exit(2)
+    escape_characters_that_streams_lack()
     app(prog_name="lash-redis")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -37,6 +38,16 @@ def no_session(session_id: str, namespace: str) -> CommandError:
     return CommandError(UNFIT, f"no session {session_id!r} in namespace {namespace!r}")
 
 
+def escape_characters_that_streams_lack() -> None:
+    """Let both output streams write an escape, such as `\\u2713`, for a character that their encoding lacks.
+
+    Otherwise a command that has succeeded would end with an error, because its report could not be written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def screen() -> Console:
     """Return a console on standard output. A new one each time, because tests and pipes replace `sys.stdout`."""
     return Console(file=sys.stdout, highlight=False)
@@ -55,14 +66,18 @@ def print_table(table: Table, screen: Console) -> None:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the only document of a command with `--json`."""
-    json.dump(document, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    sys.stdout.write(f"{json.dumps(document, ensure_ascii=not _has_all_characters(), indent=2)}\n")
 
 
 def print_json_line(document: dict[str, Any]) -> None:
     """Print one of the documents of a command that runs on, and flush it, so that a reader gets it immediately."""
-    sys.stdout.write(f"{json.dumps(document, ensure_ascii=False)}\n")
+    sys.stdout.write(f"{json.dumps(document, ensure_ascii=not _has_all_characters())}\n")
     sys.stdout.flush()
+
+
+def _has_all_characters() -> bool:
+    """Whether standard output can write every character. The escapes of other streams are not always JSON."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def plain(text: str, style: str = "") -> Text:

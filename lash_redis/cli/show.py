@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lash_redis._validate import require_id
 from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.graph_drawing import graph_lines, label_of
@@ -90,7 +91,7 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
     source = Connection(url)
     try:
         cache = SessionCache(source, namespace, options=await source.options_of(namespace))
-        keys = cache.layout.session(session_id)
+        keys = cache.layout.session(require_id("session_id", session_id))
         found = await Reader(cache.shared, keys).snapshot()
         if found is None:
             raise no_session(session_id, namespace)
