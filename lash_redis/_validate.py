@@ -52,15 +52,6 @@ def require_id(field: str, value: object) -> str:
     return value
 
 
-def is_id(value: object) -> bool:
-    """Whether a value is an id, as `require_id` requires."""
-    try:
-        require_id("", value)
-    except InvalidRecord:
-        return False
-    return True
-
-
 def require_ids(field: str, ids: Any) -> list[str]:
     """Return the node ids of a sequence as a list."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):

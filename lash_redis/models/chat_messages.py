@@ -270,10 +270,9 @@ def as_record(message: Any, message_id: str, where: str) -> dict[str, Any]:
         plain = check_chat_message(message, where)
         content = {key: value for key, value in plain.items() if key != "id"}
         return encode_message(content, message_id, "content")
-    message = check_json(message, where)
-    if message.get("role") not in RECORD_ROLES:
+    if text_at(message, "role") not in RECORD_ROLES:
         expected = ", ".join((*RECORD_ROLES, *CHAT_ROLES[:-1])) + f" or {CHAT_ROLES[-1]}"
-        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {message.get('role')!r}")
+        raise InvalidRecord(f"{where}.role", f"expected {expected}, got {field_of(message, 'role')!r}")
     parts = message.get("parts", None if "content" in message else [])
     if not isinstance(parts, list):
         reason = f"expected a list of parts, got {type(parts).__name__}; or use the OpenAI chat format"

@@ -14,10 +14,8 @@ from itertools import chain, count
 from typing import Annotated, Any, Self
 from uuid import uuid4
 
-from lash_redis._validate import is_id, require_id
 from lash_redis.errors import Corrupt, InvalidRecord
 from lash_redis.models.chat_messages import as_record, canonical_json, parts_of
-from lash_redis.models.json_values import check_json
 from lash_redis.models.lineage import Base, Lineage, NodeSequence, grown
 from lash_redis.models.node import (
     EventPayload,
@@ -345,8 +343,11 @@ class SessionGraph(Record):
 def _identified(message: Any, where: str) -> dict[str, Any]:
     """Return a message as a record with an id."""
     given = field_of(message, "id")
-    message_id = _random_id() if given is None or given == "" else check_json(given, f"{where}.id")
-    return as_record(message, require_id(f"{where}.id", message_id), where)
+    if given is None or given == "":
+        given = _random_id()
+    elif not isinstance(given, str | int):
+        raise InvalidRecord(f"{where}.id", f"expected a string, got {type(given).__name__}")
+    return as_record(message, str.__str__(given) if isinstance(given, str) else given, where)
 
 
 def _random_id() -> str:
@@ -373,9 +374,12 @@ def _id_of(message: Mapping[str, Any]) -> str | tuple[str] | None:
 
 
 def _own_id(message: Mapping[str, Any]) -> str:
-    """Return the id of a message if a node can have it, else a random one."""
+    """Return the id of a message as that of its node; a random one instead of no id, an array or an object.
+
+    A commit refuses any other id that is not valid, and names the node.
+    """
     message_id = message.get("id")
-    return message_id if isinstance(message_id, str) and is_id(message_id) else _random_id()
+    return message_id if message_id and isinstance(message_id, str | int) else _random_id()  # type: ignore[return-value]
 
 
 def stable_key(record: Any) -> str:

@@ -174,7 +174,7 @@ async def test_a_message_with_a_stored_id_gets_another_node_id(store):
         assert graph.leaf_node_id == f"message:{name}"
         assert graph.append_message({"id": name, "role": "User", "parts": []}).leaf_node_id == f"message:{name}:2"
     graph = (await full(store)).graph
-    for free in ("c", "aa", "x" * 299):
+    for free in ("c", "aa", "x" * 299, "\ud800", 7):
         assert graph.append_message({"id": free, "role": "User", "parts": []}).leaf_node_id == free
     assert graph.first(1).append_message({"id": "b", "role": "User", "parts": []}).leaf_node_id == "b"
     await store.commit_runtime_state(commit(1, append("later", parent=taken[-1])))

@@ -157,7 +157,7 @@ def test_messages_without_an_id_are_all_read() -> None:
 
 def test_a_message_id_that_is_no_text_is_refused_by_name() -> None:
     with pytest.raises(InvalidRecord) as caught:
-        SessionGraph().append_message({"id": 7, "role": "User"})
+        SessionGraph().append_message({"id": [7], "role": "User"})
     assert caught.value.field == "message.id"
 
 
