@@ -618,6 +618,7 @@ def test_any_json_value_is_read_back_unchanged(env: Env, value: Any, event: dict
         store.commit_runtime_state(
             RuntimeCommit(
                 "fuzz",
+                None,
                 graph=ReplaceFull(SessionGraph(nodes, "b")),
                 checkpoint=HydratedSessionCheckpoint(plugin_snapshot=PluginSessionSnapshot({"p": plugin})),
             )

@@ -20,6 +20,7 @@ from lash_redis import (
     FullGraph,
     HydratedSessionCheckpoint,
     MissingBlob,
+    PersistedSessionConfig,
     PersistedSessionRead,
     PluginSessionSnapshot,
     RedisSessionStore,
@@ -157,7 +158,9 @@ async def commit(store: RedisSessionStore, raw: redis.asyncio.Redis) -> None:
     usage = [TokenLedgerEntry("turn", "m", TokenUsage(1))]
     graph = Append([record("f", "e"), record("g", "c")], "f")
     result = await store.commit_runtime_state(
-        RuntimeCommit("chat", 2, graph=graph, checkpoint=checkpoint, usage_deltas=usage, builds_on="abcxyde second")
+        RuntimeCommit(  # it leaves nothing out, so that it does not read the head first
+            "chat", 2, PersistedSessionConfig(), graph, checkpoint, usage, builds_on="abcxyde second"
+        )
     )
     assert result.head_revision == 3
     assert await raw.lrange(PREFIX + b"jumps:chat", -1, -1) == [b"8:2"]
