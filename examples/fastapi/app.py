@@ -90,9 +90,8 @@ async def page(chat: UsersChat, limit: int = 50, before: str | None = None) -> l
 async def say(chat: UsersChat, content: Text, message_id: OwnId = None) -> dict[str, Any]:
     """Store a message and answer it. A browser that sends its own `id` may send the message again."""
     async with turn(chat) as lease:
-        (message,) = await chat.append(
-            {"role": "user", "content": content, "id": message_id or uuid4().hex}, lease=lease
-        )
+        message = {"role": "user", "content": content, "id": message_id or uuid4().hex}
+        await chat.append(message, lease=lease)
         return await answer(chat, message["id"], lease)
 
 
