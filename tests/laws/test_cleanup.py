@@ -132,6 +132,7 @@ async def test_a_cancelled_call_does_not_release_the_lease_of_the_holder(store):
 # Watches
 
 
+@pytest.mark.slow
 @broken_by(CLEANS_UP_IN_THE_HOLDER)
 async def test_a_watch_that_was_cancelled_at_any_step_leaves_no_task_and_no_connection(real_server):
     client = real_server.client()
@@ -161,6 +162,7 @@ async def test_a_watch_that_was_cancelled_at_any_step_leaves_no_task_and_no_conn
 # Connections and servers
 
 
+@pytest.mark.slow
 @broken_by(CLEANS_UP_IN_THE_HOLDER)
 async def test_a_cache_that_was_cancelled_at_any_step_closes_its_connections(real_server):
     admin = real_server.client()

@@ -264,6 +264,7 @@ async def test_a_number_in_an_odd_form_is_damage_to_everyone(server, name):
     assert await disagreements(server.client(), name) == {}
 
 
+@pytest.mark.slow
 @broken_by(
     Python("protocol.numbers:_DIGITS", lambda _: lambda data: True, "reads numbers as `int` does"),
     Lua("commit", "or is_odd(deadline) then return nil", "then return nil"),
@@ -275,6 +276,7 @@ async def test_a_stored_number_that_a_script_refuses_is_damage_to_readers(server
         assert await disagreements(server.client(), name) == {}, name
 
 
+@pytest.mark.slow
 @broken_by(Lua("commit", "or is_odd(deadline) or is_odd(hold)", ""), Lua("commit", "or is_odd(bytes)", ""))
 async def test_facts_in_an_odd_form_stop_a_commit(server):
     for name in ("fact revision", "fact deadline", "fact bytes"):

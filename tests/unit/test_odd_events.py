@@ -83,6 +83,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(EVENT, max_size=4))
 @example(ODD)
@@ -111,6 +112,7 @@ def test_every_method_of_a_graph_accepts_any_events(events: list[Any]) -> None:
             refused_by_name(lambda message=message: graph.append_message(message))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(JSON)
 @example([])
