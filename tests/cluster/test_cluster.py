@@ -273,7 +273,7 @@ def test_doctor_checks_every_node_of_a_cluster(cluster):
         cluster.nodes[4].ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
     found = {each["check"]: (each["state"], each["found"]) for each in json.loads(ended.stdout)["findings"]}
     assert found["cluster"] == ("ok", "3 primaries, 3 replicas")
-    assert found["eviction"] == ("warn", "allkeys-lru, no memory limit")
+    assert found["eviction"] == ("fail", "allkeys-lru, no memory limit")
     assert found["permissions"][0] == "ok"
 
 

@@ -249,15 +249,15 @@ async def test_maintenance_that_stops_halfway_reports_its_progress(real_server):
     store = without_retries(client).session("chat")
     ids = [f"n{at}" for at in range(1500)]
     await store.commit_runtime_state(commit(None, append(*ids)))
-    run, calls = store._namespace.run, []
+    run, calls = store._namespace.run_durably, []
 
-    async def second_fails(call, *, writes=True):
+    async def second_fails(call, *more):
         calls.append(call)
         if len(calls) == 2:
             raise BackendError("OOM")
-        return await run(call, writes=writes)
+        return await run(call, *more)
 
-    store._namespace.run = second_fails
+    store._namespace.run_durably = second_fails
     with pytest.raises(OutcomeUnknown, match="1000 of 1500"):
         await store.tombstone_nodes(ids)
 

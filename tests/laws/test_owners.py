@@ -430,7 +430,7 @@ async def test_a_title_is_the_name_in_the_meta_record(open_cache):
         await store.set_title(None)
 
 
-@broken_by(Lua("meta", "if mode == 'compare' and", "if false and"))
+@broken_by(Lua("meta", "local exists = mode == 'compare' and", "local exists = false and"))
 async def test_a_new_title_does_not_undo_a_meta_record_that_is_saved_meanwhile(open_cache, monkeypatch):
     cache = open_cache()
     store = await cache.create(SessionStoreCreateRequest("chat"), owner="alice")

@@ -247,16 +247,16 @@ async def create(work: Work, session: str) -> None:
 
 
 async def acquire_lease(work: Work, session: str) -> None:
-    await work.cache.session(session).acquire_lease("worker", 100)
+    await work.cache.session(session).acquire_lease("worker", 100, reenter=True)
 
 
 async def renew_lease(work: Work, session: str) -> None:
-    lease = await work.cache.session(session).acquire_lease("worker", 100)
+    lease = await work.cache.session(session).acquire_lease("worker", 100, reenter=True)
     await lease.renew(1000)
 
 
 async def release_lease(work: Work, session: str) -> None:
-    async with await work.cache.session(session).acquire_lease("worker", 100):
+    async with await work.cache.session(session).acquire_lease("worker", 100, reenter=True):
         pass
 
 
