@@ -60,6 +60,17 @@ class _Tip:
     leaf: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """Messages to add as a chain, and what is committed with them."""
+
+    nodes: Sequence[SessionNodeRecord]
+    parent_of: Callable[[_Tip], str | None]
+    """Returns the id of the message that the chain continues."""
+    usage: Sequence[TokenLedgerEntry] = ()
+    lease: LeaseClaim | None = None
+
+
 class Chat:
     """A chat. `SessionCache.chat` makes it, without I/O; the chat need not exist.
 
@@ -119,10 +130,10 @@ class Chat:
         size = limit
         while True:
             read = await self._store.load_session(ActivePath(leaf, size, before))
-            if read is None:
-                return []
             if before is None:
                 self._learn(read)
+            if read is None:
+                return []
             found = _messages_of(read) + found
             if len(found) >= limit or not read.is_partial:
                 return found[-limit:]
@@ -135,15 +146,13 @@ class Chat:
         read = await self._store.load_session(ActivePath(None, SHORT if before is None else None, before))
         if read is not None and read.is_partial:
             read = await self._store.load_session(ActivePath())
-        if read is None:
-            return []
         if before is None:
             self._learn(read)
-        return _messages_of(read)
+        return [] if read is None else _messages_of(read)
 
-    def _learn(self, read: PersistedSessionRead) -> None:
+    def _learn(self, read: PersistedSessionRead | None) -> None:
         """Remember where the chat stands, so that the next append takes one round trip."""
-        self._tip = _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
+        self._tip = _Tip() if read is None else _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
 
     async def branches(self) -> list[str]:
         """Return the id of the last message of every branch, in the order in which these messages were added.
@@ -217,10 +226,12 @@ class Chat:
         nodes = _new_nodes(messages)
         if after is not None:
             require_id("after", after)
+            if not nodes:
+                raise InvalidRecord("after", "expected messages that continue from it, got none")
         _check_usage(usage)
         if nodes or usage:
             try:
-                await self._add(nodes, lambda tip: tip.leaf if after is None else after, usage, lease)
+                await self._add(_Addition(nodes, lambda tip: tip.leaf if after is None else after, usage, lease))
             except InvalidParent as error:
                 if after is not None:
                     raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
@@ -244,10 +255,9 @@ class Chat:
         if node is None or node.message() is None:
             await self._store.require_owner()
             raise _unknown_message(message_id)
-        plain = check_chat_message(message, "message")
-        (new,) = _new_nodes([{key: value for key, value in plain.items() if key != "id"}])
+        new = _new_node(check_chat_message(message, "message"), _new_id(), _now())
         try:
-            await self._add([new], lambda _: node.parent_node_id, lease=lease)
+            await self._add(_Addition([new], lambda _: node.parent_node_id, lease=lease))
         except InvalidParent as error:  # the chat expired, or the message before was tombstoned
             raise _unknown_message(message_id) from error
         return message_of_new(new)
@@ -281,47 +291,26 @@ class Chat:
         self._tip = None
         return report
 
-    async def _add(
-        self,
-        nodes: Sequence[SessionNodeRecord],
-        parent_of: Callable[[_Tip], str | None],
-        usage: Sequence[TokenLedgerEntry] = (),
-        lease: LeaseClaim | None = None,
-    ) -> None:
-        """Commit nodes as a chain below the parent that `parent_of` returns; repeat it after a conflict."""
+    async def _add(self, addition: _Addition) -> None:
+        """Commit an addition; repeat it after a conflict."""
         async with self._turn():
             try:
-                await self._add_once(nodes, parent_of, usage, lease)
+                await self._add_once(addition)
             except SessionGone:
                 raise
             except HeadRevisionConflict:
-                await self._add_again(nodes, parent_of, usage, lease)
+                # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
+                retrying = AsyncRetrying(
+                    stop=stop_after_delay(self._patience),
+                    wait=wait_random_exponential(multiplier=0.005, max=0.2),
+                    retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
+                    reraise=True,
+                )
+                await retrying(self._add_once, addition)
 
-    async def _add_again(
-        self,
-        nodes: Sequence[SessionNodeRecord],
-        parent_of: Callable[[_Tip], str | None],
-        usage: Sequence[TokenLedgerEntry],
-        lease: LeaseClaim | None,
-    ) -> None:
-        # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
-        retrying = AsyncRetrying(
-            stop=stop_after_delay(self._patience),
-            wait=wait_random_exponential(multiplier=0.005, max=0.2),
-            retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
-            reraise=True,
-        )
-        await retrying(self._add_once, nodes, parent_of, usage, lease)
-
-    async def _add_once(
-        self,
-        nodes: Sequence[SessionNodeRecord],
-        parent_of: Callable[[_Tip], str | None],
-        usage: Sequence[TokenLedgerEntry],
-        lease: LeaseClaim | None,
-    ) -> None:
-        tip = self._tip or await self._load_tip()
-        parent = parent_of(tip)
+    async def _add_once(self, addition: _Addition) -> None:
+        tip, nodes = self._tip or await self._load_tip(), addition.nodes
+        parent = addition.parent_of(tip)
         if any(node.node_id == parent for node in nodes):
             await self._require_stored(nodes, NodeIdCollision(parent or ""))
             return
@@ -332,9 +321,9 @@ class Chat:
             self.session_id,
             tip.revision,
             graph=Append(chain),
-            usage_deltas=usage,
+            usage_deltas=addition.usage,
             builds_on=tip.commit_id,
-            lease=lease,
+            lease=addition.lease,
         )
         try:
             result = await self._store.commit_runtime_state(commit)
@@ -386,19 +375,31 @@ def _unknown_message(message_id: str) -> InvalidRecord:
 
 def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
     """Return a node for each message, without parents."""
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    now = _now()
     nodes: dict[str, SessionNodeRecord] = {}
-    for at, given_message in enumerate(messages):
+    for at, given in enumerate(messages):
         where = f"messages[{at}]"
-        message = check_chat_message(given_message, where)
-        given = message.get("id")
-        message_id = f"m{token_hex(16)}" if given is None else require_id(f"{where}.id", given)
+        message = check_chat_message(given, where)
+        message_id = _new_id() if message.get("id") is None else require_id(f"{where}.id", message["id"])
         if message_id in nodes:
             raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
-        content = {key: value for key, value in message.items() if key != "id"}
-        event = EventPayload({"Conversation": encode_message(content, message_id, "content")})
-        nodes[message_id] = SessionNodeRecord(message_id, None, now, event)
+        nodes[message_id] = _new_node(message, message_id, now)
     return list(nodes.values())
+
+
+def _new_node(message: ChatMessage, message_id: str, now: str) -> SessionNodeRecord:
+    """Return a node for a message that was checked. An id in the message is left out."""
+    content = {key: value for key, value in message.items() if key != "id"}
+    event = EventPayload({"Conversation": encode_message(content, message_id, "content")})
+    return SessionNodeRecord(message_id, None, now, event)
+
+
+def _new_id() -> str:
+    return f"m{token_hex(16)}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _check_usage(usage: Sequence[TokenLedgerEntry]) -> None:

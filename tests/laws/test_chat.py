@@ -150,6 +150,7 @@ async def test_a_chat_of_any_length_is_read_whole(open_cache):
         (lambda chat: chat.append(user("a"), usage=["x"]), "usage[0]"),
         (lambda chat: chat.append(user("a"), usage=TokenUsage(1)), "usage"),
         (lambda chat: chat.append([user("a")]), "messages[0]"),
+        (lambda chat: chat.append(usage=[TokenLedgerEntry("s", "m", TokenUsage(1))], after="m1"), "after"),
         (lambda chat: chat.messages(limit=0), "limit"),
         (lambda chat: chat.messages(limit="1"), "limit"),
         (lambda chat: chat.edit("nope", user("a")), "message_id"),
@@ -433,6 +434,17 @@ async def test_a_deleted_chat_refuses_late_appends(chat, open_cache):
         with pytest.raises(SessionDeleted):
             await handle.append(user("late"))
     assert await chat.messages() == []
+
+
+async def test_a_handle_that_read_that_a_chat_is_gone_begins_a_new_one(chat, open_cache):
+    for read in (chat.messages, lambda: chat.messages(limit=2)):
+        await chat.append(user("a"))
+        await open_cache(deletion_marker_ttl=0).delete("chat")
+        assert await read() == []
+        await chat.append(user("b"))
+        assert texts(await chat.messages()) == ["b"]
+        await open_cache(deletion_marker_ttl=0).delete("chat")
+        assert await chat.messages() == []
 
 
 async def test_usage_is_the_sum_of_what_was_appended(chat):
