@@ -8,6 +8,7 @@ Everything here blocks except the clients. Under a running event loop, call it t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 from urllib.parse import quote
 
 import pytest
@@ -639,16 +640,33 @@ def _slots(ranges: Iterable[str]) -> frozenset[int]:
 def _free_ports(count: int, *, bus: bool) -> list[int]:
     """Find ports without a listener; with `bus`, the ports 10,000 above are free, too.
 
-    Each process searches one sixteenth of the range, because two processes that search at once would find the same.
+    A port stays reserved for this process, because its member may be down when another process searches.
     """
-    own = PORTS[os.getpid() % 16 :: 16]
     found: list[int] = []
-    for port in random.sample(own, len(own)):
-        if all(_is_free(each) for each in ((port, port + 10_000) if bus else (port,))):
+    for port in PORTS:
+        if all(_is_free(each) for each in ((port, port + 10_000) if bus else (port,))) and _reserve(port):
             found.append(port)
             if len(found) == count:
                 return found
     raise AssertionError(f"no {count} free ports in {PORTS}")
+
+
+_reserved: list[BinaryIO] = []
+"""The locked files of the ports that this process has reserved. The locks end with the process."""
+
+
+def _reserve(port: int) -> bool:
+    """Reserve a port among the processes that run tests on this machine; False if another process has it."""
+    folder = Path(tempfile.gettempdir()) / f"lash-redis-test-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    lock = open(folder / str(port), "ab")  # noqa: SIM115 - kept open
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return False
+    _reserved.append(lock)
+    return True
 
 
 def _is_free(port: int) -> bool:

@@ -234,4 +234,4 @@ async def test_a_relative_path_and_a_home_directory_name_the_same_server(directo
 
 def test_the_home_directory_of_an_unknown_user_is_refused():
     with pytest.raises(InvalidRecord, match=r"^url: names the home directory of an unknown user"):
-        lash_redis.connect("embedded://~nobody-has-this-name/sessions")
+        lash_redis.connect("embedded://~no-such-user/sessions")
