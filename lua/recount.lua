@@ -48,19 +48,19 @@ end
 if listed ~= #KEYS - heads + 1 - unlisted then return {'moved', scope} end
 
 -- A session that was started again with another parent has two entries for a while. It is counted once.
-local now, counted, mended, looked_at = milliseconds(), {}, mode == 'repair' and 1 or 0, {}
+local now, counted, repairs, checked = milliseconds(), {}, mode == 'repair' and 1 or 0, {}
 for index = 0, count - 1 do counted[ARGV[values + index]] = {} end
 for index = 0, #KEYS - heads do
   local entry = ARGV[entries + index]
   if entry ~= '' and not redis.call('ZSCORE', sessions, entry) then return {'moved', scope} end
   local head = KEYS[heads + index]
-  local stored = looked_at[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
-  looked_at[head] = true
+  local stored = checked[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
+  checked[head] = true
   if stored.err then unusable('head', stored) end -- raises for a missing right; ignores a key of another type
-  if not stored[1] and (stored.err or stored[2]) then mended = 0 end
-  if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then mended = 0 end
+  if not stored[1] and (stored.err or stored[2]) then repairs = 0 end
+  if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then repairs = 0 end
   local deadline, hold = string.match(stored[1] or '', '(%d+) (%d+) %d+ %d+ %-?%d+ %d+ %d+$')
-  if stored[1] and not hold then mended = 0 end
+  if stored[1] and not hold then repairs = 0 end
   if hold and (deadline == '0' or tonumber(hold) > now) then
     local refs, seen = stored[2] or '', {}
     for at = 1, #refs, 33 do
@@ -80,7 +80,7 @@ local function words(counts)
   return table.concat(listing, ' ')
 end
 
-local reply, wrong = {'recounted', scope, mended}, {}
+local reply, wrong = {'recounted', scope, repairs}, {}
 for index = 0, count - 1 do
   local blob, found = KEYS[blobs + index], {}
   local stored, failed = is_stored(blob)
@@ -111,7 +111,7 @@ for index = 0, count - 1 do
     reply[#reply + 1] = index
     reply[#reply + 1] = said
     reply[#reply + 1] = known
-    if stored and mended == 1 then wrong[index] = found end
+    if stored and repairs == 1 then wrong[index] = found end
   end
 end
 

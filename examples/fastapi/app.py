@@ -45,8 +45,8 @@ UsersChat = Annotated[Chat, Depends(chat_of)]
 
 async def call_model(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], lash_redis.TokenUsage]:
     await asyncio.sleep(float(os.environ.get("CHAT_MODEL_SECONDS", "0")))
-    said = messages[-1]["content"]
-    return {"role": "assistant", "content": f"You said: {said}"}, lash_redis.TokenUsage(len(messages), len(said))
+    asked = messages[-1]["content"]
+    return {"role": "assistant", "content": f"Echo: {asked}"}, lash_redis.TokenUsage(len(messages), len(asked))
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ async def three(cache: SessionCache) -> None:
 
 
 async def continued_and_deleted(cache: SessionCache) -> None:
-    call = message("m3", "m2", "Assistant", kind="ToolCall", content="{}", tool_name="look", tool_call_id="c1")
+    call = message("m3", "m2", "Assistant", kind="ToolCall", content="{}", tool_name="find", tool_call_id="c1")
     result = message("m4", "m3", "Assistant", kind="ToolResult", content="seen", tool_call_id="c1")
     await add(cache, call, SessionNodeRecord("p", "m3", "", PluginPayload("notes", {})), result)
     await asyncio.sleep(0.2)
@@ -63,7 +63,7 @@ def test_tail_prints_the_last_messages_and_then_each_new_one(url: str) -> None:
     assert (ended.exit_code, ended.stderr) == (1, "lash-redis: session 's' was deleted\n")
     assert [line.rstrip() for line in ended.stdout.splitlines() if line.strip()] == [
         *("Assistant", "  text of m1", "User", "  text of m2"),
-        *("Assistant", "  calls look (c1)  {}", "Tool", "  from look (c1)  seen"),
+        *("Assistant", "  calls find (c1)  {}", "Tool", "  from find (c1)  seen"),
         *("── the conversation continues after m0 ──", "Assistant", "  text of n1"),
     ]
 

@@ -86,15 +86,15 @@ def test_two_workers_serve_the_chats_of_their_users(start: Callable[..., Service
         chats = [ann.post("/chats", json={"title": f"Trip {at}"}).json()["id"] for at in range(3)]
         chat = f"/chats/{chats[0]}"
         for at in range(4):
-            said = ann.post(f"{chat}/messages", json={"content": f"q{at}", "id": f"m{at}"}).json()
-            assert said["content"] == f"You said: q{at}"
-        assert contents(ann.get(chat, params={"limit": 3}).json()) == ["You said: q2", "q3", "You said: q3"]
-        assert contents(ann.get(chat, params={"limit": 2, "before": "m1"}).json()) == ["q0", "You said: q0"]
+            answer = ann.post(f"{chat}/messages", json={"content": f"q{at}", "id": f"m{at}"}).json()
+            assert answer["content"] == f"Echo: q{at}"
+        assert contents(ann.get(chat, params={"limit": 3}).json()) == ["Echo: q2", "q3", "Echo: q3"]
+        assert contents(ann.get(chat, params={"limit": 2, "before": "m1"}).json()) == ["q0", "Echo: q0"]
 
         again = ann.post(f"{chat}/messages/m3/again").json()
-        assert again["id"] != said["id"]
+        assert again["id"] != answer["id"]
         ann.post(f"{chat}/messages/m1/again", json={"content": "edited"}).raise_for_status()
-        assert contents(ann.get(chat).json()) == ["q0", "You said: q0", "edited", "You said: edited"]
+        assert contents(ann.get(chat).json()) == ["q0", "Echo: q0", "edited", "Echo: edited"]
 
         ann.put(f"{chat}/title", json={"title": "Rome"}).raise_for_status()
         listed = ann.get("/chats").json()
@@ -132,7 +132,7 @@ def test_the_turn_of_a_killed_worker_is_continued_by_another(start: Callable[...
         first.kill()
         assert isinstance(lost.exception(), httpx.TransportError)
         answer = httpx.post(f"{second.url}{chat}/messages", json=question, headers=ANN, timeout=60).json()
-        assert answer["content"] == "You said: hello"
+        assert answer["content"] == "Echo: hello"
         repeated = httpx.post(f"{second.url}{chat}/messages", json=question, headers=ANN, timeout=60).json()
         assert repeated == answer
-        assert contents(httpx.get(f"{second.url}{chat}", headers=ANN).json()) == ["hello", "You said: hello"]
+        assert contents(httpx.get(f"{second.url}{chat}", headers=ANN).json()) == ["hello", "Echo: hello"]

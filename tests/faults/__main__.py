@@ -20,7 +20,7 @@ async def boundaries_of(kind: Kind, url: str) -> AsyncIterator[Row]:
     yield await sweep("worker killed (-9) at each boundary of each method", name, url, kill)
     yield await sweep("the same, no script known to the server", name, url, kill, methods=TURNS, forgetful=True)
     yield await sweep("connection cut or reply dropped there, worker alive", name, url, cut)
-    yield await sweep("worker frozen there beyond its lease, thawed", name, url, freeze, methods=TURNS, moments=late)
+    yield await sweep("worker frozen beyond its lease, then resumed", name, url, freeze, methods=TURNS, moments=late)
 
 
 async def rows() -> AsyncIterator[Row]:

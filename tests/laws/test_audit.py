@@ -202,7 +202,7 @@ async def test_a_missing_or_damaged_blob_is_reported_and_not_repaired(open_cache
 
 
 @broken_by(
-    Lua("recount", "if stored and mended == 1 then wrong[index] = found end", ""),
+    Lua("recount", "if stored and repairs == 1 then wrong[index] = found end", ""),
     Lua("recount", "redis.call('HSET', blob, hold, holders)", "redis.call('HSET', blob, hold, 1)"),
     Lua("recount", "for field in pairs(found) do redis.call('HDEL', blob, field) end", ""),
 )
@@ -388,7 +388,7 @@ async def lose_between_phases(audit_of: Audit, monkeypatch, loss: Callable[[], A
 
 
 @broken_by(
-    Lua("recount", "if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then mended = 0 end", "")
+    Lua("recount", "if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then repairs = 0 end", "")
 )
 async def test_a_catalogue_lost_during_a_repair_releases_no_blob(open_cache, client, monkeypatch):
     cache = open_cache(shards=1, blob_grace=0.05)

@@ -231,7 +231,7 @@ from pathlib import Path
 from bench.plots import Figure, by_nodes
 
 figure = Figure("picture", "A commit", "messages", ["10", "100"])
-figure.add("ours", [500.0, 520.0])
+figure.add("one", [500.0, 520.0])
 figure.add("other", [1000.0, None])
 figure.draw(Path(sys.argv[1]))
 numbers = {"ours_p50_us": 500.0, "other_p50_us": 250.0}

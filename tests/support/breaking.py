@@ -1,6 +1,6 @@
-"""Ways to break a store on purpose. `@broken_by(...)` on a law names broken stores on which the law must fail.
+"""Ways to break a store on purpose. `@broken_by(...)` on a test names broken stores on which it must fail.
 
-`tests/laws/test_broken_twins.py` runs each marked law against every one of its broken stores.
+`tests/laws/test_broken_twins.py` runs each marked test on every one of its broken stores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Lua:
         constant = self.script.upper()
         script: scripts.Script = getattr(scripts, constant)
         if self.old not in script.text:
-            raise LookupError(f"{self.script}.lua no longer says {self.old!r}")
+            raise LookupError(f"{self.script}.lua no longer contains {self.old!r}")
         text = script.text.replace(self.old, self.new)
         broken = replace(script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest())
         patch.setattr(scripts, constant, broken)
@@ -70,7 +70,7 @@ class Python:
 
 
 def broken_by(*breakages: Breakage) -> Callable[[Law], Law]:
-    """Declare that the law must fail on a store broken in any one of these ways."""
+    """Declare that the test must fail on a store broken in any one of these ways."""
 
     def mark(law: Law) -> Law:
         law.breakages = breakages  # type: ignore[attr-defined]

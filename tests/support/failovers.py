@@ -96,7 +96,7 @@ async def lose_primary(
     """Kill the primary, which restarts as an empty replica, or freeze it until a replica is promoted.
 
     A frozen primary then continues as a stale primary. `replicas` is the number that a commit waits for."""
-    done = "frozen until another has taken over, then thawed" if freeze else "killed (-9)"
+    done = "frozen until another has taken over, then resumed" if freeze else "killed (-9)"
     waits = ", asynchronous replication"
     if replicas:
         waits = f", commits wait for {'the replica' if replicas == 1 else f'{replicas} replicas'}"

@@ -169,7 +169,7 @@ class Story:
     seen: StoreError | None
     stands: tuple[int, list[str]]
     in_the_end: tuple[int, list[str]]
-    """After the worker has loaded and decided anew."""
+    """After the worker has loaded and decided again."""
 
 
 async def lose_a_revision(kind: Kind, go_on: Callable[[Work, str], Awaitable[None]]) -> Story:
@@ -189,7 +189,7 @@ async def lose_a_revision(kind: Kind, go_on: Callable[[Work, str], Awaitable[Non
         async with asyncio.timeout(workers.PATIENCE):
             while replica.ask("LLEN", log) != 6:  # noqa: ASYNC110 - another process's
                 await asyncio.sleep(0.005)
-        replica.ask("REPLICAOF", "127.0.0.1", 1)  # nobody is there: it stays a replica and hears nothing more
+        replica.ask("REPLICAOF", "127.0.0.1", 1)  # no server listens there, so it receives nothing
         _, lost = await first.do(commit_revision, SHARED, "turn7")
         await asyncio.to_thread(primary.kill)
         replica.ask("REPLICAOF", "NO", "ONE")

@@ -1,4 +1,4 @@
-"""Where the repository is, and the sample conversations beside it."""
+"""The folder of the repository, and that of the sample conversations."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ Snapshot = dict[bytes, tuple[bytes, Any, bool]]
 
 
 async def snapshot(client: redis.asyncio.Redis) -> Snapshot:
-    """Every key of the database: its type, its value (whatever its encoding), and whether it has a deadline."""
+    """Every key of the database: its type, its value (in any encoding), and whether it has a deadline."""
     keys: list[Any] = await client.keys("*")
     return {key: seen for key in sorted(keys) if (seen := await _seen(client, key))}
 
