@@ -45,7 +45,7 @@ async def test_a_turn_of_a_worker_killed_during_a_script_flush_is_stored_at_most
 
 async def test_repeated_script_flushes_lose_no_turn(real_server):
     row = await outages.flush_scripts(real_server.url, "", count=4, turns=10)
-    assert row.runs > 10
+    assert row.runs >= 10
     assert (row.acknowledged, row.lost, row.doubled) == (40, 0, 0)
     assert set(row.errors) <= {"HeadRevisionConflict"}
 

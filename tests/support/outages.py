@@ -58,25 +58,17 @@ async def fork_under_load(url: str, server: str, *, processes: int, turns: int) 
 async def flush_scripts(url: str, server: str, *, count: int, turns: int) -> Row:
     """Send SCRIPT FLUSH repeatedly while workers take turns."""
     row = Row("SCRIPT FLUSH all the time", server)
-
-    are_done = asyncio.Event()  # not cancelled: redis-py may swallow a cancellation before Python 3.12
-
-    async def flush(client: redis.asyncio.Redis) -> None:
-        while not are_done.is_set():
-            await client.script_flush()
-            row.runs += 1
-            await asyncio.sleep(0.001)
-
     async with Crew() as crew, looking_at(url) as (client, cache):
         hired = await crew.hire_all(count, url)
-        flushing = asyncio.create_task(flush(client))
-        for worker in hired:
-            worker.order(workers.take_turns, SHARED, workers.by_update, turns)
-        try:
-            await answers(hired)
-        finally:
-            are_done.set()
-            await flushing
+        for _ in range(turns):
+            for worker in hired:
+                worker.order(workers.take_turns, SHARED, workers.by_update, 1)
+            answering = asyncio.ensure_future(answers(hired))
+            while not answering.done():  # at least once in each round
+                await client.script_flush()
+                row.runs += 1
+                await asyncio.sleep(0.001)
+            await answering
         return await settle_accounts(row, crew, client, cache)
 
 
