@@ -260,7 +260,7 @@ async def test_an_expired_session_is_not_listed_and_its_entry_is_removed(open_ca
 
 
 async def test_an_expired_session_created_again_with_another_parent_is_listed_once(open_cache, client):
-    cache = open_cache(ttl=0.1, shards=1)
+    cache = open_cache(ttl=0.1, shards=1, blob_grace=86_400)  # the entry outlives the session by the grace
     await cache.create(SessionStoreCreateRequest("chat", parent_session_id="aunt"))
     await asyncio.sleep(0.2)
     await open_cache(shards=1).create(SessionStoreCreateRequest("chat", parent_session_id="mother"))
