@@ -45,7 +45,7 @@ async def refusal(cache: SessionCache, call: Callable[[SessionCache], Awaitable[
 def by_url(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0, tls: bool = False, **options: Any):
     secret = f"{':'.join(credentials)}@" if any(credentials) else ""
     url = f"{'rediss' if tls else 'redis'}://{secret}{address}/{db}?socket_connect_timeout=0.5"
-    return lash_redis.connect(url, options=StoreOptions(call_timeout=2, **options))
+    return lash_redis.connect(url, options=StoreOptions(call_timeout=1, **options))
 
 
 def given(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0, tls: bool = False, **options: Any):
@@ -57,7 +57,7 @@ def given(address: str, *, credentials: tuple[str, str] = ("", ""), db: int = 0,
         username=username or None, password=password or None,
     )  # fmt: skip
     GIVEN.append(client)
-    return SessionCache(client, options=StoreOptions(call_timeout=2, **options))
+    return SessionCache(client, options=StoreOptions(call_timeout=1, **options))
 
 
 @pytest.fixture(autouse=True)
