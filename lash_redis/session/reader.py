@@ -205,7 +205,15 @@ class Reader:
         return await self._cut_out(scope)
 
     async def _plan(self, scope: ActivePath) -> commands.paths.PathPlan | Literal["far"] | None:
-        """Return the ranges of the log that form a path or a page, as `path_plan` does. One round trip."""
+        """Return the ranges of the log that form a path or a page, as `path_plan` does.
+
+        One round trip. A page at the head's leaf takes a second one if the end of the log does not determine it.
+        """
+        if scope.limit is not None and scope.leaf_node_id is None and scope.before is None:
+            replies = await self._at_one_revision(commands.pages.end_read(self._keys, scope.limit))
+            plan = commands.pages.end_plan(self._keys, scope, replies)
+            if plan != "other":
+                return plan
         if scope.is_page:
             call = commands.pages.call(self._keys, scope)
             reply = await self._namespace.run(call, writes=False, is_large=True)

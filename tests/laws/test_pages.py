@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -181,6 +182,33 @@ def test_a_scope_without_a_page_has_the_json_that_it_always_had():
     assert ActivePath.from_json(scope.to_json()) == scope
 
 
+@broken_by(
+    Python(
+        "protocol.commands.pages:_spans_behind",
+        lambda real: lambda first, leaf, limit, links: real(first, leaf, limit, [(0, -1)]),
+        "takes the end of the log for one line",
+    ),
+    Python(
+        "protocol.commands.pages:_spans_behind",
+        lambda real: lambda first, leaf, limit, links: real(first, leaf, limit, [(0, -1), *links[1:]]),
+        "takes the jumps that it read for all jumps",
+    ),
+)
+async def test_pages_at_any_leaf_of_a_random_graph_are_the_ends_of_its_path(store, monkeypatch):
+    monkeypatch.setattr(pages, "LAST_JUMPS", 2)
+    chance = random.Random(16)
+    names = numbered(60)
+    await store.commit_runtime_state(commit(None, append(names[0])))
+    for at, name in enumerate(names[1:], 1):
+        parent = names[at - 1] if chance.random() < 0.6 else chance.choice(names[:at])
+        leaf = name if chance.random() < 0.8 else chance.choice(names[:at])
+        await store.commit_runtime_state(commit(None, Append([node(name, parent)], leaf)))
+        path = ids_of(await store.load_session(ActivePath()))
+        for limit in (1, 3, 12):
+            read = await store.load_session(ActivePath(limit=limit))
+            assert (ids_of(read), read.is_partial) == (path[-limit:], len(path) > limit)
+
+
 # Large sessions
 
 
@@ -204,10 +232,11 @@ async def test_a_page_behind_hundreds_of_branches_is_the_same_by_the_script_and_
 
 
 @broken_by(Python("protocol.commands.paths:path_of", lambda _: lambda *_: None, "always reads the whole path"))
-async def test_a_page_of_a_line_is_one_round_trip_and_one_of_more_than_500_nodes_two(proxy, through_proxy):
+async def test_a_page_of_a_line_is_one_round_trip_and_one_of_1000_nodes_before_another_is_two(proxy, through_proxy):
     cache = through_proxy()
     ids = numbered(1200)
     await cache.session("chat").commit_runtime_state(commit(None, append(*ids)))
+    await cache.session("chat").load_session(ActivePath(limit=1, before=ids[1]))  # the first call sends the script
     trips = []
     for scope, expected in (
         (ActivePath(limit=20), ids[1180:]),
@@ -220,7 +249,7 @@ async def test_a_page_of_a_line_is_one_round_trip_and_one_of_more_than_500_nodes
             read = await cache.session("chat").load_session(scope)
         assert ids_of(read) == [*expected]
         trips.append(seen.round_trips)
-    assert trips == [1, 1, 1, 2, 2]
+    assert trips == [1, 1, 1, 1, 2]
 
 
 async def test_a_page_moves_as_many_bytes_in_a_long_session_as_in_a_short_one(proxy, through_proxy):

@@ -1,16 +1,20 @@
-"""The script call that reads a page of an active path, its reply, and a page that is cut out of a whole path."""
+"""How a page of an active path is read: natively if it ends the log, by a script, or cut out of a whole path."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.models import ActivePath, PersistedSessionRead, SessionGraph
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import ScriptCall, mapping, status
+from lash_redis.protocol.commands.calls import Command, ScriptCall, mapping, status
 from lash_redis.protocol.commands.paths import PathPlan, jump_list
 from lash_redis.protocol.commands.reads import (
+    Jump,
     check_id,
     check_leaf,
     head_reply,
@@ -18,6 +22,7 @@ from lash_redis.protocol.commands.reads import (
     origin_of,
     positions,
     private_components,
+    size_read,
 )
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.nodes import decode_node
@@ -32,6 +37,71 @@ two milliseconds.
 """
 UNLIMITED: Final = 2**53 - 1
 """The limit of a page without one: the largest integer that Lua represents, and more than a list can hold."""
+
+
+MORE_RECORDS: Final = 10
+"""Number of records that are read in addition to the limit, for a path that leaves out some of the last ones."""
+LAST_JUMPS: Final = 16
+"""Number of jumps that are read with the last records of a log."""
+
+
+def end_read(keys: SessionKeys, limit: int) -> list[Command]:
+    """Read the head and the end of the log, which has the page of a path that has few branches there."""
+    return [
+        ("HGETALL", keys.head),
+        ("LRANGE", keys.log, -min(limit, UNLIMITED) - MORE_RECORDS, -1),
+        ("LRANGE", keys.jumps, -LAST_JUMPS, -1),
+        ("HGETALL", keys.state),
+        *size_read(keys),
+    ]
+
+
+def end_plan(keys: SessionKeys, scope: ActivePath, replies: Sequence[Any]) -> PathPlan | Literal["other"] | None:
+    """Return the page `scope` at the head's leaf, cut out of the end of the log; None without a head.
+
+    "other" means that these replies do not determine the page; the script does.
+
+    Raises:
+        Corrupt, SessionEvicted: stored data violates an invariant, or a key of the session is missing.
+    """
+    fields, records, jumps, state, *sizes = replies
+    head = head_reply(keys, fields, *sizes)
+    if head is None:
+        return None
+    facts = head.facts
+    if facts.loose or facts.live != facts.length:
+        return "other"
+    links, first = jump_list(keys, jumps), facts.length - len(records)
+    found = _spans_behind(first, facts.leaf, scope.limit or 0, links if facts.jumps > len(links) else [(0, -1), *links])
+    if found is None:
+        return "other"
+    spans, is_partial = found
+    parts = [records[start - first : stop + 1 - first] for start, stop in spans]
+    private = private_components(head, state)
+    return PathPlan(head, scope, spans, jumps=links, private=private, is_partial=is_partial, parts=parts)
+
+
+def _spans_behind(
+    first: int, leaf: int, limit: int, links: Sequence[Jump]
+) -> tuple[list[tuple[int, int]], bool] | None:
+    """Compute the last `limit` nodes of the path to `leaf` as ranges of the log, and whether the path has earlier ones.
+
+    None if the page begins before position `first`, or before the first of `links`.
+    """
+    spans: list[tuple[int, int]] = []
+    at = leaf
+    while at >= 0 and limit > 0:
+        index = bisect_right(links, at, key=itemgetter(0)) - 1
+        if index < 0:
+            return None
+        start, parent = links[index]
+        low = max(start, at - limit + 1)
+        if low < first:
+            return None
+        spans.append((low, at))
+        limit -= at - low + 1
+        at = low - 1 if low > start else parent
+    return spans[::-1], at >= 0
 
 
 def call(keys: SessionKeys, scope: ActivePath) -> ScriptCall:
