@@ -40,15 +40,16 @@ from lash_redis.models import (
     SessionUsageReport,
     TokenLedgerEntry,
     Unchanged,
-    chat_message_of_record,
 )
-from lash_redis.models.chat_messages import canonical_json, check_chat_message, encode_message
-from lash_redis.models.node import is_transient
+from lash_redis.models.chat_messages import canonical_json, check_chat_message, decode_message, encode_message
+from lash_redis.models.node import inside, is_transient
 from lash_redis.options import Durability
+from lash_redis.protocol.commands.reads import origin_of
+from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.session.store import RedisSessionStore
 
 SHORT: Final = 100
-"""Messages of a chat that are read as one page, in one round trip. A longer chat takes two more to be read whole."""
+"""Messages of a chat that are read as one page, in one round trip. A longer chat takes more to be read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,9 @@ class Chat:
         """Return the messages of the active path, oldest first; an empty list if the chat does not exist.
 
         `limit` returns the last messages only, and `before` those before the message with that id. A page costs the
-        same in a chat of any length: one round trip, and further ones if some of its nodes are not messages. All
-        messages take one round trip if there are at most 100, else three. One more if this process does not know the
-        tool state.
+        same in a chat of any length: one round trip, two if the path has branched near its end, and further ones if
+        some of its nodes are not messages. All messages take one round trip if there are at most 100. Else they take
+        two, or three if the chat has branches. One more if this process does not know the tool state.
 
         Raises:
             InvalidRecord: `limit` is below 1, or the chat exists and `before` is not the id of a message of its path.
@@ -145,10 +146,18 @@ class Chat:
         """Return all messages of the active path, or all before a message, of one revision."""
         read = await self._store.load_session(ActivePath(None, SHORT if before is None else None, before))
         if read is not None and read.is_partial:
-            read = await self._store.load_session(ActivePath())
+            read = await self._load_whole(read)
         if before is None:
             self._learn(read)
         return [] if read is None else _messages_of(read)
+
+    async def _load_whole(self, page: PersistedSessionRead) -> PersistedSessionRead | None:
+        """Load the active path. A chat without branches is loaded as a whole graph, which saves a round trip."""
+        if _is_of_one_line(page):
+            read = await self._store.load_session(FullGraph())
+            if read is None or _is_of_one_line(read):
+                return read
+        return await self._store.load_session(ActivePath())
 
     def _learn(self, read: PersistedSessionRead | None) -> None:
         """Remember where the chat stands, so that the next append takes one round trip."""
@@ -351,16 +360,29 @@ class Chat:
 
 def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:
     """Return the message of a node with its id; None if the node is not a message, or a transient one."""
-    record = node.message()
-    if record is None or is_transient(record):
+    return _message_of(node.node_id, node.event())
+
+
+def _message_of(node_id: str, event: Any) -> ChatMessage | None:
+    record = event.get("Conversation") if type(event) is dict else None
+    if type(record) is not dict:  # the event has another form, or types of the caller's own
+        record = inside(event, "Conversation")
+    if record is None or (record.get("origin") is not None and is_transient(record)):
         return None
-    message = chat_message_of_record(record)
-    message["id"] = node.node_id
+    message = decode_message(record, "content")
+    message["id"] = node_id
     return message
 
 
+def _is_of_one_line(read: PersistedSessionRead) -> bool:
+    origin = origin_of(read)
+    return origin is not None and origin.is_of_one_line
+
+
 def _messages_of(read: PersistedSessionRead) -> list[ChatMessage]:
-    return [message for node in read.graph.nodes if (message := message_of_node(node)) is not None]
+    nodes = read.graph.nodes
+    events = nodes.events() if isinstance(nodes, StoredNodes) else ((node.node_id, node.event()) for node in nodes)
+    return [message for node_id, event in events if (message := _message_of(node_id, event)) is not None]
 
 
 def message_of_new(node: SessionNodeRecord) -> ChatMessage:

@@ -178,6 +178,9 @@ def chat_message_of_record(record: Mapping[str, Any]) -> ChatMessage:
 
 def decode_message(record: Mapping[str, Any], text_field: str) -> ChatMessage:
     """Decode a record as a message with its text under the key `text_field`."""
+    source = record.get("source")
+    if type(source) is dict and record.get("role") in RECORD_ROLES and source.get("role") in CHAT_ROLES:
+        return _decoded(record, text_field)  # what the next lines decide, too, in twice the time
     if is_chat_message(record):
         return {key: value for key, value in record.items() if key != "id"}
     if text_at(field_of(record, "source"), "role") in _SOURCE_ROLES:  # other runtimes may have a key `source`, too
@@ -192,10 +195,13 @@ def _part_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
     """Decode a record that `record_of_chat_message` made. The dict is new, so a caller may add keys to it."""
+    source: ChatMessage = record["source"]
     if record.get("source_is_whole"):
-        return dict(record["source"])
-    message: ChatMessage = {}
+        return dict(source)
     parts = _part_objects(record)
+    if len(parts) == 1 and parts[0].get("kind") == "Text" and text_field not in source:
+        return {text_field: parts[0].get("content"), **source}
+    message: ChatMessage = {}
     for part in parts:
         kind = part.get("kind")
         if kind == "Text":
@@ -206,7 +212,7 @@ def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
             message[text_field] = part.get("content")
             names = (("tool_call_id", "tool_call_id"), ("name", "tool_name"))
             message |= {key: part[name] for key, name in names if name in part}
-    message |= record["source"]
+    message |= source
     if isinstance(message.get(text_field), list):
         texts = iter([part.get("content") for part in parts if part.get("kind") == "Text"])
         message[text_field] = [_decode_part(part, texts) for part in message[text_field]]

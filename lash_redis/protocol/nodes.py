@@ -246,6 +246,23 @@ def decode_node_accessed(raw: bytes, key: str, place: int) -> SessionNodeRecord:
     return node  # type: ignore[no-any-return]
 
 
+def decode_event(raw: bytes, key: str, place: int) -> tuple[str, Any]:
+    """Decode a record into the id and the event of its node; None for the event of a plugin's node.
+
+    This takes two thirds of the time of `decode_node_accessed`. The event belongs to the caller.
+
+    Raises:
+        Corrupt: as `decode_node_accessed`.
+    """
+    if crc32(raw) != INTACT:
+        raise _damaged(key, place)
+    try:
+        node_id, _, tag, value, _, _ = unpack_node(raw)
+    except UNREADABLE as error:
+        raise _no_node(key, place, error) from error
+    return node_id, value if tag is None else None
+
+
 def _damaged(key: str, place: int) -> Corrupt:
     return Corrupt("node", key, f"record {place} does not match its checksum")
 

@@ -14,6 +14,7 @@ from lash_redis.models import SessionNodeRecord
 from lash_redis.models.lineage import NodeSequence
 from lash_redis.protocol.nodes import (
     DECODING,
+    decode_event,
     decode_node,
     decode_node_accessed,
     decode_payload,
@@ -176,6 +177,15 @@ class StoredNodes(NodeSequence):
             if perf_counter() >= until:
                 return at + 1
         return self._count
+
+    def events(self) -> Iterator[tuple[str, Any]]:
+        """Yield the id and the event of each node; None for the event of a plugin's node.
+
+        Each call decodes all records, whether or not their nodes are decoded. So a caller may change the events.
+        """
+        places, key = self._shared.places, self._key
+        for at, record in enumerate(self._records()):
+            yield decode_event(record, key, at if places is None else places[at])
 
     def _decoded(self) -> list[SessionNodeRecord | None]:
         """Return the shared list of decoded nodes, extended with None to the number of records."""

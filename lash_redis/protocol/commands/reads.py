@@ -127,6 +127,12 @@ class StoredRead(ReadOrigin):
         return self.head.body.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
 
     @property
+    def is_of_one_line(self) -> bool:
+        """Whether the whole log is one path, which ends at the head's leaf."""
+        facts = self.head.facts
+        return not facts.jumps and not facts.loose and facts.live == facts.length == facts.leaf + 1
+
+    @property
     def graph(self) -> SessionGraph:
         """The graph. Its base is the log if its nodes are all of the log."""
         facts, nodes = self.head.facts, () if self.nodes is None else self.nodes
