@@ -34,6 +34,7 @@ from lash_redis.models import (
     EventPayload,
     FullGraph,
     LeaseClaim,
+    PendingInput,
     PersistedSessionRead,
     RuntimeCommit,
     SessionNodeRecord,
@@ -45,6 +46,7 @@ from lash_redis.models.chat_messages import canonical_json, check_chat_message, 
 from lash_redis.models.node import inside, is_transient
 from lash_redis.options import Durability
 from lash_redis.protocol.commands.reads import origin_of
+from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.session.store import RedisSessionStore
 
@@ -70,6 +72,7 @@ class _Addition:
     """Returns the id of the message that the chain continues."""
     usage: Sequence[TokenLedgerEntry] = ()
     lease: LeaseClaim | None = None
+    consumes: Sequence[str] = ()
 
 
 class Chat:
@@ -206,13 +209,15 @@ class Chat:
         usage: Sequence[TokenLedgerEntry] = (),
         after: str | None = None,
         lease: LeaseClaim | None = None,
+        consumes: Sequence[str] = (),
     ) -> list[ChatMessage]:
         """Append messages behind what others have appended, all or none, and return them with their ids.
 
         A message keeps its `id` if it has one. Messages with ids are stored once, however often and by whichever worker
         they are sent: give messages ids if you may send them again. Token usage is added to the ledger in the same
         commit. `after` continues from the message with that id, as a branch, instead of from the last message. With a
-        `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it.
+        `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it. `consumes` are
+        the ids of pending inputs that the messages answer: they are consumed with the append, or both are refused.
 
         One round trip if no other handle has written since this one read or wrote the chat, else two or three. Appends
         of one process follow one another in the order of their calls. If other processes append at the same time, the
@@ -225,6 +230,7 @@ class Chat:
             CommitTooLarge: the messages are over a limit of `StoreOptions`.
             NodeIdCollision: a message with that id and other content exists.
             LeaseLost: the lease is no longer held; nothing was appended.
+            InputNotPending: one of `consumes` is not pending; nothing was appended.
             SessionDeleted: the chat was deleted.
             SessionGone: the chat expired after this handle read or wrote it. The next append begins a new one.
             HeadRevisionConflict: other workers appended first until the time was over.
@@ -238,15 +244,38 @@ class Chat:
             if not nodes:
                 raise InvalidRecord("after", "expected messages that continue from it, got none")
         _check_usage(usage)
-        if nodes or usage:
+        require_consumed("consumes", consumes)
+        if nodes or usage or consumes:
             try:
-                await self._add(_Addition(nodes, lambda tip: tip.leaf if after is None else after, usage, lease))
+                parent_of = (lambda tip: tip.leaf) if after is None else (lambda _: after)
+                await self._add(_Addition(nodes, parent_of, usage, lease, consumes))
             except InvalidParent as error:
                 if after is not None:
                     raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
                 reason = f"the last message, {error.parent_node_id!r}, was tombstoned; rewind to a live message first"
                 raise InvalidRecord("after", reason) from error
         return [message_of_new(node) for node in nodes]
+
+    async def enqueue_input(
+        self, message: Mapping[str, object], *, durability: Durability | None = None
+    ) -> PendingInput:
+        """Store a message that arrives while a turn is running, until an `append` with `consumes` consumes it.
+
+        Its `id`, made here if missing, is the id of the input. The input's item is the message with its id, so that
+        `append(item, answer, consumes=[input_id])` adds it to the chat. `RedisSessionStore.enqueue_input` has the rest.
+
+        Raises:
+            InvalidRecord: the message or its id is invalid; the error names it.
+            Everything else that `RedisSessionStore.enqueue_input` raises.
+        """
+        checked = check_chat_message(message, "message")
+        message_id = _new_id() if checked.get("id") is None else require_id("message.id", checked["id"])
+        item = {**checked, "id": message_id}
+        return await self._store.enqueue_input(item, message_id, durability=durability)
+
+    async def pending_inputs(self) -> list[PendingInput]:
+        """Load the inputs that were not consumed, the first one first. See `RedisSessionStore.pending_inputs`."""
+        return await self._store.pending_inputs()
 
     async def edit(
         self, message_id: str, message: Mapping[str, object], *, lease: LeaseClaim | None = None
@@ -333,6 +362,7 @@ class Chat:
             usage_deltas=addition.usage,
             builds_on=tip.commit_id,
             lease=addition.lease,
+            consumes=addition.consumes,
         )
         try:
             result = await self._store.commit_runtime_state(commit)

@@ -257,6 +257,57 @@ class CommitTooLarge(Refused):
         self.limit = limit
 
 
+class InputIdReused(Refused):
+    """Another input of the session, pending or consumed, has the same id. Give each input an id of its own."""
+
+    template = (
+        "input id {1!r} of session {0!r} was used before, for another input; give each input its own id, or leave it "
+        "out"
+    )
+
+    def __init__(self, session_id: str, input_id: str) -> None:
+        super().__init__(session_id, input_id)
+        self.session_id = session_id
+        self.input_id = input_id
+
+
+class InputNotPending(Refused):
+    """A commit consumes an input that is not pending: another commit consumed it, or no worker enqueued it.
+
+    Load the inputs again by `pending_inputs`, and make a commit for those that are still pending.
+    """
+
+    template = (
+        "input {1!r} of session {0!r} is not pending: another commit consumed it, or it was never enqueued; "
+        "call pending_inputs, and make a new commit"
+    )
+
+    def __init__(self, session_id: str, input_id: str) -> None:
+        super().__init__(session_id, input_id)
+        self.session_id = session_id
+        self.input_id = input_id
+
+
+class InputsFull(Refused):
+    """The session has too many pending inputs for one more. Enqueue again after a commit has consumed some.
+
+    `count` and `size` are the number and the bytes of those that are pending, `max_count` and `max_size` the limits.
+    """
+
+    template = (
+        "session {0!r} has {1} pending inputs (at most {2}) of {3} bytes (at most {4}, see "
+        "StoreOptions.max_pending_input_bytes); enqueue again after a commit has consumed some"
+    )
+
+    def __init__(self, session_id: str, count: int, max_count: int, size: int, max_size: int) -> None:
+        super().__init__(session_id, count, max_count, size, max_size)
+        self.session_id = session_id
+        self.count = count
+        self.max_count = max_count
+        self.size = size
+        self.max_size = max_size
+
+
 class UnsupportedReadScope(Refused):
     """`load_session` got another value than a `FullGraph` or an `ActivePath`."""
 
@@ -292,15 +343,17 @@ class LayoutMismatch(Refused):
 class OutcomeUnknown(StoreError):
     """The reply to a write was lost: it was applied once or not at all. Make the same call again to find out.
 
-    Three calls make something new each time. After `update`, send the error's `commit` again with
-    `commit_runtime_state`. After `acquire_lease`, pass the error's `token`. After `fork`, check whether the new session
-    exists.
+    Four calls make something new each time. After `update`, send the error's `commit` again with
+    `commit_runtime_state`. After `acquire_lease`, pass the error's `token`. After `enqueue_input`, pass the error's
+    `input_id`. After `fork`, check whether the new session exists.
     """
 
     commit: Any = None
     """The commit whose outcome is unknown, from `update`; else None."""
     token: str | None = None
     """The token of the claim whose outcome is unknown, from `acquire_lease`; else None."""
+    input_id: str | None = None
+    """The id of the input whose outcome is unknown, from `enqueue_input`; else None."""
 
 
 class Corrupt(StoreError):

@@ -165,6 +165,12 @@ class StoreOptions:
     max_commit_nodes: int | None = 50_000
     """The largest number of nodes that one commit sends; None for no limit."""
 
+    max_pending_input_bytes: int = 1024 * 1024
+    """The largest number of bytes of all pending inputs of one session. A session has at most 128 of them.
+
+    Every read of the session transfers its pending inputs with the head.
+    """
+
     call_timeout: float | None = None
     """The longest time of a call in seconds, retries and connection attempts included.
 
@@ -221,6 +227,7 @@ class StoreOptions:
         if self.call_timeout is not None:
             seconds_to_ms("options.call_timeout", self.call_timeout)
         require_int("options.blob_cache_bytes", self.blob_cache_bytes, 0)
+        require_int("options.max_pending_input_bytes", self.max_pending_input_bytes, 1, 512 * 1024 * 1024 - 1024)
         for name in ("max_commit_bytes", "max_commit_nodes"):
             if getattr(self, name) is not None:
                 require_int(f"options.{name}", getattr(self, name), 1)

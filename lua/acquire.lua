@@ -62,7 +62,7 @@ if not generation then return refuse(session, {'corrupt', 'head', 'its lease can
 if is_live then deadline = math.max(deadline, lease.deadline) end
 local lapsed = lease and lease.token ~= '' and not is_live
 local before = lapsed and {'lapsed', lease.owner, lease.generation, lease.deadline} or {'', '', '0', 0}
-local is_alone = not facts and redis.call('HEXISTS', head, 'meta') == 0
+local is_alone = not (facts or is_begun(head))
 local lives = lives_until(head, facts, is_alone, now)
 
 -- WRITE

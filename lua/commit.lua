@@ -43,9 +43,11 @@
 --       24 access        str    owner for whom the caller acts; '' for a trusted caller
 --       25 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                               none
---       26 values        any    acquired + kept contents ('' for a blob that must be stored), the fields of the usage
+--       26 consumed      int    number of pending inputs that this commit consumes
+--       27 values        any    acquired + kept contents ('' for a blob that must be stored), the fields of the usage
 --                               rows, for each row input, output, cached, reasoning, then count ids, count links, count
---                               records. A link is '' the node before it in this commit, - none, @k, or =id
+--                               records, then the fields of the consumed inputs in the head. A link is '' the node
+--                               before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision> <epoch>
 --                                              the new head is published; epoch of its log
@@ -61,6 +63,7 @@
 --        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
 --                                              caller expects; nothing written
 --        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written
+--        unpending <session> <index>           that input to consume is not pending; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
 --        leaf <session>                        the leaf is not a live node, or '' in a non-empty graph; nothing written
@@ -87,6 +90,8 @@
 --@include sums
 --@include graph
 --@include ledger
+--@include inputs
+--@include consumption
 --@include holders
 --@include components
 --@include catalogue
@@ -100,7 +105,8 @@ local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[
 local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
 local run, plugin, execution, access, owner = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25]
-local blobs, values = 12, 26
+local consumed = tonumber(ARGV[26])
+local blobs, values = 12, 27
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -129,6 +135,8 @@ local graph, refusal = plan_append(facts, nodes, dead, count, ids, users, leaf)
 if refusal then return refuse(session, refusal) end
 local fields, usage = plan_usage(facts.usage, rows, usage_rows, stored, 8)
 if not fields then return refuse(session, usage) end
+local answered, unanswered = plan_consumption(head, consumed, fields)
+if not answered then return refuse(session, unanswered) end
 
 -- Plan the deadline, the blobs, the private components and the catalogue entry.
 local frees = is_claim(held_lease, releases)
@@ -172,6 +180,7 @@ end
 if #graph.jumps > 0 then call('RPUSH', jumps, unpack(graph.jumps)) end
 if #set > 0 then call('HSET', state, unpack(set)) end
 if #drop > 0 then call('HDEL', state, unpack(drop)) end
+if #answered > 0 then call('HDEL', head, unpack(answered)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
 list_entry(catalogues, entry, facts.committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)

@@ -1,11 +1,11 @@
 -- mark: write a field of a head unchanged, so that a WAIT behind it covers earlier writes; a refusal writes nothing.
 --
--- KEYS   1 head  hash  the field `facts`, or `deleted` of a session that was deleted
+-- KEYS   1 head  hash  the field `facts`; `deleted` of a session that was deleted; `inputs` of one without a commit
 --
 -- ARGV   1 session  str  session id, echoed
 --
 -- Reply  marked <session>                      the field is written
---        absent <session>                      the session has neither field; nothing written
+--        absent <session>                      the session has none of these fields; nothing written
 --        corrupt <session> <family> <reason>   stored data violates an invariant; nothing written
 --
 -- Order  a retry of a call that was made writes nothing, and WAIT covers only writes of its own connection.
@@ -18,11 +18,12 @@ local session = ARGV[1]
 
 -- CHECK
 
-local stored = redis.pcall('HMGET', head, 'facts', 'deleted')
+local stored = redis.pcall('HMGET', head, 'facts', 'deleted', 'inputs')
 if stored.err then return refuse(session, unusable('head', stored)) end
-if not (stored[1] or stored[2]) then return {'absent', session} end
+local field = stored[1] and 'facts' or stored[2] and 'deleted' or stored[3] and 'inputs'
+if not field then return {'absent', session} end
 
 -- WRITE
 
-redis.call('HSET', head, stored[1] and 'facts' or 'deleted', stored[1] or stored[2])
+redis.call('HSET', head, field, stored[1] or stored[2] or stored[3])
 return {'marked', session}

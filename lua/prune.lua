@@ -30,8 +30,8 @@ local now, gone = milliseconds(), {}
 for index = entries, #ARGV do
   local at = keys + 6 * (index - entries)
   local entry, session = ARGV[index], string.match(ARGV[index], '^[^\255]*')
-  local stored = redis.pcall('HMGET', KEYS[at], 'facts', 'meta', 'parent', 'owner')
-  local is_former = (stored[1] or stored[2])
+  local stored = redis.pcall('HMGET', KEYS[at], 'facts', 'meta', 'parent', 'owner', 'inputs')
+  local is_former = (stored[1] or stored[2] or stored[5])
     and (entry ~= entry_of(session, stored[3]) or owner ~= '' and owner ~= stored[4])
   if is_former or redis.call('EXISTS', unpack(KEYS, at, at + 5)) == 0 then gone[#gone + 1] = entry end
 end

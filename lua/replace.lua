@@ -53,9 +53,11 @@
 --       31 access        str    owner for whom the caller acts; '' for a trusted caller
 --       32 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                               none
---       33 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
+--       33 consumed      int    number of pending inputs that this commit consumes
+--       34 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
---                               the ids of the stored nodes that extend drops.
+--                               the ids of the stored nodes that extend drops, then the fields of the consumed inputs
+--                               in the head.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
 -- Reply  committed <session> <revision> <epoch>
@@ -76,6 +78,7 @@
 --        hidden <session> <revision> <count>   nodes were tombstoned since the graph was read; nothing written
 --        unlike <session>                      the claim of extend is about another log; nothing written
 --        faulty <session>                      delta is faulty, and no other check failed; nothing written
+--        unpending <session> <index>           that input to consume is not pending; nothing written
 --        collision <session> <node>            that node's id is taken; nothing written
 --        parent <session> <node>               that node's parent is not a live node; nothing written
 --        leaf <session>                        the leaf is not a live node, or '' in a non-empty graph; nothing written
@@ -99,6 +102,8 @@
 --@include graph
 --@include regraph
 --@include ledger
+--@include inputs
+--@include consumption
 --@include holders
 --@include components
 --@include catalogue
@@ -113,8 +118,8 @@ local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonu
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
 local run, plugin, execution, delta, strict = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25] == 'strict'
 local origin, history, meta, parent, seen = ARGV[26], ARGV[27], ARGV[28], ARGV[29], ARGV[30]
-local access, owner = ARGV[31], ARGV[32]
-local blobs, values = 12, 33
+local access, owner, consumed = ARGV[31], ARGV[32], tonumber(ARGV[33])
+local blobs, values = 12, 34
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -166,6 +171,8 @@ local known = {}
 for row = 0, rows - 1 do known[row + 1] = call('HGET', head, ARGV[usage_rows + row]) end
 local fields, usage = plan_usage(facts.usage, rows, usage_rows, known, 0)
 if not fields then return refuse(session, usage) end
+local answered, unanswered = plan_consumption(head, consumed, fields)
+if not answered then return refuse(session, unanswered) end
 
 -- Compute the deadline and the holds on blobs.
 local frees = is_claim(held_lease, releases)
@@ -256,6 +263,7 @@ for from = 1, #graph.jumps, CHUNK do
 end
 if #set > 0 then call('HSET', state, unpack(set)) end
 if #drop > 0 then call('HDEL', state, unpack(drop)) end
+if #answered > 0 then call('HDEL', head, unpack(answered)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
 list_entry(catalogues, entry, committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)

@@ -52,7 +52,7 @@ local access, owner = ARGV[6], ARGV[7]
 local facts, broken, stored = open_head(head, {log, nodes, jumps, dead, state}, access)
 if broken then return refuse(session, broken) end
 if stored.deleted then return {'deleted', session} end
-if not facts and redis.call('HEXISTS', head, 'meta') == 0 then return {'absent', session} end
+if not (facts or is_begun(head)) then return {'absent', session} end
 if before ~= stored.refs or access == '' and owner ~= stored.owner then
   return {'refs', session, stored.refs, stored.owner}
 end

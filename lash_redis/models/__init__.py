@@ -29,6 +29,7 @@ from lash_redis.models.head import (
     SessionHeadMeta,
     SessionReadScope,
 )
+from lash_redis.models.inputs import PendingInput
 from lash_redis.models.lease import LeaseClaim, LeaseInfo
 from lash_redis.models.node import EventPayload, NodePayload, PluginPayload, SessionNodeRecord
 from lash_redis.models.reports import (
@@ -84,6 +85,7 @@ __all__ = [
     "MessageTreeNode",
     "ModeTurnOptions",
     "NodePayload",
+    "PendingInput",
     "PersistedSessionConfig",
     "PersistedSessionRead",
     "PersistedSessionState",

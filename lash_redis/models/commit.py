@@ -119,6 +119,11 @@ class RuntimeCommit(Record):
 
     The commit is made in either case. It cannot be combined with `lease`.
     """
+    consumes: Annotated[Sequence[Id], Rule.OMIT_EMPTY] = ()
+    """The ids of pending inputs that this commit answers, at most 128. They are pending until the commit is made.
+
+    The server refuses the commit if one of them is not pending. They are part of the commit's meaning.
+    """
 
     @classmethod
     def persisted_state(cls, state: PersistedSessionState, usage_deltas: Sequence[TokenLedgerEntry] = ()) -> Self:

@@ -43,6 +43,7 @@ def load(name: str) -> Script:
 ACQUIRE = load("acquire")
 COMMIT = load("commit")
 DELETE = load("delete")
+ENQUEUE = load("enqueue")
 GC = load("gc")
 MARK = load("mark")
 META = load("meta")

@@ -37,7 +37,7 @@ def continuing(count: int, done: str) -> Iterator[None]:
         raise OutcomeUnknown(f"{error.message}; {count} {done} before that, call again for the rest") from error
 
 
-BEGINNING = ("commit", "replace", "meta", "put_blob")
+BEGINNING = ("commit", "replace", "meta", "enqueue", "put_blob")
 """The scripts that can create keys in an empty namespace. The first of them to run stores the layout."""
 
 

@@ -13,8 +13,10 @@ from lash_redis.errors import (
     BackendError,
     CommitTooLarge,
     HeadRevisionConflict,
+    InputNotPending,
     LeaseLost,
     OutcomeUnknown,
+    StoreError,
 )
 from lash_redis.models import BlobRef, ReplaceFull, RuntimeCommitResult
 from lash_redis.models.lineage import Base
@@ -57,6 +59,20 @@ class _Attempts:
     earlier: Earlier = field(default_factory=Earlier)
 
 
+def _outcome_behind(refused: InputNotPending, attempts: _Attempts) -> StoreError:
+    """Return the error of a commit whose input is not pending.
+
+    If the commit compares no revision, an earlier attempt whose reply was lost may have consumed the input, and later
+    commits may have displaced its receipt.
+    """
+    if not attempts.earlier.maybe_applied or attempts.prepared.expected is not None:
+        return refused
+    return OutcomeUnknown(
+        f"commit: the reply to an earlier attempt was lost, which may have consumed its inputs: {refused}; load the "
+        "session to see whether the commit was applied"
+    )
+
+
 class Publisher:
     """Publishes the commits of one session."""
 
@@ -96,6 +112,8 @@ class Publisher:
                 outcome = commands.commit.reply(made.call, attempts.prepared, self._keys, reply)
             except HeadRevisionConflict as conflict:
                 outcome = await self._result_behind(conflict, attempts, seen.epoch)
+            except InputNotPending as refused:
+                raise _outcome_behind(refused, attempts) from refused
             if isinstance(outcome, RuntimeCommitResult):
                 return await self._settle(outcome, made.after, reply, durable, attempts, seen)
             await self._correct(attempts, outcome)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 from weakref import ref as weak
 
@@ -42,6 +42,7 @@ from lash_redis.models import (
     FullGraph,
     GcReport,
     LeaseInfo,
+    PendingInput,
     PersistedSessionRead,
     ReplaceFull,
     RuntimeCommit,
@@ -59,6 +60,7 @@ from lash_redis.protocol import commands
 from lash_redis.protocol.commands.prepared_commit import prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.session.basis import Basis, basis_of
+from lash_redis.session.inputs import Inputs
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.maintenance import Maintenance
@@ -95,6 +97,7 @@ class RedisSessionStore:
         self._publisher = Publisher(namespace, self._reader, self._leasing)
         self._maintenance = Maintenance(namespace, self._reader)
         self._meta = MetaWriter(namespace, self._reader)
+        self._inputs = Inputs(namespace, self._reader)
         self._last = Seen()
         self._commits = 0
 
@@ -347,6 +350,7 @@ class RedisSessionStore:
             CommitIdReused: the commit id was used for other content.
             NodeIdCollision, InvalidParent, InvalidLeaf: the nodes do not fit the stored graph.
             MissingBlob: a component is named by a ref that is not stored.
+            InputNotPending: an input that the commit consumes is not pending.
             Corrupt, SessionEvicted: the stored session is damaged or incomplete.
             BackendError: the server refused or could not be reached, or other commits came first: of a commit that
                 compares nothing, for `StoreOptions.contention_seconds`. Nothing was written; retry later.
@@ -515,6 +519,52 @@ class RedisSessionStore:
                     error.commit = commit
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    # Pending input
+
+    async def enqueue_input(
+        self, item: Any, input_id: str | None = None, *, durability: Durability | None = None
+    ) -> PendingInput:
+        """Store what a user sent while a turn was running, until a commit consumes it.
+
+        Inputs are pending in the order of the calls. A commit that names their ids in `RuntimeCommit.consumes` consumes
+        them, all or none, so that each is answered once. An input that a worker read before it died stays pending.
+
+        `item` is any JSON. `input_id` identifies the input; without one it is made here. The same id with the same item
+        is one input: a call that is sent again returns the input as it is stored. After a commit has consumed it, the
+        call adds nothing, and returns it with `enqueued_at` None. That holds for the last 128 consumed inputs of the
+        session.
+
+        It needs no lease, and does not change the head's revision or the session's deadline. Inputs expire and are
+        deleted with their session. A session without a commit begins with its first input: it belongs to the handle's
+        owner, is listed, and has the cache's ttl from the last input on. Forks and exports have no pending inputs. A
+        watch does not report inputs. `durability` (default: `StoreOptions.durability`) waits for replicas or the disk,
+        and the result's `durable` reports whether they confirmed the input. One round trip; two for a trusted caller
+        that does not know the owner of a session without a commit.
+
+        Raises:
+            InvalidRecord: the item is not JSON, or the id is invalid; the error names it.
+            CommitTooLarge: the item is over `StoreOptions.max_pending_input_bytes`.
+            InputsFull: the session has 128 pending inputs, or too many bytes of them. Nothing was written.
+            InputIdReused: another input has this id. Nothing was written.
+            OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted; nothing was written.
+            Corrupt, SessionEvicted: the session is damaged or incomplete; nothing was written.
+            OutcomeUnknown: the reply was lost; call again with the error's `input_id`.
+        """
+        durability = require_durability("durability", durability) or self._namespace.options.durability
+        pending, owner = await self._inputs.enqueue(item, input_id, self._expected_owner, durability)
+        self._remember_owner(owner)
+        return pending
+
+    async def pending_inputs(self) -> list[PendingInput]:
+        """Load the inputs that no commit has consumed, the first one first; empty if there are none.
+
+        Empty also if the session is another owner's. One round trip, O(rows of the ledger + pending inputs).
+
+        Raises:
+            Corrupt, SessionEvicted: an input or the head is damaged, or a key of the session is missing.
+        """
+        return await self._inputs.pending()
 
     async def save_session_meta(self, meta: SessionMeta) -> None:
         """Replace the meta record. The head and its revision do not change. One round trip.

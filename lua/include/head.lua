@@ -23,7 +23,8 @@
 -- its ref. Kinds: `-` absent; `h` held, a blob of the shard that counts its holders; `p` private, in the session's own
 -- `state`. The field is empty if all three are absent.
 -- Other fields of a head: body, receipts, meta, ledger rows; and, if the session has them, `ttl` (its own, in ms),
--- `parent`, `owner` and `lease` (see lease.lua). A head with only `deleted` refuses late writes to a deleted session.
+-- `parent`, `owner`, `lease` (see lease.lua) and pending inputs (see inputs.lua). A head with only `deleted` refuses
+-- late writes to a deleted session.
 
 local FACTS = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+) (%d+) (%d+) (%d+) (%-?%d+)'
 local SUM = ' (%d+) (%d+)$'
@@ -118,6 +119,12 @@ local function open_head(head, others, access, rows)
   if not facts.private then return nil, {'corrupt', 'head', 'its refs are unreadable'} end
   if not (refs and receipts) then return nil, {'corrupt', 'head', 'its refs or receipts are gone'} end
   return facts, nil, stored
+end
+
+-- Whether a session without a commit exists: it has a meta record or had a pending input.
+local function is_begun(head)
+  local stored = redis.call('HMGET', head, 'meta', 'inputs')
+  return stored[1] or stored[2]
 end
 
 -- Returns the position in an entry of the nodes hash, and whether the node is a user's message; nil if the entry points

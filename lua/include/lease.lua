@@ -45,16 +45,16 @@ local function lives_until(head, facts, is_alone, now)
 end
 
 -- Decode a head's lease (false for none). The second value has what decides on it: whether the session was deleted,
--- whether the head has only a lease, and its facts. If something is wrong, the third value is the rest of a reply.
--- `access` is the owner for whom the caller acts (see is_foreign).
+-- whether the session exists only by its lease, and its facts. If something is wrong, the third value is the rest of a
+-- reply. `access` is the owner for whom the caller acts (see is_foreign).
 local function open_lease(head, access)
-  local stored = redis.pcall('HMGET', head, 'lease', 'facts', 'meta', 'deleted', 'owner')
+  local stored = redis.pcall('HMGET', head, 'lease', 'facts', 'meta', 'deleted', 'owner', 'inputs')
   if stored.err then return nil, nil, unusable('head', stored) end
   if is_foreign(access, stored[5], stored[2]) then return nil, nil, {'foreign'} end
   local lease, facts = stored[1] and read_lease(stored[1]), stored[2] and read_facts(stored[2])
   if lease == nil then return nil, nil, {'corrupt', 'head', 'its lease is unreadable'} end
   if facts == nil then return nil, nil, {'corrupt', 'head', 'its facts are unreadable'} end
-  return lease, {is_deleted = stored[4], is_alone = not (facts or stored[3]), facts = facts}
+  return lease, {is_deleted = stored[4], is_alone = not (facts or stored[3] or stored[6]), facts = facts}
 end
 
 -- Nil while the lease that `claim` names (generation, token and owner, separated by blanks) is held, else the reason.

@@ -7,11 +7,17 @@ local function broken_receipts(receipts, revision)
   return {'corrupt', 'head', 'its receipts are unreadable'}
 end
 
+-- Returns the index at which the receipt with this tag begins; nil if there is none.
+local function place_of_receipt(receipts, tag)
+  local found = string.find(receipts, tag, 1, true)
+  while found and (found - 1) % 16 ~= 0 do found = string.find(receipts, tag, found + 1, true) end
+  return found
+end
+
 -- Returns the index at which the receipt of the commit `tag` begins, and the revision that the commit made; nil if
 -- there is no receipt.
 local function find_receipt(receipts, tag, revision)
-  local found = string.find(receipts, tag, 1, true)
-  while found and (found - 1) % 16 ~= 0 do found = string.find(receipts, tag, found + 1, true) end
+  local found = place_of_receipt(receipts, tag)
   if not found then return nil end
   return found, add64(revision, string.format('%.0f', 1 - (#receipts - found + 1) / 16))
 end

@@ -43,6 +43,8 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
         await store.commit_runtime_state(made, ttl=2000, durability=Replicas(1, 1))
     await store.commit_runtime_state(commit(2, Unchanged("c"), checkpoint=HydratedSessionCheckpoint()))
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m"))
+    await store.enqueue_input("hello", "i")
+    assert len(await store.pending_inputs()) == 1
     read = await store.load_session(FullGraph())
     assert await store.refresh(read) is read
     await store.load_session(ActivePath("b"))
@@ -52,7 +54,7 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     await store.tombstone_nodes(["b"])
     assert len((await store.refresh(read)).graph.nodes) == 2
     await store.vacuum()
-    await store.update(lambda read: commit(None, Unchanged(read.graph.leaf_node_id)), since=read)
+    await store.update(lambda read: commit(None, Unchanged(read.graph.leaf_node_id), consumes=["i"]), since=read)
     await store.touch()
     await store.touch(ttl=None)
     async with await store.acquire_lease("worker") as lease:
@@ -179,6 +181,7 @@ async def test_a_missing_hmget_right_is_a_backend_error_and_not_corruption(real_
         "commit": lambda: store.commit_runtime_state(commit(1, append("c", parent="a"))),
         "touch": store.touch,
         "save the meta": lambda: store.save_session_meta(SessionMeta("chat", "n", "t", "m")),
+        "enqueue an input": lambda: store.enqueue_input("x"),
         "load a node": lambda: store.load_node("a"),
         "tombstone": lambda: store.tombstone_nodes(["a"]),
         "vacuum": store.vacuum,

@@ -437,6 +437,8 @@ ARGUMENTS: dict[str, tuple[Callable[[Env, Any], Awaitable[Any]], tuple[Any, ...]
     "node_id": (lambda env, value: env.store.load_node(value), NOT_ID + NONE),
     "commit": (lambda env, value: env.store.commit_runtime_state(value), NOT_RECORD + NONE),
     "meta": (lambda env, value: env.store.save_session_meta(value), NOT_RECORD + NONE),
+    "input_id": (lambda env, value: env.store.enqueue_input("x", value), NOT_ID),
+    "durability": (lambda env, value: env.store.enqueue_input("x", durability=value), NOT_RECORD),
     "ids": (lambda env, value: env.store.tombstone_nodes(value), ("ab", b"ab", 1, None, {}, {"a"}, iter("ab"))),
     "ids[1]": (lambda env, value: env.store.tombstone_nodes(["a", value]), NOT_ID + NONE),
     "fn": (lambda env, value: _update(env, value), (None, 1, "x", full_commit())),

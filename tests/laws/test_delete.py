@@ -68,6 +68,7 @@ async def test_every_handle_reads_a_deleted_session_as_absent(open_cache):
         assert await store.load_head() is None
         assert await store.load_node("a") is None
         assert await store.load_session_meta() is None
+        assert await store.pending_inputs() == []
         assert (await store.vacuum()).removed_node_count == 0
         assert (await store.gc_unreachable()).root_count == 0
         await store.tombstone_nodes(["a"])
@@ -77,6 +78,7 @@ WRITES: dict[str, Callable[..., Awaitable[object]]] = {
     "a first commit": lambda cache: cache.session("chat").commit_runtime_state(commit(None, append("z"))),
     "a commit that builds on it": lambda cache: cache.session("chat").commit_runtime_state(commit(2, append("z"))),
     "meta": lambda cache: cache.session("chat").save_session_meta(SessionMeta("chat", "n", "t", "m")),
+    "an input": lambda cache: cache.session("chat").enqueue_input("x"),
     "create": lambda cache: cache.create(SessionStoreCreateRequest("chat")),
     "a fork to it": lambda cache: cache.fork("other", "chat"),
     "touch": lambda cache: cache.session("chat").touch(),

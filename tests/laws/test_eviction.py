@@ -63,6 +63,8 @@ METHODS: dict[str, Method] = {
     "load an unknown node": lambda cache, _: cache.session("chat").load_node("zzz"),
     "load the meta": lambda cache, _: cache.session("chat").load_session_meta(),
     "save the meta": lambda cache, _: cache.session("chat").save_session_meta(SessionMeta("chat", "n", "t", "m")),
+    "enqueue an input": lambda cache, _: cache.session("chat").enqueue_input("x"),
+    "load the inputs": lambda cache, _: cache.session("chat").pending_inputs(),
     "create": lambda cache, _: cache.create(SessionStoreCreateRequest("chat")),
     "tombstone": lambda cache, _: cache.session("chat").tombstone_nodes(["c"]),
     "tombstone an unknown node": lambda cache, _: cache.session("chat").tombstone_nodes(["zzz"]),

@@ -76,6 +76,8 @@ WRITES: dict[str, Callable[[SessionCache, str], Awaitable[object]]] = {
     "overwrite": lambda cache, owner: cache.session("chat", owner=owner).commit_runtime_state(commit(None)),
     "update": lambda cache, owner: cache.session("chat", owner=owner).update(lambda _: commit(None, append("z"))),
     "meta": lambda cache, owner: cache.session("chat", owner=owner).save_session_meta(META),
+    "input": lambda cache, owner: cache.session("chat", owner=owner).enqueue_input("x"),
+    "consume": lambda cache, owner: cache.session("chat", owner=owner).commit_runtime_state(commit(1, consumes=["i"])),
     "create": lambda cache, owner: cache.create(SessionStoreCreateRequest("chat"), owner=owner),
     "title": lambda cache, owner: cache.session("chat", owner=owner).set_title("mine"),
     "tombstone": lambda cache, owner: cache.session("chat", owner=owner).tombstone_nodes(["a"]),

@@ -34,6 +34,7 @@ from lash_redis import (
     MessageTreeNode,
     NodePayload,
     OutcomeUnknown,
+    PendingInput,
     PersistedSessionConfig,
     PersistedSessionRead,
     PersistedSessionState,
@@ -207,6 +208,10 @@ async def commits(store: RedisSessionStore, read: PersistedSessionRead) -> None:
     assert_type(await store.update(turn), RuntimeCommitResult)
     assert_type(await store.update(slow_turn, since=read, attempts=3, ttl=None), RuntimeCommitResult)
     await store.save_session_meta(SessionMeta("chat-42", "Trip", "2026-01-01", "gpt-5"))
+    assert_type(await store.enqueue_input({"text": "hello"}), PendingInput)
+    assert_type(await store.enqueue_input("hello", "i1", durability=Fsync()), PendingInput)
+    assert_type(await store.pending_inputs(), list[PendingInput])
+    RuntimeCommit("chat-42", consumes=["i1"])
     await store.tombstone_nodes(["m1"])
     assert_type(await store.touch(ttl=60.0), bool)
     assert_type(await store.vacuum(), VacuumReport)

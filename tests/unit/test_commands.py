@@ -113,10 +113,10 @@ def test_commit_arguments_start_with_the_counts_of_their_lists():
     run = [int(number) for number in args[20].split()]
     assert (len(run), run[4:]) == (6, [0, 0])
     assert args[21:23] == [b"", b"\0" + msgpack.packb(b"1")]
-    assert args[23:25] == ["", ""]
-    assert args[26:30] == [1, 2, 3, 4]
-    assert args[30:34] == ["a", "b", "-", ""]
-    assert [len(args), type(args[34]), type(args[35])] == [36, bytes, bytes]
+    assert args[23:26] == ["", "", 0]
+    assert args[27:31] == [1, 2, 3, 4]
+    assert args[31:35] == ["a", "b", "-", ""]
+    assert [len(args), type(args[35]), type(args[36])] == [37, bytes, bytes]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_leaf_is_encoded_as_a_node_of_the_commit_a_stored_node_or_none(graph, 
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 32)
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 33)
 
 
 def test_the_meaning_of_a_commit_excludes_its_id_revision_and_timestamps():

@@ -236,6 +236,7 @@ async def test_every_script_runs(open_cache, client):
     await store.vacuum()
     await store.gc_unreachable()
     await store.save_session_meta(SessionMeta("chat", "name", "now", "m"))
+    await store.enqueue_input("hello")
     await store.touch()
     lease = await store.acquire_lease("worker")
     await lease.renew()

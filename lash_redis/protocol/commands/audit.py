@@ -24,6 +24,7 @@ from lash_redis.protocol.heads import (
     decode_ttl,
     tag_of,
 )
+from lash_redis.protocol.inputs import decode_inputs
 from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.protocol.leases import decode_lease
 from lash_redis.protocol.nodes import decode_node, timeless_part
@@ -122,6 +123,7 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
         meta = _meta(keys, fields)
         decode_lease(fields.get(b"lease"), keys.head)
         decode_ttl(fields.get(b"ttl"), keys.head)
+        audited.problems += _of_the_inputs(keys, fields)
         found = full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
@@ -186,6 +188,13 @@ def _of_the_head(
         yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
     if meta is not None and meta.session_id != keys.session_id:
         yield AuditProblem("meta", keys.head, f"it belongs to session {meta.session_id!r}")
+
+
+def _of_the_inputs(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> Iterator[AuditProblem]:
+    try:
+        decode_inputs(fields, keys.head)
+    except Corrupt as error:
+        yield problem_of(error)
 
 
 def _of_the_graph(

@@ -83,7 +83,7 @@ class Line:
 
 def line_read(keys: SessionKeys) -> list[Command]:
     return [
-        ("HMGET", keys.head, "facts", "meta", "parent", "owner"),
+        ("HMGET", keys.head, "facts", "meta", "parent", "owner", "inputs"),
         ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead),
     ]
 
@@ -100,13 +100,14 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
     """
     if isinstance(reply, Corrupt):
         raise reply
-    facts, meta, stored_parent, owner = reply
-    if is_foreign(keys, owner, facts or meta):
+    facts, meta, stored_parent, owner, inputs = reply
+    is_begun = not (facts is None and meta is None and inputs is None)
+    if is_foreign(keys, owner, facts or meta or inputs):
         return None
-    if facts is None and meta is None and others:
+    if not is_begun and others:
         raise SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
     _, parent = entry_ids(at.entry)
-    if (facts is None and meta is None) or (stored_parent or b"").decode(errors="replace") != (parent or ""):
+    if not is_begun or (stored_parent or b"").decode(errors="replace") != (parent or ""):
         return None
     info = SessionPickerInfo(
         keys.session_id,

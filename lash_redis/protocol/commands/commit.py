@@ -11,6 +11,7 @@ from lash_redis.errors import (
     BackendError,
     CommitIdReused,
     HeadRevisionConflict,
+    InputNotPending,
     InvalidLeaf,
     InvalidParent,
     InvalidRecord,
@@ -37,6 +38,7 @@ from lash_redis.protocol.commands.lifecycle import encoded_meta
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit
 from lash_redis.protocol.component_refs import COMPONENTS, NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import tag_of
+from lash_redis.protocol.inputs import input_field
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.ledger import ledger_key
 from lash_redis.protocol.sums import Sum
@@ -189,11 +191,12 @@ def call(
             *(("", "", "", "") if origin is None else origin.args(options)),
             b"" if prepared.seen is None else b"%d %d" % prepared.seen,
         ]
-    args += [keys.access, owner]
+    args += [keys.access, owner, len(commit.consumes)]
     blobs = [keys.blob(ref) for ref in (*acquired, *kept, *released)]
     for ref, key in zip((*acquired, *kept), blobs, strict=False):
         args.append(b"" if key in known else prepared.content(ref, options.blob_profile))
     args += _values(prepared)
+    args += map(input_field, commit.consumes)
     script = scripts.COMMIT if is_usual else scripts.REPLACE
     return CommitCall(ScriptCall(script, [*keys.written(owner), *blobs], args), after)
 
@@ -305,6 +308,8 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             return CommitIdReused(commit.session_id, commit.commit_id)
         case "faulty" if prepared.fault is not None:
             return prepared.fault
+        case "unpending":
+            return InputNotPending(commit.session_id, commit.consumes[reply[2]])
         case "collision":
             return NodeIdCollision(prepared.ids[reply[2]])
         case "parent":

@@ -46,6 +46,7 @@ from lash_redis.protocol.commands.lease import check_leases
 from lash_redis.protocol.component_refs import COMPONENTS, Refs
 from lash_redis.protocol.components import fingerprint_of, stored_component
 from lash_redis.protocol.heads import NO_HEAD, TAG_BYTES, HeadState, NewHead, encode_body
+from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.ledger import ledger_field
 from lash_redis.protocol.lineage import Kept, StoredLog, TombstonesSeen
 from lash_redis.protocol.nodes import encode_node
@@ -182,6 +183,8 @@ def _meaning(prepared: PreparedCommit, config: Mapping[str, Any], manifest: byte
         prepared.rows,
         *_nodes_in_meaning(prepared),
     ]
+    if commit.consumes:
+        meaning.append({"consumes": sorted(commit.consumes)})
     return sha256(pack(meaning, "RuntimeCommit")).digest()[:TAG_BYTES]
 
 
@@ -209,6 +212,7 @@ def _check_fields(commit: RuntimeCommit) -> None:
         require_id("RuntimeCommit.builds_on", commit.builds_on)
     require_expected_revision(commit)
     check_leases(commit)
+    require_consumed("RuntimeCommit.consumes", commit.consumes)
     if commit.config is not KEEP:
         require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
     if commit.checkpoint is not KEEP:

@@ -367,16 +367,27 @@ class StoredMeta:
     record: bytes
 
 
-def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredMeta | None:
-    (meta, facts, refs, owner), *sizes = replies
-    if is_foreign(keys, owner, facts):
-        return None
+def compare_sizes(keys: SessionKeys, fields: Mapping[bytes, bytes | None], sizes: Sequence[int]) -> bool:
+    """Compare the sizes of the keys with the head's `facts` and `refs`. False if the session is another owner's.
+
+    Raises:
+        SessionEvicted: some of the session's keys are missing, others remain.
+        Corrupt: the head is unreadable, or a key has another size than the head counts.
+    """
+    facts, refs = fields.get(b"facts"), fields.get(b"refs")
+    if is_foreign(keys, fields.get(b"owner"), facts):
+        return False
     if facts is None:
         _check_sizes(keys, None, None, sizes)
     else:
-        known = decode_facts(facts, keys.head)
-        _check_sizes(keys, known, decode_components(refs or b"", keys.head), sizes)
-    if meta is None:
+        _check_sizes(keys, decode_facts(facts, keys.head), decode_components(refs or b"", keys.head), sizes)
+    return True
+
+
+def meta_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredMeta | None:
+    (meta, facts, refs, owner), *sizes = replies
+    is_own = compare_sizes(keys, {b"facts": facts, b"refs": refs, b"owner": owner}, sizes)
+    if meta is None or not is_own:
         return None
     record = decode_meta(meta, keys.head)
     if record.session_id != keys.session_id:
