@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,14 @@ from lash_redis.cli.output import no_session, plain, print_table, shown_bytes
 from lash_redis.models import (
     HydratedSessionCheckpoint,
     LeaseInfo,
+    PendingInput,
     PersistedSessionRead,
     SessionUsageReport,
 )
 from lash_redis.session.reader import Reader
 
+MAX_ITEM = 200
+"""The number of characters of a pending input that are printed. Its JSON document has all of it."""
 _COMPONENTS = ("tool_state", "plugin_snapshot", "execution_state")
 
 
@@ -40,6 +44,7 @@ class Shown:
     owner: str | None
     """The user or tenant to whom the session belongs; None if it has no owner."""
     component_bytes: Mapping[str, int]
+    pending_inputs: Sequence[PendingInput]
 
     def to_json(self, *, messages: bool) -> dict[str, Any]:
         read, held = self.read, _held(self.read)
@@ -55,6 +60,7 @@ class Shown:
             "nodes": {"live": len(read.graph.nodes), "total": self.nodes_in_log, "active": len(active)},
             "expires_in_ms": self.expires_in_ms,
             "lease": self.lease and {**self.lease.to_json(), "ends_in_s": self.lease_ends_in},
+            "pending_inputs": [pending.to_json() for pending in self.pending_inputs],
             "checkpoint_ref": read.checkpoint_ref,
             "turn_state": held.turn_state.to_json(),
             "components": {
@@ -98,12 +104,13 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         read = found.read()
         length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
         lease = await cache.session(session_id).load_lease()
+        pending = await cache.session(session_id).pending_inputs()
         ends_in = 0.0 if lease is None else lease.deadline - int(seconds) - int(micros) / 1e6
         bodies = found.components
         refs = {name: getattr(_held(read), f"{name}_ref") for name in _COMPONENTS}
         sizes = {name: len(bodies[ref]) for name, ref in refs.items() if ref in bodies}
         owner = found.stored.head.owner or None
-        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, owner, sizes)
+        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, owner, sizes, pending)
     finally:
         await source.close()
 
@@ -119,6 +126,7 @@ def print_session(shown: Shown, screen: Console, *, messages: bool) -> None:
         screen.print()
         print_table(_usage(shown.read), screen)
     _print_components(shown, screen)
+    _print_inputs(shown, screen)
     if messages:
         screen.print()
         screen.rule("active path", style="dim")
@@ -146,6 +154,7 @@ def _head(shown: Shown) -> list[tuple[str, str]]:
         ("checkpoint", read.checkpoint_ref or "none"),
         ("expires", "never" if shown.expires_in_ms is None else f"in {_duration(shown.expires_in_ms)}"),
         ("lease", _lease(shown)),
+        ("inputs", f"{len(shown.pending_inputs)} pending"),
     ]
 
 
@@ -208,3 +217,14 @@ def _print_components(shown: Shown, screen: Console) -> None:
         content = f"{name.replace('_', ' '):<16}{known:>8}  {holds.get(name) or ''}"
         screen.print(plain(content.rstrip()), soft_wrap=True)
         screen.print(plain(f"  {ref}", "dim"), soft_wrap=True)
+
+
+def _print_inputs(shown: Shown, screen: Console) -> None:
+    """Print each pending input, the first one first; nothing if there are none."""
+    if shown.pending_inputs:
+        screen.print()
+        screen.print(Text("pending inputs", "bold"))
+    for pending in shown.pending_inputs:
+        item = json.dumps(pending.item, ensure_ascii=False)
+        text = item if len(item) <= MAX_ITEM else f"{item[:MAX_ITEM]}..."
+        screen.print(plain(f"{pending.input_id}  {text}"), soft_wrap=True)

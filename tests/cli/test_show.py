@@ -93,6 +93,27 @@ def test_a_session_without_components_has_no_section_for_them(imported: str) -> 
     assert "component" not in printed("show", LONG, "--url", imported)
 
 
+def test_pending_inputs_are_listed_in_their_order(url: str) -> None:
+    async def write() -> None:
+        async with lash_redis.connect(url) as cache:
+            store = cache.session("s")
+            await store.commit_runtime_state(RuntimeCommit("s", graph=Append([node("n", None)])))
+            await store.enqueue_input({"content": "wait"}, "i2")
+            await store.enqueue_input("x" * 500 + "\x1b[31m", "i1")
+
+    asyncio.run(write())
+    lines = printed("show", "s", "--url", url).splitlines()
+    assert "inputs      2 pending" in lines
+    at = lines.index("pending inputs")
+    assert lines[at + 1] == 'i2  {"content": "wait"}'
+    assert lines[at + 2] == f'i1  "{"x" * 199}...'
+    document = json.loads(printed("show", "s", "--url", url, "--json"))
+    assert [(each["input_id"], each["item"]) for each in document["pending_inputs"]] == [
+        ("i2", {"content": "wait"}),
+        ("i1", "x" * 500 + "\x1b[31m"),
+    ]
+
+
 def test_branches_are_drawn_as_siblings() -> None:
     links = [
         ("q1", None),
