@@ -67,13 +67,14 @@ async def test_a_full_server_still_runs_vacuum_and_gc(full):
     assert (await full.gc_unreachable()).root_count == 1
 
 
-@pytest.mark.parametrize("write", ["append", "meta", "tombstone"])
+@pytest.mark.parametrize("write", ["append", "meta", "tombstone", "input"])
 async def test_a_write_refused_by_a_full_server_changes_nothing(write, full, real_server):
     before = await snapshot(real_server.client())
     calls = {
         "append": lambda: full.commit_runtime_state(commit(1, append("d", parent="c"))),
         "meta": lambda: full.save_session_meta(META),
         "tombstone": lambda: full.tombstone_nodes(["c"]),
+        "input": lambda: full.enqueue_input("x"),
     }
     with pytest.raises(BackendError, match="OOM"):
         await calls[write]()

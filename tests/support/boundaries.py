@@ -87,6 +87,11 @@ async def a_tombstone(cache: SessionCache, session: str) -> None:
     await cache.session(session).tombstone_nodes(["aside#0"])
 
 
+async def an_input(cache: SessionCache, session: str) -> None:
+    await two_turns(cache, session)
+    await cache.session(session).enqueue_input({"turn": "typed"}, f"input of {session}")
+
+
 @dataclass(frozen=True)
 class View:
     """A session as another process reads it."""
@@ -107,6 +112,10 @@ class View:
     async def _turns(self, session: str, scope: FullGraph | ActivePath) -> str:
         read = await self.cache.session(session).load_session(scope)
         return "nothing" if read is None else " ".join(node.event()["turn"].split("@")[0] for node in read.graph.nodes)
+
+    async def inputs(self) -> str:
+        pending = await self.cache.session(self.session).pending_inputs()
+        return f"{await self.turns()}, {len(pending)} pending"
 
     async def lifetime(self) -> str:
         """Whether the keys of the session have deadlines."""
@@ -204,6 +213,8 @@ METHODS = (
     Method(workers.gc_unreachable, a_branch, View.first_tools, ("stored", "not stored")),
     Method(workers.put_blob, two_turns, View.upload, ("not stored", "stored")),
     Method(workers.save_session_meta, two_turns, View.name, ("no meta", "named")),
+    Method(workers.enqueue_input, two_turns, View.inputs, ("one two, 0 pending", "one two, 1 pending")),
+    Method(workers.answer_inputs, an_input, View.inputs, ("one two, 1 pending", "one two typed, 0 pending")),
     Method(workers.create, two_turns, View.created, ("no meta", "meta")),
     Method(workers.acquire_lease, two_turns, View.lease, ("free", "held by worker for 100 s")),
     Method(

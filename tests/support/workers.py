@@ -242,6 +242,19 @@ async def save_session_meta(work: Work, session: str) -> None:
     await work.cache.session(session).save_session_meta(SessionMeta(session, "named", "now", "m"))
 
 
+async def enqueue_input(work: Work, session: str) -> None:
+    await work.cache.session(session).enqueue_input({"turn": "typed"}, f"input of {session}")
+
+
+async def answer_inputs(work: Work, session: str) -> None:
+    """Answer the pending inputs by one turn that consumes them, as docs/guide.md describes it."""
+    store = work.cache.session(session)
+    pending = await store.pending_inputs()
+    if pending:
+        consumes = [each.input_id for each in pending]
+        await store.update(lambda read: commit_of(session, "typed", "typed#0", place_of(read), consumes=consumes))
+
+
 async def create(work: Work, session: str) -> None:
     await work.cache.create(SessionStoreCreateRequest(f"{session}-new"))
 
