@@ -93,6 +93,31 @@ async def test_a_retry_that_replicas_confirm_is_durable(cache):
     assert (again.replayed, again.durable) == (True, True)
 
 
+async def test_an_input_reports_whether_enough_replicas_confirmed_it(cache, group):
+    store = cache.session("chat")
+    first = await store.enqueue_input("hello", "i")
+    again = await store.enqueue_input("hello", "i")
+    assert (first.durable, again.durable, again) == (True, True, first)
+    for replica in group.replicas():
+        client = redis.asyncio.Redis(port=replica.port)
+        assert await SessionCache(client).session("chat").pending_inputs() == [first]
+        await client.aclose()
+    await store.commit_runtime_state(commit(None, append("a"), consumes=["i"]))
+    consumed = await store.enqueue_input("hello", "i")
+    assert (consumed.durable, consumed.enqueued_at) == (True, None)
+
+
+@pytest.mark.usefixtures("frozen")
+async def test_an_input_that_replicas_do_not_confirm_is_pending_and_not_durable(cache, group):
+    store = cache.session("chat")
+    assert (await store.enqueue_input("hello", "i", durability=Replicas(1, 50))).durable is False
+    client = group.client()  # WAIT has nothing to wait for on a connection without writes
+    again = await SessionCache(client).session("chat").enqueue_input("hello", "i", durability=Replicas(1, 50))
+    assert (await SessionCache(client).session("chat").enqueue_input("more")).durable is None
+    await client.aclose()
+    assert (again.durable, len(await store.pending_inputs())) == (False, 2)
+
+
 async def test_a_result_without_a_requested_durability_reports_none(group):
     group.flush()
     client = group.client()

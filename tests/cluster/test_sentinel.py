@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from typer.testing import CliRunner
 
 import lash_redis
-from lash_redis import FullGraph, StoreOptions
+from lash_redis import FullGraph, InputNotPending, Replicas, RuntimeCommit, StoreOptions
 from lash_redis.acl import ROLES
 from lash_redis.cli.commands import app
 from lash_redis.protocol import scripts
 from tests.laws.test_acl import everything
+from tests.support.builders import append
 from tests.support.groups import SentinelGroup
 from tests.support.servers import Kind, require, table
 from tests.support.writers import Writers
@@ -75,6 +78,27 @@ async def test_callers_see_no_error_when_a_primary_is_killed_under_load(kind: Ki
             record_property("acknowledged", sum(map(len, writers.acknowledged.values())))
             assert set(writers.seen) <= {"HeadRevisionConflict", "SessionGone"}
             assert (await cache.audit()).problems == ()
+
+
+async def test_confirmed_inputs_and_answers_survive_a_failover(sentinels):
+    """One input is pending when the primary is killed, the other one was consumed."""
+    async with lash_redis.connect(sentinels.url) as cache:
+        store = cache.session("chat")
+        for name in ("answered", "pending"):
+            assert (await store.enqueue_input(name, name, durability=Replicas(2, 2_000))).durable
+        made = RuntimeCommit("chat", graph=append("a"), consumes=["answered"])
+        assert (await store.commit_runtime_state(made, durability=Replicas(2, 2_000))).durable
+        killed = sentinels.primary
+        await asyncio.to_thread(sentinels.kill, killed)
+        await asyncio.to_thread(sentinels.wait_for_failover, killed)
+        assert [each.input_id for each in await store.pending_inputs()] == ["pending"]
+        for name, is_consumed in (("answered", True), ("pending", False)):
+            assert ((await store.enqueue_input(name, name)).enqueued_at is None) is is_consumed
+        assert (await store.commit_runtime_state(made)).replayed
+        with pytest.raises(InputNotPending):
+            await store.commit_runtime_state(RuntimeCommit("chat", 1, consumes=["answered"]))
+        await store.commit_runtime_state(RuntimeCommit("chat", 1, consumes=["pending"]))
+        assert await store.pending_inputs() == []
 
 
 async def test_calls_on_a_given_sentinel_client_survive_a_failover(sentinels):
