@@ -192,8 +192,8 @@ class SessionCache:
 
         `source` does not change, and the two sessions are independent afterwards. The new session has the visible
         active path to that leaf, the config and all components at revision 1, an empty ledger, and `source` as its
-        parent. The tool state is shared if both ids belong to one shard. The other components are copied. O(length of
-        the path): this process reads and commits it.
+        parent. The tool state is shared if both ids belong to one shard. The other components are copied. Pending
+        inputs are not. O(length of the path): this process reads and commits it.
 
         With an `owner`, both sessions are that owner's. Without one the caller is trusted, and the new session gets the
         owner of `source`.

@@ -27,9 +27,9 @@ async def export_sessions(
     """Export sessions as lines of JSON without newlines; all sessions of the namespace if no ids are given.
 
     A session is exported at one revision. A session that receives commits during the export is exported once, at a
-    later revision. A session that expires during the export is left out. `progress(sessions)` is called after every
-    few sessions. Cost: two round trips for each session, up to 16 sessions at the same time. Memory holds at most these
-    sessions; refs of exported blobs are kept on disk.
+    later revision. A session that expires during the export is left out. Pending inputs are not exported.
+    `progress(sessions)` is called after every few sessions. Cost: two round trips for each session, up to 16 sessions
+    at the same time. Memory holds at most these sessions; refs of exported blobs are kept on disk.
 
     Raises:
         SessionGone: a given id has no session.
