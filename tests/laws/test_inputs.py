@@ -457,6 +457,18 @@ async def test_the_first_input_of_a_session_makes_it_its_owners(open_cache, keys
         await trusted.enqueue_input("more", "k")
 
 
+@broken_by(Lua("prune", "(stored[1] or stored[2] or stored[5])", "(stored[1] or stored[2])"))
+async def test_the_entry_of_an_expired_session_is_removed_after_another_owners_input_began_it_again(open_cache, client):
+    cache = open_cache()
+    await cache.session("chat", owner="alice").commit_runtime_state(RuntimeCommit("chat", graph=append("a")))
+    keys = cache.layout.session("chat")
+    await client.delete(*keys.own)
+    await open_cache().session("chat", owner="bob").enqueue_input(HELLO)
+    assert [info.session_id async for info in cache.sessions(owner="alice")] == []
+    assert await client.zrange(keys.shard.catalogue("alice").sessions, 0, -1) == []
+    assert [info.session_id async for info in cache.sessions(owner="bob")] == ["chat"]
+
+
 # Lifetime
 
 
