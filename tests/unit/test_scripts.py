@@ -230,7 +230,7 @@ async def test_every_script_runs(open_cache, client):
     await cache.session("replaced").commit_runtime_state(commit(None, replace_full("a"), session_id="replaced"))
     await cache.put_blob(b"bytes")
     await store.load_node("a")
-    await store.load_session(ActivePath(limit=1))
+    await store.load_session(ActivePath(before="c"))
     await store.refresh(await store.load_session(FullGraph()))
     await store.tombstone_nodes(["b"])
     await store.vacuum()
