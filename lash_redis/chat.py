@@ -350,7 +350,13 @@ class Chat:
         tip, nodes = self._tip or await self._load_tip(), addition.nodes
         parent = addition.parent_of(tip)
         if any(node.node_id == parent for node in nodes):
-            await self._require_stored(nodes, NodeIdCollision(parent or ""))
+            try:
+                await self._require_stored(nodes, NodeIdCollision(parent or ""))
+            except NodeIdCollision:
+                if self._tip is None:
+                    raise
+                self._tip = None  # another worker may have dropped the message that this handle saw last
+                await self._add_once(addition)
             return
         if parent is not None and tip.revision == 0:  # a new session accepts any parent for its first node
             raise InvalidParent(nodes[0].node_id, parent)

@@ -22,6 +22,7 @@ from lash_redis import (
     OwnerMismatch,
     PersistedSessionConfig,
     PluginPayload,
+    ReplaceFull,
     RuntimeCommit,
     SessionDeleted,
     SessionGone,
@@ -310,6 +311,24 @@ async def test_messages_with_ids_that_are_sent_again_are_stored_once(chat, open_
     assert await chat.append(user("a", id="m1"), assistant("b", id="m2"), usage=spent) == first
     assert texts(await chat.messages())[:3] == ["a", "b", "later 0"]
     assert (await chat.usage()).usage == UsageTotals.of(TokenUsage(5, 7))
+
+
+async def keeping_the_tip(self, nodes, collision):
+    self._tip = None  # so that the handle does not read the head again
+    raise collision
+
+
+@broken_by(Python("chat:Chat._require_stored", lambda _: keeping_the_tip, "uses what the handle saw last"))
+async def test_a_message_that_a_replacement_dropped_is_stored_again_with_its_usage(chat, store, open_cache):
+    spent = [TokenLedgerEntry("turn", "m", TokenUsage(5, 7))]
+    await chat.append(user("a", id="m1"))
+    await chat.append(user("b", id="m2"), usage=spent)
+    for handle in (chat, open_cache().chat("chat")):
+        read = await store.load_session(FullGraph())
+        await store.commit_runtime_state(RuntimeCommit("chat", graph=ReplaceFull(read.graph.first(1))))
+        await handle.append(user("b", id="m2"), usage=spent)
+    assert texts(await chat.messages()) == ["a", "b"]
+    assert (await chat.usage()).usage == UsageTotals.of(TokenUsage(15, 21))
 
 
 async def accepting(*_):
