@@ -15,7 +15,7 @@ import redis.asyncio
 from lash_redis import Replicas, StoreOptions, connect
 from lash_redis.protocol.keys import Layout
 from tests.support.accounts import SHARED, Row, settle_accounts
-from tests.support.groups import PATIENCE, Cluster, Member, SentinelGroup
+from tests.support.groups import Cluster, Member, SentinelGroup
 from tests.support.outages import taking_turns
 from tests.support.workers import NAMESPACE, Crew
 
@@ -73,19 +73,6 @@ async def _each_part(field: Field, row: Row, times: int, turns: int, fault: Call
         row.runs += 1
 
 
-async def _followed(group: SentinelGroup) -> None:
-    """Return when every running replica follows the new primary.
-
-    A replica that still followed the old primary would drop its data when that one restarts empty."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            replicas = [node.info("replication") for node in group.replicas() if node.is_up]
-            port = group.primary.port
-            if all(told.get("master_port") == port and told["master_link_status"] == "up" for told in replicas):
-                return
-            await asyncio.sleep(0.05)
-
-
 def options_for(replicas: int) -> StoreOptions:
     return StoreOptions(durability=Replicas(replicas, 200) if replicas else None)
 
@@ -109,7 +96,7 @@ async def lose_primary(
             await asyncio.to_thread(primary.freeze if freeze else primary.kill)
             await asyncio.to_thread(group.wait_for_failover, primary)
             if isinstance(group, SentinelGroup):
-                await _followed(group)
+                await asyncio.to_thread(group.wait_until_followed)
             await asyncio.to_thread(group.heal)
 
         await _each_part(field, row, times, count * turns, fault)

@@ -546,6 +546,18 @@ class SentinelGroup(_Group):
 
         _until(is_over, f"another primary than {old!r}", self._told)
 
+    def wait_until_followed(self) -> None:
+        """Return when every running replica follows the current primary.
+
+        A replica that still followed the old primary would drop its data when that one restarts empty."""
+
+        def is_followed() -> bool:
+            replicas = [node.info("replication") for node in self.replicas() if node.is_up]
+            port = self.primary.port
+            return all(told.get("master_port") == port and told["master_link_status"] == "up" for told in replicas)
+
+        _until(is_followed, "every replica to follow the new primary", self._told)
+
     def flush(self) -> None:
         """Empty the primary, and with it its replicas."""
         self.primary.ask("FLUSHALL")

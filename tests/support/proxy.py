@@ -43,6 +43,19 @@ class Action(Enum):
     """The reply, and every later one of the connection, waits for `Proxy.release`."""
     HALF_REPLY = auto()
     """Half of the reply is delivered. On `Proxy.release` the connection ends without the rest."""
+    HALF_REQUEST = auto()
+    """Half of the command is passed on. Earlier commands get their replies, then the connection ends."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An action with its numbers."""
+
+    action: Action
+    seconds: float | None = None
+    """How long HOLD_REPLY and HALF_REPLY wait; None until `Proxy.release`."""
+    part: float = 0.5
+    """The part of the bytes that HALF_REPLY delivers or HALF_REQUEST passes on."""
 
 
 def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
@@ -78,11 +91,12 @@ class Proxy:
     """Listens on a free port of 127.0.0.1 inside `async with`; leaving ends every connection and the listener.
 
     `on_command` is called once for each command, in order. An exception from it ends the connection, and is raised
-    again when the proxy is left.
+    again when the proxy is left. Without `counts`, the traffic is not counted, so that memory does not grow.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, counts: bool = True) -> None:
         self._upstream = urlsplit(upstream)
+        self._counts = counts
         self._listener: socket.socket | None = None
         self._port = 0
         self._links: set[asyncio.Task[None]] = set()
@@ -90,7 +104,7 @@ class Proxy:
         self._measuring: list[Traffic] = []
         self._released = asyncio.Event()
         self._held = asyncio.Event()
-        self.on_command: Callable[[Command], Action] = lambda command: Action.PASS
+        self.on_command: Callable[[Command], Action | Fault] = lambda command: Action.PASS
         self.connections: list[Traffic] = []
         """The traffic of each connection, in order of arrival."""
         self.most_at_once = 0
@@ -124,9 +138,12 @@ class Proxy:
         self._upstream = urlsplit(upstream)
         await self.sever()
 
-    async def _hold(self) -> None:
+    async def _hold(self, seconds: float | None) -> None:
         self._held.set()
-        await self._released.wait()
+        if seconds is None:
+            await self._released.wait()
+        else:
+            await asyncio.sleep(seconds)
 
     async def accept(self) -> None:
         """Accept connections, on the same port as before."""
@@ -180,7 +197,8 @@ class Proxy:
         connection.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK)
         link = _Link(self, reader, writer)
-        self.connections.append(link.traffic)
+        if self._counts:
+            self.connections.append(link.traffic)
         try:
             await link.run()
         finally:
@@ -195,7 +213,7 @@ class _Link:
         self.client = reader, writer
         self.server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.traffic = Traffic()
-        self.unanswered: deque[Action] = deque()
+        self.unanswered: deque[Fault] = deque()
         self.all_answered = asyncio.Event()
         self.all_answered.set()
         self.half_a_request = False
@@ -233,7 +251,8 @@ class _Link:
         return await asyncio.open_connection(upstream.hostname, upstream.port, limit=CHUNK)
 
     def _counting(self) -> Iterator[Traffic]:
-        yield self.traffic
+        if self.proxy._counts:
+            yield self.traffic
         yield from self.proxy._measuring
 
     async def _requests(self) -> None:
@@ -242,15 +261,21 @@ class _Link:
         while chunk := await reader.read(CHUNK):
             for request in _values(buffer, chunk):
                 command = _words(request)
-                action = self.proxy.on_command(command)
-                if action is Action.CUT_BEFORE:
+                chosen = self.proxy.on_command(command)
+                fault = chosen if isinstance(chosen, Fault) else Fault(chosen)
+                if fault.action in (Action.CUT_BEFORE, Action.HALF_REQUEST):
+                    if fault.action is Action.HALF_REQUEST:
+                        to_server.write(request[: int(len(request) * fault.part)])
+                        await to_server.drain()
                     await self.all_answered.wait()
+                    return
+                if to_server.is_closing():
                     return
                 for traffic in self._counting():
                     traffic.commands += 1
                     traffic.bytes_sent += len(request)
                     traffic.log.append(command)
-                self.unanswered.append(action)
+                self.unanswered.append(fault)
                 self.all_answered.clear()
                 to_server.write(request)
             self.half_a_request = bool(buffer)
@@ -262,15 +287,18 @@ class _Link:
         dropping = False
         while chunk := await reader.read(CHUNK):
             for reply in _values(buffer, chunk):
+                if to_client.is_closing():
+                    return
                 # A message to a subscriber, or any other push, is not the reply to a command.
                 asked = bool(self.unanswered) and (not reply.startswith(b">") or b"subscribe\r\n" in reply[:30])
-                action = self.unanswered[0] if asked else Action.PASS
+                fault = self.unanswered[0] if asked else Fault(Action.PASS)
+                action = fault.action
                 if action is Action.HALF_REPLY and not dropping:
-                    to_client.write(reply[: len(reply) // 2])
+                    to_client.write(reply[: int(len(reply) * fault.part)])
                     await to_client.drain()
                     dropping = True
                 if action in (Action.HOLD_REPLY, Action.HALF_REPLY):
-                    await self.proxy._hold()
+                    await self.proxy._hold(fault.seconds)
                 dropping = dropping or action is Action.DROP_REPLY
                 if asked:
                     self.unanswered.popleft()

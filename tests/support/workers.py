@@ -45,11 +45,11 @@ from lash_redis import (
     StoreOptions,
     TokenLedgerEntry,
     TokenUsage,
-    connect,
 )
 from lash_redis.errors import BackendError, SessionExists
 from lash_redis.protocol import scripts
 from tests.support import processes
+from tests.support.detours import Detours, by_detours
 from tests.support.sending import sends_once
 
 NAMESPACE = "workers"
@@ -323,6 +323,8 @@ class Setting:
     lease_ttl: float
     scripts: Mapping[str, scripts.Script]
     """The owner's scripts, so that a store that is broken on purpose is broken in its workers, too."""
+    detours: Detours = field(default_factory=dict)
+    """The address by which the worker reaches a server, by the server's own address; that one if there is none."""
 
 
 def _main(setting: Setting, orders: Connection) -> None:
@@ -341,7 +343,9 @@ def _main(setting: Setting, orders: Connection) -> None:
 
 async def _obey(setting: Setting, orders: Connection) -> None:
     journal = os.open(setting.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    async with connect(setting.url, namespace=setting.namespace, options=setting.options) as cache:
+    async with SessionCache(
+        by_detours(setting.url, setting.detours), setting.namespace, options=setting.options
+    ) as cache:
         await cache.session("nobody").load_head()
         work = Work(setting.name, cache, journal, setting.model_seconds, setting.lease_ttl)
         orders.send((True, None))
@@ -379,14 +383,14 @@ class Worker:
         """Send the order `what(work, *arguments)`; `what` must be a function of a module."""
         self._orders.send((what, arguments))
 
-    async def answer(self) -> Any:
-        """Return the result of the order.
+    async def answer(self, patience: float = PATIENCE) -> Any:
+        """Return the result of the order, for which the worker has `patience` seconds.
 
         Raises:
             StoreError: the order raised it.
             EOFError: the worker is dead.
         """
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             is_well, value = await asyncio.to_thread(self._orders.recv)
         if not is_well:
             raise value
@@ -432,11 +436,11 @@ class Worker:
         self._orders.close()
 
     def journal(self) -> list[tuple[str, str, str]]:
-        """Word, turn and error type of each line."""
+        """Word, turn and error type of each line, or what else the line ends with."""
         if not self.setting.journal.exists():
             return []
         lines = self.setting.journal.read_text().splitlines()
-        return [(word, turn, what) for word, turn, what in (line.split(" ") for line in lines)]
+        return [(word, turn, what) for word, turn, what in (line.split(" ", 2) for line in lines)]
 
 
 class Crew:
@@ -455,13 +459,16 @@ class Crew:
         lease_ttl: float = 10.0,
         namespace: str = NAMESPACE,
         options: StoreOptions | None = None,
+        detours: Detours | None = None,
     ) -> Worker:
         """Start a worker; return when it is connected and waits for orders."""
         name = f"w{next(self._number)}"
         known = {key: value for key, value in vars(scripts).items() if isinstance(value, scripts.Script)}
         journal = Path(self._directory.name, name)
         worker = Worker(
-            Setting(name, url, journal, options or StoreOptions(), namespace, model_seconds, lease_ttl, known)
+            Setting(
+                name, url, journal, options or StoreOptions(), namespace, model_seconds, lease_ttl, known, detours or {}
+            )
         )
         self.workers.append(worker)
         await worker.answer()
