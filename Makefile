@@ -10,7 +10,7 @@ TEST := $(VENV)/.test
 LINT := $(VENV)/.lint
 PEERS := .venv-peers
 
-.PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults dist clean
+.PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults chaos dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -56,6 +56,13 @@ soak: $(TEST)  ## five minutes of sessions that live for seconds, and 100,000 re
 
 faults: $(TEST)  ## workers, servers and groups of servers killed, frozen and cut off, and a table of what became of the turns
 	$(BIN)/python -m tests.faults
+
+SECONDS ?= 600
+SEED ?= 7
+ON ?= cluster,sentinel,single
+
+chaos: $(TEST)  ## random work of six processes through unreliable proxies on failing servers: SECONDS each, SEED, ON
+	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --on $(ON)
 
 dist: $(LINT)
 	$(BIN)/python -m build
