@@ -226,8 +226,9 @@ class SessionCache:
             graph=Append(nodes, leaf) if nodes else Unchanged(None),
             checkpoint=commands.commit.carried(read.checkpoint),
         )
-        meta = await origin.load_session_meta()
-        model, cwd = (read.config.configured_model, None) if meta is None else (meta.model, meta.cwd)
+        model, cwd = (read.config.configured_model, None)
+        if point.meta is not None:
+            model, cwd = point.meta.model, point.meta.cwd
         born = new_meta(new_id, model=model, cwd=cwd, parent=source)
         options = replace(self.options, max_commit_nodes=None, max_commit_bytes=None)
         await target.begin(commit, commands.commit.Origin(born), point.components, options=options, ttl=ttl)

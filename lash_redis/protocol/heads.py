@@ -194,6 +194,11 @@ class Facts(NamedTuple):
     high: int
     low: int
 
+    @property
+    def freed(self) -> int:
+        """The number of nodes that were tombstoned and vacuumed."""
+        return self.length - self.live - self.dead
+
 
 _WHOLE: Final = rb"(?:0|[1-9][0-9]{0,14})"
 _FACTS: Final = re.compile(

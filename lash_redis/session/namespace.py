@@ -210,23 +210,24 @@ class Namespace:
         return have, lack
 
     def take_blobs(
-        self, keys: SessionKeys, refs: Sequence[BlobRef], contents: Sequence[bytes | None], into: dict[str, bytes]
-    ) -> Corrupt | None:
-        """Verify and cache blobs just read. Return the error to raise if one is missing and stays so."""
+        self, keys: SessionKeys, refs: Sequence[BlobRef], contents: Sequence[bytes | Corrupt | None]
+    ) -> dict[str, bytes]:
+        """Verify and cache blobs just read, and return their bytes by ref.
+
+        Raises:
+            Corrupt, SessionEvicted: one of them is missing or damaged.
+        """
+        taken: dict[str, bytes] = {}
         for ref, content in zip(refs, contents, strict=True):
             key = keys.blob(ref)
             if content is None:
-                return SessionEvicted("blob", key, "is missing, but the head names it")
-            into[ref] = decode_blob(ref, content, key)
-            self.cached.put(ref, into[ref])
+                raise SessionEvicted("blob", key, "is missing, but the head names it")
+            if isinstance(content, Corrupt):
+                raise content
+            taken[ref] = decode_blob(ref, content, key)
+            self.cached.put(ref, taken[ref])
             self.known.add(key)
-        return None
-
-    async def blobs(self, keys: SessionKeys, refs: Sequence[BlobRef]) -> tuple[dict[str, bytes], Corrupt | None]:
-        """Return the bytes of blobs, and an error if one is missing. At most one round trip."""
-        have, lack = self.cached_blobs(refs)
-        contents = await self.read(commands.reads.blob_read(keys, lack), atomic=False) if lack else []
-        return have, self.take_blobs(keys, lack, contents, have)
+        return taken
 
     async def put_blob(self, data: bytes) -> BlobRef:
         ref = ref_of(data)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from lash_redis._validate import require_id, require_int
 from lash_redis.errors import BackendError, Corrupt, InvalidLeaf, OwnerMismatch, UnsupportedReadScope
@@ -20,10 +21,18 @@ from lash_redis.models import (
 )
 from lash_redis.protocol import commands
 from lash_redis.protocol.components import stored_blobs
+from lash_redis.protocol.heads import decode_meta
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.stored_nodes import decode_some
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.seen import Seen
+
+Decoded = TypeVar("Decoded")
+
+Plan = TypeVar("Plan", bound="commands.paths.PathPlan | Literal['far', 'other'] | None")
+Planned: TypeAlias = "tuple[commands.paths.PathPlan | Literal['far'] | None, commands.reads.StoredRead | None]"
+
+_NONE: Final[Mapping[str, bytes]] = {}
 
 MAX_ATTEMPTS: Final = 8
 """Attempts of a read or commit that the session changes during, before it fails."""
@@ -36,6 +45,8 @@ class Snapshot:
     stored: commands.reads.StoredRead
     held: Mapping[str, bytes]
     """The bytes of the components that are blobs, by ref."""
+    graph: SessionGraph | None = None
+    """The graph, if it is not that of all nodes of `stored`."""
 
     @property
     def components(self) -> dict[str, bytes]:
@@ -43,7 +54,7 @@ class Snapshot:
         return {**self.held, **self.stored.private_bytes()}
 
     def read(self) -> PersistedSessionRead:
-        return self.stored.shown(self.held)
+        return self.stored.shown(self.held, self.graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,8 @@ class ForkPoint:
     """The bytes of every component, by ref."""
     owner: str
     """The owner of the source; empty for none."""
+    meta: SessionMeta | None
+    """The meta record of the source; None if it has none."""
 
 
 class Reader:
@@ -136,7 +149,8 @@ class Reader:
             require_int("ActivePath.limit", scope.limit, 1)
         if scope.before is not None:
             require_id("ActivePath.before", scope.before)
-        return await self._path(scope)
+        found = await self._path(scope)
+        return None if found is None else found.read()
 
     async def snapshot(self) -> Snapshot | None:
         """Return everything that is stored of the session at one revision; None if it has no head.
@@ -145,107 +159,198 @@ class Reader:
             BackendError: the session changed during each of `MAX_ATTEMPTS` reads.
             Corrupt, SessionEvicted: stored bytes are damaged, or a key is missing.
         """
-        lost: tuple[int, str] | None = None
-        for _ in range(MAX_ATTEMPTS):
-            stored = commands.reads.full_reply(
-                self._keys, await self._at_one_revision(commands.reads.full_read(self._keys))
+        keys = self._keys
+        for _ in self._attempts():
+            stored = await self._at_one_revision(
+                commands.reads.full_read(keys), lambda replies: commands.reads.full_reply(keys, replies)
             )
             if stored is None:
                 return None
-            head = stored.head
-            blobs, missing = await self._namespace.blobs(self._keys, head.components.held)
-            if missing is None:
-                return Snapshot(stored, blobs)
-            # A commit may release a blob between the two round trips. A blob missing twice at one revision is lost.
-            if lost == (head.facts.revision, missing.key):
-                raise missing
-            lost = head.facts.revision, missing.key
-        raise BackendError(
-            f"session {self._keys.session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later"
+            held = await self._held(stored.head)
+            if held is not None:
+                return Snapshot(stored, held)
+        raise self._changed()
+
+    def _attempts(self) -> Iterator[int]:
+        """Yield the numbers of the attempts of a read that finds another history in a later round trip than before.
+
+        None begins after `StoreOptions.contention_seconds`, so that a read of many attempts is bounded in time.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._namespace.options.contention_seconds
+        for number in range(MAX_ATTEMPTS):
+            if number and clock() >= until:
+                return
+            yield number
+
+    def _changed(self) -> BackendError:
+        return BackendError(
+            f"session {self._keys.session_id!r} changed during each of {MAX_ATTEMPTS} reads, or for "
+            f"{self._namespace.options.contention_seconds:g} seconds; retry later"
         )
 
-    async def _at_one_revision(self, trip: Sequence[commands.calls.Command]) -> list[Any]:
-        """Return the replies to commands that begin with the head, all of one revision.
+    async def _at_one_revision(
+        self, trip: Sequence[commands.calls.Command], decode: Callable[[Sequence[Any]], Decoded]
+    ) -> Decoded:
+        """Return the decoded replies to commands that begin with the head, all of one revision.
 
         A transaction would make the server reply to each command twice. Every write that changes what these commands
         read also changes the head's facts. Equal facts before and after therefore prove that all replies are of one
-        revision. If they differ, a transaction follows.
-        """
-        *replies, facts = await self._namespace.read([*trip, commands.reads.facts_read(self._keys)], atomic=False)
-        if facts == replies[0].get(b"facts"):
-            return replies
-        return await self._namespace.read(trip, atomic=True)
+        revision. If they differ, or if the replies look damaged, a transaction follows.
 
-    async def _path(self, scope: ActivePath) -> PersistedSessionRead | None:
+        Raises:
+            Corrupt, SessionEvicted: the replies of the transaction are damaged.
+        """
+        namespace = self._namespace
+        *replies, facts = await namespace.read(
+            [*trip, commands.reads.facts_read(self._keys)], atomic=False, faults=True
+        )
+        if not any(isinstance(reply, Corrupt) for reply in replies) and facts == replies[0].get(b"facts"):
+            with suppress(Corrupt):
+                return decode(replies)
+        return decode(await namespace.read(trip, atomic=True))
+
+    async def _held(
+        self, head: commands.reads.StoredHead, known: Mapping[str, bytes] = _NONE
+    ) -> dict[str, bytes] | None:
+        """Return the bytes of the blobs that a head names, by ref. None if the head was replaced in the meantime.
+
+        `known` are bytes that the caller has. One round trip for the others. A blob that a commit released, or that
+        another server does not have, is no damage of this head: one transaction reads it again with the head.
+
+        Raises:
+            Corrupt, SessionEvicted: this head names a blob that is missing or damaged.
+        """
         namespace, keys = self._namespace, self._keys
-        lost: tuple[int, str] | None = None
-        for _ in range(MAX_ATTEMPTS):
-            plan = await self._plan(scope)
+        held = head.components.held
+        have, lack = namespace.cached_blobs([ref for ref in held if ref not in known])
+        have |= {ref: known[ref] for ref in held if ref in known}
+        if not lack:
+            return have
+        trip = commands.reads.blob_read(keys, lack)
+        with suppress(Corrupt):
+            return have | namespace.take_blobs(keys, lack, await namespace.read(trip, atomic=False, faults=True))
+        holder, *contents = await namespace.read([commands.reads.holder_read(keys), *trip], atomic=True, faults=True)
+        return have | namespace.take_blobs(keys, lack, contents) if commands.reads.is_holder(head, holder) else None
+
+    async def _path(self, scope: ActivePath) -> Snapshot | None:
+        """Read a path or a page: first what determines its ranges, then the records of these.
+
+        The second round trip may find another history than the first. A path is then read in one transaction, with the
+        ranges that were found before; a page is cut out of the whole path.
+        """
+        doubted: commands.paths.PathPlan | None = None
+        for _ in self._attempts():
+            plan, stored = await (self._plan(scope) if doubted is None else self._replanned(doubted))
             if plan is None:
                 return None
             if plan == "far":
                 break
-            known, unknown = namespace.cached_blobs(plan.head.components.held)
-            if plan.spans and not plan.parts:
-                replies = await namespace.read(commands.paths.span_read(keys, plan, unknown), atomic=True)
-                parts, contents = replies[: len(replies) - len(unknown)], replies[len(replies) - len(unknown) :]
-                stored = commands.paths.span_reply(keys, plan, parts)
-            else:
-                contents = await namespace.read(commands.reads.blob_read(keys, unknown), atomic=False)
-                stored = commands.paths.path_of(keys, plan, plan.parts)
+            held: dict[str, bytes] | None = None
+            if stored is None and plan.spans and not plan.parts:
+                found, held = await self._spans(plan)
+                if found == "moved" and not scope.is_page:
+                    doubted = plan
+                    continue
+                stored = None if found == "moved" else found
+            elif stored is None:
+                stored = commands.paths.path_of(self._keys, plan, plan.parts)
             if stored is None:
                 break
-            missing = namespace.take_blobs(keys, unknown, contents, known)
-            if missing is None:
-                read = stored.shown(known)
-                return read if scope.before is None else read.from_origin(replace(stored, nodes=None))
-            if lost == (plan.head.facts.revision, missing.key):
-                raise missing
-            lost = plan.head.facts.revision, missing.key
+            held = await self._held(plan.head) if held is None else held
+            if held is not None:
+                can_grow = scope.before is None
+                return Snapshot(stored, held) if can_grow else Snapshot(replace(stored, nodes=None), held, stored.graph)
         return await self._cut_out(scope)
 
-    async def _plan(self, scope: ActivePath) -> commands.paths.PathPlan | Literal["far"] | None:
-        """Return the ranges of the log that form a path or a page, as `path_plan` does.
+    async def _plan(self, scope: ActivePath) -> Planned:
+        """Return the ranges of the log that form a path or a page, as `path_plan` does, and the path if it was read.
 
         One round trip. A page at the head's leaf takes a second one if the end of the log does not determine it.
         """
-        if scope.limit is not None and scope.leaf_node_id is None and scope.before is None:
-            replies = await self._at_one_revision(commands.pages.end_read(self._keys, scope.limit))
-            plan = commands.pages.end_plan(self._keys, scope, replies)
-            if plan != "other":
-                return plan
+        keys, leaf = self._keys, scope.leaf_node_id
+        if scope.limit is not None and leaf is None and scope.before is None:
+            ended, stored = await self._at_one_revision(
+                commands.pages.end_read(keys, scope.limit),
+                lambda replies: self._with_path(commands.pages.end_plan(keys, scope, replies)),
+            )
+            if ended != "other":
+                return ended, stored
         if scope.is_page:
-            call = commands.pages.call(self._keys, scope)
+            call = commands.pages.call(keys, scope)
             reply = await self._namespace.run(call, writes=False, is_large=True)
             try:
-                return commands.pages.plan(call, self._keys, scope, reply)
+                return self._with_path(commands.pages.plan(call, keys, scope, reply))
             except OwnerMismatch:
-                return None
-        leaf = scope.leaf_node_id
-        replies = await self._at_one_revision(commands.paths.path_read(self._keys, leaf))
-        return commands.paths.path_plan(self._keys, leaf, replies, strict=self._strict)
+                return None, None
+        plan = await self._at_one_revision(
+            commands.paths.path_read(keys, leaf),
+            lambda replies: commands.paths.path_plan(keys, leaf, replies, strict=self._strict),
+        )
+        return plan, None
 
-    async def _cut_out(self, scope: ActivePath) -> PersistedSessionRead | None:
+    def _with_path(self, plan: Plan) -> tuple[Plan, commands.reads.StoredRead | None]:
+        """Add the path, if the plan has its records."""
+        if isinstance(plan, commands.paths.PathPlan) and plan.parts:
+            return plan, commands.paths.path_of(self._keys, plan, plan.parts)
+        return plan, None
+
+    async def _spans(
+        self, plan: commands.paths.PathPlan
+    ) -> tuple[commands.reads.StoredRead | Literal["moved"] | None, dict[str, bytes] | None]:
+        """Read the records of a plan, as `span_reply` does, and the blobs of its head; None if one of these is missing.
+
+        One round trip.
+        """
+        namespace, keys = self._namespace, self._keys
+        known, unknown = namespace.cached_blobs(plan.head.components.held)
+        replies = await namespace.read(commands.paths.span_read(keys, plan, unknown), atomic=True, faults=True)
+        end = len(replies) - len(unknown)
+        stored = commands.paths.span_reply(keys, plan, replies[:end])
+        with suppress(Corrupt):
+            return stored, known | namespace.take_blobs(keys, unknown, replies[end:])
+        return stored, None
+
+    async def _replanned(self, doubted: commands.paths.PathPlan) -> Planned:
+        """Read what determines a path, and the ranges that an earlier plan had, in one transaction.
+
+        Return the plan, and the path if its ranges are still the same.
+
+        Raises:
+            Corrupt, SessionEvicted: the stored data violates an invariant.
+        """
+        keys, leaf = self._keys, doubted.scope.leaf_node_id
+        trip = commands.paths.path_read(keys, leaf)
+        replies = await self._namespace.read([*trip, *commands.paths.record_read(keys, doubted)], atomic=True)
+        plan = commands.paths.path_plan(keys, leaf, replies[: len(trip)], strict=self._strict)
+        if plan is None or plan == "far" or plan.fetched != doubted.fetched:
+            return plan, None
+        return plan, commands.paths.record_reply(keys, plan, replies[len(trip) :])
+
+    async def _cut_out(self, scope: ActivePath) -> Snapshot | None:
         """Read the whole path and cut a page out of it, or read the full graph and cut a path out of it.
 
         This is for a path that only ids link, for a page that a script would search for too long, and for a log that
-        changed during every attempt to read ranges of it.
+        changed during the attempts to read ranges of it.
         """
         leaf = scope.leaf_node_id
         if scope.is_page:
             whole = await self._path(ActivePath(leaf))
-            return None if whole is None else commands.pages.cut_out(whole, scope)
+            if whole is None:
+                return None
+            page = commands.pages.cut_out(whole.read(), scope)
+            origin = commands.reads.origin_of(page)
+            assert origin is not None
+            return Snapshot(origin, whole.held, page.graph)
         found = await self.snapshot()
         if found is None:
             return None
-        read = found.read()
-        graph = read.graph if leaf is None else read.graph.with_leaf(leaf)
+        graph = found.stored.graph if leaf is None else found.stored.graph.with_leaf(leaf)
         nodes = tuple(graph.active_path())
         if leaf is None and graph.leaf_node_id is not None and not nodes and self._strict:
             raise InvalidLeaf(graph.leaf_node_id)
         path = SessionGraph.from_base(graph.lineage.base, nodes, graph.leaf_node_id, 0)
-        stored = replace(found.stored, scope=ActivePath(leaf), nodes=None)
-        return replace(read, graph=path).from_origin(stored)
+        return Snapshot(replace(found.stored, scope=ActivePath(leaf), nodes=None), found.held, path)
 
     async def fork_point(self, leaf: str | None) -> ForkPoint | None:
         """Return what a fork takes over, of one revision; None if there is no head.
@@ -253,20 +358,15 @@ class Reader:
         Raises:
             InvalidLeaf: `leaf` is unknown or tombstoned.
         """
-        missing: Corrupt | None = None
-        for _ in range(MAX_ATTEMPTS):
-            read = await self.load(ActivePath(leaf))
-            if read is None:
-                return None
-            if leaf is not None and not read.graph.nodes:
-                raise InvalidLeaf(leaf)
-            stored = commands.reads.origin_of(read)
-            assert stored is not None
-            blobs, missing = await self._namespace.blobs(self._keys, stored.head.components.held)
-            if missing is None:
-                return ForkPoint(read, {**blobs, **stored.private_bytes()}, stored.head.owner)
-        assert missing is not None
-        raise missing
+        found = await self._path(ActivePath(leaf))
+        if found is None:
+            return None
+        read, head = found.read(), found.stored.head
+        if leaf is not None and not read.graph.nodes:
+            raise InvalidLeaf(leaf)
+        meta = head.fields.get(b"meta")
+        stored_meta = None if meta is None else decode_meta(meta, head.keys.head)
+        return ForkPoint(read, found.components, head.owner, stored_meta)
 
     async def refresh(self, read: PersistedSessionRead) -> PersistedSessionRead | None:
         """`RedisSessionStore.refresh`, without sliding."""
@@ -297,12 +397,8 @@ class Reader:
         if is_same_log and after.revision == before.revision:
             return read.from_origin(now)
         graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
-        known_blobs = stored_blobs(read.checkpoint)
-        held = set(now.head.components.held)
-        fetched, missing = await self._namespace.blobs(keys, sorted(held - known_blobs.keys()))
-        if missing is not None:
-            return await self.load(known.scope)
-        return now.shown(fetched | {ref: known_blobs[ref] for ref in held & known_blobs.keys()}, graph)
+        held = await self._held(now.head, stored_blobs(read.checkpoint))
+        return await self.load(known.scope) if held is None else now.shown(held, graph)
 
 
 DECODE_SECONDS: Final = 0.002

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from lash_redis._validate import require_callable, require_id
 from lash_redis.cache import SessionCache
-from lash_redis.errors import InvalidRecord, SessionGone
+from lash_redis.errors import BackendError, InvalidRecord, SessionGone
 from lash_redis.listing import walk_ids
 from lash_redis.models import SessionHead
 from lash_redis.protocol import commands
 from lash_redis.protocol.heads import decode_meta, decode_ttl
 from lash_redis.protocol.keys import SessionKeys
-from lash_redis.session.reader import Reader
+from lash_redis.session.reader import MAX_ATTEMPTS, Reader, Snapshot
 from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_line
 
 Found = TypeVar("Found")
@@ -87,19 +87,28 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
 
     Raises:
         Corrupt, SessionEvicted: the session cannot be read.
+        BackendError: it was created and lost during each of `MAX_ATTEMPTS` reads.
     """
     keys = cache.layout.session(session_id)
-    found = await Reader(cache.shared, keys).snapshot()
-    if found is None:
-        return await _read_created(cache, keys)
+    for _ in range(MAX_ATTEMPTS):
+        found = await Reader(cache.shared, keys).snapshot()
+        if found is not None:
+            return _line_of(found), found.components
+        (created,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
+        if created[0] is None:  # else the first commit came between the two reads
+            return _line_of_created(keys, *created[1:])
+    raise BackendError(f"session {session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later")
+
+
+def _line_of(found: Snapshot) -> Line:
     head, read = found.stored.head, found.read()
     fields = head.fields
     stored_meta, ttl = fields.get(b"meta"), fields.get(b"ttl")
-    line = {
+    return {
         "kind": "session",
-        "session_id": session_id,
+        "session_id": read.session_id,
         "head": SessionHead(
-            session_id, read.head_revision, read.graph, read.config, read.checkpoint_ref, read.token_ledger
+            read.session_id, read.head_revision, read.graph, read.config, read.checkpoint_ref, read.token_ledger
         ).to_json(),
         "checkpoint": head.body.checkpoint.to_json(),
         "commit_id": read.commit_id,
@@ -110,15 +119,12 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
         "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),
         "owner": head.owner or None,
     }
-    return line, found.components
 
 
-async def _read_created(cache: SessionCache, keys: SessionKeys) -> tuple[Line, dict[str, bytes]] | None:
+def _line_of_created(
+    keys: SessionKeys, record: bytes | None, own_ttl: bytes | None, owner: bytes | None
+) -> tuple[Line, dict[str, bytes]] | None:
     """Return the line of a session that has a meta record and no commit; None if it has no meta either."""
-    (stored,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
-    facts, record, own_ttl, owner = stored
-    if facts is not None:  # the first commit came between the two reads
-        return await read_session(cache, keys.session_id)
     if record is None:
         return None
     return {

@@ -295,8 +295,8 @@ async def test_a_first_load_takes_one_round_trip_when_the_tools_are_cached(proxy
 
 
 def without_a_comparison(_):
-    async def at_one_revision(self, trip):
-        return (await self._namespace.read([*trip, ("HGET", self._keys.head, "facts")], atomic=False))[:-1]
+    async def at_one_revision(self, trip, decode):
+        return decode((await self._namespace.read([*trip, ("HGET", self._keys.head, "facts")], atomic=False))[:-1])
 
     return at_one_revision
 

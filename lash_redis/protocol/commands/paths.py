@@ -20,6 +20,7 @@ from lash_redis.protocol.commands.reads import (
     head_reply,
     positions,
     private_components,
+    shared_receipts,
 )
 from lash_redis.protocol.heads import decode_facts
 from lash_redis.protocol.keys import SessionKeys
@@ -157,26 +158,51 @@ def spans_of(jumps: Sequence[Jump], hidden: Sequence[int], at: int) -> list[tupl
     return spans
 
 
-def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> list[Command]:
-    """Read the records of a path, and some blobs in the same round trip."""
-    commands: list[Command] = [("HGET", keys.head, "facts")]
-    commands += [("LRANGE", keys.log, start, stop) for start, stop in plan.fetched]
-    return commands + blob_read(keys, blobs)
+def record_read(keys: SessionKeys, plan: PathPlan) -> list[Command]:
+    """Read the records of a path."""
+    return [("LRANGE", keys.log, start, stop) for start, stop in plan.fetched]
 
 
-def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> StoredRead | None:
-    """Decode the path; None if the log is another one than the plan was made for, or no record of the path is left.
-
-    Raises:
-        SessionEvicted, Corrupt: as `path_of`.
-    """
-    if replies[0] is None or decode_facts(replies[0], keys.head).epoch != plan.head.facts.epoch:
-        return None
-    parts: list[list[bytes]] = list(replies[1:])
+def record_reply(keys: SessionKeys, plan: PathPlan, parts: Sequence[Sequence[bytes]]) -> StoredRead | None:
+    """Decode the path from the replies to `record_read`, which are of the plan's revision; as `path_of` does."""
     if len(plan.fetched) < len(plan.spans):
         base, whole = plan.spans[0][0], parts[0]
         parts = [whole[start - base : stop + 1 - base] for start, stop in plan.spans]
     return path_of(keys, plan, parts)
+
+
+def span_read(keys: SessionKeys, plan: PathPlan, blobs: Sequence[BlobRef]) -> list[Command]:
+    """Read the head's identity, the records of a path, and some blobs, in one transaction after the plan was read."""
+    return [("HMGET", keys.head, "facts", "receipts"), *record_read(keys, plan), *blob_read(keys, blobs)]
+
+
+def span_reply(keys: SessionKeys, plan: PathPlan, replies: Sequence[Any]) -> StoredRead | Literal["moved"] | None:
+    """Decode the path from the replies to `span_read`, without those of the blobs.
+
+    "moved" means that the records may be of another history than the plan, or disagree with it. The caller then reads
+    both in one transaction, which shows whether a record is damaged. None if no record of the path is left.
+    """
+    if any(isinstance(reply, Corrupt) for reply in replies):
+        return "moved"
+    (facts, receipts), *parts = replies
+    try:
+        return record_reply(keys, plan, parts) if _has_same_log(plan.head, facts, receipts or b"") else "moved"
+    except Corrupt:
+        return "moved"
+
+
+def _has_same_log(head: StoredHead, stored: bytes | None, receipts: bytes) -> bool:
+    """Whether the log of `head` is still stored, perhaps with more nodes, and no node was freed since.
+
+    Raises:
+        Corrupt: the stored facts are unreadable.
+    """
+    if stored is None or stored == head.fields[b"facts"]:
+        return stored is not None
+    before, now = head.facts, decode_facts(stored, head.keys.head)
+    if now.epoch != before.epoch or now.length < before.length or now.freed != before.freed:
+        return False
+    return bool(shared_receipts(head, now, receipts))
 
 
 def path_of(keys: SessionKeys, plan: PathPlan, parts: Sequence[Sequence[bytes]]) -> StoredRead | None:

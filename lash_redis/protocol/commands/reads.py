@@ -26,6 +26,7 @@ from lash_redis.protocol.commands.calls import Command, is_foreign
 from lash_redis.protocol.component_refs import ComponentRefs
 from lash_redis.protocol.components import StoredCheckpoint
 from lash_redis.protocol.heads import (
+    RECEIPT_BYTES,
     Facts,
     HeadBody,
     decode_body,
@@ -183,6 +184,18 @@ class _Shown:
             case "token_ledger":
                 return head.ledger
         return getattr(body, name)
+
+
+def shared_receipts(before: StoredHead, now: Facts, receipts: bytes) -> bytes | None:
+    """Return the receipts that a later head has of the commits up to `before`; None if it does not descend from it.
+
+    `now` and `receipts` are those of the later head. The result is empty after more commits than a head has receipts.
+    """
+    later = now.revision - before.facts.revision
+    if later < 0 or (later == 0 and now.committed != before.facts.committed):
+        return None
+    shared = receipts[: max(0, len(receipts) - later * RECEIPT_BYTES)]
+    return shared if before.receipts.endswith(shared) else None
 
 
 def facts_read(keys: SessionKeys) -> Command:
@@ -353,6 +366,16 @@ def check_id(keys: SessionKeys, record: bytes, at: int, expected: str) -> None:
 
 def blob_read(keys: SessionKeys, refs: Sequence[BlobRef]) -> list[Command]:
     return [("HGET", keys.blob(ref), "c") for ref in refs]
+
+
+def holder_read(keys: SessionKeys) -> Command:
+    """Read what shows whether a head that was read before still names the same blobs."""
+    return ("HMGET", keys.head, "facts", "refs")
+
+
+def is_holder(head: StoredHead, reply: Sequence[bytes | None] | Corrupt) -> bool:
+    """Whether the reply to `holder_read` shows `head`."""
+    return not isinstance(reply, Corrupt) and list(reply) == [head.fields[b"facts"], head.fields[b"refs"]]
 
 
 def meta_read(keys: SessionKeys) -> list[Command]:

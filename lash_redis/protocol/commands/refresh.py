@@ -19,8 +19,9 @@ from lash_redis.protocol.commands.reads import (
     head_reply,
     positions,
     private_components,
+    shared_receipts,
 )
-from lash_redis.protocol.heads import RECEIPT_BYTES, tag_of
+from lash_redis.protocol.heads import tag_of
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.protocol.nodes import mark_of
 from lash_redis.protocol.stored_nodes import StoredNodes
@@ -150,9 +151,8 @@ class _Log:
             return None
         end = end[overlap:]
         # The receipts identify the last 32 commits. Older commits are identified by the last record alone.
-        later = now.revision - before.revision
-        shared = head.receipts[: max(0, len(head.receipts) - later * RECEIPT_BYTES)]
-        if not known.head.receipts.endswith(shared) or (later == 0 and now.committed != before.committed):
+        shared = shared_receipts(known.head, now, head.receipts)
+        if shared is None:
             return None
         if not shared and last is None and before.length > 0:
             return None
