@@ -129,21 +129,28 @@ class Chat:
         if limit is None:
             return await self._all_messages(before)
         require_int("limit", limit, 1)
-        found: list[ChatMessage] = []
-        leaf: str | None = None
-        size = limit
-        while True:
-            read = await self._store.load_session(ActivePath(leaf, size, before))
-            if before is None:
-                self._learn(read)
-            if read is None:
-                return []
-            found = _messages_of(read) + found
-            if len(found) >= limit or not read.is_partial:
-                return found[-limit:]
+        first = read = await self._store.load_session(ActivePath(None, limit, before))
+        if before is None:
+            self._learn(first)
+        if first is None:
+            return []
+        found, size = _messages_of(first), limit
+        while len(found) < limit and read is not None and read.is_partial:
             # Some nodes are no messages. Read on from the same leaf, because the head may have moved.
-            leaf = leaf or read.graph.leaf_node_id
-            before, size = read.graph.nodes[0].node_id, 2 * size
+            size *= 2
+            read = await self._earlier(ActivePath(first.graph.leaf_node_id, size, read.graph.nodes[0].node_id))
+            if read is None or read.commit_id != first.commit_id:  # the pages may be of different histories
+                found = await self._all_messages(before)
+                break
+            found = _messages_of(read) + found
+        return found[-limit:]
+
+    async def _earlier(self, scope: ActivePath) -> PersistedSessionRead | None:
+        """Load a page before a node of the page that was read last; None if the path has no such node any more."""
+        try:
+            return await self._store.load_session(scope)
+        except InvalidRecord:
+            return None
 
     async def _all_messages(self, before: str | None) -> list[ChatMessage]:
         """Return all messages of the active path, or all before a message, of one revision."""
@@ -346,17 +353,12 @@ class Chat:
                 )
                 await retrying(self._add_once, addition)
 
-    async def _add_once(self, addition: _Addition) -> None:
+    async def _add_once(self, addition: _Addition, *, again: bool = True) -> None:
+        """Commit an addition, or find that it is stored. `again`: begin again if a collision is not confirmed."""
         tip, nodes = self._tip or await self._load_tip(), addition.nodes
         parent = addition.parent_of(tip)
         if any(node.node_id == parent for node in nodes):
-            try:
-                await self._require_stored(nodes, NodeIdCollision(parent or ""))
-            except NodeIdCollision:
-                if self._tip is None:
-                    raise
-                self._tip = None  # another worker may have dropped the message that this handle saw last
-                await self._add_once(addition)
+            await self._settle(addition, NodeIdCollision(parent or ""), again=again)
             return
         if parent is not None and tip.revision == 0:  # a new session accepts any parent for its first node
             raise InvalidParent(nodes[0].node_id, parent)
@@ -376,7 +378,7 @@ class Chat:
             self._tip = None
             raise
         except NodeIdCollision as error:
-            await self._require_stored(nodes, error)
+            await self._settle(addition, error, again=again)
             return
         leaf = chain[-1].node_id if chain else tip.leaf
         self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, leaf)
@@ -385,13 +387,28 @@ class Chat:
         head = await self._store.load_head()
         return _Tip() if head is None else _Tip(head.head_revision, head.commit_id, head.leaf_node_id)
 
-    async def _require_stored(self, nodes: Sequence[SessionNodeRecord], collision: NodeIdCollision) -> None:
-        """Raise `collision` unless messages with these ids and contents are stored, so that this append is a retry."""
+    async def _settle(self, addition: _Addition, collision: NodeIdCollision, *, again: bool) -> None:
+        """Return if messages with these ids and contents are stored, so that this append is a retry.
+
+        A message that is not there was tombstoned, or a failover lost it after the collision. The addition is then made
+        once more, which decides that.
+
+        Raises:
+            NodeIdCollision: `collision`, or that of the further attempt.
+        """
+        nodes = addition.nodes
         stored = await self._store.load_nodes([node.node_id for node in nodes])
         for found, node in zip(stored, nodes, strict=True):
-            if found is None or canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
+            if found is not None and canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
                 await self._store.require_owner()
                 raise collision
+        if None not in stored:
+            return
+        await self._store.require_owner()
+        if not again:
+            raise collision
+        self._tip = None
+        await self._add_once(addition, again=False)
 
 
 def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:

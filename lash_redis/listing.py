@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from lash_redis.errors import Corrupt
+from lash_redis.errors import BackendError, Corrupt
 from lash_redis.models import Cursor, SessionPickerInfo
 from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
-from lash_redis.protocol.keys import CatalogueKeys, ShardKeys
+from lash_redis.protocol.keys import CatalogueKeys, SessionKeys, ShardKeys
 from lash_redis.session.namespace import Namespace
-from lash_redis.session.reader import Reader
+from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 
 PAGE = 100
 """Sessions fetched at once."""
@@ -57,13 +58,21 @@ def first_chunk(limit: int | None, shards: int) -> int:
 async def place_of(namespace: Namespace, session_id: str, owner: str | None) -> Cursor | None:
     """Return the place of a session in the list (that of an `owner`, if one is given), None if it is not listed.
 
-    Two round trips, because the entry contains the parent's id, which is read first.
+    Two round trips, because the entry contains the parent's id, which is read first. The second one reads it again.
+
+    Raises:
+        BackendError: the session got another parent during each of `MAX_ATTEMPTS` reads.
     """
     keys = namespace.layout.session(session_id, owner)
-    (parent,) = await namespace.read([commands.audit.parent_read(keys)], atomic=False)
-    entry = catalogue_entry(session_id, None if parent is None else parent.decode())
-    (committed,) = await namespace.read([commands.catalogue.place_read(keys, entry)], atomic=False)
-    return None if committed is None else Cursor(commands.catalogue.to_ms(committed), entry)
+    parent_read = commands.audit.parent_read(keys)
+    (parent,) = await namespace.read([parent_read], atomic=False)
+    for _ in range(MAX_ATTEMPTS):
+        entry = catalogue_entry(session_id, None if parent is None else parent.decode())
+        known = parent
+        parent, committed = await namespace.read([parent_read, commands.catalogue.place_read(keys, entry)], atomic=True)
+        if parent == known:
+            return None if committed is None else Cursor(commands.catalogue.to_ms(committed), entry)
+    raise BackendError(f"session {session_id!r} was created again during each of {MAX_ATTEMPTS} reads; retry later")
 
 
 class Listing:
@@ -142,12 +151,14 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor], owner: str) 
     replies = await namespace.read(trip, atomic=False, faults=True)
     lines: list[SessionPickerInfo | None] = [None] * len(entries)
     incomplete: dict[int, commands.catalogue.Line] = {}
+    doubted: dict[int, int] = {}
+    """The sessions to read again at one moment, and the known positions of their first user messages."""
     gone: list[int] = []
     for at, (reply, others) in enumerate(zip(replies[::2], replies[1::2], strict=True)):
         try:
             line = commands.catalogue.line_reply(keys[at], entries[at], reply, others)
-        except Corrupt as error:
-            lines[at] = commands.catalogue.faulty_line(keys[at], entries[at], error)
+        except Corrupt:
+            doubted[at] = 0
             continue
         if line is None:
             gone.append(at)
@@ -155,7 +166,11 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor], owner: str) 
             lines[at] = line.info
             if line.first != -1:
                 incomplete[at] = line
-    await _add_first_messages(namespace, incomplete, lines)
+    doubted |= await _add_first_messages(namespace, incomplete, lines)
+    for at, first in doubted.items():
+        lines[at] = await _line_at_one_moment(namespace, keys[at], entries[at], first)
+        if lines[at] is None:
+            gone.append(at)
     if gone:
         await prune(namespace, [entries[at].entry for at in gone], owner)
     return lines
@@ -163,28 +178,57 @@ async def lines_of(namespace: Namespace, entries: Sequence[Cursor], owner: str) 
 
 async def _add_first_messages(
     namespace: Namespace, incomplete: dict[int, commands.catalogue.Line], lines: list[SessionPickerInfo | None]
-) -> None:
+) -> dict[int, int]:
+    """Add the texts of first user messages to `lines`.
+
+    Return the places where that failed, and the known positions of these messages. The session has changed since its
+    line was read, its message was tombstoned, or its record is damaged.
+    """
     known = {at: line for at, line in incomplete.items() if line.first >= 0}
-    trip = [command for line in known.values() for command in commands.catalogue.first_read(line)]
+    trip = [command for line in known.values() for command in commands.catalogue.first_read(line.keys, line.first)]
     replies = await namespace.read(trip, atomic=False, faults=True)
+    doubted = {at: max(line.first, 0) for at, line in incomplete.items()}
     for (at, line), record, facts in zip(known.items(), replies[::2], replies[1::2], strict=True):
-        try:
+        with suppress(Corrupt):
             finished = line.with_record(record, facts)
-        except Corrupt as error:
-            finished = replace(line.info, fault=commands.catalogue.fault_of(error))
-        if finished is not None:
-            lines[at] = finished
-            del incomplete[at]
-    # The first message was tombstoned, or the log was replaced since: read the graph.
-    for at, line in incomplete.items():
-        try:
-            found = await Reader(namespace, line.keys).snapshot()
-            if found is None:
-                lines[at] = None
-            else:
-                lines[at] = replace(line.info, first_user_message=found.stored.graph.first_user_message())
-        except Corrupt as error:
-            lines[at] = replace(line.info, fault=commands.catalogue.fault_of(error))
+            if finished is not None:
+                lines[at] = finished
+                del doubted[at]
+    return doubted
+
+
+async def _line_at_one_moment(
+    namespace: Namespace, keys: SessionKeys, entry: Cursor, first: int
+) -> SessionPickerInfo | None:
+    """Return the line of a session, read in one transaction with the record at the position `first`.
+
+    If that is not its first user message, the transaction is repeated with the position that it found, and then the
+    whole graph is read. None as `line_reply` does. A line with a `fault` if the transaction shows damage.
+    """
+    info: SessionPickerInfo | None = None
+    try:
+        for _ in range(MAX_ATTEMPTS):
+            trip = [*commands.catalogue.line_read(keys), *commands.catalogue.first_read(keys, first)]
+            reply, others, record, facts = await namespace.read(trip, atomic=True, faults=True)
+            line = commands.catalogue.line_reply(keys, entry, reply, others)
+            if line is None or line.first == -1:
+                return None if line is None else line.info
+            info = line.info
+            if line.first in (first, -2):
+                finished = None if line.first == -2 else line.with_record(record, facts)
+                if finished is not None:
+                    return finished
+                break
+            first = line.first
+        found = await Reader(namespace, keys).snapshot()
+        line = None if found is None else commands.catalogue.line_of_head(keys, entry, found.stored.head.fields)
+        if found is None or line is None:
+            return None
+        return replace(line.info, first_user_message=found.stored.graph.first_user_message())
+    except Corrupt as error:
+        if info is None:
+            return commands.catalogue.faulty_line(keys, entry, error)
+        return replace(info, fault=commands.catalogue.fault_of(error))
 
 
 async def prune(namespace: Namespace, entries: Sequence[bytes], owner: str) -> None:

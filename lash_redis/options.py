@@ -179,8 +179,9 @@ class StoreOptions:
     Sentinel after 30 s. When the time ends, a call raises `BackendError` if nothing was applied, and `OutcomeUnknown`
     if a reply was lost.
 
-    It is also the longest time for which a write is repeated because other workers commit first: see
-    `contention_seconds`. That time is 8 s if this is None, in a cluster, too.
+    It is also the longest time for which a write is repeated because other workers commit first, and a read because the
+    session changed between its round trips: see `contention_seconds`. That time is 8 s if this is None, in a cluster,
+    too.
     """
 
     retry_max_delay: float = 1.0
@@ -191,10 +192,10 @@ class StoreOptions:
 
     @property
     def contention_seconds(self) -> float:
-        """The longest time in seconds for which a write is repeated because other workers commit first.
+        """The longest time in seconds for which a call is repeated because the session changes during it.
 
-        This applies to `Chat.append`, `edit` and `rewind`, and to a commit with `expected_head_revision=None`. The last
-        attempt has a `call_timeout` of its own.
+        This applies to reads of several round trips, to `Chat.append`, `edit` and `rewind`, and to a commit with
+        `expected_head_revision=None`. The last attempt has a `call_timeout` of its own.
         """
         return 8.0 if self.call_timeout is None else self.call_timeout
 

@@ -24,6 +24,7 @@ from lash_redis.models import (
     PersistedSessionRead,
     SessionUsageReport,
 )
+from lash_redis.protocol.leases import decode_lease
 from lash_redis.session.reader import Reader
 
 MAX_ITEM = 200
@@ -102,15 +103,18 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         if found is None:
             raise no_session(session_id, namespace)
         read = found.read()
-        length, expires, (seconds, micros) = await source.ask(("LLEN", keys.log), ("PTTL", keys.head), ("TIME",))
-        lease = await cache.session(session_id).load_lease()
+        head = found.stored.head
+        _, (seconds, micros) = await source.ask(("EXISTS", keys.head), ("TIME",))
+        now = int(seconds) + int(micros) / 1e6
+        lease = decode_lease(head.fields.get(b"lease"), head.keys.head)
         pending = await cache.session(session_id).pending_inputs()
-        ends_in = 0.0 if lease is None else lease.deadline - int(seconds) - int(micros) / 1e6
+        ends_in = 0.0 if lease is None else lease.deadline - now
+        expires = max(0, round(head.facts.deadline - now * 1000)) if head.facts.deadline else None
         bodies = found.components
         refs = {name: getattr(_held(read), f"{name}_ref") for name in _COMPONENTS}
         sizes = {name: len(bodies[ref]) for name, ref in refs.items() if ref in bodies}
-        owner = found.stored.head.owner or None
-        return Shown(read, length, expires if expires >= 0 else None, lease, ends_in, owner, sizes, pending)
+        owner = head.owner or None
+        return Shown(read, head.facts.length, expires, lease, ends_in, owner, sizes, pending)
     finally:
         await source.close()
 

@@ -249,8 +249,13 @@ class Publisher:
                     replayed=True,
                     commit_id=prepared.commit.commit_id,
                 )
-            head = await self._reader.head()
-            if head is not None and head.facts.epoch == epoch and head.facts.live == head.facts.length:
+            head, is_indexed = await self._reader.head_and_index(node.node_id)
+            if (
+                not is_indexed
+                and head is not None
+                and head.facts.epoch == epoch
+                and head.facts.live == head.facts.length
+            ):
                 raise conflict
         raise OutcomeUnknown(
             f"commit: the reply to an earlier attempt was lost, and later commits displaced its receipt: {conflict}; "

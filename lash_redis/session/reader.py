@@ -87,6 +87,12 @@ class Reader:
         trip = commands.reads.head_read(self._keys)
         return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
 
+    async def head_and_index(self, node_id: str) -> tuple[commands.reads.StoredHead | None, bool]:
+        """Return the head, and whether a node has that id at the same revision, tombstoned or not. One round trip."""
+        trip = [*commands.reads.head_read(self._keys), commands.reads.index_read(self._keys, node_id)]
+        *replies, entry = await self._namespace.read(trip, atomic=True)
+        return commands.reads.head_reply(self._keys, *replies), entry not in (None, commands.reads.NAMED_ONLY)
+
     async def is_foreign(self) -> bool:
         """Whether the session belongs to another than the keys' `access`. Damage is not reported. One round trip."""
         trip: list[commands.calls.Command] = [("HMGET", self._keys.head, "owner", "facts")]
@@ -196,7 +202,7 @@ class Reader:
 
         A transaction would make the server reply to each command twice. Every write that changes what these commands
         read also changes the head's facts. Equal facts before and after therefore prove that all replies are of one
-        revision. If they differ, or if the replies look damaged, a transaction follows.
+        revision. If they differ, or if the replies seem damaged, a transaction follows.
 
         Raises:
             Corrupt, SessionEvicted: the replies of the transaction are damaged.

@@ -202,7 +202,7 @@ class RedisSessionStore:
             return read
         try:
             return read if await self.touch() else None  # it expired between the two calls
-        except SessionDeleted:
+        except (SessionDeleted, OwnerMismatch):  # it was deleted since, and perhaps begun by another owner
             return None
         except SessionEvicted:
             return read  # complete, thanks to blobs cached here; but an incomplete session is not kept alive

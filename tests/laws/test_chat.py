@@ -296,11 +296,11 @@ async def test_a_chat_is_read_and_written_only_by_its_owner(cache):
 # Retries
 
 
-async def refusing(_chat, _nodes, collision):
+async def refusing(_chat, _addition, collision, **_):
     raise collision
 
 
-@broken_by(Python("chat:Chat._require_stored", lambda _: refusing, "takes every retry for a collision"))
+@broken_by(Python("chat:Chat._settle", lambda _: refusing, "takes every retry for a collision"))
 async def test_messages_with_ids_that_are_sent_again_are_stored_once(chat, open_cache):
     spent = [TokenLedgerEntry("turn", "m", TokenUsage(5, 7))]
     first = await chat.append(user("a", id="m1"), assistant("b", id="m2"), usage=spent)
@@ -313,12 +313,11 @@ async def test_messages_with_ids_that_are_sent_again_are_stored_once(chat, open_
     assert (await chat.usage()).usage == UsageTotals.of(TokenUsage(5, 7))
 
 
-async def keeping_the_tip(self, nodes, collision):
-    self._tip = None  # so that the handle does not read the head again
+async def keeping_the_tip(_chat, _addition, collision, **_):
     raise collision
 
 
-@broken_by(Python("chat:Chat._require_stored", lambda _: keeping_the_tip, "uses what the handle saw last"))
+@broken_by(Python("chat:Chat._settle", lambda _: keeping_the_tip, "uses what the handle saw last"))
 async def test_a_message_that_a_replacement_dropped_is_stored_again_with_its_usage(chat, store, open_cache):
     spent = [TokenLedgerEntry("turn", "m", TokenUsage(5, 7))]
     await chat.append(user("a", id="m1"))
@@ -331,11 +330,11 @@ async def test_a_message_that_a_replacement_dropped_is_stored_again_with_its_usa
     assert (await chat.usage()).usage == UsageTotals.of(TokenUsage(15, 21))
 
 
-async def accepting(*_):
+async def accepting(*_, **__):
     pass
 
 
-@broken_by(Python("chat:Chat._require_stored", lambda _: accepting, "takes any content for a retry"))
+@broken_by(Python("chat:Chat._settle", lambda _: accepting, "takes any content for a retry"))
 @pytest.mark.parametrize(
     "again",
     [

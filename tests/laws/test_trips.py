@@ -1,4 +1,4 @@
-"""A read that takes several round trips returns one revision, whatever the server stores at each of them.
+"""A read that takes several round trips returns one revision, also if the stored data changes in between.
 
 A failover may put a replica that lags behind in the place of the primary, between two round trips. Other clients
 commit, replace, vacuum, delete and create again. Only what one transaction confirms is damage.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,20 +22,31 @@ from lash_redis import (
     BackendError,
     Corrupt,
     FullGraph,
+    HeadRevisionConflict,
     HydratedSessionCheckpoint,
+    NodeIdCollision,
+    OutcomeUnknown,
     PersistedSessionRead,
+    PluginPayload,
     ReplaceFull,
     SessionCache,
     SessionEvicted,
     SessionGone,
     SessionGraph,
     SessionHead,
+    SessionNodeRecord,
+    SessionStoreCreateRequest,
+    StoreOptions,
     ToolState,
 )
 from lash_redis.protocol import commands
+from lash_redis.protocol.commands.prepared_commit import prepare_commit
+from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.session.publish import _Attempts
 from lash_redis.transfer import export_sessions
+from lash_redis.transport.failures import Earlier
 from tests.support.breaking import Python, broken_by
-from tests.support.builders import blob_keys, chain, commit, key_of, tools
+from tests.support.builders import append, blob_keys, chain, commit, ids_of, key_of, node, tools
 from tests.support.servers import snapshot
 from tests.support.trips import State, Trips, alternating, before, capture, restore
 
@@ -383,3 +395,208 @@ async def test_an_audit_across_a_change_between_any_two_trips_finds_no_problem(o
                 break
             number += 8 if trips.count - number > 16 else 1
     assert await snapshot(client)
+
+
+async def test_a_read_begins_no_further_attempt_after_the_time_of_a_call(open_cache, client, monkeypatch):
+    states = await histories(open_cache, client)
+    monkeypatch.setattr(StoreOptions, "contention_seconds", 0.0)
+    cache = await cold(open_cache)
+    with (
+        Trips(cache, before(2, lambda: restore(client, states["older"]))) as trips,
+        pytest.raises(BackendError, match="changed during"),
+    ):
+        await cache.session("chat").load_session(FullGraph())
+    assert trips.count == 3
+
+
+# Lists
+
+
+async def chats(open_cache: Callable[..., SessionCache], client: Any) -> dict[str, State]:
+    """States of one chat, each with its line in the list: the revision and the first user message."""
+    found: dict[str, State] = {}
+
+    async def say(*texts: str) -> None:
+        messages = [{"role": "user", "content": text, "id": f"m{at}"} for at, text in enumerate(texts, 1)]
+        await open_cache().chat("chat").append(*messages)
+
+    await open_cache().chat("chat").append({"role": "system", "content": "be kind", "id": "m0"})
+    found["older"] = await capture(client, "older", (1, ""))
+    await say("hello")
+    found["ahead"] = await capture(client, "ahead", (2, "hello"))
+    await open_cache().chat("chat").append({"role": "user", "content": "more", "id": "m2"})
+    found["newer"] = await capture(client, "newer", (3, "hello"))
+    await open_cache().session("chat").tombstone_nodes(["m1"])
+    found["tombstoned"] = await capture(client, "tombstoned", (3, "more"))
+    await restore(client, found["older"])
+    await say("hi")
+    found["rival"] = await capture(client, "rival", (2, "hi"))
+    found["gone"] = State("gone", {}, None)
+    return found
+
+
+async def line(cache: SessionCache) -> tuple[int, str] | str | None:
+    infos = [info async for info in cache.sessions()]
+    if not infos:
+        return None
+    (info,) = infos
+    return info.fault or (info.head_revision, info.first_user_message)
+
+
+def of_the_same_log(_):
+    def with_record(self, record, facts):
+        message = commands.catalogue.decode_node(record, self.keys.log, self.first).user_message() if record else None
+        return message and replace(self.info, first_user_message=commands.catalogue.message_text(message))
+
+    return with_record
+
+
+@broken_by(Python("protocol.commands.catalogue:Line.with_record", of_the_same_log, "compares no facts"))
+async def test_a_line_of_the_list_is_of_one_revision_across_a_change_between_two_trips(open_cache, client):
+    states = await chats(open_cache, client)
+    for first in states.values():
+        for then in states.values():
+            for number in (2, 3, 4):
+                await restore(client, first)
+                cache = await cold(open_cache)
+                with Trips(cache, before(number, partial(restore, client, then))) as trips:
+                    assert await line(cache) in (first.shown, then.shown), (first.name, then.name, number)
+                assert trips.count <= MOST_TRIPS
+            cache = await cold(open_cache)
+            with Trips(cache, alternating(client, (first, then))) as trips:
+                assert await line(cache) in (first.shown, then.shown), (first.name, then.name)
+            assert trips.count <= MOST_TRIPS
+
+
+@broken_by(Python("listing:_line_at_one_moment", lambda _: always_faulty, "believes the first reading"))
+async def test_a_session_that_ends_or_begins_while_its_line_is_read_has_no_fault(open_cache, client, monkeypatch):
+    """Other clients' commands may run between the two commands that read one line."""
+    states = await chats(open_cache, client)
+    for first, then in ((states["ahead"], states["gone"]), (states["gone"], states["ahead"])):
+        await restore(client, states["ahead"])
+        cache = await cold(open_cache)
+        read = cache.shared.read
+
+        async def torn(trip, *, atomic, first=first, then=then, read=read, **more):
+            if atomic or len(trip) != 2 or trip[0][0] != "HMGET":
+                return await read(trip, atomic=atomic, **more)
+            await restore(client, first)
+            replies = await read(trip[:1], atomic=False, **more)
+            await restore(client, then)
+            return replies + await read(trip[1:], atomic=False, **more)
+
+        monkeypatch.setattr(cache.shared, "read", torn)
+        assert await line(cache) in (first.shown, then.shown), first.name
+
+
+async def always_faulty(_namespace, keys, entry, _first):
+    return commands.catalogue.faulty_line(keys, entry, Corrupt("head", keys.head, "doubted"))
+
+
+async def test_a_list_continues_after_a_session_that_was_created_again_between_two_trips(open_cache, client):
+    layout, states = open_cache().layout, []
+    for parent in ("one", "two"):
+        await restore(client, None)
+        await open_cache().create(SessionStoreCreateRequest("chat", parent_session_id=parent))
+        states.append(await capture(client, parent, parent))
+    assert layout.session("chat").head.encode() in states[0].stored
+    for number in (1, 2, 3):
+        await restore(client, states[0])
+        cache = await cold(open_cache)
+        with Trips(cache, before(number, partial(restore, client, states[1]))):
+            assert [info async for info in cache.sessions(after="chat")] == []
+    cache = await cold(open_cache)
+    with Trips(cache, alternating(client, states)) as trips, pytest.raises(BackendError, match="created again"):
+        assert [info async for info in cache.sessions(after="chat")] == []
+    assert trips.count <= MOST_TRIPS
+
+
+# Chats
+
+
+@broken_by(Python("chat:Chat._earlier", lambda _: lambda self, scope: self._store.load_session(scope), "trusts pages"))
+async def test_a_page_of_messages_that_takes_several_reads_is_of_one_history(open_cache, client):
+    """Between two messages lie nodes that are no messages, so that the first page does not suffice."""
+    plain = Append([node(f"x{at}", "m1" if at == 0 else f"x{at - 1}") for at in range(4)], "x3")
+    await open_cache().chat("chat").append({"role": "user", "content": "start", "id": "m0"})
+    older, ends = await capture(client, "older", ["start"]), []
+    for text in ("ahead", "rival"):
+        await restore(client, older)
+        await open_cache().chat("chat").append({"role": "user", "content": text, "id": "m1"})
+        await open_cache().session("chat").commit_runtime_state(commit(2, without_messages(plain)))
+        await open_cache().chat("chat").append({"role": "user", "content": f"{text} 2", "id": "m2"})
+        ends.append(await capture(client, text, ["start", text, f"{text} 2"]))
+    ahead, rival = ends
+    for then in (older, rival):
+        for number in (2, 3, 4):
+            await restore(client, ahead)
+            cache = await cold(open_cache)
+            with Trips(cache, before(number, partial(restore, client, then))):
+                found = [message["content"] for message in await cache.chat("chat").messages(limit=3)]
+            assert found in (ahead.shown, then.shown), (then.name, number)
+
+
+def without_messages(graph: Append) -> Append:
+    plugin = [SessionNodeRecord(each.node_id, each.parent_node_id, "t", PluginPayload("x", {})) for each in graph.nodes]
+    return Append(plugin, graph.leaf_node_id)
+
+
+@broken_by(Python("chat:Chat._settle", lambda _: refuse_collision, "believes the first refusal"))
+async def test_an_append_whose_collision_a_failover_undid_is_stored(open_cache, client):
+    await open_cache().chat("chat").append({"role": "user", "content": "start", "id": "m0"})
+    older = await capture(client, "older", None)
+    await open_cache().chat("chat").append({"role": "user", "content": "mine", "id": "m1"})
+    ahead = await capture(client, "ahead", None)
+    for number in (1, 2, 3):
+        await restore(client, ahead)
+        cache = await cold(open_cache)
+        with Trips(cache, before(number, partial(restore, client, older))) as trips:
+            await cache.chat("chat").append({"role": "user", "content": "mine", "id": "m1"})
+        assert trips.count < MOST_TRIPS
+        found = await open_cache().chat("chat").messages()
+        assert [message["content"] for message in found][:1] == ["start"]
+    await open_cache().session("chat").tombstone_nodes(["m1"])
+    with pytest.raises(NodeIdCollision):
+        await open_cache().chat("chat").append({"role": "user", "content": "mine", "id": "m1"})
+
+
+async def refuse_collision(_chat, _addition, collision, **_):
+    raise collision
+
+
+async def test_a_load_that_slides_reads_a_session_of_another_owner_as_absent(open_cache, client):
+    await open_cache().session("chat", owner="bob").commit_runtime_state(commit(None, append("a")))
+    bob = await capture(client, "bob", None)
+    await restore(client, None)
+    await open_cache().session("chat", owner="ann").commit_runtime_state(commit(None, append("a")))
+    cache = open_cache(ttl=100, slide_on_load=True)
+    store = cache.session("chat", owner="ann")
+    assert ids_of(await store.load_session(FullGraph())) == ["a"]
+    with Trips(cache, before(2, partial(restore, client, bob))):
+        assert await store.load_session(FullGraph()) is None
+
+
+@broken_by(Python("session.reader:Reader.head_and_index", lambda _: head_only, "does not read the index entry"))
+async def test_a_commit_that_appears_between_two_trips_is_not_reported_as_refused(open_cache, client):
+    """Its receipt was displaced. The first trip does not find its node, the second one finds the head that has it."""
+    cache = open_cache()
+    store = cache.session("chat")
+    await store.commit_runtime_state(commit(None, append("a")))
+    head = await store._reader.head()
+    lagging = await capture(client, "lagging", None)
+    made = commit(1, append("mine", parent="a"))
+    await store.commit_runtime_state(made)
+    current = await capture(client, "current", None)
+    await restore(client, lagging)
+    prepared = prepare_commit(made, store._namespace.options, store._namespace.written)
+    attempts = _Attempts(prepared, NO_REFS, store._namespace.options, "", None, None, earlier=Earlier(True))
+    conflict = HeadRevisionConflict(1, 40)
+    with (
+        Trips(cache, before(2, partial(restore, client, current))),
+        pytest.raises(OutcomeUnknown, match="load the session"),
+    ):
+        await store._publisher._result_behind(conflict, attempts, head.facts.epoch)
+
+
+async def head_only(self, _node_id):
+    return await self.head(), False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import Cursor, SessionPickerInfo, message_text
@@ -57,33 +57,37 @@ def place_read(keys: SessionKeys, entry: bytes) -> Command:
 class Line:
     """The summary of a session for the list, as its head has it.
 
-    `first` is the position of the first user message: see `lua/include/head.lua`. `epoch` is that of the log.
+    `first` is the position of the first user message: see `lua/include/head.lua`. `facts` are those of the head.
     """
 
     keys: SessionKeys
     info: SessionPickerInfo
     first: int = -1
-    epoch: int = 0
+    facts: bytes | None = None
 
     def with_record(self, record: bytes | Corrupt | None, facts: bytes | Corrupt | None) -> SessionPickerInfo | None:
         """Add the text of the first user message, stored in `record`. None if `record` is not such a message.
 
-        None also if `facts`, read behind it, are of another log than this line: the id may have another owner by now.
+        None also if `facts`, read behind it, are not those of this line: the id may have another owner by now.
 
         Raises:
             Corrupt: `record` is damaged, or is the error of reading it.
         """
         if isinstance(record, Corrupt):
             raise record
-        if not record or not isinstance(facts, bytes) or decode_facts(facts, self.keys.head).epoch != self.epoch:
+        if not record or facts != self.facts:
             return None
         message = decode_node(record, self.keys.log, self.first).user_message()
         return None if message is None else replace(self.info, first_user_message=message_text(message))
 
 
+_LINE: Final = ("facts", "meta", "parent", "owner", "inputs")
+"""The fields of a head that its line shows."""
+
+
 def line_read(keys: SessionKeys) -> list[Command]:
     return [
-        ("HMGET", keys.head, "facts", "meta", "parent", "owner", "inputs"),
+        ("HMGET", keys.head, *_LINE),
         ("EXISTS", keys.log, keys.nodes, keys.jumps, keys.dead),
     ]
 
@@ -128,12 +132,18 @@ def line_reply(keys: SessionKeys, at: Cursor, reply: Sequence[bytes | None] | Co
     counted = replace(
         info, user_message_count=known.users, head_revision=known.revision, last_commit_ms=known.committed
     )
-    return Line(keys, counted, known.first, known.epoch)
+    return Line(keys, counted, known.first, facts)
 
 
-def first_read(line: Line) -> list[Command]:
-    """Read the first user message, and the facts behind it, which show whether it is still of the same log."""
-    return [("LINDEX", line.keys.log, line.first), ("HGET", line.keys.head, "facts")]
+def line_of_head(keys: SessionKeys, at: Cursor, fields: Mapping[bytes, bytes]) -> Line | None:
+    """Return the summary of a session whose keys were all read; None as `line_reply` does."""
+    families = 4
+    return line_reply(keys, at, [fields.get(name.encode()) for name in _LINE], families)
+
+
+def first_read(keys: SessionKeys, first: int) -> list[Command]:
+    """Read the first user message, and the facts behind it, which show whether it is still of the same revision."""
+    return [("LINDEX", keys.log, first), ("HGET", keys.head, "facts")]
 
 
 def faulty_line(keys: SessionKeys, at: Cursor, error: Corrupt) -> SessionPickerInfo:

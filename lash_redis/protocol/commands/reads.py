@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, count
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import (
@@ -200,6 +200,14 @@ def shared_receipts(before: StoredHead, now: Facts, receipts: bytes) -> bytes | 
 
 def facts_read(keys: SessionKeys) -> Command:
     return ("HGET", keys.head, "facts")
+
+
+NAMED_ONLY: Final = b"?"
+"""The index entry of an id that a node names as its parent, and that no node has."""
+
+
+def index_read(keys: SessionKeys, node_id: str) -> Command:
+    return ("HGET", keys.nodes, node_id)
 
 
 def head_read(keys: SessionKeys) -> list[Command]:
