@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any, Self
 
-import redis.asyncio as redis
-
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
 from lash_redis.models import BlobRef
 from lash_redis.options import Durability, StoreOptions
@@ -21,6 +19,7 @@ from lash_redis.protocol.lineage import KnownLogs
 from lash_redis.session.queues import Queues
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
+from lash_redis.transport.node import Listener
 from lash_redis.transport.request import Lane, Request, first_key
 
 log = logging.getLogger("lash_redis")
@@ -152,7 +151,7 @@ class Namespace:
         request = Request(trip, first_key(trip), lane=lane, atomic=atomic, replica=self._asks_replicas)
         return check_types(trip, await self._backend.send(request), faults=faults)
 
-    async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
+    async def listener(self, key: str, *, again: bool = False) -> Listener:
         """`Backend.listener`."""
         return await self._backend.listener(key, again=again)
 

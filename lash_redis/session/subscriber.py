@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Final
 
-import redis.asyncio as redis
 from redis import exceptions
 
 from lash_redis.errors import Corrupt, SessionEvicted
@@ -20,6 +19,7 @@ from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.namespace import Namespace
 from lash_redis.transport.cleanup import cleaned_up, end_tasks
 from lash_redis.transport.given import end_if_cancelled
+from lash_redis.transport.node import Listener
 
 REPLY_TIMEOUT: Final = 10.0
 """Seconds that a server has to accept a connection, and to confirm a subscription."""
@@ -65,7 +65,7 @@ class Subscriber:
     def __init__(
         self,
         namespace: Namespace,
-        client: redis.Redis,
+        listener: Listener,
         *,
         is_sharded: bool,
         poll: float,
@@ -78,7 +78,7 @@ class Subscriber:
         `report` is called after each change of a session. `reassign` is called with sessions that this server no longer
         serves, and with the time since when that is so.
         """
-        self.client = client
+        self.listener = listener
         self.sessions: dict[bytes, WatchedSession] = {}
         """The assigned sessions, by channel."""
         self.is_sharded = is_sharded
@@ -143,7 +143,7 @@ class Subscriber:
             redis.exceptions.RedisError, OSError: the connection failed, or a subscription was not confirmed in time.
             StoreError: a poll failed.
         """
-        async with _connection(self.client) as connection:
+        async with _connection(self.listener) as connection:
             receiving = asyncio.create_task(self._receive_messages(connection))
             receiving.add_done_callback(lambda _: self._wake.set())
             async with cleaned_up(partial(end_tasks, [receiving]), "ending the reader of a watch"):
@@ -316,10 +316,13 @@ class Subscriber:
 
 
 @asynccontextmanager
-async def _connection(client: redis.Redis) -> AsyncIterator[Any]:
-    """Take a connection of the client's pool, and close it at the end."""
-    holder: Any = client.pubsub()
-    async with cleaned_up(holder.aclose, "closing the connection of a watch"):
+async def _connection(listener: Listener) -> AsyncIterator[Any]:
+    """Take a connection of the client's pool, and close it at the end. `Listener.turn` has further errors."""
+    async with AsyncExitStack() as held:
+        async with asyncio.timeout(REPLY_TIMEOUT):
+            await held.enter_async_context(listener.turn())
+        holder: Any = listener.client.pubsub()
+        await held.enter_async_context(cleaned_up(holder.aclose, "closing the connection of a watch"))
         async with asyncio.timeout(REPLY_TIMEOUT):
             await holder.connect()
         yield holder.connection

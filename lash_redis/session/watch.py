@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-import redis.asyncio as redis
-
 from lash_redis._validate import require_id, seconds_to_ms
 from lash_redis.errors import BackendError, StoreError
 from lash_redis.protocol import commands
@@ -24,6 +22,7 @@ from lash_redis.session.subscriber import Subscriber, WatchedSession
 from lash_redis.transport.cleanup import clean_up, end_tasks
 from lash_redis.transport.failures import FAILURES, is_passing
 from lash_redis.transport.given import end_if_cancelled
+from lash_redis.transport.node import Listener
 
 POLL: Final = 30.0
 """Seconds between polls of a head that no message arrived for."""
@@ -50,9 +49,10 @@ class SessionWatch:
 
     `SessionCache.watch` makes it. It is an async context manager and, inside it, an async iterator of `SessionChange`
     for one consumer at a time. The iterator waits while there is no change, also while no session is watched. Leaving
-    the context ends every task, connection and subscription of the watch. Leave it before the cache is closed. If the
-    caller passed a client, its pool needs one connection more than its other calls use. A pool of one connection would
-    leave none for them.
+    the context ends every task, connection and subscription of the watch. Leave it before the cache is closed.
+
+    If the caller passed a client of one server, the watch uses one of its connections, and calls wait for the others. A
+    watch that would leave none for calls ends with `InvalidRecord`, which names `client.max_connections`.
 
     The watch reports a head's revision whenever the head's commit is not the one seen last. Every revision is reported
     at least as "something newer", across reconnects and failovers, unless the session is deleted before the check.
@@ -73,7 +73,7 @@ class SessionWatch:
         self._unassigned: dict[WatchedSession, None] = {}
         self._pending: dict[WatchedSession, None] = {}
         """Sessions with a change that the consumer has not taken, in the order of their first one."""
-        self._subscribers: dict[redis.Redis, Subscriber] = {}
+        self._subscribers: dict[Listener, Subscriber] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_unassigned, self._has_pending = asyncio.Event(), asyncio.Event()
         self._is_open = self._was_open = False
@@ -274,21 +274,21 @@ class SessionWatch:
     async def _assign_once(self, *, rediscover: bool) -> None:
         """Assign all unassigned sessions. `rediscover`: discover the topology first."""
         for session in list(self._unassigned):
-            client = await self._namespace.listener(session.keys.head, again=rediscover)
+            listener = await self._namespace.listener(session.keys.head, again=rediscover)
             rediscover = False
             if session not in self._unassigned:  # it was removed in the meantime
                 continue
-            subscriber = self._subscribers.get(client)
+            subscriber = self._subscribers.get(listener)
             if subscriber is None:
-                subscriber = self._subscribers[client] = self._new_subscriber(client)
+                subscriber = self._subscribers[listener] = self._new_subscriber(listener)
                 self._start_task(self._run(subscriber))
             del self._unassigned[session]
             subscriber.add(session)
 
-    def _new_subscriber(self, client: redis.Redis) -> Subscriber:
+    def _new_subscriber(self, listener: Listener) -> Subscriber:
         return Subscriber(
             self._namespace,
-            client,
+            listener,
             is_sharded=self._is_sharded,
             poll=self.poll,
             patience=self.patience,
@@ -308,9 +308,9 @@ class SessionWatch:
             if subscriber.has_worked_for(self._namespace.options.retry_max_delay):
                 self._failure_count = 0
             self._note_failure(error)
-            del self._subscribers[subscriber.client]
+            del self._subscribers[subscriber.listener]
             self._reassign(subscriber.sessions.values(), subscriber.failing_since)
         else:
-            del self._subscribers[subscriber.client]
+            del self._subscribers[subscriber.listener]
             for session in subscriber.sessions.values():  # added after its last session had left
                 self._unassign(session)

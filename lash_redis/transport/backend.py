@@ -13,7 +13,6 @@ from math import inf
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
-import redis.asyncio as redis
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from lash_redis.errors import BackendError, OutcomeUnknown, StoreError
@@ -22,7 +21,7 @@ from lash_redis.protocol import scripts
 from lash_redis.transport import full_server, remedies
 from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.failures import FAILURES, Earlier, NoReply, OutOfTime, is_out_of_memory, is_transient
-from lash_redis.transport.node import Node
+from lash_redis.transport.node import Listener, Node
 from lash_redis.transport.request import Command, Lane, Request
 from lash_redis.transport.topology import Topology
 
@@ -113,8 +112,8 @@ class Backend:
                 if int(cursor) == 0:
                     break
 
-    async def listener(self, key: str, *, again: bool = False) -> redis.Redis:
-        """Return a client of redis-py for the server that owns `key` and the channel of the same name.
+    async def listener(self, key: str, *, again: bool = False) -> Listener:
+        """Return what a watch uses of the server that owns `key` and the channel of the same name.
 
         `again` discovers the topology first, because the last listener failed.
         """

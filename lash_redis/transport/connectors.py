@@ -21,7 +21,7 @@ from lash_redis.transport.backend import Connector
 from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.cluster import Cluster
 from lash_redis.transport.dialer import Dialer
-from lash_redis.transport.given import GivenNode
+from lash_redis.transport.given import GivenNode, shared_limit
 from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address
 from lash_redis.transport.node import OwnNode
 from lash_redis.transport.sentinel import Sentinels
@@ -331,6 +331,10 @@ def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
     else:
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
         raise InvalidRecord("client", f"expected a redis.asyncio.Redis or RedisCluster, got {kind}")
+    if isinstance(client, redis.Redis) and shared_limit(client) < 1:
+        raise InvalidRecord(
+            "client.max_connections", "expected at least 2 with single_connection_client=True, which keeps one, got 1"
+        )
     if settings.get("decode_responses"):
         raise InvalidRecord(
             "client", "was made with decode_responses=True, but sessions are bytes; make it with decode_responses=False"

@@ -3,17 +3,89 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
 from redis import exceptions
 from redis.asyncio.connection import SSLConnection
 
+from lash_redis.errors import InvalidRecord
 from lash_redis.transport import remedies
 from lash_redis.transport.dialer import address_of
 from lash_redis.transport.failures import NoReply, OutOfTime, first_error, is_wrong_type
-from lash_redis.transport.node import Node
+from lash_redis.transport.node import Listener, Node
 from lash_redis.transport.request import Request
+
+
+class Connections:
+    """The connections of a client's pool, as far as the caches of one event loop use them.
+
+    Each call in flight has a turn, and each watch as long as it is open. So redis-py is never asked for a connection
+    that the pool does not have, unless the caller uses the client for other commands.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.turns = asyncio.Semaphore(limit)
+        self._limit = limit
+        self._watches = asyncio.Semaphore(max(0, limit - 1))
+
+    @asynccontextmanager
+    async def for_watch(self) -> AsyncIterator[None]:
+        """Hold the turn of a watch. It waits while calls use all connections, and `CLOSING` s for a watch that ends.
+
+        Raises:
+            InvalidRecord: the watches would leave no connection for the calls, those of the watches included.
+        """
+        if self._limit < 2:
+            raise self._too_few()
+        try:
+            async with asyncio.timeout(CLOSING):
+                await self._watches.acquire()
+        except TimeoutError:
+            raise self._too_few() from None
+        try:
+            async with self.turns:
+                yield
+        finally:
+            self._watches.release()
+
+    def _too_few(self) -> InvalidRecord:
+        return InvalidRecord(
+            "client.max_connections",
+            f"expected at least {self._limit + 1} for another watch and the calls, got {self._limit}; make "
+            "the client with more, or watch many sessions with one SessionCache.watch",
+        )
+
+
+CLOSING: Final = 2.0
+"""Seconds in which a watch that ends gives its connection back. A new watch waits for that."""
+
+_CONNECTIONS: Final = "_lash_redis_connections"
+
+
+def connections_of(client: redis.Redis) -> Connections:
+    """Return the connections of a client's pool. All caches of the running event loop share them.
+
+    They are an attribute of the loop, as the topologies of a backend are.
+    """
+    loop = asyncio.get_running_loop()
+    by_pool: WeakKeyDictionary[redis.ConnectionPool, Connections] | None = getattr(loop, _CONNECTIONS, None)
+    if by_pool is None:
+        by_pool = WeakKeyDictionary()
+        setattr(loop, _CONNECTIONS, by_pool)
+    pool = client.connection_pool
+    found = by_pool.get(pool)
+    if found is None:
+        found = by_pool[pool] = Connections(shared_limit(client))
+    return found
+
+
+def shared_limit(client: redis.Redis) -> int:
+    """Return the number of connections for calls and watches. A `single_connection_client` keeps one for itself."""
+    return int(client.connection_pool.max_connections) - bool(client.single_connection_client)
 
 
 class GivenNode(Node):
@@ -29,13 +101,14 @@ class GivenNode(Node):
         super().__init__(address or address_of(settings))
         self._client: Any = client  # Any, because redis-py leaves execute_command untyped
         self._is_own = is_own
-        self._turns = asyncio.Semaphore(client.connection_pool.max_connections)
+        connections = connections_of(client)
+        self._turns = connections.turns
+        self._listener = Listener(client, connections.for_watch)
         self._was_answered = False
 
     @property
-    def listener(self) -> redis.Redis:
-        client: redis.Redis = self._client
-        return client
+    def listener(self) -> Listener:
+        return self._listener
 
     def abandon(self) -> None:
         """Do nothing: redis-py closes a client that is dropped."""

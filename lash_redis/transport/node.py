@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis.asyncio as redis
@@ -20,6 +20,16 @@ from lash_redis.transport.failures import NotSent, OutOfTime, first_error
 from lash_redis.transport.lanes import Lanes
 from lash_redis.transport.request import Command, Request
 from lash_redis.transport.wire import pack
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Listener:
+    """What a watch uses of a server."""
+
+    client: redis.Redis
+    """A client of redis-py, whose pool the watch takes a connection of."""
+    turn: Callable[[], AbstractAsyncContextManager[None]]
+    """Holds a turn of the watch's connection as long as the watch uses it. `Connections.for_watch` has the errors."""
 
 
 class Node(ABC):
@@ -43,8 +53,8 @@ class Node(ABC):
 
     @property
     @abstractmethod
-    def listener(self) -> redis.Redis:
-        """A client of redis-py for this server, for the connections of a watch."""
+    def listener(self) -> Listener:
+        """The client of redis-py for the watches of this server; always the same object."""
 
     @property
     def is_busy(self) -> bool:
@@ -122,7 +132,7 @@ class OwnNode(Node):
         self._dialer = dialer
         self._where = where
         self._replica = replica
-        self._listener: redis.Redis | None = None
+        self._listener: Listener | None = None
         self._lanes = Lanes(
             self.address,
             self._open,
@@ -198,9 +208,10 @@ class OwnNode(Node):
         return any(line.load for line in self._lanes.lines)
 
     @property
-    def listener(self) -> redis.Redis:
+    def listener(self) -> Listener:
+        """The listener. Its connections are additional to those of `limit`."""
         if self._listener is None:
-            self._listener = self._dialer.client(**self._where)
+            self._listener = Listener(self._dialer.client(**self._where), nullcontext)
         return self._listener
 
     def abandon(self) -> None:
@@ -218,7 +229,7 @@ class OwnNode(Node):
             await connection.wait_closed()
         if self._listener is not None:
             with suppress(exceptions.RedisError, OSError):  # a lost connection cannot be closed cleanly
-                await self._listener.aclose()
+                await self._listener.client.aclose()
 
 
 def _framed(request: Request, *, asking: bool) -> Sequence[Command]:

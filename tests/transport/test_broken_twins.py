@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -13,6 +14,7 @@ from redis import exceptions
 
 from lash_redis import StoreError
 from lash_redis.transport.failures import NoReply, NotSent
+from lash_redis.transport.given import Connections, shared_limit
 from lash_redis.transport.request import Lane
 from tests.support import scripted
 from tests.support.breaking import Python
@@ -20,6 +22,7 @@ from tests.support.servers import RunningServers, Server
 from tests.transport import test_connection as connections
 from tests.transport import test_embedded_directory as directories
 from tests.transport import test_given as given
+from tests.transport import test_given_watches as given_watches
 from tests.transport import test_lanes as lanes
 from tests.transport import test_time as times
 
@@ -125,6 +128,14 @@ def introduces_no_script(_: Any) -> Any:
     return broken
 
 
+def counts_no_watch(_: Any) -> Any:
+    return lambda self: nullcontext()
+
+
+def counts_for_each_cache(_: Any) -> Any:
+    return lambda client: Connections(shared_limit(client))
+
+
 def closes_given_clients(close: Any) -> Any:
     async def broken(self: Any) -> None:
         self._is_own = True
@@ -214,6 +225,14 @@ BROKEN: list[tuple[Callable[..., Awaitable[None]], Python]] = [
         Python("transport.given:GivenNode.close", closes_given_clients, "closes given clients"),
     ),
     (
+        given_watches.test_a_watch_that_would_leave_no_connection_for_calls_is_refused_by_name,
+        Python("transport.given:Connections.for_watch", counts_no_watch, "counts no watch"),
+    ),
+    (
+        given_watches.test_caches_on_one_client_share_its_connections,
+        Python("transport.given:connections_of", counts_for_each_cache, "counts for each cache"),
+    ),
+    (
         directories.test_a_second_cache_connects_to_the_server_of_the_first_one,
         Python("embedded:fcntl.flock", locks_nothing, "locks no directory"),
     ),
@@ -233,7 +252,7 @@ def broken_twin(intact: Callable[..., Awaitable[None]], breakage: Python) -> Cal
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         with pytest.MonkeyPatch.context() as patch:
             breakage.apply(patch)
-            for module in (scripted, connections, directories, given, lanes, times):
+            for module in (scripted, connections, directories, given, given_watches, lanes, times):
                 patch.setattr(module, "PATIENCE", PATIENCE)
             with pytest.raises((*FAILURES, ExceptionGroup)) as caught:
                 await intact(**fixtures)
