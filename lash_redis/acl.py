@@ -10,18 +10,25 @@ from lash_redis.errors import InvalidRecord
 from lash_redis.protocol import scripts
 from lash_redis.protocol.keys import Layout
 
-Role = Literal["loader", "runner", "auditor"]
+Role = Literal["loader", "runner", "checker", "auditor"]
 
 ROLES: Final[dict[Role, tuple[str, ...]]] = {
     "loader": ("evalsha", "eval", "script|load"),
     "runner": ("evalsha",),
+    "checker": ("evalsha", "eval", "memory|usage"),
     "auditor": ("evalsha", "eval", "scan", "memory|usage"),
 }
 """The commands of each role in addition to the store's common ones.
 
 `loader` may send scripts that the server does not know, and may `preload`. `runner` may only run scripts that a loader
-has loaded (`StoreOptions(allow_eval=False)`), so a stolen runner account cannot run other Lua. `auditor` may also
-SCAN, for audits, and measure the memory of keys, for `lash-redis stats`.
+has loaded (`StoreOptions(allow_eval=False)`), so a stolen runner account cannot run other Lua. `checker` may also
+measure the memory of keys, for `lash-redis stats`. `auditor` may also SCAN, for an audit of keys that no catalogue
+names. No rule of Redis limits SCAN to some keys: see `SHOWS_ALL`. Every role may audit with `scan=False`.
+"""
+
+SHOWS_ALL: Final[frozenset[Role]] = frozenset({"auditor"})
+"""The roles that see the names of all keys of the database, by SCAN: the session ids, owners and blob hashes of every
+namespace. They cannot read or change the values of other namespaces.
 """
 
 NATIVE: Final = (
@@ -57,6 +64,9 @@ def key_patterns(namespace: str) -> list[str]:
 
 def rules(namespace: str, role: Role, *, cluster: bool = False) -> list[str]:
     """Return the rules that follow `ACL SETUSER <name> on ><password>`. They deny everything that they do not name.
+
+    The account can read and change keys of the namespace only. The roles of `SHOWS_ALL` also see the names of the keys
+    of other namespaces.
 
     `cluster`: the account is for a cluster; create it on every node, including replicas. Under Sentinel, create it on
     every data node. The account on the sentinels needs `+sentinel|masters +sentinel|slaves`.

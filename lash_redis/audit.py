@@ -3,7 +3,8 @@
 The audit reads shard by shard, in bounded steps. It reads each session at one moment, so concurrent traffic causes no
 false alarms. It compares a shared blob first with the heads that it read. If they differ, one script recounts the heads
 of the shard at one moment, and only a difference that the script finds is a problem. SCAN finds blobs and sessions that
-no head or catalogue names.
+no head or catalogue names. It shows the account the names of all keys of the database, those of other namespaces, too.
+An audit without SCAN sends no command that names or returns a key of another namespace.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ class _Shard:
 class Audit:
     """One audit of a namespace. Call `run` once."""
 
-    def __init__(self, namespace: Namespace, *, repair: bool, progress: Progress | None) -> None:
+    def __init__(self, namespace: Namespace, *, repair: bool, scan: bool, progress: Progress | None) -> None:
         self._namespace = namespace
         self._layout = namespace.layout
         self._repair = repair
+        self._scans = scan
         self._progress = progress
         self._problems: list[AuditProblem] = []
         self._counts: Counter[str] = Counter()
@@ -84,10 +86,10 @@ class Audit:
         self._total = sum(sizes)
         self._report_progress()
         for group in _groups(shards, sizes):
-            found = await self._scan(group)
+            found = await self._scan(group) if self._scans else {}
             for shard in group:
                 try:
-                    await self._shard(shard, found[shard.prefix])
+                    await self._shard(shard, found[shard.prefix] if self._scans else await self._orphans(shard))
                 except Corrupt as error:  # one of the shard's own lists is damaged; audit the other shards
                     self._add(commands.audit.problem_of(error))
         counts = self._counts
@@ -131,6 +133,19 @@ class Audit:
                             family.decode(errors="replace"), repr(key), f"is not a key of this package: {error}"
                         )
                     )
+        return found
+
+    async def _orphans(self, shard: ShardKeys) -> _Found:
+        """Find the blobs that the shard lists as orphans, and that no head names. Raises Corrupt if that list is."""
+        found = _Found()
+        at, refs = 0, [b""]
+        while refs:
+            (refs,) = await self._namespace.read([commands.audit.orphans_read(shard, at)], atomic=False)
+            at += len(refs)
+            try:
+                found.refs.update(bytes.fromhex(ref.decode()) for ref in refs)
+            except ValueError as error:
+                raise Corrupt("orphans", shard.orphans, f"an entry is not a ref: {error}") from error
         return found
 
     async def _shard(self, keys: ShardKeys, found: _Found) -> None:
@@ -254,8 +269,11 @@ class Audit:
             await self._recount(shard, chunk)
 
     async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
-        """Recount the holders of some blobs at one moment, by the heads of every session that is known or was found."""
-        repair = self._repair and shard.is_sound
+        """Recount the holders of some blobs at one moment, by the heads of every session that is known or was found.
+
+        Without SCAN nothing is repaired, because a session that no catalogue names may hold the blobs.
+        """
+        repair = self._repair and shard.is_sound and self._scans
         prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
         for _ in range(ATTEMPTS):
             heads: list[tuple[bytes, SessionKeys]] = []

@@ -366,12 +366,26 @@ class SessionCache:
                 progress(shard + 1, self.options.shards)
         return GcReport(root_count=listed, retained_blob_count=waiting, deleted_blob_count=deleted)
 
-    async def audit(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> AuditReport:
+    async def audit(
+        self, *, repair: bool = False, scan: bool = True, progress: Callable[[int, int], None] | None = None
+    ) -> AuditReport:
         """Verify everything that the namespace stores against the invariants of the storage layout.
 
         Of every session it verifies the keys against the head, every record and link, the tombstones, counts, receipts
         and deadlines, and the place in the catalogue. Of every blob it verifies the bytes against the ref, and the
         holders against the heads. `progress(done, sessions)` is called after each step.
+
+        `scan=False` sends no SCAN, whose replies show the account the names of all keys of the database: the session
+        ids and blob hashes of other namespaces, too. Such an audit checks what the catalogues of the shards and the
+        lists of orphans name, and what the heads of these sessions name. It cannot find
+
+        - a session that lost its entry in the catalogue of its shard, or what remains of it. The blobs that it holds
+          are reported, because they count more holders than the listed heads.
+        - a blob that no listed session and no list of orphans names.
+        - the lists of owners who own no listed session, and keys that are not of this package.
+
+        With `scan=False`, `repair` corrects the entries of catalogues only, because a session that is not listed may
+        hold a blob. The accounts `loader`, `runner` and `checker` of `lash_redis.acl` may call it.
 
         `repair` corrects the counts of holders, releases leaked blobs, and lists sessions that the catalogue lost. It
         never changes the content of a session. It changes no blob of a shard in which a session is unreadable or not
@@ -379,14 +393,16 @@ class SessionCache:
 
         It is correct while other clients write. Steps are bounded: 50 sessions or 4 MiB, or 50 blobs. If holders
         differ, one script reads all heads of a shard (10 to 15 µs each). The keyspace is SCANned once for every 100,000
-        sessions, which the account must be allowed to. Memory is bounded by these sessions and by the largest session.
+        sessions, which the account must be allowed to (`auditor`). Memory is bounded by these sessions and by the
+        largest session.
 
         Raises:
             BackendError: SCAN is denied, or the server failed; repairs that were made before it stay.
         """
-        if type(repair) is not bool:
-            raise InvalidRecord("repair", f"expected True or False, got {repair!r}")
-        return await Audit(self.shared, repair=repair, progress=require_callable(progress)).run()
+        for name, value in (("repair", repair), ("scan", scan)):
+            if type(value) is not bool:
+                raise InvalidRecord(name, f"expected True or False, got {value!r}")
+        return await Audit(self.shared, repair=repair, scan=scan, progress=require_callable(progress)).run()
 
     async def preload(self) -> None:
         """Load every script into the servers, for accounts that may not send scripts (`allow_eval=False`).

@@ -24,14 +24,17 @@ async def collect(url: str, namespace: str) -> GcReport | None:
             return await cache.gc(bar.reach)
 
 
-async def audit(url: str, namespace: str, *, repair: bool) -> AuditReport | None:
-    """Check all stored data of a namespace against the invariants of storage; None if the namespace is not in use."""
+async def audit(url: str, namespace: str, *, repair: bool, scan: bool) -> AuditReport | None:
+    """Check the stored data of a namespace against the invariants of storage; None if the namespace is not in use.
+
+    Without `scan`, only keys that a catalogue names are checked.
+    """
     async with opened_if_used(url, namespace) as cache:
         if cache is None:
             return None
         with progress_bar() as bar:
             bar.start("sessions", None)
-            return await cache.audit(repair=repair, progress=bar.reach)
+            return await cache.audit(repair=repair, scan=scan, progress=bar.reach)
 
 
 async def preload(url: str) -> int:
@@ -56,7 +59,7 @@ def print_collected(report: GcReport, screen: Console) -> None:
     screen.print(plain(f"{deleted}; {report.root_count} sessions listed"), soft_wrap=True)
 
 
-def print_audit(report: AuditReport, screen: Console) -> None:
+def print_audit(report: AuditReport, screen: Console, *, scan: bool) -> None:
     for problem in report.problems:
         line = Text("repaired  " if problem.repaired else "broken    ", "yellow" if problem.repaired else "red")
         screen.print(line.append_text(plain(f"{problem.kind} {problem.key}: {problem.reason}", "")), soft_wrap=True)
@@ -71,3 +74,5 @@ def print_audit(report: AuditReport, screen: Console) -> None:
     else:
         verdict = Text(f"{checked}: no problems", "bold green")
     screen.print(verdict, soft_wrap=True)
+    if not scan:
+        screen.print(plain("without SCAN: keys that no catalogue names were not checked"), soft_wrap=True)

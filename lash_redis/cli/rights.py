@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lash_redis.acl import ROLES, Role, rules
+from lash_redis.acl import ROLES, SHOWS_ALL, Role, rules
 from lash_redis.errors import InvalidRecord
 
 MAY: Mapping[Role, str] = {
     "loader": "every store operation; may send scripts that the server does not know, and may preload",
     "runner": "every store operation, but only with scripts that a loader has preloaded (allow_eval=False)",
-    "auditor": "every store operation, SCAN, which audit needs, and MEMORY USAGE, which stats needs",
+    "checker": "every store operation, and MEMORY USAGE, which stats needs; may audit with --no-scan",
+    "auditor": "what checker may, and SCAN, which audit needs. SCAN shows this account the names of all keys of the "
+    "database: session ids, owners and blob hashes of every namespace",
 }
-"""The rights of each role, limited to the namespace."""
+"""The rights of each role. All keys that a role can read or change are those of the namespace."""
 
 
 def accounts(namespace: str, *, cluster: bool = False) -> list[dict[str, Any]]:
-    return [{"role": role, "rules": rules(namespace, role, cluster=cluster)} for role in ROLES]
+    return [
+        {
+            "role": role,
+            "may": MAY[role],
+            "shows_all_key_names": role in SHOWS_ALL,
+            "rules": rules(namespace, role, cluster=cluster),
+        }
+        for role in ROLES
+    ]
 
 
 def lines(namespace: str, user: str, *, cluster: bool = False) -> list[str]:

@@ -164,7 +164,7 @@ def print_stats(stats: Stats, screen: Console) -> None:
     ]
     if sample.refusal:
         rows.append(("memory", f"not measured: {sample.refusal}"))
-        rows.append(("", "use an account that may run MEMORY USAGE: the auditor of lash-redis acl"))
+        rows.append(("", "use an account that may run MEMORY USAGE: the checker of lash-redis acl"))
     else:
         of = f"the mean of a sample of {sample.session_count:,} sessions is {shown_bytes(sample.mean)}"
         rows.append(("memory", f"about {shown_bytes(stats.estimate)} in keys of sessions: {of}"))

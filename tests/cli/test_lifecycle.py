@@ -853,18 +853,23 @@ def test_imported_sample_conversations_equal_their_source(url: str, name: str, f
 
 # acl
 
+ROLES = ("loader", "runner", "checker", "auditor")
+
 
 def test_acl_prints_a_command_for_each_role_without_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LASH_REDIS_URL", "http://nowhere")
     ended = run("acl", "--namespace", "acme", "--user", "bot")
     assert ended.exit_code == 0
     comments, commands = ended.stdout.splitlines()[::2], ended.stdout.splitlines()[1::2]
-    assert [line.partition(":")[0] for line in comments] == ["# bot-loader", "# bot-runner", "# bot-auditor"]
-    for role, line in zip(("loader", "runner", "auditor"), commands, strict=True):
+    assert [line.partition(":")[0] for line in comments] == [f"# bot-{role}" for role in ROLES]
+    assert ["SCAN shows" in line for line in comments] == [False, False, False, True]
+    for role, line in zip(ROLES, commands, strict=True):
         assert line.startswith(f"ACL SETUSER bot-{role} reset on ><password> resetkeys ")
         assert "~lash2:{acme:*" in line.split()
     accounts = document_of("acl", "--namespace", "acme")["accounts"]
-    assert [account["role"] for account in accounts] == ["loader", "runner", "auditor"]
+    assert [(account["role"], account["shows_all_key_names"]) for account in accounts] == [
+        ("loader", False), ("runner", False), ("checker", False), ("auditor", True),
+    ]  # fmt: skip
     assert [" ".join(account["rules"]) for account in accounts] == [
         line.partition("<password> ")[2] for line in commands
     ]
@@ -886,6 +891,10 @@ async def test_the_accounts_of_acl_permit_exactly_the_commands_of_their_role(rea
         assert document_of("delete", forked, "--url", url)["sessions"][0]["node_count"] == 2
         audited = run("audit", "--url", url)
         assert audited.exit_code == (0 if role == "auditor" else 3), audited.output
+        audited = run("audit", "--no-scan", "--url", url)
+        assert audited.exit_code == 0, audited.output
+        assert "keys that no catalogue names were not checked" in audited.stdout
+        assert document_of("audit", "--no-scan", "--url", url)["scanned"] is False
         assert run("preload", "--url", url).exit_code == (0 if role == "loader" else 3)
         assert run("list", "--namespace", "other", "--url", url).exit_code == 3
 
@@ -898,7 +907,7 @@ async def test_the_accounts_of_acl_permit_exactly_the_commands_of_their_role(rea
         cache = SessionCache(real_server.client())
         await commit_four_sessions(cache)
         await admin.script_flush()
-        for role in ("loader", "runner", "auditor"):
+        for role in ROLES:
             await asyncio.to_thread(work, role)
     finally:
         for name in names:

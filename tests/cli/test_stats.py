@@ -119,8 +119,12 @@ def account(url: str, role: str) -> Iterator[str]:
             client.execute_command("ACL", "DELUSER", f"lash-default-{role}")
 
 
-@pytest.mark.parametrize(("role", "may_measure"), [("loader", False), ("runner", False), ("auditor", True)])
-def test_only_the_auditor_may_measure_and_the_others_get_the_rest(url: str, role: str, may_measure: bool) -> None:
+@pytest.mark.parametrize(
+    ("role", "may_measure"), [("loader", False), ("runner", False), ("checker", True), ("auditor", True)]
+)
+def test_only_checker_and_auditor_may_measure_and_the_others_get_the_rest(
+    url: str, role: str, may_measure: bool
+) -> None:
     within(url, sessions, shards=3)
     with account(url, role) as address:
         found = measured(address)
@@ -128,4 +132,4 @@ def test_only_the_auditor_may_measure_and_the_others_get_the_rest(url: str, role
     assert (found["session_count"], found["node_count"]) == (8, 20)
     assert (found["memory"] is not None, found["memory_refusal"] is None) == (may_measure, may_measure)
     assert ("memory      not measured: " in printed) is not may_measure
-    assert ("use an account that may run MEMORY USAGE: the auditor" in printed) is not may_measure
+    assert ("use an account that may run MEMORY USAGE: the checker" in printed) is not may_measure

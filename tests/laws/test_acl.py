@@ -6,6 +6,7 @@ The other tests of this folder also run under these rights: see `open_cache` in 
 from __future__ import annotations
 
 import pytest
+import redis
 
 from lash_redis import (
     ActivePath,
@@ -22,10 +23,11 @@ from lash_redis import (
     StoreOptions,
     Unchanged,
 )
-from lash_redis.acl import ROLES, commands_of, key_patterns, rules
+from lash_redis.acl import ROLES, SHOWS_ALL, commands_of, key_patterns, rules
+from lash_redis.cli.rights import MAY
 from lash_redis.transfer import export_sessions, import_sessions
 from lash_redis.transport.request import Request
-from tests.support.breaking import Lua, broken_by
+from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, blob_keys, chain, commit, node, tools
 from tests.support.servers import snapshot
 
@@ -86,6 +88,7 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
         watch.remove("chat")
         watch.add("gone", 0)
         assert (await anext(watch)).session_id == "gone"
+    assert (await cache.audit(scan=False, repair=True)).problems == ()
     if audits:
         assert (await cache.audit(repair=True)).problems == ()
         assert await cache.shared.read([("MEMORY", "USAGE", cache.layout.key)], atomic=False) != [None]
@@ -133,6 +136,69 @@ async def test_an_account_cannot_access_another_namespace(role, real_server):
         with pytest.raises(BackendError, match=r"(?i)permission"):
             await call
     assert (await admin.session("chat").load_head()).head_revision == 1
+
+
+SECRET = "tenant-two"
+"""In every id of the other namespace."""
+
+
+async def other_namespace(real_server) -> SessionCache:
+    """A namespace with sessions, an owner and blobs whose names contain `SECRET`."""
+    cache = SessionCache(real_server.client(), "acme.two", options=StoreOptions(shards=2))
+    store = cache.session(f"{SECRET}-chat", owner=f"{SECRET}-owner")
+    states = HydratedSessionCheckpoint(tool_state=tools(SECRET))
+    await store.commit_runtime_state(commit(None, append("a"), session_id=f"{SECRET}-chat", checkpoint=states))
+    return cache
+
+
+def lets_every_role_scan(old):
+    return lambda role, **how: sorted({*old(role, **how), "scan"})
+
+
+@broken_by(Python("acl:commands_of", lets_every_role_scan, "lets every role SCAN"))
+@pytest.mark.parametrize("role", sorted(set(ROLES) - {"auditor"}))
+async def test_an_audit_without_scan_shows_its_account_nothing_of_another_namespace(role, real_server):
+    other = await other_namespace(real_server)
+    (foreign,) = [blob.decode() for blob in await blob_keys(real_server.client())]
+    cache = cache_for(real_server, role)
+    await cache.session("mine").commit_runtime_state(commit(None, append("a"), session_id="mine"))
+    replies, send = [], cache.shared._backend.send
+
+    async def recorded(request, **how):
+        replies.append(await send(request, **how))
+        return replies[-1]
+
+    cache.shared._backend.send = recorded
+    report = await cache.audit(scan=False, repair=True)
+    assert (report.session_count, report.problems) == (1, ())
+    assert SECRET not in repr(replies)
+    assert foreign.rpartition(":")[2] not in repr(replies)
+    client = real_server.account("acme", role)
+    head = other.layout.session(f"{SECRET}-chat").head
+    async with other.watch() as watch:
+        watch.add(f"{SECRET}-chat", 0)
+        await anext(watch)
+        for command in (
+            ("SCAN", 0), ("SCAN", 0, "MATCH", "lash2:{acme:*"), ("KEYS", "*"), ("KEYS", "lash2:{acme:*"),
+            ("RANDOMKEY",), ("DBSIZE",), ("PUBSUB", "CHANNELS"), ("CLIENT", "LIST"), ("MONITOR",), ("SLOWLOG", "GET"),
+            ("INFO",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("PSUBSCRIBE", "*"), ("SUBSCRIBE", head),
+            ("EXISTS", head), ("HGETALL", head), ("MEMORY", "USAGE", foreign), ("OBJECT", "ENCODING", foreign),
+            ("EVAL", "return redis.call('SCAN', 0)", 0), ("EVAL", "return redis.call('HGETALL', KEYS[1])", 1, head),
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)permission|can't run|may not|unknown"):
+                await client.execute_command(*command)
+
+
+async def test_the_auditor_sees_the_key_names_of_every_namespace_and_acl_says_so(real_server):
+    """No rule of Redis limits SCAN to some keys. The values of the other namespace stay unreadable."""
+    other = await other_namespace(real_server)
+    client = real_server.account("acme", "auditor")
+    _, keys = await client.scan(0, count=1000)
+    assert any(SECRET.encode() in key for key in keys)
+    assert [role for role in ROLES if "scan" in commands_of(role)] == sorted(SHOWS_ALL) == ["auditor"]
+    assert "every namespace" in MAY["auditor"]
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        await client.hgetall(other.layout.session(f"{SECRET}-chat").head)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from lash_redis import (
     SessionStoreCreateRequest,
     Unchanged,
 )
-from lash_redis.audit import Audit
+from lash_redis.audit import Audit, _Found
+from lash_redis.protocol.commands import audit as audit_commands
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import (
     append,
@@ -185,6 +186,89 @@ async def test_an_audit_reports_every_kind_of_damage_and_changes_nothing(open_ca
         assert report.problem_count == len(report.problems) >= 1
         assert report.repaired_count == 0
         assert await keyspace() == before, name
+
+
+# Without SCAN
+
+
+@pytest.mark.slow
+async def test_an_audit_without_scan_reports_the_same_of_what_the_catalogues_name(open_cache, client, keyspace):
+    """The account has no right to SCAN."""
+    assert (await open_cache().audit(scan=False)) == AuditReport()
+    for name, (_, damage) in {"no damage": ("", asyncio.sleep), **DAMAGES}.items():
+        await client.flushall()
+        await full_session(open_cache(shards=1), ttl=1000)
+        await full_session(open_cache(shards=1), "sound", ttl=1000)
+        if name != "no damage":
+            await damage(client)
+        before = await keyspace()
+        report = await open_cache(shards=1).audit(scan=False)
+        scanned = await audit(open_cache, shards=1)
+        if name == "an entry that is gone":  # the catalogue itself, so no session is known
+            assert (report.session_count, scanned.session_count) == (0, 2)
+        else:
+            assert {(each.kind, each.key) for each in report.problems} == {
+                (each.kind, each.key) for each in scanned.problems
+            }, name
+            assert report.session_count == scanned.session_count == 2, name
+        assert await keyspace() == before, name
+
+
+def repairs_without_scan(recount):
+    async def repairing(self, shard, refs):
+        self._scans = True
+        await recount(self, shard, refs)
+        self._scans = False
+
+    return repairing
+
+
+@broken_by(Python("audit:Audit._recount", repairs_without_scan, "repairs counts without SCAN"))
+async def test_a_repair_without_scan_keeps_the_blobs_of_sessions_that_are_not_listed(open_cache, client, keyspace):
+    """Only the blobs of such a session show that it exists. An audit with SCAN lists it again."""
+    cache = open_cache(shards=1)
+    states = await uploaded(cache, client)
+    for name in ("listed", "lost"):
+        await full_session(cache, name, states=states)
+    sound = await keyspace()
+    await client.zrem("lash2:{laws:0}:sessions", b"lost\xffparent")
+    before = await keyspace()
+    report = await open_cache(shards=1).audit(scan=False, repair=True)
+    assert report.session_count == 1
+    assert {(each.kind, each.repaired) for each in report.problems} == {("blob", False)}
+    assert report.problem_count == 3
+    assert await keyspace() == before
+    assert (await audit(open_cache, shards=1, repair=True)).repaired_count > 0
+    assert await keyspace() == sound
+    assert (await open_cache(shards=1).audit(scan=False)).problems == ()
+
+
+async def test_a_repair_without_scan_corrects_the_entry_of_a_listed_session(open_cache, client, keyspace):
+    await full_session(open_cache(shards=1), ttl=500)
+    sound = await keyspace()
+    await client.zadd("lash2:{laws:0}:sessions", {b"chat\xffparent": 5})
+    report = await open_cache(shards=1).audit(scan=False, repair=True)
+    assert [(each.kind, each.repaired) for each in report.problems] == [("sessions", True)]
+    assert await keyspace() == sound
+
+
+@broken_by(Python("audit:Audit._orphans", lambda _: no_orphans, "does not read the orphans"))
+async def test_an_audit_without_scan_checks_the_blobs_that_are_listed_as_orphans(open_cache, client, monkeypatch):
+    monkeypatch.setattr(audit_commands, "ORPHAN_CHUNK", 2)
+    cache = open_cache(shards=1)
+    refs = [await cache.put_blob(bytes([at])) for at in range(5)]
+    assert (await open_cache(shards=1).audit(scan=False)).blob_count == 5
+    damaged = cache.layout.shard_keys(0).blob(refs[-1])
+    await client.hset(damaged, "c", b"\0other")
+    (problem,) = (await open_cache(shards=1).audit(scan=False)).problems
+    assert (problem.kind, problem.key) == ("blob", damaged)
+    await client.zadd("lash2:{laws:0}:orphans", {"no ref": 1})
+    (problem,) = (await open_cache(shards=1).audit(scan=False)).problems
+    assert (problem.kind, problem.key) == ("orphans", "lash2:{laws:0}:orphans")
+
+
+async def no_orphans(*_):
+    return _Found()
 
 
 # Blobs
@@ -400,7 +484,7 @@ async def test_a_catalogue_lost_during_a_repair_releases_no_blob(open_cache, cli
         await full_session(cache, "late", states=states)
         await client.delete("lash2:{laws:0}:sessions")
 
-    running = Audit(open_cache(role="auditor", shards=1).shared, repair=True, progress=None)
+    running = Audit(open_cache(role="auditor", shards=1).shared, repair=True, scan=True, progress=None)
     await lose_between_phases(running, monkeypatch, loss)
     await running.run()
     assert await holders(client) == [3, 3, 3]

@@ -230,7 +230,8 @@ def fault_of(command: str) -> str | None:
             command_named = getattr(CLI, "commands", {}).get(name)
             if command_named is None:
                 return f"no command {name}"
-            known = {option for parameter in command_named.params for option in parameter.opts} | {"--help"}
+            parameters = command_named.params
+            known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
             unknown = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"} - known
             return f"no option {unknown}" if unknown else None
     return "neither a make target nor pytest nor a command of lash-redis"

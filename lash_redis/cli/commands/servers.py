@@ -89,7 +89,7 @@ def stats(
     """Count the sessions and nodes of a namespace, and estimate memory.
 
     It reads the list of sessions and every head, 1,000 in a round trip. The memory is that of a sample of sessions by
-    MEMORY USAGE, which needs the account `auditor` of `acl`. Other accounts get the rest of the figures.
+    MEMORY USAGE, which needs the account `checker` of `acl`. Other accounts get the rest of the figures.
     """
     with ending(as_json):
         require_stored_data(url)
@@ -124,25 +124,31 @@ def audit(
     repair: Annotated[
         bool, typer.Option("--repair", help="Repair holder counts, leaked blobs and the list; never a session.")
     ] = False,
+    scan: Annotated[
+        bool, typer.Option("--scan/--no-scan", help="Also check keys that no catalogue names, found by SCAN.")
+    ] = True,
     url: Url = NO_URL,
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
     """Check all stored data of a namespace, and print each problem.
 
-    Safe during live traffic. Needs the right to SCAN (the account `auditor` of `acl`). Exit code 1 if a problem
-    remains that was not repaired.
+    Safe during live traffic. Needs the right to SCAN (the account `auditor` of `acl`), which shows the key names of all
+    namespaces. With `--no-scan` any account of `acl` suffices, no other namespace is visible, and blobs are not
+    repaired. Exit code 1 if a problem remains that was not repaired.
     """
     with ending(as_json):
         require_stored_data(url)
-        found = asyncio.run(maintain.audit(url, namespace, repair=repair))
+        found = asyncio.run(maintain.audit(url, namespace, repair=repair, scan=scan))
         report = found or AuditReport()
         if as_json:
-            print_json({"ok": maintain.is_sound(report), "in_use": found is not None, **report.to_json()})
+            print_json(
+                {"ok": maintain.is_sound(report), "in_use": found is not None, "scanned": scan, **report.to_json()}
+            )
         elif found is None:
             maintain.print_unused(namespace, screen())
         else:
-            maintain.print_audit(found, screen())
+            maintain.print_audit(found, screen(), scan=scan)
     raise typer.Exit(OK if maintain.is_sound(report) else UNFIT)
 
 
@@ -178,8 +184,8 @@ def acl(
     """Print ACL SETUSER commands for accounts with the least rights.
 
     Replace the passwords yourself. `loader` may do every store operation and send scripts. `runner` may only run
-    scripts that a loader has sent. `auditor` may also SCAN, for `audit`, and measure memory, for `stats`. The command
-    connects to no server.
+    scripts that a loader has sent. `checker` may also measure memory, for `stats`. `auditor` may also SCAN, for
+    `audit`. SCAN shows it the key names of all namespaces, but not their values. The command connects to no server.
     """
     with ending(as_json):
         lines = rights.lines(namespace, f"lash-{namespace}" if user is None else user, cluster=cluster)

@@ -67,6 +67,15 @@ def listed_read(shard: ShardKeys) -> Command:
     return ("ZCARD", shard.sessions)
 
 
+ORPHAN_CHUNK: Final = 1000
+"""Maximum number of orphans read in one round trip."""
+
+
+def orphans_read(shard: ShardKeys, at: int) -> Command:
+    """Read the refs of the shard's orphans from the rank `at` on."""
+    return ("ZRANGE", shard.orphans, at, at + ORPHAN_CHUNK - 1)
+
+
 def counted_bytes(facts: object) -> int:
     """Return the bytes of node records that these facts count; 0 if they are unreadable, which the audit reports."""
     try:
