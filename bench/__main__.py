@@ -20,12 +20,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, memory, reads, refresh, report, startup, workers
+from bench import commits, fleet, large, memory, reads, refresh, report, startup, workers
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "workers", "peers", "chats", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "large", "workers", "peers", "chats", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +74,8 @@ async def measure(url: str, groups: list[str], *, quick: bool) -> tuple[dict[str
             rows += await refresh.measure(client, url, quick=quick)
         if "fleet" in groups:
             rows += await fleet.measure(client, quick=quick)
+        if "large" in groups:
+            rows += await large.measure(client, url, quick=quick)
     return head, rows
 
 
