@@ -20,6 +20,7 @@ from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.session.namespace import Namespace
+from lash_redis.transport.turns import in_turns
 
 STEP_SESSIONS = 50
 """Maximum number of sessions read at one moment."""
@@ -209,7 +210,7 @@ class Audit:
             return
         for at, listed in enumerate(sessions):
             size = commands.audit.SESSION_READS
-            audited = commands.audit.session_reply(listed, replies[at * size : (at + 1) * size])
+            audited = await in_turns(commands.audit.session_reply(listed, replies[at * size : (at + 1) * size]))
             if not audited.is_gone:
                 await self._count(listed.keys, audited, shard)
 
@@ -239,7 +240,7 @@ class Audit:
         """
         for _ in range(ATTEMPTS):
             replies = await self._namespace.read(commands.audit.session_read(listed), atomic=True)
-            audited = commands.audit.session_reply(listed, replies)
+            audited = await in_turns(commands.audit.session_reply(listed, replies))
             if audited.listing is None or audited.listing == listed:
                 return None if audited.listing is None else audited
             listed = audited.listing

@@ -47,8 +47,10 @@ from lash_redis.models.node import inside, is_transient
 from lash_redis.options import Durability
 from lash_redis.protocol.commands.reads import origin_of
 from lash_redis.protocol.inputs import require_consumed
+from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.session.store import RedisSessionStore
+from lash_redis.transport.turns import in_turns
 
 SHORT: Final = 100
 """Messages of a chat that are read as one page, in one round trip. A longer chat takes more to be read whole."""
@@ -134,7 +136,7 @@ class Chat:
             self._learn(first)
         if first is None:
             return []
-        found, size = _messages_of(first), limit
+        found, size = await in_turns(_messages_of(first)), limit
         while len(found) < limit and read is not None and read.is_partial:
             # Some nodes are no messages. Read on from the same leaf, because the head may have moved.
             size *= 2
@@ -142,7 +144,7 @@ class Chat:
             if read is None or read.commit_id != first.commit_id:  # the pages may be of different histories
                 found = await self._all_messages(before)
                 break
-            found = _messages_of(read) + found
+            found = await in_turns(_messages_of(read)) + found
         return found[-limit:]
 
     async def _earlier(self, scope: ActivePath) -> PersistedSessionRead | None:
@@ -159,7 +161,7 @@ class Chat:
             read = await self._load_whole(read)
         if before is None:
             self._learn(read)
-        return [] if read is None else _messages_of(read)
+        return [] if read is None else await in_turns(_messages_of(read))
 
     async def _load_whole(self, page: PersistedSessionRead) -> PersistedSessionRead | None:
         """Load the active path. A chat without branches is loaded as a whole graph, which saves a round trip."""
@@ -185,19 +187,7 @@ class Chat:
         read = await self._store.load_session(FullGraph())
         if read is None:
             return []
-        graph = read.graph
-        messages = {node.node_id for node in graph.nodes if node.message() is not None}
-        above: dict[str, str | None] = {}
-        """The last message at or above each node. Parents precede their children in the log."""
-        inner: set[str] = set()
-        for node in graph.nodes:
-            parent = None if node.parent_node_id is None else above.get(node.parent_node_id)
-            is_message = node.node_id in messages
-            above[node.node_id] = node.node_id if is_message else parent
-            if is_message and parent is not None:
-                inner.add(parent)
-        last = messages - inner
-        return [node.node_id for node in graph.nodes if node.node_id in last]
+        return await in_turns(_branches_of(read))
 
     async def usage(self) -> SessionUsageReport:
         """Return the sums of the token usage that was appended, by source and model. One round trip.
@@ -245,14 +235,19 @@ class Chat:
             OutcomeUnknown: the reply was lost. Messages with ids can be appended again. Load the others by `messages`
                 to see whether they are stored.
         """
-        nodes = _new_nodes(messages)
         if after is not None:
             require_id("after", after)
-            if not nodes:
+            if not messages:
                 raise InvalidRecord("after", "expected messages that continue from it, got none")
         _check_usage(usage)
         require_consumed("consumes", consumes)
-        if nodes or usage or consumes:
+        if not (messages or usage or consumes):
+            return []
+        # A short append is converted before it waits, so it contains the messages as they are now.
+        nodes = at_once(_new_nodes(messages)) if len(messages) <= STEP_ITEMS else None
+        async with self._turn():
+            if nodes is None:
+                nodes = await in_turns(_new_nodes(messages))
             try:
                 parent_of = (lambda tip: tip.leaf) if after is None else (lambda _: after)
                 await self._add(_Addition(nodes, parent_of, usage, lease, consumes))
@@ -261,7 +256,7 @@ class Chat:
                     raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
                 reason = f"the last message, {error.parent_node_id!r}, was tombstoned; rewind to a live message first"
                 raise InvalidRecord("after", reason) from error
-        return [message_of_new(node) for node in nodes]
+        return await in_turns(_messages_of_new(nodes))
 
     async def enqueue_input(
         self, message: Mapping[str, object], *, durability: Durability | None = None
@@ -302,7 +297,8 @@ class Chat:
             raise _unknown_message(message_id)
         new = _new_node(check_chat_message(message, "message"), _new_id(), _now())
         try:
-            await self._add(_Addition([new], lambda _: node.parent_node_id, lease=lease))
+            async with self._turn():
+                await self._add(_Addition([new], lambda _: node.parent_node_id, lease=lease))
         except InvalidParent as error:  # the chat expired, or the message before was tombstoned
             raise _unknown_message(message_id) from error
         return message_of_new(new)
@@ -337,21 +333,20 @@ class Chat:
         return report
 
     async def _add(self, addition: _Addition) -> None:
-        """Commit an addition; repeat it after a conflict."""
-        async with self._turn():
-            try:
-                await self._add_once(addition)
-            except SessionGone:
-                raise
-            except HeadRevisionConflict:
-                # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
-                retrying = AsyncRetrying(
-                    stop=stop_after_delay(self._patience),
-                    wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                    retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
-                    reraise=True,
-                )
-                await retrying(self._add_once, addition)
+        """Commit an addition in the turn of its caller; repeat it after a conflict."""
+        try:
+            await self._add_once(addition)
+        except SessionGone:
+            raise
+        except HeadRevisionConflict:
+            # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
+            retrying = AsyncRetrying(
+                stop=stop_after_delay(self._patience),
+                wait=wait_random_exponential(multiplier=0.005, max=0.2),
+                retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
+                reraise=True,
+            )
+            await retrying(self._add_once, addition)
 
     async def _add_once(self, addition: _Addition, *, again: bool = True) -> None:
         """Commit an addition, or find that it is stored. `again`: begin again if a collision is not confirmed."""
@@ -398,10 +393,9 @@ class Chat:
         """
         nodes = addition.nodes
         stored = await self._store.load_nodes([node.node_id for node in nodes])
-        for found, node in zip(stored, nodes, strict=True):
-            if found is not None and canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
-                await self._store.require_owner()
-                raise collision
+        if not await in_turns(_agree(stored, nodes)):
+            await self._store.require_owner()
+            raise collision
         if None not in stored:
             return
         await self._store.require_owner()
@@ -409,6 +403,15 @@ class Chat:
             raise collision
         self._tip = None
         await self._add_once(addition, again=False)
+
+
+def _agree(stored: Sequence[SessionNodeRecord | None], nodes: Sequence[SessionNodeRecord]) -> Steps[bool]:
+    """Whether each node that is stored has the same message; each node is a step."""
+    for found, node in zip(stored, nodes, strict=True):
+        if found is not None and canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
+            return False
+        yield
+    return True
 
 
 def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:
@@ -432,10 +435,33 @@ def _is_of_one_line(read: PersistedSessionRead) -> bool:
     return origin is not None and origin.is_of_one_line
 
 
-def _messages_of(read: PersistedSessionRead) -> list[ChatMessage]:
-    nodes = read.graph.nodes
+def _messages_of(read: PersistedSessionRead) -> Steps[list[ChatMessage]]:
+    """Return the messages of a read; each node is a step."""
+    nodes, messages = read.graph.nodes, []
     events = nodes.events() if isinstance(nodes, StoredNodes) else ((node.node_id, node.event()) for node in nodes)
-    return [message for node_id, event in events if (message := _message_of(node_id, event)) is not None]
+    for node_id, event in events:
+        message = _message_of(node_id, event)
+        if message is not None:
+            messages.append(message)
+        yield
+    return messages
+
+
+def _branches_of(read: PersistedSessionRead) -> Steps[list[str]]:
+    """Return the ids of the messages that no message follows; each node is a step."""
+    above: dict[str, str | None] = {}
+    """The last message at or above each node. Parents precede their children in the log."""
+    last: dict[str, None] = {}
+    for node in read.graph.nodes:
+        parent = None if node.parent_node_id is None else above.get(node.parent_node_id)
+        is_message = node.message() is not None
+        above[node.node_id] = node.node_id if is_message else parent
+        if is_message:
+            last[node.node_id] = None
+            if parent is not None:
+                last.pop(parent, None)
+        yield
+    return list(last)
 
 
 def message_of_new(node: SessionNodeRecord) -> ChatMessage:
@@ -444,12 +470,20 @@ def message_of_new(node: SessionNodeRecord) -> ChatMessage:
     return message
 
 
+def _messages_of_new(nodes: Sequence[SessionNodeRecord]) -> Steps[list[ChatMessage]]:
+    messages = []
+    for node in nodes:
+        messages.append(message_of_new(node))
+        yield
+    return messages
+
+
 def _unknown_message(message_id: str) -> InvalidRecord:
     return InvalidRecord("message_id", f"expected the id of a live message, got {message_id!r}")
 
 
-def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
-    """Return a node for each message, without parents."""
+def _new_nodes(messages: Sequence[Any]) -> Steps[list[SessionNodeRecord]]:
+    """Return a node for each message, without parents; each message is a step."""
     now = _now()
     nodes: dict[str, SessionNodeRecord] = {}
     for at, given in enumerate(messages):
@@ -459,6 +493,7 @@ def _new_nodes(messages: Sequence[Any]) -> list[SessionNodeRecord]:
         if message_id in nodes:
             raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
         nodes[message_id] = _new_node(message, message_id, now)
+        yield
     return list(nodes.values())
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lash_redis.errors import Corrupt
@@ -12,6 +12,7 @@ from lash_redis.models import SessionNodeRecord
 from lash_redis.models.lineage import Base, Lineage
 from lash_redis.protocol.heads import Facts
 from lash_redis.protocol.nodes import first_changed, mark_of, timeless_part
+from lash_redis.protocol.steps import Steps, chunks
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
@@ -43,19 +44,19 @@ class StoredLog(Base):
         nodes = self.nodes.extended(records, [*range(count, count + len(records))])
         return replace(self, nodes=nodes, size=self.size + sum(map(len, records)), sum=self.sum.plus(run, count))
 
-    def kept_by(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> Kept | None:
-        """Count how many of the first `nodes` encode to exactly the records of this log, timestamps included.
+    def kept_by(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> Steps[Kept | None]:
+        """Count how many of the first `nodes` encode to exactly the records of this log, timestamps included; in steps.
 
         None if fewer than half of the records are kept, because the script checks each dropped one. None also if the
         ids of the dropped nodes take more bytes than the records that are kept.
         """
-        count, total = self._common(nodes, lineage), len(self)
+        count, total = (yield from self._common(nodes, lineage)), len(self)
         if count == 0 or count < total - count:
             return None
         log, key = self.nodes, self.nodes.key
         try:
             dropped = [log[at].node_id for at in range(count, total)]
-            run = Run.of(timeless_part(log.record(at), key, at) for at in range(count, total))
+            run = yield from Run.of_in_steps(timeless_part(log.record(at), key, at) for at in range(count, total))
         except Corrupt:  # a whole replacement overwrites the damaged record
             return None
         less = sum(len(log.record(at)) for at in range(count, total))
@@ -63,7 +64,7 @@ class StoredLog(Base):
             return None
         return Kept(self, count, less, Sum().plus(run, count), dropped)
 
-    def _common(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> int:
+    def _common(self, nodes: Sequence[SessionNodeRecord], lineage: Lineage) -> Steps[int]:
         """Count how many nodes this log and `nodes` have in common, from the first on.
 
         A stored node whose payload no caller has accessed is unchanged. Any other node may have been changed in place,
@@ -76,12 +77,22 @@ class StoredLog(Base):
             accessed = dict(stored.accessed(kept))
             others = (at for at in self.nodes.differing(stored, kept) if at not in accessed)
             other = next(others, kept)
-            changed = first_changed(records, accessed.items(), were_read=True)
+            changed = yield from _first_changed(records, accessed.items(), were_read=True)
             if other < kept or changed is not None:
                 return other if changed is None else min(other, changed)
         made = ((at, nodes[at]) for at in range(kept, most))
-        changed = first_changed(records, made, were_read=False)
+        changed = yield from _first_changed(records, made, were_read=False)
         return most if changed is None else changed
+
+
+def _first_changed(records: Sequence[bytes], nodes: Iterable[tuple[int, Any]], *, were_read: bool) -> Steps[int | None]:
+    """`first_changed` in steps."""
+    for chunk in chunks(nodes):
+        changed = first_changed(records, chunk, were_read=were_read)
+        if changed is not None:
+            return changed
+        yield
+    return None
 
 
 class TombstonesSeen(NamedTuple):

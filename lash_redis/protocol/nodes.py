@@ -291,6 +291,12 @@ def mark_accessed(node: SessionNodeRecord) -> None:
         set_stored(payload, None)
 
 
+def stored_size(node: SessionNodeRecord) -> int | None:
+    """Return the bytes of a payload that is still packed; None if it is decoded or was not read from a store."""
+    stored = getattr(node.payload, "_stored", None)
+    return len(stored.data) if isinstance(stored, _PackedPayload) else None
+
+
 def is_accessed(node: SessionNodeRecord) -> bool:
     """Whether a caller may have the payload and may have changed it. True for a node that was not read from a store."""
     return getattr(node.payload, "_stored", None) is None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress, repeat
 from operator import itemgetter
 from threading import Lock
-from time import perf_counter
 from typing import Any, overload
 
 from lash_redis.models import SessionNodeRecord
@@ -23,6 +22,7 @@ from lash_redis.protocol.nodes import (
     record_prefix,
     set_stored,
 )
+from lash_redis.protocol.steps import Steps
 
 
 class _SharedRecords:
@@ -165,18 +165,16 @@ class StoredNodes(NodeSequence):
                 yield node
             decode = decode_node_accessed if is_accessed(node) else decode_node
 
-    def decode_some(self, start: int, until: float) -> int:
-        """Decode nodes and payloads from `start` until `perf_counter` reaches a time; return where to continue."""
+    def decode_in_steps(self) -> Steps[None]:
+        """Decode all nodes and payloads; each node is a step."""
         nodes, records, places, key = self._decoded(), self._shared.records, self._shared.places, self._key
-        for at in range(start, self._count):
+        for at in range(self._count):
             node = nodes[at]
             if node is None:
                 self._published(at, decode_node(records[at], key, at if places is None else places[at], ahead=True))
             else:
                 decode_payload(node)
-            if perf_counter() >= until:
-                return at + 1
-        return self._count
+            yield
 
     def events(self) -> Iterator[tuple[str, Any]]:
         """Yield the id and the event of each node; None for the event of a plugin's node.
@@ -290,25 +288,18 @@ class StoredNodes(NodeSequence):
         return [at for at, (record, other_record) in enumerate(pairs) if record != other_record]
 
 
-def decode_some(nodes: Sequence[SessionNodeRecord], start: int, seconds: float) -> int:
-    """Decode the nodes of a read and their payloads from `start` on, and stop after some seconds.
-
-    The payloads do not count as accessed.
-
-    Returns:
-        The index to continue from. A single node may take longer than `seconds`.
+def decode_in_steps(nodes: Sequence[SessionNodeRecord]) -> Steps[None]:
+    """Decode the nodes of a read and their payloads; each node is a step. The payloads do not count as accessed.
 
     Raises:
         Corrupt: a record is damaged.
     """
-    until = perf_counter() + seconds
     if isinstance(nodes, StoredNodes):
-        return nodes.decode_some(start, until)
-    for at in range(start, len(nodes)):
-        decode_payload(nodes[at])
-        if perf_counter() >= until:
-            return at + 1
-    return len(nodes)
+        yield from nodes.decode_in_steps()
+        return
+    for node in nodes:
+        decode_payload(node)
+        yield
 
 
 def _unpickled(

@@ -14,6 +14,8 @@ from hashlib import sha256
 from struct import Struct
 from typing import Final, NamedTuple
 
+from lash_redis.protocol.steps import Steps, chunks
+
 _MODULUS: Final = 2**32
 _value_of: Final = Struct(">II").unpack_from
 
@@ -58,3 +60,20 @@ class Run(NamedTuple):
             plain_high += high_value
             plain_low += low_value
         return cls(high % _MODULUS, low % _MODULUS, plain_high % _MODULUS, plain_low % _MODULUS)
+
+    @classmethod
+    def of_in_steps(cls, parts: Iterable[bytes]) -> Steps[Run]:
+        """Compute the sums as `of` does, in steps."""
+        run, count = cls(), 0
+        for chunk in chunks(parts):
+            run = run.followed_by(cls.of(chunk), count)
+            count += len(chunk)
+            yield
+        return run
+
+    def followed_by(self, run: Run, count: int) -> Run:
+        """Return the sums of these nodes, of which there are `count`, and of the nodes of `run` behind them."""
+        high, low = Sum(self.high, self.low).plus(run, count)
+        return Run(
+            high, low, (self.plain_high + run.plain_high) % _MODULUS, (self.plain_low + run.plain_low) % _MODULUS
+        )

@@ -16,6 +16,7 @@ from lash_redis.protocol.blob_cache import BlobCache, KnownBlobs, WrittenTools
 from lash_redis.protocol.blobs import decode_blob, ref_of
 from lash_redis.protocol.keys import Layout, SessionKeys, ShardKeys
 from lash_redis.protocol.lineage import KnownLogs
+from lash_redis.session.in_flight import LARGE_BYTES, BytesInFlight
 from lash_redis.session.queues import Queues
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.failures import Earlier, check_types
@@ -56,6 +57,7 @@ class Namespace:
         self.written = WrittenTools(options.blob_cache_bytes)
         self.logs = KnownLogs()
         self.appends = Queues()
+        self.in_flight = BytesInFlight(options.max_bytes_in_flight, options.call_timeout)
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
@@ -229,11 +231,16 @@ class Namespace:
         return taken
 
     async def put_blob(self, data: bytes) -> BlobRef:
-        ref = ref_of(data)
-        call = commands.maintenance.put_blob_call(
-            self.layout.shard_keys(self.layout.shard_of(ref)), ref, data, self.options
-        )
-        commands.calls.status(call, await self.run(call))
+        flight = self.in_flight.flight()
+        try:
+            await flight.begin(lambda: len(data) > LARGE_BYTES)
+            await flight.take(len(data))
+            ref = ref_of(data)
+            shard = self.layout.shard_keys(self.layout.shard_of(ref))
+            call = commands.maintenance.put_blob_call(shard, ref, data, self.options)
+            commands.calls.status(call, await self.run(call))
+        finally:
+            flight.end()
         self.cached.put(ref, data)
         return ref
 

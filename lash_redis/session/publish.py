@@ -22,14 +22,16 @@ from lash_redis.models import BlobRef, ReplaceFull, RuntimeCommitResult
 from lash_redis.models.lineage import Base
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import commands
-from lash_redis.protocol.commands.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_commit
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit, first_new_node, log_after, prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import RECEIPTS
+from lash_redis.session.in_flight import Flight
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.transport.failures import Earlier
+from lash_redis.transport.turns import in_turns
 
 log = logging.getLogger("lash_redis")
 
@@ -54,6 +56,7 @@ class _Attempts:
     """The owner that the session is expected to have; empty for none."""
     own_ttl: int | None
     origin: commands.commit.Origin | None
+    flight: Flight
     reported_missing: set[BlobRef] = field(default_factory=set)
     """The blobs that a reply reported as missing. One that is missing again and has no bytes is an error."""
     earlier: Earlier = field(default_factory=Earlier)
@@ -88,13 +91,15 @@ class Publisher:
         seen: Seen,
         options: StoreOptions,
         own_ttl: int | None,
+        flight: Flight,
         origin: commands.commit.Origin | None = None,
     ) -> Published:
         """Apply the commit once, or raise the error of its refusal.
 
         `seen` is what the handle knows. `own_ttl` is the session's own ttl in ms, 0 for never, None to keep it. With an
-        `origin` the session must be new. One round trip if the head holds the components that `seen` names, and the
-        server has the blobs that are sent by ref only. Each correction takes one more.
+        `origin` the session must be new. The commit's bytes count in `flight`. One round trip if the head holds the
+        components that `seen` names, and the server has the blobs that are sent by ref only. Each correction takes one
+        more.
 
         Raises:
             BackendError: the session changed during each of `MAX_ATTEMPTS` attempts; nothing was written.
@@ -104,7 +109,7 @@ class Publisher:
         before = commands.commit.carried_refs(prepared.commit) if seen.components is None else seen.components
         before = before if origin is None else NO_REFS
         owner = self._keys.access or seen.owner
-        attempts = _Attempts(prepared, before, options, owner, own_ttl, origin)
+        attempts = _Attempts(prepared, before, options, owner, own_ttl, origin, flight)
         for _ in range(MAX_ATTEMPTS):
             made = self._call(attempts)
             reply, durable = await self._namespace.run_durably(made.call, options.durability, attempts.earlier)
@@ -150,14 +155,13 @@ class Publisher:
                 await self._supply(attempts, refs)
             case commands.commit.SendWhole(refusal):
                 try:
-                    seen = attempts.prepared.seen
-                    attempts.prepared = prepare_commit(
-                        attempts.prepared.commit,
-                        attempts.options,
-                        self._namespace.written,
-                        before=attempts.prepared.head,
+                    prepared, written = attempts.prepared, self._namespace.written
+                    await attempts.flight.begin(lambda: True)
+                    attempts.prepared = await in_turns(
+                        prepare_in_steps(prepared.commit, attempts.options, written, before=prepared.head)
                     )
-                    attempts.prepared.seen = seen
+                    attempts.prepared.seen = prepared.seen
+                    await attempts.flight.take(attempts.prepared.size())
                 except CommitTooLarge:
                     if refusal is None:
                         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -23,9 +23,10 @@ from lash_redis.protocol import commands
 from lash_redis.protocol.components import stored_blobs
 from lash_redis.protocol.heads import decode_meta
 from lash_redis.protocol.keys import SessionKeys
-from lash_redis.protocol.stored_nodes import decode_some
+from lash_redis.protocol.stored_nodes import decode_in_steps
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.seen import Seen
+from lash_redis.transport.turns import in_turns
 
 Decoded = TypeVar("Decoded")
 
@@ -117,8 +118,8 @@ class Reader:
     async def nodes(self, ids: Sequence[str]) -> list[SessionNodeRecord | None]:
         """`RedisSessionStore.load_nodes`, with ids that are valid."""
         found: list[SessionNodeRecord | None] = []
-        for at in range(0, len(ids), commands.maintenance.NODE_CHUNK):
-            chunk = ids[at : at + commands.maintenance.NODE_CHUNK]
+        while len(found) < len(ids):
+            chunk = ids[len(found) : len(found) + commands.maintenance.NODE_CHUNK]
             call = commands.maintenance.nodes_call(self._keys, chunk)
             reply = await self._namespace.run(call, writes=False, is_large=True)
             try:
@@ -140,7 +141,7 @@ class Reader:
         """`RedisSessionStore.load_session`, without sliding."""
         read = await self._load(scope)
         if decode and read is not None:
-            await _decode(read.graph.nodes)
+            await in_turns(decode_in_steps(read.graph.nodes))
         return read
 
     async def _load(self, scope: SessionReadScope) -> PersistedSessionRead | None:
@@ -168,7 +169,7 @@ class Reader:
         keys = self._keys
         for _ in self._attempts():
             stored = await self._at_one_revision(
-                commands.reads.full_read(keys), lambda replies: commands.reads.full_reply(keys, replies)
+                commands.reads.full_read(keys), lambda replies: in_turns(commands.reads.full_reply(keys, replies))
             )
             if stored is None:
                 return None
@@ -196,7 +197,7 @@ class Reader:
         )
 
     async def _at_one_revision(
-        self, trip: Sequence[commands.calls.Command], decode: Callable[[Sequence[Any]], Decoded]
+        self, trip: Sequence[commands.calls.Command], decode: Callable[[Sequence[Any]], Awaitable[Decoded]]
     ) -> Decoded:
         """Return the decoded replies to commands that begin with the head, all of one revision.
 
@@ -213,8 +214,8 @@ class Reader:
         )
         if not any(isinstance(reply, Corrupt) for reply in replies) and facts == replies[0].get(b"facts"):
             with suppress(Corrupt):
-                return decode(replies)
-        return decode(await namespace.read(trip, atomic=True))
+                return await decode(replies)
+        return await decode(await namespace.read(trip, atomic=True))
 
     async def _held(
         self, head: commands.reads.StoredHead, known: Mapping[str, bytes] = _NONE
@@ -276,10 +277,13 @@ class Reader:
         """
         keys, leaf = self._keys, scope.leaf_node_id
         if scope.limit is not None and leaf is None and scope.before is None:
-            ended, stored = await self._at_one_revision(
-                commands.pages.end_read(keys, scope.limit),
-                lambda replies: self._with_path(commands.pages.end_plan(keys, scope, replies)),
-            )
+
+            async def decode_end(
+                replies: Sequence[Any],
+            ) -> tuple[commands.paths.PathPlan | Literal["other"] | None, commands.reads.StoredRead | None]:
+                return self._with_path(commands.pages.end_plan(keys, scope, replies))
+
+            ended, stored = await self._at_one_revision(commands.pages.end_read(keys, scope.limit), decode_end)
             if ended != "other":
                 return ended, stored
         if scope.is_page:
@@ -289,11 +293,11 @@ class Reader:
                 return self._with_path(commands.pages.plan(call, keys, scope, reply))
             except OwnerMismatch:
                 return None, None
-        plan = await self._at_one_revision(
-            commands.paths.path_read(keys, leaf),
-            lambda replies: commands.paths.path_plan(keys, leaf, replies, strict=self._strict),
-        )
-        return plan, None
+
+        async def decode_plan(replies: Sequence[Any]) -> commands.paths.PathPlan | Literal["far"] | None:
+            return commands.paths.path_plan(keys, leaf, replies, strict=self._strict)
+
+        return await self._at_one_revision(commands.paths.path_read(keys, leaf), decode_plan), None
 
     def _with_path(self, plan: Plan) -> tuple[Plan, commands.reads.StoredRead | None]:
         """Add the path, if the plan has its records."""
@@ -405,19 +409,6 @@ class Reader:
         graph = read.graph.with_leaf(now.leaf) if is_same_log else now.graph
         held = await self._held(now.head, stored_blobs(read.checkpoint))
         return await self.load(known.scope) if held is None else now.shown(held, graph)
-
-
-DECODE_SECONDS: Final = 0.002
-"""Maximum time that decoding blocks the event loop before other tasks run. A single node may take longer."""
-
-
-async def _decode(nodes: Sequence[SessionNodeRecord]) -> None:
-    """Decode all payloads, in slices between which other tasks run."""
-    at = 0
-    while at < len(nodes):
-        if at:
-            await asyncio.sleep(0)
-        at = decode_some(nodes, at, DECODE_SECONDS)
 
 
 def _is_cut(read: PersistedSessionRead) -> bool:

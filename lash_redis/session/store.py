@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable
 from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
@@ -57,9 +58,11 @@ from lash_redis.models import (
 )
 from lash_redis.options import KEEP, SEEN, Durability, Keep, StoreOptions, own_ttl_ms, require_durability
 from lash_redis.protocol import commands
-from lash_redis.protocol.commands.prepared_commit import prepare_commit
+from lash_redis.protocol.commands.estimates import is_larger
+from lash_redis.protocol.commands.prepared_commit import prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.session.basis import Basis, basis_of
+from lash_redis.session.in_flight import LARGE_BYTES
 from lash_redis.session.inputs import Inputs
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
@@ -71,6 +74,7 @@ from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.failures import Earlier
+from lash_redis.transport.turns import in_turns
 
 log = logging.getLogger("lash_redis")
 
@@ -238,8 +242,9 @@ class RedisSessionStore:
     async def load_nodes(self, ids: Sequence[str]) -> list[SessionNodeRecord | None]:
         """Load live nodes, on the active path or not, in the order of `ids`; None for an unknown or tombstoned id.
 
-        All are None if the session is another owner's. An id may occur more than once. One round trip per 500 ids. The
-        nodes of one round trip are of one revision; more than 500 ids may span several.
+        All are None if the session is another owner's. An id may occur more than once. One round trip per 500 ids, or
+        for fewer of them in the middle of a log of more than 10,000 nodes. The nodes of one round trip are of one
+        revision; those of several may be of several.
 
         Raises:
             InvalidRecord: an id is invalid; the error names it. Nothing was sent.
@@ -335,6 +340,9 @@ class RedisSessionStore:
         that was put together by hand, and one that keeps less than half of the stored nodes. In a second round trip,
         so is a graph of another log than the stored one, or of a log with tombstones.
 
+        Other tasks run while a large commit is encoded. Do not change its records until the call returns. A commit of
+        more than 64 KiB waits while others have `StoreOptions.max_bytes_in_flight` bytes in flight.
+
         `durability` (default: `StoreOptions.durability`) waits for replicas or the disk in the same round trip. The
         commit stays applied if the confirmation does not arrive in time, and the result's `durable` is then False.
 
@@ -408,14 +416,20 @@ class RedisSessionStore:
             require_type("RuntimeCommit.graph.graph", commit.graph.graph, SessionGraph)
             base = commit.graph.graph.lineage.base
         log = None if base is None else self._namespace.logs.newest(base, self._keys.log)
-        prepared = prepare_commit(commit, options, self._namespace.written, log, basis.head)
-        if isinstance(commit.graph, ReplaceFull) and base is not None:
-            prepared.seen = self._namespace.logs.tombstones_seen(base, self._keys.log)
+        flight = self._namespace.in_flight.flight()
         try:
-            published = await self._publisher.publish(prepared, seen, options, own_ttl)
-        except OutcomeUnknown:
-            self._last = replace(self._last, unsettled=prepared.fingerprint())
-            raise
+            await flight.begin(partial(is_larger, commit, LARGE_BYTES))
+            prepared = await in_turns(prepare_in_steps(commit, options, self._namespace.written, log, basis.head))
+            if isinstance(commit.graph, ReplaceFull) and base is not None:
+                prepared.seen = self._namespace.logs.tombstones_seen(base, self._keys.log)
+            await flight.take(prepared.size())
+            try:
+                published = await self._publisher.publish(prepared, seen, options, own_ttl, flight)
+            except OutcomeUnknown:
+                self._last = replace(self._last, unsettled=prepared.fingerprint())
+                raise
+        finally:
+            flight.end()
         self._last = published.seen
         return published.result
 
@@ -436,10 +450,16 @@ class RedisSessionStore:
             SessionExists: the session exists already; nothing was written.
             Everything else that `commit_runtime_state` raises.
         """
-        prepared = prepare_commit(commit, options, self._namespace.written)
-        prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
-        prepared.meaning = origin.meaning or prepared.meaning
-        published = await self._publisher.publish(prepared, self._last, options, own_ttl_ms(ttl), origin)
+        flight = self._namespace.in_flight.flight()
+        try:
+            await flight.begin(partial(is_larger, commit, LARGE_BYTES))
+            prepared = await in_turns(prepare_in_steps(commit, options, self._namespace.written))
+            prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
+            prepared.meaning = origin.meaning or prepared.meaning
+            await flight.take(prepared.size())
+            published = await self._publisher.publish(prepared, self._last, options, own_ttl_ms(ttl), flight, origin)
+        finally:
+            flight.end()
         self._last = published.seen
         return published.result
 
@@ -744,7 +764,11 @@ class RedisSessionStore:
         return await self._maintenance.tombstone(require_ids("ids", ids), durability)
 
     async def vacuum(self) -> VacuumReport:
-        """Free the records of tombstoned nodes, and return how many were freed. One round trip per 500.
+        """Free the records of tombstoned nodes, and return how many were freed.
+
+        One round trip per 500, or for fewer of them in a log of more than 10,000 nodes: each script holds the server
+        for about 10 ms. Between two of them other clients work, and the session is sound. A call that ends early has
+        freed some nodes, and the next call frees the others.
 
         Their ids can then be used again, except those that a live node names as its parent.
 

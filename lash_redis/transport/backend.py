@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from math import inf
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -21,6 +20,7 @@ from lash_redis.protocol import scripts
 from lash_redis.transport import full_server, remedies
 from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.failures import FAILURES, Earlier, NoReply, OutOfTime, is_out_of_memory, is_transient
+from lash_redis.transport.loop_state import states_of_the_running_loop
 from lash_redis.transport.node import Listener, Node
 from lash_redis.transport.request import Command, Lane, Request
 from lash_redis.transport.topology import Topology
@@ -188,8 +188,8 @@ class Backend:
         return place.topology
 
     def _place(self) -> _Place:
-        places = _places_of_the_running_loop()
-        place = places.get(self)
+        places = states_of_the_running_loop()
+        place: _Place | None = places.get(self)
         if place is None or place.process != os.getpid():
             place = places[self] = _Place()
         return place
@@ -278,20 +278,3 @@ class _Place:
         """Close the connections of a cache that was dropped without being closed; not in a forked child."""
         if self.topology is not None and self.process == os.getpid():
             self.topology.abandon()
-
-
-_PLACES: Final = "_lash_redis_places"
-
-
-def _places_of_the_running_loop() -> WeakKeyDictionary[Backend, _Place]:
-    """Return the topologies of the running event loop by backend.
-
-    They are an attribute of the loop. In any other place they would keep the loop alive, because connections refer to
-    it.
-    """
-    loop = asyncio.get_running_loop()
-    places: WeakKeyDictionary[Backend, _Place] | None = getattr(loop, _PLACES, None)
-    if places is None:
-        places = WeakKeyDictionary()
-        setattr(loop, _PLACES, places)
-    return places

@@ -19,7 +19,8 @@ from lash_redis.transport.dialer import Dialer, Where, address_of
 from lash_redis.transport.failures import NotSent, OutOfTime, first_error
 from lash_redis.transport.lanes import Lanes
 from lash_redis.transport.request import Command, Request
-from lash_redis.transport.wire import pack
+from lash_redis.transport.turns import in_turns
+from lash_redis.transport.wire import is_long, pack, pack_in_steps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +150,7 @@ class OwnNode(Node):
             # transaction until all of its keys have arrived.
             request = replace(request, atomic=True)
         commands = _framed(request, asking=asking) if asking or request.atomic else request.commands
-        wire = pack(commands)
+        wire = await in_turns(pack_in_steps(commands)) if is_long(commands) else pack(commands)
         group = self._lanes.group(request.lane, len(wire))
         if request.waits:
             await group.wait_for_turn(request.deadline)

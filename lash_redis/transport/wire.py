@@ -7,10 +7,32 @@ from typing import Any, Final
 
 import hiredis
 
+from lash_redis.protocol.steps import Steps
 from lash_redis.transport.request import Command
 
 LARGE_ARGUMENT: Final = 64 * 1024
 """The size of an argument, in bytes, above which the copies of hiredis take longer than joining in Python."""
+
+
+CHUNK: Final = 1024
+"""The number of arguments that one step encodes."""
+
+
+def is_long(commands: Sequence[Command]) -> bool:
+    """Whether `pack_in_steps` has more than one step, so that it is worth its overhead."""
+    return any(len(command) > CHUNK for command in commands)
+
+
+def pack_in_steps(commands: Sequence[Command]) -> Steps[bytes]:
+    """Encode commands as `pack` does, in steps."""
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for at in range(0, len(command), CHUNK):
+            packed = _packed(command[at : at + CHUNK])
+            parts.append(packed[packed.index(b"\n") + 1 :])
+            yield
+    return b"".join(parts)
 
 
 def pack(commands: Sequence[Command]) -> bytes:

@@ -478,6 +478,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Env, Any], Awaitable[Any]], tuple[Any, ...]
             "blob_cache_bytes": (None, -1, True, 1.0, "1"),
             "max_commit_bytes": (0, -1, True, 1.0, "1"),
             "max_commit_nodes": (0, -1, True, 1.0, "1"),
+            "max_bytes_in_flight": (None, 0, -1, True, 1.0, "1"),
             "call_timeout": (0, -1, True, "1", NAN, INFINITY),
         }.items()
     },
@@ -568,7 +569,8 @@ async def test_a_50_megabyte_execution_state_is_stored_unless_it_exceeds_the_lim
 async def test_a_replacement_of_20_000_nodes_is_stored_unless_it_exceeds_the_limit(server: Server) -> None:
     nodes = tuple(event_node(f"n{at}", f"n{at - 1}" if at % 1000 else None) for at in range(20_000))
     commit = RuntimeCommit("chat", graph=ReplaceFull(SessionGraph(nodes, "n19999")))
-    await SessionCache(server.client(), NAMESPACE).session("chat").commit_runtime_state(commit)
+    large = SessionCache(server.client(), NAMESPACE, options=StoreOptions(max_commit_nodes=None))
+    await large.session("chat").commit_runtime_state(commit)
     store = SessionCache(server.client(), NAMESPACE).session("chat")
     read = await store.load_session(FullGraph())
     path = await store.load_session(ActivePath())

@@ -462,8 +462,8 @@ async def test_config_and_turn_state_come_from_the_last_commit_only(store):
 
 
 @pytest.mark.slow
-async def test_a_full_replacement_of_20000_nodes_is_one_commit(store):
-    ids = numbered(20_000)
+async def test_a_full_replacement_of_20000_nodes_is_one_commit(open_cache):
+    store, ids = open_cache(max_commit_nodes=20_000).session("chat"), numbered(20_000)
     await store.commit_runtime_state(commit(None, append("old")))
     await store.commit_runtime_state(commit(1, replace_full(*ids)))
     read = await store.load_session(FullGraph())

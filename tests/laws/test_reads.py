@@ -11,7 +11,6 @@ from lash_redis import (
     ActivePath,
     Append,
     Corrupt,
-    EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
@@ -22,13 +21,11 @@ from lash_redis import (
     SessionGraph,
     SessionHeadMeta,
     SessionMeta,
-    SessionNodeRecord,
     Unchanged,
     UnsupportedReadScope,
     load_persisted_session_state,
     load_persisted_session_state_active_path,
 )
-from lash_redis.session.reader import _decode
 from tests.support.breaking import Lua, Python, broken_by, one_by_one
 from tests.support.builders import (
     FAMILIES,
@@ -516,7 +513,7 @@ async def test_an_eager_read_equals_a_lazy_read_and_marks_no_node_as_accessed(sc
     assert list(read.graph.nodes) == chain("a", "b", "c")
 
 
-@broken_by(Python("session.reader:decode_some", lambda _: lambda nodes, *_: len(nodes), "decodes nothing"))
+@broken_by(Python("session.reader:decode_in_steps", lambda _: lambda nodes: iter(()), "decodes nothing"))
 @EVERY_SCOPE
 async def test_an_eager_read_reports_a_damaged_record(scope, open_cache, client):
     await open_cache().session("chat").commit_runtime_state(commit(None, append("a", "b", "c")))
@@ -534,33 +531,6 @@ async def test_an_eager_read_of_a_path_linked_by_ids_decodes_every_node(open_cac
     await flip_last_bit(client, await key_of(client, "log"), 1)
     with pytest.raises(Corrupt, match="record 1"):
         await open_cache(graph_checks="lenient").session("chat").load_session(ActivePath(), decode=True)
-
-
-@broken_by(
-    Python("session.reader:decode_some", lambda some: lambda nodes, at, _: some(nodes, at, 60.0), "never pauses")
-)
-async def test_other_tasks_run_while_a_read_is_decoded(store):
-    """The rows take about 50 ms to decode. The decoder checks the clock after each node."""
-    rows = [{"id": number, "name": f"row {number}", "value": number * 1.5} for number in range(3000)]
-    nodes = [SessionNodeRecord(f"n{at}", f"n{at - 1}" if at else None, "t", EventPayload(rows)) for at in range(30)]
-    await store.commit_runtime_state(commit(None, Append(nodes, "n29")))
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    read = await store.load_session(FullGraph())
-    other = asyncio.create_task(count())
-    try:
-        await asyncio.sleep(0)
-        before = turns
-        await _decode(read.graph.nodes)
-        assert turns - before >= 5
-    finally:
-        other.cancel()
 
 
 @EVERY_SCOPE

@@ -588,8 +588,9 @@ async def test_a_commit_that_appears_between_two_trips_is_not_reported_as_refuse
     await store.commit_runtime_state(made)
     current = await capture(client, "current", None)
     await restore(client, lagging)
-    prepared = prepare_commit(made, store._namespace.options, store._namespace.written)
-    attempts = _Attempts(prepared, NO_REFS, store._namespace.options, "", None, None, earlier=Earlier(True))
+    shared = store._namespace
+    prepared, flight = prepare_commit(made, shared.options, shared.written), shared.in_flight.flight()
+    attempts = _Attempts(prepared, NO_REFS, shared.options, "", None, None, flight, earlier=Earlier(True))
     conflict = HeadRevisionConflict(1, 40)
     with (
         Trips(cache, before(2, partial(restore, client, current))),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 from lash_redis import FullGraph, PersistedSessionRead, RedisSessionStore, ReplaceFull, SessionGraph, SessionNodeRecord
 from tests.support.breaking import Lua, Python
 
-KEEPS_NOTHING = Python("protocol.lineage:StoredLog.kept_by", lambda _: lambda *_: None, "keeps nothing")
+
+def done(value: Any) -> Generator[None, None, Any]:
+    """Work in no steps that has this result."""
+    return value
+    yield
+
+
+KEEPS_NOTHING = Python("protocol.lineage:StoredLog.kept_by", lambda _: lambda *_: done(None), "keeps nothing")
 KEEPS_ANYTHING = Python(
-    "protocol.lineage:StoredLog._common", lambda _: lambda log, nodes, _: min(len(log), len(nodes)), "keeps anything"
+    "protocol.lineage:StoredLog._common",
+    lambda _: lambda log, nodes, _: done(min(len(log), len(nodes))),
+    "keeps anything",
 )
 TRUSTS_THE_HEAD = Lua("replace", "return same and {", "return {")
 

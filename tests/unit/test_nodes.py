@@ -23,7 +23,8 @@ from lash_redis._validate import is_plain_id, require_id
 from lash_redis.protocol import nodes as records
 from lash_redis.protocol import unpacking
 from lash_redis.protocol.commands.prepared_commit import _encode_node
-from lash_redis.protocol.stored_nodes import StoredNodes, decode_some
+from lash_redis.protocol.steps import at_once
+from lash_redis.protocol.stored_nodes import StoredNodes, decode_in_steps
 from tests.support.builders import chain, node
 from tests.support.paths import DATA
 
@@ -431,10 +432,10 @@ def test_a_node_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(dec
     assert nodes[1].node_id == "b"
     assert nodes[2].event() == node("c").event()
     del decoded[:]
-    assert decode_some(nodes, 0, 60) == 4
+    at_once(decode_in_steps(nodes))
     assert decoded == ["whole", "payload", "whole"]
     assert accessed_by(nodes) == [2]
-    assert decode_some(nodes, 0, 60) == 4
+    at_once(decode_in_steps(nodes))
     assert nodes[0].event() == node("a").event()
     assert nodes[3].plugin_body() == [1]
     assert list(nodes) == NODES
@@ -444,7 +445,7 @@ def test_a_node_decoded_ahead_is_decoded_once_and_does_not_count_as_accessed(dec
 
 def test_iterating_over_nodes_decoded_ahead_counts_only_accesses_of_the_caller(decoding: ModuleType) -> None:
     nodes = stored(NODES)
-    decode_some(nodes, 0, 60)
+    at_once(decode_in_steps(nodes))
     assert [each.node_id for each in nodes] == ["a", "b", "c", "d"]
     assert accessed_by(nodes) == []
     assert [each.event() or each.plugin_body() for each in nodes] == [
@@ -453,25 +454,22 @@ def test_iterating_over_nodes_decoded_ahead_counts_only_accesses_of_the_caller(d
     assert accessed_by(nodes) == [0, 1, 2, 3]
 
 
-def test_decoding_ahead_stops_at_its_time_limit_and_continues_from_there(decoded: list[str]) -> None:
+def test_decoding_ahead_decodes_one_node_in_each_step(decoded: list[str]) -> None:
     for nodes in (stored(NODES), tuple(stored(NODES))):
         del decoded[:]
-        assert decode_some(nodes, 0, 0) == 1
-        assert decode_some(nodes, 1, 0) == 2
-        assert len(decoded) == 2
-        assert decode_some(nodes, 2, 60) == 4
-        assert decode_some(nodes, 4, 60) == 4
-        assert len(decoded) == 4
+        counts = [len(decoded) for _ in decode_in_steps(nodes)]
+        assert counts == [1, 2, 3, 4]
 
 
-def test_nodes_made_by_the_caller_need_no_decoding() -> None:
-    assert decode_some(NODES, 0, 60) == 4
+def test_nodes_made_by_the_caller_need_no_decoding(decoded: list[str]) -> None:
+    at_once(decode_in_steps(NODES))
+    assert decoded == []
 
 
 @pytest.mark.parametrize("remake", [copy.deepcopy, lambda nodes: pickle.loads(pickle.dumps(nodes))])
 def test_a_copy_of_nodes_decoded_ahead_has_the_same_nodes(decoding: ModuleType, remake: Any) -> None:
     nodes = stored(NODES)
-    decode_some(nodes, 0, 60)
+    at_once(decode_in_steps(nodes))
     assert remake(nodes) == nodes
     assert list(remake(nodes)) == NODES
     assert remake(nodes[0]) == NODES[0]

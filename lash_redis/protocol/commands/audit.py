@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, TypeAlias
 
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
@@ -29,10 +30,16 @@ from lash_redis.protocol.keys import SessionKeys, ShardKeys
 from lash_redis.protocol.leases import decode_lease
 from lash_redis.protocol.nodes import decode_node, timeless_part
 from lash_redis.protocol.numbers import decode_number
+from lash_redis.protocol.steps import STEP_ITEMS, Steps
+from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
 """Tolerated difference between a key's expiry and the head's deadline: PTTL and TIME read the clock separately."""
+
+
+Findings: TypeAlias = Generator[AuditProblem | None, None, None]
+"""The problems that a check found, and None after each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +126,8 @@ SESSION_READS: Final = 17
 """Number of commands of `session_read`."""
 
 
-def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
-    """Check every invariant that concerns one session alone. Faults are reported, never raised."""
+def session_reply(listed: Listed, replies: Sequence[Any]) -> Steps[Audited]:
+    """Check every invariant that concerns one session alone, in steps. Faults are reported, never raised."""
     fields, records, dead, state, nodes, jumps, *scores, time = replies[:11]
     keys, ttls = listed.keys, replies[11:]
     audited = Audited()
@@ -133,7 +140,7 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
         decode_lease(fields.get(b"lease"), keys.head)
         decode_ttl(fields.get(b"ttl"), keys.head)
         audited.problems += _of_the_inputs(keys, fields)
-        found = full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
+        found = yield from full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
             audited.node_count = head.facts.live
@@ -142,12 +149,16 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Audited:
             for ref in head.components.held:
                 audited.holds[bytes.fromhex(ref), head.facts.hold] += 1
             assert found.nodes is not None
-            live = {node.node_id: node for node in found.nodes}
             audited.problems += _of_the_head(keys, head, fields, meta)
-            audited.problems += _of_the_graph(keys, head, records, dead, nodes, jumps)
-            audited.problems += _of_the_sum(keys, head, records)
-            places = {node.node_id: found.nodes.place(at) for at, node in enumerate(found.nodes)}
-            audited.problems += _of_users(keys, head, nodes, live, places)
+            for problem in chain(
+                _of_the_graph(keys, head, records, dead, nodes, jumps),
+                _of_the_sum(keys, head, records),
+                _of_users(keys, head, nodes, found.nodes),
+            ):
+                if problem is None:
+                    yield
+                else:
+                    audited.problems.append(problem)
             audited.problems += _of_deadlines(keys, head, now, ttls)
             audited.wrong_catalogue = _wrong_catalogue(listed, head, scores)
             expected = Listed(keys, _entry(keys, fields), head.owner)
@@ -213,9 +224,11 @@ def _of_the_graph(
     dead: Mapping[bytes, bytes],
     nodes: Mapping[bytes, bytes],
     jumps: Sequence[bytes],
-) -> Iterator[AuditProblem]:
+) -> Findings:
     placed: dict[str, int] = {}
-    for node_id, entry in nodes.items():
+    for count, (node_id, entry) in enumerate(nodes.items()):
+        if count % STEP_ITEMS == 0:
+            yield None
         if entry == b"?":
             continue
         try:
@@ -224,6 +237,7 @@ def _of_the_graph(
             yield AuditProblem("nodes", keys.nodes, f"the entry of {node_id!r} is not a position: {entry!r}")
     links = dict(jump_list(keys, jumps))
     for at, record in enumerate(records):
+        yield None
         if not record:
             if at in links and links[at] >= at:
                 yield AuditProblem("jumps", keys.jumps, f"the parent of {at} comes after it")
@@ -255,29 +269,31 @@ def _of_a_link(
         yield AuditProblem("jumps", keys.jumps, f"the parent of record {at} is {named!r}, which is not at {above}")
 
 
-def _of_the_sum(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -> Iterator[AuditProblem]:
+def _of_the_sum(keys: SessionKeys, head: StoredHead, records: Sequence[bytes]) -> Findings:
     """Compare the head's sum of the log with the records. A log with freed nodes is skipped: the sum includes them."""
     if all(records):
-        run = Run.of(timeless_part(record, keys.log, at) for at, record in enumerate(records))
+        run = yield from Run.of_in_steps(timeless_part(record, keys.log, at) for at, record in enumerate(records))
         if (head.facts.high, head.facts.low) != Sum().plus(run, 0):
             yield AuditProblem("head", keys.head, "its sum of the log is not that of the stored nodes")
 
 
-def _of_users(
-    keys: SessionKeys,
-    head: StoredHead,
-    nodes: Mapping[bytes, bytes],
-    live: Mapping[str, SessionNodeRecord],
-    places: Mapping[str, int],
-) -> Iterator[AuditProblem]:
-    """Compare the marks and counts of user messages with the records. `places`: the position of each live node."""
-    users = {node_id for node_id, node in live.items() if node.user_message() is not None}
-    marked = {node_id for node_id in live if nodes.get(node_id.encode(), b"").endswith(b"u")}
-    if users != marked:
+def _of_users(keys: SessionKeys, head: StoredHead, index: Mapping[bytes, bytes], nodes: StoredNodes) -> Findings:
+    """Compare the marks and counts of user messages with the records."""
+    users: dict[str, int] = {}
+    marked: set[str] = set()
+    for at in range(len(nodes)):
+        yield None
+        # The decoded node is not kept, so that memory and the work of the garbage collector stay bounded.
+        node = decode_node(nodes.record(at), keys.log, nodes.place(at))
+        if node.user_message() is not None:
+            users[node.node_id] = nodes.place(at)
+        if index.get(node.node_id.encode(), b"").endswith(b"u"):
+            marked.add(node.node_id)
+    if users.keys() != marked:
         yield AuditProblem("nodes", keys.nodes, f"marks {len(marked)} user messages, there are {len(users)}")
     if head.facts.users != len(users):
         yield AuditProblem("head", keys.head, f"counts {head.facts.users} user messages, there are {len(users)}")
-    first = min((places[node_id] for node_id in users), default=-1)
+    first = min(users.values(), default=-1)
     if head.facts.first != first and not (head.facts.first == -2 and users):
         yield AuditProblem("head", keys.head, f"its first user message is at {first}, not {head.facts.first}")
 

@@ -51,6 +51,7 @@ from lash_redis.protocol.ledger import ledger_field
 from lash_redis.protocol.lineage import Kept, StoredLog, TombstonesSeen
 from lash_redis.protocol.nodes import encode_node
 from lash_redis.protocol.packing import pack, pack_json, pack_record
+from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
@@ -126,7 +127,18 @@ def prepare_commit(
     log: StoredLog | None = None,
     before: HeadState = NO_HEAD,
 ) -> PreparedCommit:
-    """Check, encode and hash a commit.
+    """Do all steps of `prepare_in_steps` at once."""
+    return at_once(prepare_in_steps(commit, options, written, log, before))
+
+
+def prepare_in_steps(
+    commit: RuntimeCommit,
+    options: StoreOptions,
+    written: WrittenTools,
+    log: StoredLog | None = None,
+    before: HeadState = NO_HEAD,
+) -> Steps[PreparedCommit]:
+    """Check, encode and hash a commit. Each node is a step, and is encoded as it is at that moment.
 
     `log` is the log that the caller expects to be stored. If a replacement begins with nodes of `log`, only the nodes
     after them are encoded. `before` is the head that the commit builds on; it supplies what the commit leaves out. The
@@ -162,10 +174,10 @@ def prepare_commit(
         log=log,
     )
     if isinstance(delta, Append | ReplaceFull):
-        _prepare_nodes(prepared, delta, options)
+        yield from _prepare_nodes(prepared, delta, options)
         if prepared.kept and prepared.fault:
             with suppress(CommitTooLarge):  # if the whole graph is too large, the fault of the part is kept
-                return prepare_commit(commit, options, written, before=before)
+                return (yield from prepare_in_steps(commit, options, written, before=before))
     prepared.meaning = _meaning(prepared, config_values, manifest)
     require_size("the bytes of a commit", prepared.size(), options)
     return prepared
@@ -327,7 +339,7 @@ def _usage_rows(commit: RuntimeCommit) -> list[list[Any]]:
     ]
 
 
-def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> None:
+def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, options: StoreOptions) -> Steps[None]:
     """Encode and link the nodes of a commit, except those that a replacement keeps."""
     if isinstance(delta, ReplaceFull):
         prepared.delta, nodes, where = "replace", delta.graph.nodes, "RuntimeCommit.graph.graph.nodes"
@@ -337,7 +349,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
         raise InvalidRecord(where, f"expected a sequence of SessionNodeRecord, got {type(nodes).__name__}")
     kept = 0
     if isinstance(delta, ReplaceFull) and prepared.log is not None:
-        prepared.kept = prepared.log.kept_by(nodes, delta.graph.lineage)
+        prepared.kept = yield from prepared.log.kept_by(nodes, delta.graph.lineage)
         kept = 0 if prepared.kept is None else prepared.kept.count
     if options.max_commit_nodes is not None and len(nodes) - kept > options.max_commit_nodes:
         what = "the number of nodes of a commit (StoreOptions.max_commit_nodes)"
@@ -345,8 +357,8 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     if not isinstance(nodes, tuple | NodeSequence):
         nodes = tuple(nodes)  # some sequences do not support slices
     prepared.nodes = nodes[kept:] if kept else nodes
-    places, collision = _encode_nodes(prepared, where, kept)
-    orphan = _link_nodes(prepared, places, is_strict=options.graph_checks == "strict")
+    places, collision = yield from _encode_nodes(prepared, where, kept)
+    orphan = yield from _link_nodes(prepared, places, is_strict=options.graph_checks == "strict")
     leaf, lost = delta.leaf_node_id, None
     if leaf is KEEP:
         pass  # only an Append without nodes
@@ -357,7 +369,7 @@ def _prepare_nodes(prepared: PreparedCommit, delta: Append | ReplaceFull, option
     prepared.fault = collision or orphan or lost
 
 
-def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> tuple[dict[str, int], Refused | None]:
+def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> Steps[tuple[dict[str, int], Refused | None]]:
     """Encode `prepared.nodes`. Return the place of each id among them, and the first id that occurs twice."""
     parts: list[bytes] = []
     places: dict[str, int] = {}
@@ -371,12 +383,13 @@ def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> tuple[dict
         users.append("u" if node.user_message() else "-")
         if places.setdefault(node.node_id, at) != at:
             collision = collision or NodeIdCollision(node.node_id)
+        yield
     prepared.users = "".join(users)
-    prepared.run = Run.of(parts)
+    prepared.run = yield from Run.of_in_steps(parts)
     return places, collision
 
 
-def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_strict: bool) -> Refused | None:
+def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_strict: bool) -> Steps[Refused | None]:
     """Add the link of each node in the form of the script. Return the fault of the first parent after its child."""
     orphan: Refused | None = None
     for at, node in enumerate(prepared.nodes):
@@ -392,6 +405,8 @@ def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_stric
             if is_strict and place >= at:
                 orphan = orphan or InvalidParent(node.node_id, parent)
         prepared.links.append(link)
+        if at % STEP_ITEMS == STEP_ITEMS - 1:
+            yield
     return orphan
 
 

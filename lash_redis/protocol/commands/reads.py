@@ -41,6 +41,7 @@ from lash_redis.protocol.ledger import decode_ledger
 from lash_redis.protocol.lineage import PartOfLog, StoredLog
 from lash_redis.protocol.nodes import decode_node, is_record_of
 from lash_redis.protocol.numbers import decode_number
+from lash_redis.protocol.steps import Steps
 from lash_redis.protocol.stored_nodes import StoredNodes
 
 Jump: TypeAlias = tuple[int, int]
@@ -310,8 +311,8 @@ def private_components(head: StoredHead, state: Mapping[bytes, bytes]) -> dict[s
     return found
 
 
-def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
-    """Decode a full graph and compare every count of its head with what was read; None without a head.
+def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> Steps[StoredRead | None]:
+    """Decode a full graph and compare every count of its head with what was read, in steps; None without a head.
 
     Raises:
         SessionEvicted: some of the session's keys are missing, others remain.
@@ -330,8 +331,10 @@ def full_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
     if facts.live == facts.length:
         return StoredRead(FullGraph(), head, StoredNodes(records, keys.log), private=private)
     hidden = positions(keys, dead, len(records))
+    yield
     for position, node_id in dead.items():
         check_id(keys, records[int(position)], int(position), node_id.decode(errors="replace"))
+        yield
     for at in hidden:
         sizes[at] = 0  # the size of a freed record
     places = list(compress(count(), sizes))
