@@ -16,7 +16,9 @@ from lash_redis.protocol import commands
 from lash_redis.protocol.heads import decode_meta, decode_ttl
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader, Snapshot
-from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_line
+from lash_redis.transfer.json_steps import dump_in_steps
+from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_head, encode_line
+from lash_redis.transport.turns import in_turns
 
 Found = TypeVar("Found")
 
@@ -54,7 +56,7 @@ async def export_sessions(
                         blob_count += 1
                         yield encode_line({"kind": "blob", "ref": ref, "base64": b64encode(data).decode()})
                 session_count += 1
-                yield encode_line(line)
+                yield await in_turns(dump_in_steps(line))
             if progress is not None:
                 progress(session_count)
     yield encode_line({"kind": "end", "session_count": session_count, "blob_count": blob_count})
@@ -93,23 +95,24 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
     for _ in range(MAX_ATTEMPTS):
         found = await Reader(cache.shared, keys).snapshot()
         if found is not None:
-            return _line_of(found), found.components
+            return await _line_of(found), found.components
         (created,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
         if created[0] is None:  # else the first commit came between the two reads
             return _line_of_created(keys, *created[1:])
     raise BackendError(f"session {session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later")
 
 
-def _line_of(found: Snapshot) -> Line:
+async def _line_of(found: Snapshot) -> Line:
     head, read = found.stored.head, found.read()
     fields = head.fields
     stored_meta, ttl = fields.get(b"meta"), fields.get(b"ttl")
+    whole = SessionHead(
+        read.session_id, read.head_revision, read.graph, read.config, read.checkpoint_ref, read.token_ledger
+    )
     return {
         "kind": "session",
         "session_id": read.session_id,
-        "head": SessionHead(
-            read.session_id, read.head_revision, read.graph, read.config, read.checkpoint_ref, read.token_ledger
-        ).to_json(),
+        "head": await in_turns(encode_head(whole)),
         "checkpoint": head.body.checkpoint.to_json(),
         "commit_id": read.commit_id,
         "committed_ms": head.facts.committed,

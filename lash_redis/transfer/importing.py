@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -21,9 +20,12 @@ from lash_redis.errors import (
 )
 from lash_redis.models import ImportReport
 from lash_redis.protocol.blobs import ref_of
+from lash_redis.protocol.steps import Steps
 from lash_redis.transfer.exporting import read_session
-from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, canonical
+from lash_redis.transfer.json_steps import parse_in_steps
+from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, are_equal
 from lash_redis.transfer.records import SessionRecord, decode_base64, decode_session
+from lash_redis.transport.turns import in_turns
 
 MAX_FAILURES: Final = 1000
 """Maximum number of failures that a report describes; all are counted."""
@@ -61,7 +63,8 @@ async def import_sessions(
         try:
             async with asyncio.TaskGroup() as tasks:
                 try:
-                    for record in _sessions(state, spool, lines):
+                    sessions = _sessions(state, spool, lines)
+                    while (record := await in_turns(_next(sessions))) is not None:
                         await free.acquire()
                         tasks.create_task(_import_one(cache, record, state, free))
                 except Exception as error:  # noqa: BLE001 (raised below, once the sessions in flight are stored)
@@ -97,9 +100,25 @@ class _Import:
 # Reading the lines
 
 
-def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) -> Iterator[SessionRecord]:
-    """Yield the sessions of an export; put its blobs into the spool, and compare its end with what was read."""
-    for number, line in _parsed(lines):
+def _next(sessions: Iterator[SessionRecord | None]) -> Steps[SessionRecord | None]:
+    """Return the next session, None at the end."""
+    for found in sessions:
+        if found is not None:
+            return found
+        yield
+    return None
+
+
+def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) -> Iterator[SessionRecord | None]:
+    """Yield the sessions of an export, and None after each other step.
+
+    Put its blobs into the spool, and compare its end with what was read.
+    """
+    for parsed in _parsed(lines):
+        if parsed is None:
+            yield None
+            continue
+        number, line = parsed
         if state.report.is_complete:
             raise InvalidRecord(f"line {number}", "expected no line after the end")
         match line.get("kind"):
@@ -113,13 +132,17 @@ def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) ->
                 state.report = replace(state.report, is_complete=True)
             case "session":
                 state.session_lines += 1
-                yield decode_session(line, number, spool)
+                record = yield from decode_session(line, number, spool)
+                yield record
             case kind:
                 raise InvalidRecord(f"line {number}.kind", f"expected lash-redis, blob, session or end, got {kind!r}")
 
 
-def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
-    """Yield each line that is not blank as a JSON object with its number; the first must be a header."""
+def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line] | None]:
+    """Yield each line that is not blank as a JSON object with its number, and None after each other step.
+
+    The first line must be a header.
+    """
     is_first = True
     for number, text in enumerate(lines, 1):
         if not isinstance(text, str | bytes):
@@ -127,7 +150,7 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = yield from parse_in_steps(text)
         except (ValueError, RecursionError) as error:
             raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
         if not isinstance(line, dict):
@@ -216,5 +239,5 @@ async def _compare(cache: SessionCache, record: SessionRecord) -> None:
         return
     head = cache.layout.session(record.session_id).head
     for name, value in line.items():
-        if name not in NOT_COMPARED and canonical(value) != canonical(record.line.get(name)):
+        if name not in NOT_COMPARED and not await in_turns(are_equal(value, record.line.get(name))):
             raise Corrupt("session", head, f"its {name} differs from the imported line")

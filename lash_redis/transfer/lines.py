@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+
+from lash_redis.models import SessionHead, SessionNodeRecord
+from lash_redis.protocol.steps import Steps
+from lash_redis.transfer.json_steps import dump, dump_in_steps
 
 FORMAT: Final = 1
 """The version of the format; the header names it."""
@@ -20,12 +24,54 @@ Progress = Callable[[int], None]
 
 def encode_line(line: Line) -> str:
     """Encode a line as JSON without its newline."""
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    return dump(line)
 
 
-def canonical(value: Any) -> str:
-    """Encode a JSON value so that equal values have equal texts in any order of their keys."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+def encode_head(head: SessionHead, path: str | None = None) -> Steps[Any]:
+    """Encode a head as `head.to_json` does; each node is a step."""
+    encoded = replace(head, graph=replace(head.graph, nodes=())).to_json(path)
+    nodes = encoded["graph"]["nodes"] = []
+    where = f"{path or 'SessionHead'}.graph.nodes"
+    for at, node in enumerate(head.graph.nodes):
+        nodes.append(node.to_json(f"{where}[{at}]"))
+        yield
+    return encoded
+
+
+def decode_head(value: Any, path: str) -> Steps[SessionHead]:
+    """Decode a head as `SessionHead.from_json` does; each node is a step."""
+    graph = value.get("graph") if isinstance(value, dict) else None
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
+    if not isinstance(graph, dict) or not isinstance(nodes, list):
+        return SessionHead.from_json(value, path)
+    head = SessionHead.from_json({**value, "graph": {**graph, "nodes": []}}, path)
+    decoded = []
+    for at, node in enumerate(nodes):
+        decoded.append(SessionNodeRecord.from_json(node, f"{path}.graph.nodes[{at}]"))
+        yield
+    return replace(head, graph=replace(head.graph, nodes=tuple(decoded)))
+
+
+def is_encoding_of(head: SessionHead, value: Any, path: str) -> Steps[bool]:
+    """Whether a value, from which the head was decoded, has exactly the fields of the head; each node is a step."""
+    graph = value["graph"]
+    nodes = graph.get("nodes", [])
+    bare = {**value, "graph": {**graph, "nodes": []}}
+    if len(nodes) != len(head.graph.nodes):
+        return False
+    if not (yield from are_equal(replace(head, graph=replace(head.graph, nodes=())).to_json(path), bare)):
+        return False
+    for node, given in zip(head.graph.nodes, nodes, strict=True):
+        if dump(node.to_json(path), is_sorted=True) != dump(given, is_sorted=True):
+            return False
+        yield
+    return True
+
+
+def are_equal(value: Any, other: Any) -> Steps[bool]:
+    """Whether two JSON values are equal, in any order of their keys; in steps."""
+    text = yield from dump_in_steps(value, is_sorted=True)
+    return text == (yield from dump_in_steps(other, is_sorted=True))
 
 
 class BlobSpool:

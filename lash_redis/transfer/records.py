@@ -28,7 +28,8 @@ from lash_redis.protocol.component_refs import COMPONENTS
 from lash_redis.protocol.components import StoredComponent
 from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, tag_of
 from lash_redis.protocol.packing import pack
-from lash_redis.transfer.lines import BlobSpool, Line, canonical
+from lash_redis.protocol.steps import Steps
+from lash_redis.transfer.lines import BlobSpool, Line, are_equal, decode_head, is_encoding_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class SessionRecord:
     """Whether the graph needs lenient checks."""
 
 
-def decode_session(line: Line, number: int, spool: BlobSpool) -> SessionRecord:
-    """Check a session's line, and take its blobs from the spool. Writes nothing.
+def decode_session(line: Line, number: int, spool: BlobSpool) -> Steps[SessionRecord]:
+    """Check a session's line, and take its blobs from the spool, in steps. Writes nothing.
 
     Raises:
         InvalidRecord: the line is not as an export writes it; names the line's `number` and the field.
@@ -68,9 +69,9 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> SessionRecord:
     if line.get("head") is None:
         if meta is None:
             raise InvalidRecord(where, "has neither head nor meta")
-        _check_shapes(line, where, meta=meta)
+        yield from _check_shapes(line, where, meta=meta)
         return SessionRecord(session_id, line, meta, ttl, owner)
-    head = SessionHead.from_json(line["head"], f"{where}.head")
+    head = yield from decode_head(line["head"], f"{where}.head")
     if head.session_id != session_id:
         raise InvalidRecord(f"{where}.head.session_id", f"expected {session_id!r}, got {head.session_id!r}")
     manifest = SessionCheckpoint.from_json(line.get("checkpoint"), f"{where}.checkpoint")
@@ -80,9 +81,9 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> SessionRecord:
     if type(committed) is not int or not 0 < committed < 10**14:
         raise InvalidRecord(f"{where}.committed_ms", f"expected ms since 1970, got {committed!r}")
     blobs = _find_blobs(manifest, where, spool)
-    _check_shapes(line, where, head=head, checkpoint=manifest, meta=meta)
+    yield from _check_shapes(line, where, head=head, checkpoint=manifest, meta=meta)
     _check_manifest(manifest, head.checkpoint_ref, blobs, where)
-    _check_ledger_and_graph(head, where)
+    yield from _check_ledger_and_graph(head, where)
     return SessionRecord(
         session_id,
         line,
@@ -144,14 +145,16 @@ def _find_blobs(manifest: SessionCheckpoint, where: str, spool: BlobSpool) -> di
     return blobs
 
 
-def _check_shapes(line: Line, where: str, **records: Any) -> None:
+def _check_shapes(line: Line, where: str, **records: Any) -> Steps[None]:
     """Check that the decoded records contain exactly the fields of the line: none was dropped, none was added."""
     for name, record in records.items():
-        decoded = None if record is None else record.to_json(f"{where}.{name}")
-        if canonical(decoded) != canonical(line.get(name)):
-            raise InvalidRecord(
-                f"{where}.{name}", "has a missing or an unknown field: the session would read back changed"
-            )
+        path = f"{where}.{name}"
+        if isinstance(record, SessionHead):
+            is_same = yield from is_encoding_of(record, line.get(name), path)
+        else:
+            is_same = yield from are_equal(None if record is None else record.to_json(path), line.get(name))
+        if not is_same:
+            raise InvalidRecord(path, "has a missing or an unknown field: the session would read back changed")
 
 
 def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[str, bytes], where: str) -> None:
@@ -168,17 +171,18 @@ def _check_manifest(manifest: SessionCheckpoint, ref: str | None, blobs: dict[st
             raise InvalidRecord(f"{path}.{name}_ref", error.reason) from error
 
 
-def _check_ledger_and_graph(head: SessionHead, where: str) -> None:
+def _check_ledger_and_graph(head: SessionHead, where: str) -> Steps[None]:
     if len({(entry.source, entry.model) for entry in head.token_ledger}) < len(head.token_ledger):
         raise InvalidRecord(f"{where}.head.token_ledger", "has two rows of one source and model")
-    if _has_cycle(head.graph):
+    if (yield from _has_cycle(head.graph)):
         raise InvalidRecord(f"{where}.head.graph", "its parents form a cycle")
 
 
-def _has_cycle(graph: SessionGraph) -> bool:
+def _has_cycle(graph: SessionGraph) -> Steps[bool]:
     parents = {node.node_id: node.parent_node_id for node in graph.nodes}
     done: set[str] = set()
     for node_id in parents:
+        yield
         path: set[str] = set()
         at: str | None = node_id
         while at is not None and at in parents and at not in done:
