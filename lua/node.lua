@@ -9,23 +9,25 @@
 --
 -- ARGV   1 session  str   session id, echoed
 --        2 access   str   owner for whom the caller acts; '' for a trusted caller
---        3 ids      str   node ids, up to the end
+--        3 steps    int   work after which the script returns; it finds at least one node. A step is about 50 ns: one
+--                         chunk of the list on the way to a record, or 256 bytes of a record
+--        4 ids      str   node ids, up to the end
 --
--- Reply  nodes <session> <position> <record> ...   the position and the record for each id; -1 and '' for an id that is
---                                                  unknown or tombstoned
+-- Reply  nodes <session> <position> <record> ...   the position and the record for each id, or for the first of them;
+--                                                  -1 and '' for an id that is unknown or tombstoned
 --        foreign <session>                         the session is another owner's than `access`
 --        corrupt <session> <family> <reason>       stored data violates an invariant
 --        evicted <session> <family> <reason>       a key of the session is gone
 --
 -- Order  the script compares the sizes of the keys first, so that an evicted index is not taken for an unknown id.
--- Cost   one round trip, O(length of the log) steps over list chunks for each id.
+-- Cost   one round trip, O(steps).
 
 --@include refuse
 --@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local session, access, ids = ARGV[1], ARGV[2], 3
+local session, access, steps, ids = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
 
 -- CHECK
 
@@ -52,5 +54,8 @@ for index = ids, #ARGV do
   if not position then return refuse(session, record) end
   found[#found + 1] = position
   found[#found + 1] = record
+  steps = steps - 20 - #record / 256
+  if position >= 0 then steps = steps - math.min(position, facts.length - position) / 8 end
+  if steps <= 0 then break end
 end
 return found

@@ -10,6 +10,8 @@
 -- ARGV   1 session  str   session id, echoed
 --        2 access   str   owner for whom the caller acts; '' for a trusted caller
 --        3 limit    int   maximum number of nodes to free
+--        4 steps    int   work after which the script frees no further node; it frees at least one if there is any. A
+--                         step is about 50 ns: one chunk of the list on the way to a record, or 256 bytes of a record
 --
 -- Reply  vacuumed <session> <count> <left>     the number of freed nodes, and of those still to free
 --        foreign <session>                     the session is another owner's than `access`; nothing written
@@ -18,14 +20,16 @@
 --
 -- Order  a freed id may be used again, unless a live node names it as its parent. Then its entry stays, with the value
 --        `?`, because a new node with this id would be taken for the old parent.
--- Cost   one round trip, O(limit * length of the log) steps over list chunks plus O(jumps).
+--        The script frees tombstones that are neighbours, because it reads their records by one walk through the list.
+-- Cost   one round trip, O(steps + jumps).
 
 --@include refuse
 --@include numbers
 --@include head
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local session, access, limit = ARGV[1], ARGV[2], ARGV[3]
+local session, access, limit, steps = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local WINDOWS, WINDOW, PIECE = 64, 128, 32
 
 -- CHECK
 
@@ -35,39 +39,77 @@ if wrong then return refuse(session, wrong) end
 if not facts then return {'vacuumed', session, 0, 0} end
 if facts.dead == 0 then return {'vacuumed', session, 0, 0} end
 
-local parent_of, children_of = {}, {}
-for _, jump in ipairs(redis.call('LRANGE', jumps, 0, -1)) do
-  local position, parent = read_jump(jump)
-  if not position then return refuse(session, {'corrupt', 'jumps', 'an element is unreadable'}) end
-  parent_of[position] = true
-  children_of[parent] = children_of[parent] or {}
-  table.insert(children_of[parent], position)
+-- Counts the work of one access: the server walks to the position from the nearer end, over at least 8 records a chunk.
+local function count_walk(position)
+  steps = steps - 20 - math.min(position, facts.length - position) / 8
+end
+
+-- Returns the record at a position. If records are short, it reads those behind it in the same walk.
+local piece, first = {}, 0
+local piece_size = facts.bytes / (facts.live + facts.dead) < 2048 and PIECE or 1
+local function record_at(position)
+  if not piece[position - first + 1] or position < first then
+    count_walk(position)
+    piece, first = redis.call('LRANGE', log, position, position + piece_size - 1), position
+    for _, record in ipairs(piece) do steps = steps - #record / 256 end
+  end
+  return piece[position - first + 1]
 end
 
 local function is_live(position)
-  return position < facts.length and redis.call('HEXISTS', dead, position) == 0
-    and redis.call('LINDEX', log, position) ~= ''
+  return position < facts.length and redis.call('HEXISTS', dead, position) == 0 and record_at(position) ~= ''
+end
+
+local positions, picked = {}, {}
+
+-- Picks a tombstone to free. Returns whether its entry is sound.
+local function pick(position, id)
+  local record, named = record_at(position), redis.call('HGET', nodes, id)
+  if not record or not named or place_of(named, facts) ~= position then return false end
+  positions[#positions + 1] = position
+  picked[position] = {id = id, children = {}}
+  facts.bytes = facts.bytes - #record
+  count_walk(position)
+  return true
+end
+
+local starts, known = {}, {}
+for _, field in ipairs(redis.call('HRANDFIELD', dead, WINDOWS)) do
+  local position = is_whole(field) and place_of(field, facts)
+  if not position then return refuse(session, {'corrupt', 'dead', 'an entry points at no node'}) end
+  local start = position - position % WINDOW
+  if not known[start] then starts[#starts + 1] = start end
+  known[start] = true
+end
+for _, start in ipairs(starts) do
+  local fields = {}
+  for position = start, start + WINDOW - 1 do fields[#fields + 1] = position end
+  for index, id in ipairs(redis.call('HMGET', dead, unpack(fields))) do
+    if id and #positions < limit and (steps > 0 or #positions == 0) and not pick(start + index - 1, id) then
+      return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})
+    end
+  end
+  if #positions >= limit or steps <= 0 then break end
+end
+local parent_of = {}
+for _, jump in ipairs(redis.call('LRANGE', jumps, 0, -1)) do
+  local position, parent = read_jump(jump)
+  if not position then return refuse(session, {'corrupt', 'jumps', 'an element is unreadable'}) end
+  if picked[position - 1] then parent_of[position] = true end
+  if picked[parent] then table.insert(picked[parent].children, position) end
 end
 
 local function has_live_child(position)
   if not parent_of[position + 1] and is_live(position + 1) then return true end
-  for _, child in ipairs(children_of[position] or {}) do
+  for _, child in ipairs(picked[position].children) do
     if is_live(child) then return true end
   end
   return false
 end
 
-local picked = redis.call('HRANDFIELD', dead, limit, 'WITHVALUES')
-local positions, free_ids, kept_ids = {}, {}, {}
-for index = 1, #picked, 2 do
-  local position, id = is_whole(picked[index]) and place_of(picked[index], facts), picked[index + 1]
-  local record = position and redis.call('LINDEX', log, position)
-  local named = redis.call('HGET', nodes, id)
-  if not record or not named or place_of(named, facts) ~= position then
-    return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})
-  end
-  positions[#positions + 1] = position
-  facts.bytes = facts.bytes - #record
+local free_ids, kept_ids = {}, {}
+for _, position in ipairs(positions) do
+  local id = picked[position].id
   if facts.loose == '0' and has_live_child(position) then
     kept_ids[#kept_ids + 1] = id
     kept_ids[#kept_ids + 1] = '?'

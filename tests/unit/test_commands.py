@@ -44,6 +44,7 @@ from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
+from lash_redis.protocol.steps import at_once
 from tests.support.builders import append, chain, commit, node, replace_full, tools, used
 
 LAYOUT = Layout("acme", 1)
@@ -401,8 +402,8 @@ OWNED = [f"{PREFIX}sessions:alice", f"{PREFIX}expiries:alice"]
     ("call", "args"),
     [
         (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "", "a", "b"]),
-        (commands.maintenance.vacuum_call(KEYS), ["chat", "", 500]),
-        (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "", "a", "b"]),
+        (commands.maintenance.vacuum_call(KEYS), ["chat", "", 500, 150_000]),
+        (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "", 150_000, "a", "b"]),
         (commands.pages.call(KEYS, ActivePath(limit=3)), ["chat", "", "", 3, 500, 1000, ""]),
         (commands.pages.call(KEYS, ActivePath("b", before="a")), ["chat", "b", "a", 2**53 - 1, 500, 1000, ""]),
     ],
@@ -462,7 +463,7 @@ def test_a_node_reply_with_another_node_is_corrupt():
 
 
 def test_replies_of_an_empty_store_decode_to_no_session():
-    assert commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0]) is None
+    assert at_once(commands.reads.full_reply(KEYS, [{}, [], [], {}, 0, 0])) is None
     assert commands.paths.path_plan(KEYS, None, [{}, [], [], {}, 0, 0], strict=True) is None
     assert commands.reads.head_reply(KEYS, {}, 0, 0, 0, 0, 0) is None
     assert commands.reads.meta_reply(KEYS, [[None, None, None, None], 0, 0, 0, 0, 0]) is None
@@ -477,7 +478,7 @@ def test_session_data_without_a_head_is_reported_as_an_eviction():
         [{}, [], [], {}, 0, 1],
     ):
         with pytest.raises(SessionEvicted):
-            commands.reads.full_reply(KEYS, replies)
+            at_once(commands.reads.full_reply(KEYS, replies))
         with pytest.raises(SessionEvicted):
             commands.paths.path_plan(KEYS, None, replies, strict=True)
     for sizes in ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]):

@@ -18,6 +18,11 @@ from lash_redis.protocol.nodes import decode_node
 TOMBSTONE_CHUNK: Final = 1000
 NODE_CHUNK: Final = 500
 VACUUM_CHUNK: Final = 500
+STEPS: Final = 150_000
+"""The work of one script that goes to records in the middle of a log, in steps of about 50 ns.
+
+A script stops when it has done that much, and the next one continues. So it holds the server for about 10 ms.
+"""
 GC_CHUNK: Final = 500
 EXPIRED_CHUNK: Final = 100
 """Maximum number of catalogue entries of expired sessions that one script drops (`lua/include/cataloguing.lua`)."""
@@ -28,22 +33,26 @@ def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
 
 
 def vacuum_call(keys: SessionKeys) -> ScriptCall:
-    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, keys.access, VACUUM_CHUNK])
+    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, keys.access, VACUUM_CHUNK, STEPS])
 
 
 def nodes_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
-    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, keys.access, *ids])
+    return ScriptCall(scripts.NODE, keys.own, [keys.session_id, keys.access, STEPS, *ids])
 
 
 def nodes_reply(call: ScriptCall, keys: SessionKeys, ids: Sequence[str], reply: Any) -> list[SessionNodeRecord | None]:
-    """Decode the node of each id, None for an id without a live node. Raises Corrupt if a record is damaged."""
+    """Decode the nodes of the first ids, at least of one; None for an id without a live node.
+
+    The script stops when it has done enough work, so that the caller asks again for the other ids. Raises Corrupt if a
+    record is damaged.
+    """
     status(call, reply, keys)
     _, _, *found = reply
     nodes = [
         decode_node(record, keys.log, int(position)) if record else None
         for position, record in zip(found[::2], found[1::2], strict=True)
     ]
-    for node_id, node in zip(ids, nodes, strict=True):
+    for node_id, node in zip(ids, nodes, strict=False):
         if node is not None and node.node_id != node_id:
             raise Corrupt("nodes", keys.nodes, f"the entry of {node_id!r} points at {node.node_id!r}")
     return nodes
