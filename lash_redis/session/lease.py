@@ -35,16 +35,8 @@ class LeaseHolder(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Lease(LeaseClaim):
-    """The exclusive right to work on a session, from `RedisSessionStore.acquire_lease`.
-
-    Workers that acquire it run one after the other, so a later one can see whether the model was called already. It
-    does not lock the session: the revision that a commit builds on decides whether the commit is applied. A commit that
-    carries the lease (`RuntimeCommit.lease`) is also refused once the lease is lost.
-
-    `async with` releases it at the end of the block, also if a task is cancelled repeatedly or by a scope of anyio. A
-    lease that is lost by then is not an error. `renewing` keeps it renewed while a block runs.
-    """
+class HeldLease(LeaseClaim):
+    """A lease in the process that holds it: what `Lease` and the lease of the blocking client share."""
 
     ttl: Seconds = 30.0
     """Seconds from acquiring or renewing the lease until it expires."""
@@ -64,6 +56,67 @@ class Lease(LeaseClaim):
         """
         return max(0.0, self._ends - monotonic())
 
+    async def _extend(self, ttl: float | None) -> None:
+        """`Lease.renew`."""
+        holder, ttl = self._bound(), self.ttl if ttl is None else ttl
+        asked = monotonic()
+        await holder.renew(self, ttl)
+        self.ttl, self._ends = ttl, max(self._ends, asked + ttl)
+
+    async def _keep(self, interval: float, task: asyncio.Task[object]) -> StoreError:
+        """Renew the lease until it is lost; then cancel `task` and return the reason."""
+        lost: StoreError = LeaseLost(self.session_id, self.owner, "expired")
+        while self.remaining > 0:
+            end_if_cancelled()
+            await asyncio.sleep(min(interval, self.remaining))
+            if self.remaining == 0:
+                break
+            try:
+                async with asyncio.timeout(self.remaining):
+                    await self._extend(None)
+            except (BackendError, OutcomeUnknown, TimeoutError) as error:
+                log.warning("renewing the lease of session %r failed and is retried: %s", self.session_id, error)
+            except StoreError as error:
+                lost = error
+                break
+        task.cancel()
+        return lost
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle like `to_json`: without the holder, to be adopted by another store."""
+        return type(self).from_json, (self.to_json(),)
+
+    def __copy__(self) -> Self:
+        return replace(self)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return replace(self)
+
+    def _bound(self) -> LeaseHolder:
+        if self._holder is None:
+            raise InvalidRecord("lease", "is not bound to a store; pass it to RedisSessionStore.adopt_lease first")
+        return self._holder
+
+    async def _release_if_held(self, request: str) -> None:
+        try:
+            await self._bound().release(self, request)
+        except (LeaseLost, SessionDeleted):
+            log.info("the lease of session %r was lost before it was released", self.session_id)
+        self._ends = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Lease(HeldLease):
+    """The exclusive right to work on a session, from `RedisSessionStore.acquire_lease`.
+
+    Workers that acquire it run one after the other, so a later one can see whether the model was called already. It
+    does not lock the session: the revision that a commit builds on decides whether the commit is applied. A commit that
+    carries the lease (`RuntimeCommit.lease`) is also refused once the lease is lost.
+
+    `async with` releases it at the end of the block, also if a task is cancelled repeatedly or by a scope of anyio. A
+    lease that is lost by then is not an error. `renewing` keeps it renewed while a block runs.
+    """
+
     async def renew(self, ttl: float | None = None) -> Self:
         """Extend the lease to `ttl` seconds from now (default: the ttl it has). It never shortens the lease.
 
@@ -72,10 +125,7 @@ class Lease(LeaseClaim):
             SessionDeleted: the session was deleted.
             OutcomeUnknown: the reply was lost; renew again, the operation is idempotent.
         """
-        holder, ttl = self._bound(), self.ttl if ttl is None else ttl
-        asked = monotonic()
-        await holder.renew(self, ttl)
-        self.ttl, self._ends = ttl, max(self._ends, asked + ttl)
+        await self._extend(ttl)
         return self
 
     async def release(self) -> None:
@@ -110,7 +160,7 @@ class Lease(LeaseClaim):
         if interval > self.ttl / RENEWALS + 0.001:
             raise InvalidRecord("every", f"expected at most a third of the ttl ({self.ttl} s), got {every!r}")
         if self.remaining == 0:  # the server may still have it, above all if it was adopted
-            await self.renew()
+            await self._extend(None)
         task = asyncio.current_task()
         assert task is not None
         keeper = asyncio.create_task(self._keep(interval, task))
@@ -133,40 +183,6 @@ class Lease(LeaseClaim):
         if cancelled is not None and is_cancelled_by_others:
             raise cancelled
 
-    async def _keep(self, interval: float, task: asyncio.Task[object]) -> StoreError:
-        """Renew the lease until it is lost; then cancel `task` and return the reason."""
-        lost: StoreError = LeaseLost(self.session_id, self.owner, "expired")
-        while self.remaining > 0:
-            end_if_cancelled()
-            await asyncio.sleep(min(interval, self.remaining))
-            if self.remaining == 0:
-                break
-            try:
-                async with asyncio.timeout(self.remaining):
-                    await self.renew()
-            except (BackendError, OutcomeUnknown, TimeoutError) as error:
-                log.warning("renewing the lease of session %r failed and is retried: %s", self.session_id, error)
-            except StoreError as error:
-                lost = error
-                break
-        task.cancel()
-        return lost
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle like `to_json`: without the holder, to be adopted by another store."""
-        return type(self).from_json, (self.to_json(),)
-
-    def __copy__(self) -> Self:
-        return replace(self)
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return replace(self)
-
-    def _bound(self) -> LeaseHolder:
-        if self._holder is None:
-            raise InvalidRecord("lease", "is not bound to a store; pass it to RedisSessionStore.adopt_lease first")
-        return self._holder
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -174,13 +190,6 @@ class Lease(LeaseClaim):
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await clean_up(partial(self._release_if_held, uuid4().hex[:16]), releasing(self), after=error)
-
-    async def _release_if_held(self, request: str) -> None:
-        try:
-            await self._bound().release(self, request)
-        except (LeaseLost, SessionDeleted):
-            log.info("the lease of session %r was lost before it was released", self.session_id)
-        self._ends = 0.0
 
 
 def releasing(lease: LeaseClaim) -> str:

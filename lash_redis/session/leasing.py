@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import monotonic
+from typing import TypeVar
 from uuid import uuid4
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -25,9 +26,11 @@ from lash_redis.errors import (
 from lash_redis.models import LeaseClaim, LeaseInfo
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import SessionKeys
-from lash_redis.session.lease import Lease, releasing
+from lash_redis.session.lease import HeldLease, Lease, releasing
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.transport.cleanup import clean_up
+
+Held = TypeVar("Held", bound=HeldLease)
 
 
 class Leasing:
@@ -102,9 +105,9 @@ class Leasing:
             with suppress(LeaseLost, SessionDeleted):
                 await self.release(claim)
 
-    def adopt(self, lease: Lease) -> Lease:
+    def adopt(self, lease: Held) -> Held:
         """`RedisSessionStore.adopt_lease`."""
-        require_type("lease", lease, Lease)
+        require_type("lease", lease, HeldLease)
         commands.lease.check_lease("lease", lease, self._keys.session_id)
         seconds_to_ms("lease.ttl", lease.ttl)
         return replace(lease, _holder=self)

@@ -33,6 +33,7 @@ from lash_redis import (
     SessionStoreCreateRequest,
 )
 from lash_redis.models import LeaseClaim
+from lash_redis.session.lease import HeldLease
 from lash_redis.session.leasing import Leasing
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, facts_of, ids_of, key_of, tools
@@ -738,7 +739,7 @@ async def test_a_renewing_block_raises_corrupt_when_its_lease_becomes_undecodabl
         await work()
 
 
-@broken_by(Python("session.lease:Lease.renew", lambda _: _unreachable, "never reaches the server"))
+@broken_by(Python("session.lease:HeldLease._extend", lambda _: _unreachable, "never reaches the server"))
 async def test_a_renewing_block_does_not_lose_its_lease_at_the_first_deadline(store):
     lease = await store.acquire_lease("worker", ttl=0.5)
     async with lease.renewing():
@@ -751,7 +752,7 @@ async def _unreachable(lease, ttl=None):
 
 async def test_a_renewing_block_raises_lease_lost_when_renewals_fail_until_the_deadline(store, monkeypatch):
     lease = await store.acquire_lease("worker", ttl=0.3)
-    monkeypatch.setattr(Lease, "renew", _unreachable)
+    monkeypatch.setattr(HeldLease, "_extend", _unreachable)
     with pytest.raises(LeaseLost) as lost:
         async with lease.renewing():
             await asyncio.sleep(20)
@@ -789,7 +790,7 @@ async def test_a_renewing_block_ends_when_a_cancellation_is_swallowed(is_lost, s
             raise LeaseLost("chat", "worker", "taken")
         await _swallow_cancellation()
 
-    monkeypatch.setattr(Lease, "renew", renew)
+    monkeypatch.setattr(HeldLease, "_extend", renew)
     async with asyncio.timeout(5):
         async with lease.renewing(0.01):
             await (_swallow_cancellation() if is_lost else reached.wait())
