@@ -77,6 +77,10 @@ class Namespace:
     async def close(self, *, after: BaseException | None = None) -> None:
         await self._backend.close(after=after)
 
+    async def leave(self) -> None:
+        """`Backend.leave`."""
+        await self._backend.leave()
+
     async def preload(self) -> None:
         await self._backend.preload()
 

@@ -202,6 +202,16 @@ class Backend:
         self._place().is_closed = True
         await clean_up(self._close, CLOSING, after=after)
 
+    async def leave(self) -> None:
+        """Close the topology of this process and event loop, at interpreter exit. Later requests in this loop fail.
+
+        What all processes and event loops share, such as an embedded server, ends by itself at exit.
+        """
+        place = self._place()
+        place.is_closed = True
+        if place.topology is not None:
+            await place.topology.close()
+
     async def _close(self) -> None:
         place = self._place()
         try:

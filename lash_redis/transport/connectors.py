@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+import redis as synchronous
 import redis.asyncio as redis
 from redis import exceptions
 from redis.asyncio.connection import Connection, SSLConnection
@@ -318,6 +319,10 @@ def given(client: object) -> Connector:
     return Given(checked)
 
 
+def _is_synchronous(client: object) -> bool:
+    return isinstance(client, synchronous.Redis | synchronous.RedisCluster)
+
+
 def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
     """Return a client that this package can work with, or raise `InvalidRecord`."""
     if isinstance(client, redis.RedisCluster):
@@ -330,7 +335,8 @@ def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
         settings = client.connection_pool.connection_kwargs
     else:
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
-        raise InvalidRecord("client", f"expected a redis.asyncio.Redis or RedisCluster, got {kind}")
+        remedy = "; for it use lash_redis.blocking.BlockingSessionCache" if _is_synchronous(client) else ""
+        raise InvalidRecord("client", f"expected a redis.asyncio.Redis or RedisCluster, got {kind}{remedy}")
     if isinstance(client, redis.Redis) and shared_limit(client) < 1:
         raise InvalidRecord(
             "client.max_connections", "expected at least 2 with single_connection_client=True, which keeps one, got 1"
