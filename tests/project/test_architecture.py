@@ -20,6 +20,7 @@ LAYERS = [
     ["acl", "chat", "listing", "runtime"],
     ["audit", "owner_deletion"],
     ["cache"],
+    ["blocking"],
     ["transfer"],
     ["cli"],
 ]
