@@ -16,9 +16,11 @@ from redis.backoff import NoBackoff
 
 from lash_redis import Chat, RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
+from lash_redis.blocking import BlockingSessionCache
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.transport.backend import Backend
 from tests.support import selection
+from tests.support.as_async import as_async, synchronous
 from tests.support.groups import Cluster, RunningGroups, SentinelGroup
 from tests.support.paths import DATA
 from tests.support.proxy import Proxy
@@ -119,13 +121,15 @@ async def proxy(real_server: Server) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def open_cache(server: Server) -> Callable[..., SessionCache]:
+def open_cache(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., SessionCache]]:
     """`open_cache()` returns a cache on a new client, which the server cannot distinguish from another process.
 
     All caches use one namespace. On a server that is a process, the client has only the rights of an account of
     `lash_redis.acl`: `role`, by default `runner` on Valkey and `loader` elsewhere. Takes `ttl` and the fields of
-    `StoreOptions`.
+    `StoreOptions`. With `--client=blocking` it is a blocking cache behind an interface of coroutines.
     """
+
+    blocking: list[BlockingSessionCache] = []
 
     def opened(
         *, ttl: float | None = None, namespace: str = NAMESPACE, role: Role | None = None, **options: Any
@@ -134,9 +138,17 @@ def open_cache(server: Server) -> Callable[..., SessionCache]:
         client = server.account(namespace, role)
         if role == "runner":
             options.setdefault("allow_eval", not server.kind.real)
+        if selection.is_blocking(request.config):
+            made = BlockingSessionCache(
+                synchronous(server, client), namespace, ttl=ttl, options=StoreOptions(**options)
+            )
+            blocking.append(made)
+            return as_async(made)
         return SessionCache(client, namespace, ttl=ttl, options=StoreOptions(**options))
 
-    return opened
+    yield opened
+    for made in blocking:
+        made.close()
 
 
 @pytest.fixture

@@ -18,6 +18,32 @@ SLOW_FOLDERS = frozenset({"cluster", "faults", "machines"})
 GROUP_FIXTURES = {"cluster": Cluster, "sentinels": SentinelGroup}
 
 
+CANCELS = "cancels the task of the caller, which a thread is not"
+REPLACES = "replaces a method of the object that the caller has, which is not the one that the core calls"
+SHARES = "runs a coroutine with the raw client of the test inside of the core, which has a loop of its own"
+ORDER = "relies on the order in which tasks of one event loop begin, which threads do not have"
+ASYNC_FILES = {
+    "test_broken_twins.py": "each broken store fails its test over the async client",
+    "test_cleanup.py": CANCELS,
+}
+"""The files of `tests/laws` that `--client=blocking` leaves out, and why."""
+ASYNC_TESTS = {
+    "test_a_failed_or_cancelled_append_does_not_hold_up_the_next": CANCELS,
+    "test_a_log_evicted_between_the_two_round_trips_of_a_path_read_is_reported": SHARES,
+    "test_a_refresh_detects_a_failover_between_its_two_round_trips": SHARES,
+    "test_a_session_lost_between_read_and_commit_is_created_again": SHARES,
+    "test_a_refused_commit_is_not_sent_again": REPLACES,
+    "test_a_renewing_block_ends_when_a_cancellation_is_swallowed": CANCELS,
+    "test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken": CANCELS,
+    "test_a_renewing_block_raises_lease_lost_when_renewals_fail_until_the_deadline": CANCELS,
+    "test_an_append_that_never_comes_first_ends_with_the_conflict": REPLACES,
+    "test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time": "takes the turn of an event loop of its own",
+    "test_appends_of_one_process_follow_one_another_in_the_order_of_their_calls": ORDER,
+    "test_exactly_one_of_many_concurrent_first_claims_succeeds": "compares the names of classes",
+}
+"""The tests of other files that it leaves out, and why."""
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Add the options of this module to the command line of pytest."""
     group = parser.getgroup("lash_redis", "selection of tests")
@@ -31,6 +57,12 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"run what `make test` runs: no test marked slow, none in {', '.join(sorted(SLOW_FOLDERS))}, "
         f"and of the servers only {', '.join(sorted(QUICK_SERVERS))}",
+    )
+    group.addoption(
+        "--client",
+        choices=["async", "blocking"],
+        default="async",
+        help="the client that the invariants are tested with; `blocking` runs only tests of invariants that it can run",
     )
     group.addoption("--rest", action="store_true", help="run exactly the tests that --quick leaves out")
 
@@ -62,6 +94,8 @@ def is_selected_server(config: pytest.Config, name: str) -> bool:
 def is_selected(item: pytest.Item) -> bool:
     """Whether the run has this test."""
     config = item.config
+    if is_blocking(config) and not runs_over_blocking(item):
+        return False
     if config.getoption("--quick") and not is_quick(item):
         return False
     if config.getoption("--rest") and is_quick(item):
@@ -75,6 +109,20 @@ def is_quick(item: pytest.Item) -> bool:
     """Whether `make test` runs this test."""
     folder = PurePath(item.nodeid).parts[1]
     return folder not in SLOW_FOLDERS and not item.get_closest_marker("slow") and servers_of(item) <= QUICK_SERVERS
+
+
+def is_blocking(config: pytest.Config) -> bool:
+    """Whether the run tests the blocking client."""
+    return bool(config.getoption("--client") == "blocking")
+
+
+def runs_over_blocking(item: pytest.Item) -> bool:
+    """Whether a test can run over the blocking client: it opens its caches by `open_cache`."""
+    _, folder, file, *_ = PurePath(item.nodeid.partition("::")[0]).parts
+    if folder != "laws" or "open_cache" not in getattr(item, "fixturenames", ()):
+        return False
+    name = getattr(item, "originalname", item.name)
+    return file not in ASYNC_FILES and name not in ASYNC_TESTS
 
 
 def servers_of(item: pytest.Item) -> frozenset[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.groups import Cluster, preferred
-from tests.support.selection import QUICK_SERVERS, is_quick, servers_of
+from tests.support.paths import ROOT
+from tests.support.selection import ASYNC_FILES, ASYNC_TESTS, QUICK_SERVERS, is_quick, servers_of
 from tests.support.servers import Server
 
 
@@ -34,3 +35,9 @@ def test_a_slow_test_is_not_quick(request: pytest.FixtureRequest) -> None:
 
 def test_any_other_test_is_quick(request: pytest.FixtureRequest) -> None:
     assert is_quick(request.node)
+
+
+def test_the_tests_that_the_blocking_client_leaves_out_exist() -> None:
+    texts = {path.name: path.read_text("utf-8") for path in (ROOT / "tests" / "laws").glob("test_*.py")}
+    assert ASYNC_FILES.keys() <= texts.keys()
+    assert {name for name in ASYNC_TESTS if not any(f"def {name}(" in text for text in texts.values())} == set()
