@@ -20,12 +20,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import commits, fleet, large, memory, reads, refresh, report, startup, workers
+from bench import blocking, commits, fleet, large, memory, reads, refresh, report, startup, workers
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "large", "workers", "peers", "chats", "startup")
+GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "large", "workers", "peers", "chats", "blocking", "startup")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -105,6 +105,9 @@ def main() -> None:
                 head, rows = asyncio.run(measure(server.url, groups, quick=options.quick))
         except BackendError as error:
             sys.exit(f"bench: {error}")
+        if "blocking" in groups:
+            with EmbeddedServer(binary=binary, port=options.port) as server:
+                rows += blocking.measure(server.url, quick=options.quick)
         rows += on_tcp(binary, groups, quick=options.quick)
         if "startup" in groups and not runs:
             rows += startup.measure(3 if options.quick else 7)
