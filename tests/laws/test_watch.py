@@ -595,7 +595,7 @@ async def test_the_end_of_one_session_does_not_end_the_watch_of_others(cache, cl
         assert (change.session_id, change.revision, type(change.ended)) == ("torn", 1, SessionEvicted)
         await cache.session("stays").commit_runtime_state(commit(1, Unchanged("a"), session_id="stays"))
         assert await next_change(watch) == SessionChange("stays", 2)
-        subscribed = {session for subscriber in watch._subscribers.values() for session in subscriber.sessions}
+        subscribed = {session for subscriber in watch._subscribers.values() for session in subscriber.topics}
         assert subscribed == {channel_of("stays").encode(), channel_of("never").encode()}
 
 
