@@ -329,6 +329,7 @@ class Subscriber(Generic[T]):
 
     async def _receive_messages(self, connection: Any) -> None:
         for number in count(1):
+            end_if_cancelled()
             message = await connection.read_response(timeout=self._poll, disconnect_on_error=False, push_request=True)
             if isinstance(message, list) and len(message) == 3:
                 self._received_at = self._clock()
