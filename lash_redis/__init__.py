@@ -43,6 +43,10 @@ from lash_redis.errors import (
     SessionExists,
     SessionGone,
     StoreError,
+    StreamBusy,
+    StreamFailed,
+    StreamGap,
+    StreamGone,
     UnsupportedReadScope,
 )
 from lash_redis.models import (
@@ -92,6 +96,10 @@ from lash_redis.models import (
     SessionReadScope,
     SessionStoreCreateRequest,
     SessionUsageReport,
+    StreamClaim,
+    StreamEvent,
+    StreamInfo,
+    StreamState,
     TokenLedgerEntry,
     TokenUsage,
     TombstoneReport,
@@ -125,6 +133,7 @@ from lash_redis.runtime import (
 )
 from lash_redis.session.lease import Lease
 from lash_redis.session.store import RedisSessionStore
+from lash_redis.session.stream import StreamWriter
 from lash_redis.session.watch import SessionChange, SessionWatch
 
 __version__ = "0.1.0"
@@ -220,6 +229,15 @@ __all__ = [
     "StoreError",
     "StoreGcPolicy",
     "StoreOptions",
+    "StreamBusy",
+    "StreamClaim",
+    "StreamEvent",
+    "StreamFailed",
+    "StreamGap",
+    "StreamGone",
+    "StreamInfo",
+    "StreamState",
+    "StreamWriter",
     "TokenLedgerEntry",
     "TokenUsage",
     "TombstoneReport",

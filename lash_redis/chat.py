@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,8 @@ from lash_redis.models import (
     RuntimeCommit,
     SessionNodeRecord,
     SessionUsageReport,
+    StreamClaim,
+    StreamEvent,
     TokenLedgerEntry,
     Unchanged,
 )
@@ -50,6 +52,7 @@ from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.session.store import RedisSessionStore
+from lash_redis.session.stream import StreamWriter
 from lash_redis.transport.turns import in_turns
 
 SHORT: Final = 100
@@ -75,6 +78,7 @@ class _Addition:
     usage: Sequence[TokenLedgerEntry] = ()
     lease: LeaseClaim | None = None
     consumes: Sequence[str] = ()
+    finishes: StreamClaim | None = None
 
 
 class Chat:
@@ -207,6 +211,7 @@ class Chat:
         after: str | None = None,
         lease: LeaseClaim | None = None,
         consumes: Sequence[str] = (),
+        finishes: StreamClaim | None = None,
     ) -> list[ChatMessage]:
         """Append messages behind what others have appended, all or none, and return them with their ids.
 
@@ -215,6 +220,8 @@ class Chat:
         commit. `after` continues from the message with that id, as a branch, instead of from the last message. With a
         `lease` of `store.acquire_lease`, the messages are appended only if the caller still holds it. `consumes` are
         the ids of pending inputs that the messages answer: they are consumed with the append, or both are refused.
+        `finishes` is the `out` of `async with chat.stream(...) as out`: the append ends the stream in its own round
+        trip, so that a follower that sees the end finds the messages. If the append is refused, the stream continues.
 
         One round trip if no other handle has written since this one read or wrote the chat, else two or three. Appends
         of one process follow one another in the order of their calls. If other processes append at the same time, the
@@ -250,7 +257,7 @@ class Chat:
                 nodes = await in_turns(_new_nodes(messages))
             try:
                 parent_of = (lambda tip: tip.leaf) if after is None else (lambda _: after)
-                await self._add(_Addition(nodes, parent_of, usage, lease, consumes))
+                await self._add(_Addition(nodes, parent_of, usage, lease, consumes, finishes))
             except InvalidParent as error:
                 if after is not None:
                     raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
@@ -366,6 +373,7 @@ class Chat:
             builds_on=tip.commit_id,
             lease=addition.lease,
             consumes=addition.consumes,
+            finishes=addition.finishes,
         )
         try:
             result = await self._store.commit_runtime_state(commit)
@@ -386,7 +394,7 @@ class Chat:
         """Return if messages with these ids and contents are stored, so that this append is a retry.
 
         A message that is not there was tombstoned, or a failover lost it after the collision. The addition is then made
-        once more, which decides that.
+        once more, which decides that. A retry ends the stream that it finishes.
 
         Raises:
             NodeIdCollision: `collision`, or that of the further attempt.
@@ -397,12 +405,36 @@ class Chat:
             await self._store.require_owner()
             raise collision
         if None not in stored:
+            if addition.finishes is not None:
+                await self._store.finish_stream(addition.finishes)
             return
         await self._store.require_owner()
         if not again:
             raise collision
         self._tip = None
         await self._add_once(addition, again=False)
+
+    # Turns in flight
+
+    def stream(
+        self,
+        generation_id: str,
+        ttl: float = 30.0,
+        keep: float = 120.0,
+        max_events: int = 2048,
+        max_bytes: int = 16 * 1024 * 1024,
+    ) -> StreamWriter:
+        """Return the producer of an answer that others follow while it is made. See `RedisSessionStore.stream`."""
+        return self._store.stream(generation_id, ttl, keep, max_events, max_bytes)
+
+    def follow(
+        self, generation_id: str, after: str | None = None, wait: float = 0.0
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events of an answer, those that were sent and then those that are sent, until it is finished.
+
+        See `RedisSessionStore.follow`.
+        """
+        return self._store.follow(generation_id, after, wait)
 
 
 def _agree(stored: Sequence[SessionNodeRecord | None], nodes: Sequence[SessionNodeRecord]) -> Steps[bool]:

@@ -245,8 +245,76 @@ class LeaseLost(Refused):
         self.revision = revision
 
 
+class StreamBusy(Refused):
+    """The generation has a stream already, or it has ended. Give each attempt to produce an answer its own generation.
+
+    `state` is that of the stream: `running`, `finished`, `failed` or `lost`.
+    """
+
+    template = "generation {1!r} of session {0!r} has a stream, which is {2}; use a new generation id"
+
+    def __init__(self, session_id: str, generation_id: str, state: str) -> None:
+        super().__init__(session_id, generation_id, state)
+        self.session_id = session_id
+        self.generation_id = generation_id
+        self.state = state
+
+
+class StreamGap(Refused):
+    """Events that the follower has not read were dropped, because the stream exceeded its bounds.
+
+    Reload what is shown, or follow again with `after=oldest`, which continues with the oldest event that is stored.
+    """
+
+    template = (
+        "events of generation {1!r} of session {0!r} after {3!r} were dropped; reload, or follow again with after={2!r}"
+    )
+
+    def __init__(self, session_id: str, generation_id: str, oldest: str, after: str | None = None) -> None:
+        super().__init__(session_id, generation_id, oldest, after)
+        self.session_id = session_id
+        self.generation_id = generation_id
+        self.oldest = oldest
+        """The cursor behind which every event is stored."""
+        self.after = after
+        """The cursor of the last event that the follower has; None if it has none."""
+
+
+class StreamFailed(Refused):
+    """The stream did not finish: its producer raised an error, or it is lost. Start another generation.
+
+    A follower gets it after the last event, and a producer from a write to its stream. `state` is `failed` or `lost`. A
+    lost stream had no sign of life of its producer for its ttl; it stays lost, even if the producer continues.
+    """
+
+    template = "the stream of generation {1!r} of session {0!r} is {2}; start another generation"
+
+    def __init__(self, session_id: str, generation_id: str, state: str) -> None:
+        super().__init__(session_id, generation_id, state)
+        self.session_id = session_id
+        self.generation_id = generation_id
+        self.state = state
+
+
+class StreamGone(Refused):
+    """The generation has no stream: it is unknown, was deleted, or expired `keep` seconds after its end.
+
+    If the stream has finished, load the session: the turn is stored.
+    """
+
+    template = "generation {1!r} of session {0!r} has no stream (unknown, or expired); load the session"
+
+    def __init__(self, session_id: str, generation_id: str) -> None:
+        super().__init__(session_id, generation_id)
+        self.session_id = session_id
+        self.generation_id = generation_id
+
+
 class CommitTooLarge(Refused):
-    """A commit or blob exceeds a limit of `StoreOptions` or of Redis. Make it smaller, or raise the option."""
+    """A commit, blob or event exceeds a limit of its call, of `StoreOptions` or of Redis. Make it smaller, or raise it.
+
+    A session with too many streams raises it, too.
+    """
 
     template = "{0}: expected at most {2}, got {1}"
 

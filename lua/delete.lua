@@ -11,7 +11,9 @@
 --        9 orphans         zset  blobs without a holder -> ms
 --       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
 --       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
---       12 blobs           hash  those the head holds: c content, u promised until (ms), holders until each time
+--       12 streams         hash  generation -> record of a stream
+--       13 blobs           any   those the head holds, hashes: c content, u promised until (ms), holders until each
+--                                time; then the events of the streams of `generations`, lists
 --
 -- ARGV   1 session  str    session id, echoed
 --        2 before   bytes  refs that the client expects in the head
@@ -22,17 +24,20 @@
 --        7 access   str    owner for whom the caller acts; '' for a trusted caller
 --        8 owner    str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                          none
+--        9 generations  str  those whose events are in KEYS
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   deleted, with the numbers of its live nodes and components; whole
 --                                                    is 1 if no part was missing or unreadable, so that a marker is set
 --        absent <session>                            the session does not exist; nothing written
 --        foreign <session>                           the session is another owner's than `access`; nothing written
---        refs <session> <refs> <owner>               the head holds other refs than `before`, or another owner than a
---                                                    trusted caller expects; nothing written
+--        refs <session> <refs> <owner> <generation> ...
+--                                                    the head holds other refs than `before`, or another owner than a
+--                                                    trusted caller expects, or there is a stream of a generation that
+--                                                    is not in `generations`; nothing written
 --        corrupt <session> <family> <reason>         the shard's own lists are unusable; nothing written
 --
 -- Order  without a head, the remaining keys of a session have no owner that could be compared, so every caller may
---        delete them.
+--        delete them. Streams have one of their own.
 --        A session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
 --        builds on it is refused, too, because there is no head. UNLINK comes first: a full server accepts it, and
 --        after the first write of a script it accepts the others.
@@ -46,23 +51,37 @@
 --@include catalogue
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local sessions, expiries, orphans, blobs = KEYS[7], KEYS[8], KEYS[9], 12
-local owned, owned_expiries = KEYS[10], KEYS[11]
+local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local streams, blobs = KEYS[12], 13
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local sharded, access, owner = ARGV[6] == '1', ARGV[7], ARGV[8]
+local sharded, access, owner, generations = ARGV[6] == '1', ARGV[7], ARGV[8], 9
+local events = #KEYS + generations - #ARGV
 
 -- CHECK
 
-local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state)
+local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state, streams)
 local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner')
 if stored.err then stored = {} end
-if is_foreign(access, stored[5], stored[1]) then return {'foreign', session} end
+local records = redis.pcall('HKEYS', streams)
+if records.err then records = {} end
+local owns = #records > 0 and redis.call('HGET', streams, '')
+if is_foreign(access, stored[5], stored[1]) or is_foreign(access, owns, false) then return {'foreign', session} end
 local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
 if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
 local refs, parent, held_by = stored[2] or '', stored[3], stored[5] or not stored[1] and owner or ''
 if not count_private(refs) then refs = '' end
-if refs ~= before or access == '' and owner ~= held_by then return {'refs', session, refs, held_by} end
+local named = {}
+local moved = {'refs', session, refs, held_by}
+for index = generations, #ARGV do named[ARGV[index]] = true end
+local is_moved = refs ~= before or access == '' and owner ~= held_by
+for _, generation in ipairs(records) do
+  if generation ~= '' then
+    moved[#moved + 1] = generation
+    is_moved = is_moved or not named[generation]
+  end
+end
+if is_moved then return moved end
 
 local catalogues = catalogues_of(held_by, sessions, expiries, owned, owned_expiries)
 local wrong = unusable_catalogue(catalogues)
@@ -73,7 +92,7 @@ if wrong then return refuse(session, wrong) end
 local facts, broken = open_head(head, {log, nodes, jumps, dead, state}, access)
 local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead, state))
 local now, numbers, released = milliseconds(), {}, facts and whole and facts.private or 0
-for index = blobs, #KEYS do
+for index = blobs, events - 1 do
   local found = facts and numbers_of(KEYS[index], facts.hold, 'u')
   whole = whole and found and found[1] > 0
   if found and found[1] > 0 then
@@ -89,6 +108,7 @@ end
 --@include announcing
 
 redis.call('UNLINK', head, log, nodes, jumps, dead, state)
+redis.call('UNLINK', streams, unpack(KEYS, events))
 drop_entry(catalogues, entry_of(session, parent), now)
 local free = {}
 for index, found in pairs(numbers) do
@@ -100,4 +120,5 @@ if whole and marker > 0 then
   redis.call('PEXPIRE', head, marker)
 end
 announce(sharded, head, 'deleted')
+for index = events, #KEYS do announce(sharded, KEYS[index], 'deleted') end
 return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}

@@ -11,7 +11,9 @@
 --        9 orphans         zset  blobs without a holder -> deadline (ms)
 --       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
 --       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
---       12 blobs           hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs
+--       12 streams         hash  generation -> record of its stream
+--       13 events          list  events of the stream that is finished; not used without `finishes`
+--       14 blobs           hash  c content, u promised until (ms), number of holders by deadline (ms): first the blobs
 --                                that the new head holds (acquired, then kept), then those that it releases
 --
 -- ARGV   1 session       str    session id, echoed
@@ -54,14 +56,16 @@
 --       32 owner         str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                               none
 --       33 consumed      int    number of pending inputs that this commit consumes
---       34 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
+--       34 finishes      str    number of events, token and generation of a stream that this commit finishes,
+--                               separated by blanks; '' for none
+--       35 values        any    acquired + kept contents ('' if it must be stored), the usage rows' fields, for each
 --                               row input, output, cached, reasoning, then count ids, count links, count records, then
 --                               the ids of the stored nodes that extend drops, then the fields of the consumed inputs
 --                               in the head.
 --                               A link is '' the node before it in this commit, - none, @k, or =id
 --
--- Reply  committed <session> <revision> <epoch>
---                                              the new head is published; epoch of its log
+-- Reply  committed <session> <revision> <epoch> <finished>
+--                                              the new head is published; epoch of its log; 1 if the stream is finished
 --        lost <session> <why> <revision>       the lease is expired, taken, released or gone; the revision that an
 --                                              earlier attempt of this commit made, else ''; nothing written
 --        replayed <session> <revision> <epoch>
@@ -107,10 +111,13 @@
 --@include holders
 --@include components
 --@include catalogue
+--@include streams
+--@include stream_finish
 
 local KEYS, ARGV = KEYS, ARGV -- access to a local is faster
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local streams, events = KEYS[12], KEYS[13]
 local session, expected, builds_on, tag, meaning = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local before, after, body, leaf = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local default_ttl, own_ttl, grace = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
@@ -118,8 +125,8 @@ local acquired, kept, rows, count = tonumber(ARGV[13]), tonumber(ARGV[14]), tonu
 local users, sharded, lease, releases = ARGV[17], ARGV[18] == '1', ARGV[19], ARGV[20]
 local run, plugin, execution, delta, strict = ARGV[21], ARGV[22], ARGV[23], ARGV[24], ARGV[25] == 'strict'
 local origin, history, meta, parent, seen = ARGV[26], ARGV[27], ARGV[28], ARGV[29], ARGV[30]
-local access, owner, consumed = ARGV[31], ARGV[32], tonumber(ARGV[33])
-local blobs, values = 12, 34
+local access, owner, consumed, finishes = ARGV[31], ARGV[32], tonumber(ARGV[33]), ARGV[34]
+local blobs, values = 14, 35
 local usage_rows = values + acquired + kept
 local ids = usage_rows + 5 * rows
 local records = ids + 2 * count
@@ -175,6 +182,7 @@ local answered, unanswered = plan_consumption(head, consumed, fields)
 if not answered then return refuse(session, unanswered) end
 
 -- Compute the deadline and the holds on blobs.
+local finished = plan_finish(streams, finishes, now)
 local frees = is_claim(held_lease, releases)
 local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, not frees and held_lease, now)
 local had, hold = facts.hold, hold_of(deadline, grace)
@@ -226,6 +234,7 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 --@include cataloguing
 --@include lifetime
 --@include announcing
+--@include finishing
 
 if drops > 0 then
   -- These commands change nothing. On a full server, or without the right to LTRIM, they fail before any other write.
@@ -267,5 +276,6 @@ if #answered > 0 then call('HDEL', head, unpack(answered)) end
 move_holds(holds, blobs, acquired, kept, values, had, hold, grace, now, orphans)
 list_entry(catalogues, entry, committed, hold, moves_entry, now)
 expire_session(facts, deadline, had_deadline, head, log, nodes, jumps, dead, state)
+if finished then finish_stream(streams, events, finished, sharded) end
 announce(sharded, head, 'committed')
-return {'committed', session, revision, facts.epoch + 0}
+return {'committed', session, revision, facts.epoch + 0, finished and 1 or 0}

@@ -162,6 +162,12 @@ async def store(cache: SessionCache) -> RedisSessionStore:
 
 
 @pytest.fixture
+async def other(open_cache: Callable[..., SessionCache]) -> RedisSessionStore:
+    """The same session through a cache of its own, as in another process."""
+    return open_cache().session("chat")
+
+
+@pytest.fixture
 async def chat(cache: SessionCache) -> Chat:
     return cache.chat("chat")
 

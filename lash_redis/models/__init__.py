@@ -54,6 +54,7 @@ from lash_redis.models.session import (
     SessionStoreCreateRequest,
 )
 from lash_redis.models.state import PersistedSessionState
+from lash_redis.models.stream import StreamClaim, StreamEvent, StreamInfo, StreamState
 from lash_redis.models.usage import (
     PromptUsage,
     SessionUsageReport,
@@ -112,6 +113,10 @@ __all__ = [
     "SessionReadScope",
     "SessionStoreCreateRequest",
     "SessionUsageReport",
+    "StreamClaim",
+    "StreamEvent",
+    "StreamInfo",
+    "StreamState",
     "TokenLedgerEntry",
     "TokenUsage",
     "TombstoneReport",

@@ -14,6 +14,7 @@ from lash_redis.models.lease import LeaseClaim
 from lash_redis.models.node import SessionNodeRecord
 from lash_redis.models.session import PersistedSessionConfig, PersistedTurnState
 from lash_redis.models.state import PersistedSessionState
+from lash_redis.models.stream import StreamClaim
 from lash_redis.models.usage import TokenLedgerEntry
 from lash_redis.models.wire import U64, Form, Id, Record, Rule, Variant, encode_fields
 from lash_redis.options import KEEP, SEEN, Keep, SeenRevision
@@ -123,6 +124,14 @@ class RuntimeCommit(Record):
     """The ids of pending inputs that this commit answers, at most 128. They are pending until the commit is made.
 
     The server refuses the commit if one of them is not pending. They are part of the commit's meaning.
+    """
+    finishes: Annotated[StreamClaim | None, Rule.IN_MEMORY] = None
+    """A stream that the server finishes with the commit: the `out` of `async with store.stream(...) as out`.
+
+    A follower that sees the end can then load the turn. The commit is made in either case: a stream that was lost or
+    has ended stays as it is. If the commit is refused, the stream continues.
+
+    It is not part of the commit's meaning or JSON. A commit that is sent again finishes the stream, too.
     """
 
     @classmethod

@@ -123,6 +123,14 @@ class SessionKeys:
         return f"{self.prefix}state:{self.session_id}"
 
     @cached_property
+    def streams(self) -> str:
+        """hash: generation → record of its stream; `` (empty) → the owner for whom the first one was opened."""
+        return f"{self.prefix}streams:{self.session_id}"
+
+    def stream(self, generation_id: str) -> StreamKeys:
+        return StreamKeys(self, generation_id)
+
+    @cached_property
     def own(self) -> tuple[str, str, str, str, str, str]:
         """The keys that belong to this session alone."""
         return self.head, self.log, self.nodes, self.jumps, self.dead, self.state
@@ -150,6 +158,65 @@ class SessionKeys:
 
     def blob(self, ref: str) -> str:
         return self.shard.blob(ref)
+
+
+@dataclass(frozen=True)
+class StreamKeys:
+    """The keys of one stream, and its channels."""
+
+    session: SessionKeys
+    generation_id: str
+
+    @property
+    def session_id(self) -> str:
+        return self.session.session_id
+
+    @property
+    def access(self) -> str:
+        return self.session.access
+
+    @property
+    def prefix(self) -> str:
+        return self.session.prefix
+
+    @property
+    def head(self) -> str:
+        return self.session.head
+
+    @property
+    def streams(self) -> str:
+        return self.session.streams
+
+    @cached_property
+    def events(self) -> str:
+        """list: the newest events. Changes of the stream are published on the channel of the same name.
+
+        An id may contain colons, so the length of the session id in characters precedes it.
+        """
+        return f"{self.prefix}events:{self._name}"
+
+    @cached_property
+    def stops(self) -> str:
+        """A channel, and not a key: stop requests are published on it."""
+        return f"{self.prefix}stops:{self._name}"
+
+    @cached_property
+    def _name(self) -> str:
+        return f"{len(self.session_id)}:{self.session_id}:{self.generation_id}"
+
+
+def generation_of(name: str) -> tuple[str, str]:
+    """Return the session id and the generation id in the name of an events key: what follows its family.
+
+    Raises:
+        ValueError: the name is that of no such key.
+    """
+    size, _, ids = name.partition(":")
+    length = int(size)
+    session_id, colon, generation_id = ids[:length], ids[length : length + 1], ids[length + 1 :]
+    if colon != ":" or not session_id or not generation_id or size != str(length):
+        raise ValueError(f"expected the length of a session id, the id and a generation id, got {name!r}")
+    return session_id, generation_id
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Published:
 
     result: RuntimeCommitResult
     seen: Seen
+    is_finished: bool = False
+    """Whether the commit finished the stream that it names."""
 
 
 @dataclass(slots=True)
@@ -215,7 +217,8 @@ class Publisher:
                 self._namespace.cached.put(held, prepared.bodies[held])
         if result.replayed and durability is not None:
             durable = await self._namespace.confirm(self._keys, durability)
-        return Published(result if durable is None else replace(result, durable=durable), now)
+        is_finished = not result.replayed and reply[4] == 1
+        return Published(result if durable is None else replace(result, durable=durable), now, is_finished)
 
     def _learn(self, prepared: PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
         """Remember the log that a commit left, for the next commit of a graph with the same base; return that base."""

@@ -22,7 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lash_redis._validate import require_id, require_ids, require_int, require_type
+from lash_redis._validate import require_id, require_ids, require_int, require_seconds, require_type, seconds_to_ms
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -53,6 +53,9 @@ from lash_redis.models import (
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
+    StreamClaim,
+    StreamEvent,
+    StreamInfo,
     TombstoneReport,
     VacuumReport,
 )
@@ -61,17 +64,21 @@ from lash_redis.protocol import commands
 from lash_redis.protocol.commands.estimates import is_larger
 from lash_redis.protocol.commands.prepared_commit import prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.protocol.keys import StreamKeys
 from lash_redis.session.basis import Basis, basis_of
+from lash_redis.session.following import follow
 from lash_redis.session.in_flight import LARGE_BYTES
 from lash_redis.session.inputs import Inputs
 from lash_redis.session.lease import Lease
 from lash_redis.session.leasing import Leasing
 from lash_redis.session.maintenance import Maintenance
 from lash_redis.session.meta import MetaWriter
-from lash_redis.session.namespace import Namespace
+from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.publish import Publisher
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
+from lash_redis.session.stream import StreamWriter, finish_after_commit, held_for_commit
+from lash_redis.session.stream_hub import read_stream
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.failures import Earlier
 from lash_redis.transport.turns import in_turns
@@ -343,6 +350,9 @@ class RedisSessionStore:
         Other tasks run while a large commit is encoded. Do not change its records until the call returns. A commit of
         more than 64 KiB waits while others have `StoreOptions.max_bytes_in_flight` bytes in flight.
 
+        A commit with `finishes` ends the stream in its own round trip. If the producer has not sent all events yet,
+        they are sent in a round trip before.
+
         `durability` (default: `StoreOptions.durability`) waits for replicas or the disk in the same round trip. The
         commit stays applied if the confirmation does not arrive in time, and the result's `durable` is then False.
 
@@ -374,13 +384,14 @@ class RedisSessionStore:
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
         if require_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
-        basis = await basis_of(commit, self._last, self._reader)
-        try:
-            result = await self._commit(basis, own_ttl, options)
-        except HeadRevisionConflict as conflict:
-            if not basis.is_implied or isinstance(conflict, NodesTombstoned):
-                raise
-            result = await self._commit_on_any(commit, own_ttl, options)
+        async with held_for_commit(commit.finishes):
+            basis = await basis_of(commit, self._last, self._reader)
+            try:
+                result = await self._commit(basis, own_ttl, options)
+            except HeadRevisionConflict as conflict:
+                if not basis.is_implied or isinstance(conflict, NodesTombstoned):
+                    raise
+                result = await self._commit_on_any(commit, own_ttl, options)
         await self._collect_if_due()
         return result
 
@@ -431,6 +442,8 @@ class RedisSessionStore:
         finally:
             flight.end()
         self._last = published.seen
+        with continuing(1, "commit was made"):
+            await finish_after_commit(self._namespace, self._keys, commit.finishes, is_finished=published.is_finished)
         return published.result
 
     async def begin(
@@ -657,6 +670,121 @@ class RedisSessionStore:
             self._last = replace(self._last, components=outcome.refs, owner=outcome.owner)
         raise self._contended("touch")
 
+    # Turns in flight
+
+    def stream(
+        self,
+        generation_id: str,
+        ttl: float = 30.0,
+        keep: float = 120.0,
+        max_events: int = 2048,
+        max_bytes: int = 16 * 1024 * 1024,
+    ) -> StreamWriter:
+        """Return the producer of a stream: `async with store.stream("gen-1") as out`, then `await out.send(data)`.
+
+        A generation is one attempt to produce an answer. Its stream has one producer and is never used again, so give
+        each attempt a new id. Any number of processes follow it. The session need not exist, and a commit neither needs
+        nor changes a stream, unless it names it in `RuntimeCommit.finishes`.
+
+        `ttl`: seconds without a sign of life until the stream counts as lost. The block gives signs of life by itself,
+        three within a ttl. A lost stream stays lost. `keep`: seconds for which the stream can be followed after its
+        end. `max_events` and `max_bytes` bound what is stored: the oldest events are dropped, and a follower that has
+        not read them gets `StreamGap`. A session can have 64 streams, those that ended and are kept included.
+
+        Entering and leaving the block take one round trip each. Streams have deadlines of their own: the ttl of the
+        session does not change them. A deletion of the session removes them; forks and exports do not copy them.
+
+        Raises:
+            InvalidRecord: an argument is invalid.
+
+        Entering the block raises:
+            StreamBusy: the generation has a stream: it is being produced, or ended less than `keep` seconds ago.
+            CommitTooLarge: the session has 64 streams.
+            OwnerMismatch, SessionDeleted, SessionEvicted, Corrupt: as a commit does.
+            OutcomeUnknown: the reply was lost; use a new generation id.
+        """
+        bounds = commands.streams.Bounds(
+            seconds_to_ms("ttl", ttl),
+            seconds_to_ms("keep", keep),
+            require_int("max_events", max_events, 1, commands.streams.MAX_EVENTS),
+            require_int("max_bytes", max_bytes, 1, commands.calls.MAX_VALUE_BYTES),
+        )
+        return StreamWriter(self._namespace, self._stream_keys(generation_id), bounds)
+
+    def follow(
+        self, generation_id: str, after: str | None = None, wait: float = 0.0
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events of a stream that follow a cursor, then those that are sent meanwhile, until it finishes.
+
+        Each event is yielded once and in order, across reconnects and failovers, by any process. `after` is the
+        `cursor` of the last event that the caller has; None begins with the first one. `wait`: seconds for which the
+        follower waits for a stream that does not exist yet, or does not have that cursor yet.
+
+        All followers of a cache share one connection for each server. A message on it triggers one read for all
+        followers of a stream. If messages are lost, a poll finds events within 3 s. A follower that is more than 1,024
+        events or 1 MB behind reads for itself.
+
+        Leaving the loop ends the follower. Closing the iterator (`aclose`, or `contextlib.aclosing`) ends it
+        immediately.
+
+        Raises:
+            InvalidRecord: `after` is no cursor, or one of another stream, or of an event that was not sent. Another
+                argument is invalid.
+            StreamGone: the generation has no stream, or expired while it was followed. Also if the session is another
+                owner's.
+            StreamGap: events after the cursor were dropped; `oldest` is the cursor to continue from.
+            StreamFailed: the producer raised an error, or is lost. All of its events were yielded before.
+            SessionDeleted: the session was deleted.
+            Corrupt, SessionEvicted: an event is damaged, or a key of the stream is missing.
+            BackendError: the server was unreachable for 60 s, or for the time of a call; follow again.
+        """
+        keys, place = self._stream_keys(generation_id), commands.streams.place_of(after)
+        return follow(self._namespace, keys, place, require_seconds("wait", wait))
+
+    async def request_stop(self, generation_id: str) -> bool:
+        """Ask the producer of a stream to stop; False if no one is producing it. One round trip.
+
+        `StreamWriter.stop_requested` is then True, within a fraction of a second. What the producer does is its own
+        decision.
+
+        Raises:
+            OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted.
+            OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
+        """
+        keys = self._stream_keys(generation_id)
+        call = commands.streams.stop_call(keys, sharded=self._namespace.sharded)
+        return commands.streams.stop_reply(call, keys, await self._namespace.run(call))
+
+    async def finish_stream(self, claim: StreamClaim) -> None:
+        """Finish a stream whose turn is stored already. One round trip; none if it has ended in this process.
+
+        A commit with `RuntimeCommit.finishes` does that by itself. A stream that was lost or has ended stays as it is.
+
+        Raises:
+            InvalidRecord, SessionBindingMismatch: the claim is invalid, or is of another session.
+            BackendError, OutcomeUnknown: the server was unreachable; call again.
+        """
+        commands.streams.check_claim(claim, self.session_id)
+        async with held_for_commit(claim):
+            await finish_after_commit(self._namespace, self._keys, claim, is_finished=False)
+
+    async def load_stream(self, generation_id: str) -> StreamInfo | None:
+        """Load the state of a stream; None if it is unknown, expired or deleted, or the session is another owner's.
+
+        One round trip.
+
+        Raises:
+            Corrupt, SessionEvicted: the stream is damaged, or one of its keys is missing.
+        """
+        try:
+            read = await read_stream(self._namespace, self._stream_keys(generation_id), None, 0)
+        except SessionDeleted:
+            return None
+        return None if read is None else read.info(generation_id)
+
+    def _stream_keys(self, generation_id: str) -> StreamKeys:
+        return self._keys.stream(require_id("generation_id", generation_id))
+
     # Leases
 
     async def acquire_lease(
@@ -719,6 +847,7 @@ class RedisSessionStore:
     async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
         """Delete this session. See `SessionCache.delete`."""
         namespace, request, earlier = self._namespace, uuid4().hex, Earlier()
+        generations: Sequence[str] = ()
         durability = require_durability("durability", durability) or namespace.options.durability
         for _ in range(MAX_ATTEMPTS):
             call = commands.lifecycle.delete_call(
@@ -727,6 +856,7 @@ class RedisSessionStore:
                 self._expected_owner,
                 request,
                 namespace.options,
+                generations=generations,
                 sharded=namespace.sharded,
             )
             reply, durable = await namespace.run_durably(call, durability, earlier)
@@ -737,6 +867,7 @@ class RedisSessionStore:
                     durable = await namespace.confirm(self._keys, durability)
                 return replace(outcome, durable=durable)
             self._last = replace(self._last, components=outcome.refs, owner=outcome.owner)
+            generations = outcome.generations
         raise self._contended("delete")
 
     def _contended(self, verb: str) -> BackendError:

@@ -61,10 +61,11 @@ class Subscriptions(ABC, Generic[T]):
 
     # Tasks
 
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
+        return task
 
     async def _end_tasks(self) -> None:
         while self._tasks:

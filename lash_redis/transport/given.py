@@ -162,6 +162,11 @@ def end_if_cancelled() -> None:
 
     redis-py sends in `asyncio.wait_for`, which before Python 3.12 swallows a cancellation once all bytes are sent.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if cancellation_count():
         raise asyncio.CancelledError
+
+
+def cancellation_count() -> int:
+    """Return how often the current task was cancelled, the cancellations included that were swallowed."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

@@ -44,9 +44,9 @@ NEVER = 600.0
 """A `poll` interval longer than any test, so that only messages report changes."""
 
 
-async def until(claim: Callable[[], Any], what: str = "the condition") -> None:
-    """Wait until `claim` returns true, or an awaitable of true. Fail after ten seconds."""
-    end = asyncio.get_running_loop().time() + 10
+async def until(claim: Callable[[], Any], what: str = "the condition", limit: float = 10.0) -> None:
+    """Wait until `claim` returns true, or an awaitable of true. Fail after `limit` seconds."""
+    end = asyncio.get_running_loop().time() + limit
     while True:
         held = claim()
         if await held if isawaitable(held) else held:

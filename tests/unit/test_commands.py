@@ -34,6 +34,7 @@ from lash_redis import (
     SessionMeta,
     SessionNodeRecord,
     StoreOptions,
+    StreamClaim,
     TokenLedgerEntry,
     TokenUsage,
     Unchanged,
@@ -87,8 +88,16 @@ def test_the_keys_of_a_commit_are_those_of_its_session_and_its_blobs():
         f"{PREFIX}orphans",
         f"{PREFIX}sessions:",
         f"{PREFIX}expiries:",
+        f"{PREFIX}streams:chat",
+        f"{PREFIX}streams:chat",
         f"{PREFIX}blob:{ref}",
     ]
+
+
+def test_a_commit_that_finishes_a_stream_passes_its_keys_and_its_claim():
+    call = called(commit(None, finishes=StreamClaim("chat", "gen 1", "token", 7)))
+    assert list(call.keys[11:]) == [f"{PREFIX}streams:chat", f"{PREFIX}events:4:chat:gen 1"]
+    assert call.args[26] == "7 token gen 1"
 
 
 def test_all_keys_of_a_commit_share_one_hash_slot():
@@ -114,10 +123,10 @@ def test_commit_arguments_start_with_the_counts_of_their_lists():
     run = [int(number) for number in args[20].split()]
     assert (len(run), run[4:]) == (6, [0, 0])
     assert args[21:23] == [b"", b"\0" + msgpack.packb(b"1")]
-    assert args[23:26] == ["", "", 0]
-    assert args[27:31] == [1, 2, 3, 4]
-    assert args[31:35] == ["a", "b", "-", ""]
-    assert [len(args), type(args[35]), type(args[36])] == [37, bytes, bytes]
+    assert args[23:27] == ["", "", 0, ""]
+    assert args[28:32] == [1, 2, 3, 4]
+    assert args[32:36] == ["a", "b", "-", ""]
+    assert [len(args), type(args[36]), type(args[37])] == [38, bytes, bytes]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,7 @@ def test_blob_keys_are_ordered_acquired_then_kept_then_released():
     gone = "f" * 64
     before = ComponentRefs.of((tool_ref, None, gone), "h-h")
     call = called(commit(None, checkpoint=names), before=before)
-    assert [key[-64:] for key in call.keys[11:]] == ["a" * 64, tool_ref, gone]
+    assert [key[-64:] for key in call.keys[13:]] == ["a" * 64, tool_ref, gone]
     assert call.args[12:14] == [1, 1]
 
 
@@ -242,7 +251,7 @@ def test_a_leaf_is_encoded_as_a_node_of_the_commit_a_stored_node_or_none(graph, 
 )
 def test_a_faulty_commit_sends_no_nodes(graph):
     args = called(commit(None, graph)).args
-    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 33)
+    assert (args[23], args[15], args[16], len(args)) == ("faulty", 0, "", 34)
 
 
 def test_the_meaning_of_a_commit_excludes_its_id_revision_and_timestamps():
@@ -440,8 +449,12 @@ def test_touch_and_delete_pass_the_key_of_each_blob_of_the_head_once():
         ["chat", packed, 9, 0, 60_000, "", "alice"],
     )
     delete = commands.lifecycle.delete_call(KEYS, refs, "alice", "1f", OPTIONS)
-    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", *OWNED, blob]
+    streams, events = f"{PREFIX}streams:chat", f"{PREFIX}events:4:chat:gen"
+    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", *OWNED, streams, blob]
     assert delete.args[:3] == ["chat", packed, 60_000]
+    delete = commands.lifecycle.delete_call(KEYS, refs, "alice", "1f", OPTIONS, generations=["gen"])
+    assert list(delete.keys[-3:]) == [streams, blob, events]
+    assert delete.args[-1] == "gen"
 
 
 def test_prune_passes_six_keys_for_every_entry():

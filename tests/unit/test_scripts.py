@@ -25,11 +25,18 @@ READS = {
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
-READ_ONLY = {"node", "page", "read", "refresh"}
-UNUSED_REPLIES = {"delete": {"evicted"}, "release": {"evicted"}, "renew": {"evicted"}, "relist": {"foreign"}}
+READ_ONLY = {"node", "page", "read", "refresh", "stream_read"}
+UNUSED_REPLIES = {
+    "delete": {"evicted"},
+    "release": {"evicted"},
+    "renew": {"evicted"},
+    "relist": {"foreign"},
+    "stream_read": {"foreign"},
+}
 """Replies of included functions that a script never returns.
 
 delete removes a torn session, too. release and renew read the head only. The caller of relist is always trusted.
+stream_read replies `absent` instead.
 """
 
 COMMANDS = re.compile(r"call\('([A-Z]+)'")
@@ -241,6 +248,10 @@ async def test_every_script_runs(open_cache, client):
     lease = await store.acquire_lease("worker")
     await lease.renew()
     await lease.release()
+    async with store.stream("gen") as out:
+        await out.send("event")
+        await store.request_stop("gen")
+    assert [event.data async for event in store.follow("gen")] == ["event"]
     await cache.delete("chat")
     await cache.delete("replaced")
     await cache.session("lost").commit_runtime_state(commit(None, append("a"), session_id="lost"))

@@ -19,6 +19,7 @@ from lash_redis.protocol.commands import (
     prepared_commit,
     reads,
     refresh,
+    streams,
     watching,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "prepared_commit",
     "reads",
     "refresh",
+    "streams",
     "watching",
 ]

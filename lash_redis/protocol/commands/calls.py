@@ -11,7 +11,7 @@ from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.component_refs import ComponentRefs
 from lash_redis.protocol.heads import decode_components
-from lash_redis.protocol.keys import SessionKeys, ShardKeys
+from lash_redis.protocol.keys import SessionKeys, ShardKeys, StreamKeys
 
 Command: TypeAlias = tuple[Any, ...]
 
@@ -26,6 +26,8 @@ class RefsMoved:
     refs: ComponentRefs
     owner: str
     """The owner of the session; empty for none."""
+    generations: Sequence[str] = ()
+    """The generations that have a stream; for a deletion only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class ScriptCall:
         return str(self.args[0]).encode()
 
 
-def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | None = None) -> str:
+def status(call: ScriptCall, reply: Any, keys: SessionKeys | ShardKeys | StreamKeys | None = None) -> str:
     """Return the first word of a script's reply.
 
     Raises:
@@ -79,7 +81,8 @@ def mapping(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:
 
 def refs_moved(keys: SessionKeys, reply: Sequence[Any]) -> RefsMoved:
     """Decode the reply `refs`, which the scripts of commits, touches and deletions return."""
-    return RefsMoved(decode_components(reply[2], keys.head), reply[3].decode())
+    generations = tuple(generation.decode() for generation in reply[4:])
+    return RefsMoved(decode_components(reply[2], keys.head), reply[3].decode(), generations)
 
 
 def is_foreign(keys: SessionKeys, owner: bytes | None, facts: bytes | None) -> bool:

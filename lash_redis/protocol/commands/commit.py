@@ -36,6 +36,7 @@ from lash_redis.protocol.commands.calls import RefsMoved, ScriptCall, refs_moved
 from lash_redis.protocol.commands.lease import fence_of
 from lash_redis.protocol.commands.lifecycle import encoded_meta
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit
+from lash_redis.protocol.commands.streams import fence_of_stream
 from lash_redis.protocol.component_refs import COMPONENTS, NO_REFS, ComponentRefs
 from lash_redis.protocol.heads import tag_of
 from lash_redis.protocol.inputs import input_field
@@ -80,7 +81,7 @@ def carried(checkpoint: HydratedSessionCheckpoint | None) -> HydratedSessionChec
     )
 
 
-_FIRST_BLOB: Final = 11
+_FIRST_BLOB: Final = 13
 """The index of the first blob in the KEYS of a commit."""
 CHUNK: Final = 500
 """The largest number of nodes or usage rows that `commit.lua` takes. `replace.lua` takes more, in chunks."""
@@ -191,14 +192,15 @@ def call(
             *(("", "", "", "") if origin is None else origin.args(options)),
             b"" if prepared.seen is None else b"%d %d" % prepared.seen,
         ]
-    args += [keys.access, owner, len(commit.consumes)]
+    args += [keys.access, owner, len(commit.consumes), fence_of_stream(commit.finishes)]
     blobs = [keys.blob(ref) for ref in (*acquired, *kept, *released)]
     for ref, key in zip((*acquired, *kept), blobs, strict=False):
         args.append(b"" if key in known else prepared.content(ref, options.blob_profile))
     args += _values(prepared)
     args += map(input_field, commit.consumes)
     script = scripts.COMMIT if is_usual else scripts.REPLACE
-    return CommitCall(ScriptCall(script, [*keys.written(owner), *blobs], args), after)
+    events = keys.streams if commit.finishes is None else keys.stream(commit.finishes.generation_id).events
+    return CommitCall(ScriptCall(script, [*keys.written(owner), keys.streams, events, *blobs], args), after)
 
 
 def _moved_holds(

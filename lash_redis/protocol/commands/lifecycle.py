@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lash_redis._validate import require_id
@@ -98,16 +99,25 @@ def touch_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> bool | RefsM
 
 
 def delete_call(
-    keys: SessionKeys, before: ComponentRefs, owner: str, request: str, options: StoreOptions, *, sharded: bool = False
+    keys: SessionKeys,
+    before: ComponentRefs,
+    owner: str,
+    request: str,
+    options: StoreOptions,
+    *,
+    generations: Sequence[str] = (),
+    sharded: bool = False,
 ) -> ScriptCall:
     """Delete the session.
 
-    `before` and `owner`: the refs and the owner that the client expects it to have. `request`: letters and digits that
-    are unique to this deletion, so that a retry is recognised. `sharded`: the server is a cluster.
+    `before`, `owner` and `generations`: the refs, the owner and the streams that the client expects it to have.
+    `request`: letters and digits that are unique to this deletion, so that a retry is recognised. `sharded`: the server
+    is a cluster.
     """
+    events = [keys.stream(generation).events for generation in generations]
     return ScriptCall(
         scripts.DELETE,
-        [*keys.written(owner), *map(keys.blob, before.held)],
+        [*keys.written(owner), keys.streams, *map(keys.blob, before.held), *events],
         [
             keys.session_id,
             before.stored,
@@ -117,6 +127,7 @@ def delete_call(
             int(sharded),
             keys.access,
             owner,
+            *generations,
         ],
     )
 

@@ -43,6 +43,7 @@ from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.blobs import encode_blob, ref_of
 from lash_redis.protocol.commands.calls import require_size
 from lash_redis.protocol.commands.lease import check_leases
+from lash_redis.protocol.commands.streams import check_claim
 from lash_redis.protocol.component_refs import COMPONENTS, Refs
 from lash_redis.protocol.components import fingerprint_of, stored_component
 from lash_redis.protocol.heads import NO_HEAD, TAG_BYTES, HeadState, NewHead, encode_body
@@ -225,6 +226,7 @@ def _check_fields(commit: RuntimeCommit) -> None:
     require_expected_revision(commit)
     check_leases(commit)
     require_consumed("RuntimeCommit.consumes", commit.consumes)
+    check_claim(commit.finishes, commit.session_id)
     if commit.config is not KEEP:
         require_type("RuntimeCommit.config", commit.config, PersistedSessionConfig)
     if commit.checkpoint is not KEEP:
