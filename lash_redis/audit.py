@@ -18,7 +18,7 @@ from lash_redis.listing import walk
 from lash_redis.models import AuditProblem, AuditReport
 from lash_redis.models.catalogue import catalogue_entry, entry_ids
 from lash_redis.protocol import commands
-from lash_redis.protocol.keys import SessionKeys, ShardKeys
+from lash_redis.protocol.keys import SessionKeys, ShardKeys, generation_of
 from lash_redis.session.namespace import Namespace
 from lash_redis.transport.turns import in_turns
 
@@ -46,6 +46,8 @@ class _Found:
 
     session_ids: set[str] = field(default_factory=set)
     refs: set[bytes] = field(default_factory=set)
+    generations: dict[str, set[str]] = field(default_factory=dict)
+    """The generations whose events were found, by session, also for a session of which only records were found."""
 
 
 @dataclass(slots=True)
@@ -126,6 +128,11 @@ class Audit:
                 try:
                     if family == b"blob":
                         there.refs.add(bytes.fromhex(name.decode()))
+                    elif family == b"streams":
+                        there.generations.setdefault(name.decode(), set())
+                    elif family == b"events":
+                        session_id, generation_id = generation_of(name.decode())
+                        there.generations.setdefault(session_id, set()).add(generation_id)
                     elif family not in (b"sessions", b"expiries"):
                         there.session_ids.add(name.decode())
                 except ValueError as error:
@@ -161,6 +168,27 @@ class Audit:
         shard.session_ids.update(strays)
         await self._sessions([await self._entry(session_id) for session_id in strays], shard)
         await self._blobs(shard)
+        for session_id, generations in sorted(found.generations.items()):
+            await self._streams(self._layout.session(session_id), generations)
+
+    async def _streams(self, keys: SessionKeys, found: set[str]) -> None:
+        """Check the streams of a session, each at one moment. `found`: generations whose events were found."""
+        try:
+            names, left = await self._namespace.read(commands.stream_audit.names_read(keys), atomic=True)
+        except Corrupt as error:
+            self._add(commands.audit.problem_of(error))
+            return
+        generations, problems = commands.stream_audit.names_reply(keys, names, left)
+        for generation in sorted(found.union(generations)):
+            stream = keys.stream(generation)
+            try:
+                replies = await self._namespace.read(commands.stream_audit.stream_read(stream), atomic=True)
+            except Corrupt as error:
+                problems.append(commands.audit.problem_of(error))
+            else:
+                problems += commands.stream_audit.stream_reply(stream, replies)
+        for problem in problems:
+            self._add(problem)
 
     async def _entry(self, session_id: str) -> bytes:
         """Return the catalogue entry that a session should have."""

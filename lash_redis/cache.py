@@ -372,8 +372,9 @@ class SessionCache:
         """Verify everything that the namespace stores against the invariants of the storage layout.
 
         Of every session it verifies the keys against the head, every record and link, the tombstones, counts, receipts
-        and deadlines, and the place in the catalogue. Of every blob it verifies the bytes against the ref, and the
-        holders against the heads. `progress(done, sessions)` is called after each step.
+        and deadlines, and the place in the catalogue. It verifies the events of every stream. Of every blob it verifies
+        the bytes against the ref, and the holders against the heads. `progress(done, sessions)` is called after each
+        step.
 
         `scan=False` sends no SCAN, whose replies show the account the names of all keys of the database: the session
         ids and blob hashes of other namespaces, too. Such an audit checks what the catalogues of the shards and the

@@ -23,7 +23,9 @@ from lash_redis.models import (
     PendingInput,
     PersistedSessionRead,
     SessionUsageReport,
+    StreamInfo,
 )
+from lash_redis.protocol import commands
 from lash_redis.protocol.leases import decode_lease
 from lash_redis.session.reader import Reader
 
@@ -46,6 +48,8 @@ class Shown:
     """The user or tenant to whom the session belongs; None if it has no owner."""
     component_bytes: Mapping[str, int]
     pending_inputs: Sequence[PendingInput]
+    streams: Sequence[StreamInfo] = ()
+    """The turns in flight, and those that ended a short time ago."""
 
     def to_json(self, *, messages: bool) -> dict[str, Any]:
         read, held = self.read, _held(self.read)
@@ -62,6 +66,7 @@ class Shown:
             "expires_in_ms": self.expires_in_ms,
             "lease": self.lease and {**self.lease.to_json(), "ends_in_s": self.lease_ends_in},
             "pending_inputs": [pending.to_json() for pending in self.pending_inputs],
+            "streams": [stream.to_json() for stream in self.streams],
             "checkpoint_ref": read.checkpoint_ref,
             "turn_state": held.turn_state.to_json(),
             "components": {
@@ -114,7 +119,9 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         refs = {name: getattr(_held(read), f"{name}_ref") for name in _COMPONENTS}
         sizes = {name: len(bodies[ref]) for name, ref in refs.items() if ref in bodies}
         owner = head.owner or None
-        return Shown(read, head.facts.length, expires, lease, ends_in, owner, sizes, pending)
+        replies = await cache.shared.read(commands.stream_audit.list_read(keys), atomic=True)
+        streams = commands.stream_audit.list_reply(keys, *replies)
+        return Shown(read, head.facts.length, expires, lease, ends_in, owner, sizes, pending, streams)
     finally:
         await source.close()
 
@@ -159,7 +166,14 @@ def _head(shown: Shown) -> list[tuple[str, str]]:
         ("expires", "never" if shown.expires_in_ms is None else f"in {_duration(shown.expires_in_ms)}"),
         ("lease", _lease(shown)),
         ("inputs", f"{len(shown.pending_inputs)} pending"),
+        *(("stream", _stream(stream)) for stream in shown.streams),
     ]
+
+
+def _stream(stream: StreamInfo) -> str:
+    dropped = f", {stream.dropped_count:,} of them dropped" if stream.dropped_count else ""
+    stop = ", stop requested" if stream.stop_requested else ""
+    return f"{stream.generation_id}, {stream.state}, {stream.event_count:,} events{dropped}{stop}"
 
 
 def _lease(shown: Shown) -> str:

@@ -1,7 +1,8 @@
-"""`lash-redis tail`: the last messages of a session, then each message as it is committed."""
+"""`lash-redis tail`: the last messages of a session, then each one as it is committed; or the events of a stream."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from lash_redis.cli.connection import opened
 from lash_redis.cli.messages import message_lines, message_text_of, tool_names
 from lash_redis.cli.output import UNFIT, CommandError, no_session, plain
-from lash_redis.errors import SessionDeleted, SessionGone
+from lash_redis.errors import SessionDeleted, SessionGone, StreamFailed, StreamGap, StreamGone
 from lash_redis.models import FullGraph, PersistedSessionRead
 from lash_redis.session.store import RedisSessionStore
 
@@ -42,6 +43,28 @@ async def tail(url: str, namespace: str, session_id: str, last: int, report: Rep
             raise CommandError(
                 UNFIT, f"session {session_id!r} is gone: it expired, was evicted, or was lost in a failover"
             ) from error
+
+
+async def tail_stream(url: str, namespace: str, session_id: str, generation_id: str, report: Report) -> None:
+    """Call `report` with each event of a stream, first with those that are stored, until the stream ends.
+
+    Raises:
+        CommandError: the generation has no stream, or its producer failed or was lost.
+        SessionDeleted, Corrupt, SessionEvicted, BackendError: as of `RedisSessionStore.follow`.
+    """
+    async with opened(url, namespace) as cache:
+        store = cache.session(session_id)
+        after = None
+        while True:
+            try:
+                async for event in store.follow(generation_id, after):
+                    report(event.to_json())
+            except StreamGap as gap:
+                after = gap.oldest
+                continue
+            except (StreamGone, StreamFailed) as error:
+                raise CommandError(UNFIT, str(error)) from error
+            return
 
 
 async def _follow(store: RedisSessionStore, read: PersistedSessionRead | None, last: int, reported: _Reported) -> None:
@@ -93,3 +116,8 @@ def print_message(message: dict[str, Any], screen: Console) -> None:
         screen.print(plain(f"── the conversation continues {place} ──", "dim"), soft_wrap=True)
         screen.print()
     screen.print(message_lines(message))
+
+
+def print_event(event: dict[str, Any], screen: Console) -> None:
+    """Print the data of an event as one line of JSON."""
+    screen.print(plain(json.dumps(event["data"], ensure_ascii=False)), soft_wrap=True)

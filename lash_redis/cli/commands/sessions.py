@@ -74,6 +74,9 @@ def show(
 def tail(
     session: SessionId,
     last: Annotated[int, typer.Option(min=0, metavar="N", help="First print so many messages.")] = 10,
+    generation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Print the events of this generation's stream, until it ends.")
+    ] = None,
     url: Url = NO_URL,
     namespace: Namespace = "default",
     as_json: AsJsonLines = False,
@@ -81,7 +84,8 @@ def tail(
     """Print each message of a session as it is committed, until ctrl-C.
 
     It follows the active path: a message on another branch is printed when the session continues there. Exit code 1:
-    the session does not exist, was deleted, expired or cannot be read. Exit code 3: no server for a minute.
+    the session or the stream does not exist, was deleted, expired or cannot be read, or the stream failed. Exit code 3:
+    no server for a minute.
     """
     with ending(as_json, print_json_line):
         require_stored_data(url)
@@ -92,7 +96,16 @@ def tail(
             else:
                 tail_module.print_message(message, screen())
 
-        asyncio.run(tail_module.tail(url, namespace, session, last, report))
+        def report_event(event: dict[str, Any]) -> None:
+            if as_json:
+                print_json_line({"ok": True, "session_id": session, "generation_id": generation, **event})
+            else:
+                tail_module.print_event(event, screen())
+
+        if generation is None:
+            asyncio.run(tail_module.tail(url, namespace, session, last, report))
+        else:
+            asyncio.run(tail_module.tail_stream(url, namespace, session, generation, report_event))
 
 
 @command("watch", example="watch chat-42 --since 7")

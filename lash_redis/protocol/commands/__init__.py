@@ -19,6 +19,7 @@ from lash_redis.protocol.commands import (
     prepared_commit,
     reads,
     refresh,
+    stream_audit,
     streams,
     watching,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "prepared_commit",
     "reads",
     "refresh",
+    "stream_audit",
     "streams",
     "watching",
 ]
