@@ -284,6 +284,29 @@ async def test_a_follower_slower_than_the_producer_misses_nothing(store, other):
     assert got[:-1] == [0, *(number for at in range(1, 3000, 100) for number in range(2 * at, 2 * at + 200))]
 
 
+@broken_by(
+    Lua("stream_send", "if first > stream.last + 1 then return {'behind', session, stream.last} end", ""),
+    Python("protocol.outbox:Outbox.roll_back", lambda _: lambda self, last: False, "sends nothing again"),
+)
+async def test_events_that_a_failover_lost_are_sent_again_and_no_follower_misses_or_repeats_one(store, other, client):
+    keys = keys_of()
+    async with store.stream("gen") as out, following(other) as followed:
+        for number in range(10):
+            await out.send(number)
+        await out.flush()
+        record, events = await client.hget(keys.streams, "gen"), await client.dump(keys.events)
+        for number in range(10, 20):
+            await out.send(number)
+        await out.flush()
+        await followed.reach(20)
+        await client.hset(keys.streams, "gen", record)
+        await client.restore(keys.events, 60_000, events, replace=True)
+        await out.send(20)
+        await followed.reach(21)
+    assert followed == list(range(21))
+    assert await data_of(other) == list(range(21))
+
+
 # Cursors
 
 
