@@ -20,12 +20,14 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bench import blocking, commits, fleet, large, memory, reads, refresh, report, startup, workers
+from bench import blocking, commits, fleet, large, memory, reads, refresh, report, startup, streams, workers
 from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
-GROUPS = ("commits", "reads", "refresh", "memory", "fleet", "large", "workers", "peers", "chats", "blocking", "startup")
+GROUPS = (
+    "commits", "reads", "refresh", "streams", "memory", "fleet", "large", "workers", "peers", "chats", "blocking", "startup",
+)  # fmt: skip
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -72,6 +74,8 @@ async def measure(url: str, groups: list[str], *, quick: bool) -> tuple[dict[str
             rows += await reads.measure(client, url, quick=quick)
         if "refresh" in groups:
             rows += await refresh.measure(client, url, quick=quick)
+        if "streams" in groups:
+            rows += await streams.measure(client, url, quick=quick)
         if "fleet" in groups:
             rows += await fleet.measure(client, quick=quick)
         if "large" in groups:
