@@ -16,6 +16,7 @@ from lash_redis import (
     AuditReport,
     BlobProfile,
     BlobRef,
+    Chat,
     DeleteOwnedReport,
     DeleteReport,
     Durability,
@@ -63,6 +64,12 @@ from lash_redis import (
     StoreError,
     StoreGcPolicy,
     StoreOptions,
+    StreamClaim,
+    StreamEvent,
+    StreamGap,
+    StreamInfo,
+    StreamState,
+    StreamWriter,
     TokenLedgerEntry,
     TokenUsage,
     ToolState,
@@ -235,6 +242,28 @@ async def leases(store: RedisSessionStore) -> None:
     assert_type(LeaseBusy("chat-42", "worker-7").is_own, bool)
     assert_type(store.adopt_lease(Lease.from_json({})), Lease)
     assert_type(await store.load_lease(), LeaseInfo | None)
+
+
+async def streams(store: RedisSessionStore, chat: Chat) -> None:
+    async with store.stream("gen-1", ttl=30.0, keep=120.0, max_events=2048, max_bytes=1_000_000) as out:
+        assert_type(out, StreamWriter)
+        assert_type(await out.send({"delta": "Hel"}), None)
+        assert_type(await out.flush(), None)
+        assert_type(out.stop_requested, bool)
+        claim: StreamClaim = out
+        await store.commit_runtime_state(RuntimeCommit("chat-42", finishes=claim))
+    assert_type(store.follow("gen-1", after=None, wait=0.0), AsyncGenerator[StreamEvent, None])
+    async for event in chat.follow("gen-1"):
+        assert_type(event.cursor, str)
+    assert_type(await store.request_stop("gen-1"), bool)
+    info = await store.load_stream("gen-1")
+    assert_type(info, StreamInfo | None)
+    if info is not None:
+        state: StreamState = info.state
+        del state
+    async with chat.stream("gen-2") as answer:
+        await chat.append({"role": "assistant", "content": "Hello"}, finishes=answer)
+    assert_type(StreamGap("s", "g", "c").oldest, str)
 
 
 async def watches(cache: SessionCache, store: RedisSessionStore) -> None:
