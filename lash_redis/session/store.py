@@ -384,16 +384,25 @@ class RedisSessionStore:
         own_ttl, options = own_ttl_ms(ttl), self._namespace.options
         if require_durability("durability", durability) is not None:
             options = replace(options, durability=durability)
-        async with held_for_commit(commit.finishes):
-            basis = await basis_of(commit, self._last, self._reader)
-            try:
-                result = await self._commit(basis, own_ttl, options)
-            except HeadRevisionConflict as conflict:
-                if not basis.is_implied or isinstance(conflict, NodesTombstoned):
-                    raise
-                result = await self._commit_on_any(commit, own_ttl, options)
+        if commit.finishes is None:
+            result = await self._commit_on_basis(commit, own_ttl, options)
+        else:
+            async with held_for_commit(commit.finishes):
+                result = await self._commit_on_basis(commit, own_ttl, options)
         await self._collect_if_due()
         return result
+
+    async def _commit_on_basis(
+        self, commit: RuntimeCommit, own_ttl: int | None, options: StoreOptions
+    ) -> RuntimeCommitResult:
+        """Make a commit on the head that it names, or on any head if it compares nothing."""
+        basis = await basis_of(commit, self._last, self._reader)
+        try:
+            return await self._commit(basis, own_ttl, options)
+        except HeadRevisionConflict as conflict:
+            if not basis.is_implied or isinstance(conflict, NodesTombstoned):
+                raise
+        return await self._commit_on_any(commit, own_ttl, options)
 
     async def _commit_on_any(
         self, commit: RuntimeCommit, own_ttl: int | None, options: StoreOptions
@@ -442,8 +451,10 @@ class RedisSessionStore:
         finally:
             flight.end()
         self._last = published.seen
-        with continuing(1, "commit was made"):
-            await finish_after_commit(self._namespace, self._keys, commit.finishes, is_finished=published.is_finished)
+        if commit.finishes is not None:
+            with continuing(1, "commit was made"):
+                is_finished = published.is_finished
+                await finish_after_commit(self._namespace, self._keys, commit.finishes, is_finished=is_finished)
         return published.result
 
     async def begin(

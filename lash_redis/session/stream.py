@@ -313,7 +313,7 @@ class StreamWriter(StreamClaim):
 
 
 @asynccontextmanager
-async def held_for_commit(claim: StreamClaim | None) -> AsyncIterator[None]:
+async def held_for_commit(claim: StreamClaim) -> AsyncIterator[None]:
     """`StreamWriter.held_for_commit`; a claim without its writer needs nothing."""
     if isinstance(claim, StreamWriter):
         async with claim.held_for_commit():
@@ -323,12 +323,12 @@ async def held_for_commit(claim: StreamClaim | None) -> AsyncIterator[None]:
 
 
 async def finish_after_commit(
-    namespace: Namespace, keys: SessionKeys, claim: StreamClaim | None, *, is_finished: bool
+    namespace: Namespace, keys: SessionKeys, claim: StreamClaim, *, is_finished: bool
 ) -> None:
     """`StreamWriter.finish_after_commit`, also for a claim without its writer."""
     if isinstance(claim, StreamWriter):
         await claim.finish_after_commit(is_finished=is_finished)
-    elif claim is not None and not is_finished:
+    elif not is_finished:
         stream = keys.stream(claim.generation_id)
         call = commands.streams.finish_call(stream, claim, sharded=namespace.sharded)
         reply = await namespace.run(call)

@@ -872,20 +872,17 @@ async def _is_not_running(store: RedisSessionStore, generation: str) -> bool:
     return await state_of(store, generation) != "running"
 
 
-async def test_a_follower_that_is_cancelled_at_any_step_leaves_nothing_behind(store, cache):
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_a_follower_that_is_cancelled_at_any_step_leaves_nothing_behind(store, cache, way: Way):
     before = asyncio.all_tasks()
     async with store.stream("gen") as out:
         await out.send("a")
         await out.flush()
         for step in range(40):
-            task = asyncio.create_task(data_of(store))
-            for _ in range(step):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            assert not await way(lambda: data_of(store), step)
         assert not out._hub._followed
     await until(lambda: asyncio.all_tasks() - before <= {asyncio.current_task()}, "the end of the tasks")
-    assert not cache.shared.hubs
+    await until(lambda: not cache.shared.hubs, "the end of the hub")
 
 
 async def test_closing_a_cache_ends_its_followers_and_leaves_nothing_running(open_cache):
@@ -898,7 +895,7 @@ async def test_closing_a_cache_ends_its_followers_and_leaves_nothing_running(ope
             await reading.aclose()
             assert isinstance(await followed.end(), BackendError)
     await until(lambda: asyncio.all_tasks() - before <= {asyncio.current_task()}, "the end of the tasks")
-    assert not reading.shared.hubs
+    await until(lambda: not reading.shared.hubs, "the end of the hub")
 
 
 async def test_a_poll_finds_events_of_a_producer_that_may_not_publish(real_server, monkeypatch):
