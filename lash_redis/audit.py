@@ -40,6 +40,10 @@ ATTEMPTS = 20
 Progress = Callable[[int, int], None]
 
 
+STREAMS_CHUNK = 500
+"""Sessions of which an audit without SCAN asks for streams in one round trip."""
+
+
 @dataclass(slots=True)
 class _Found:
     """The keys that SCAN found in one shard."""
@@ -168,8 +172,18 @@ class Audit:
         shard.session_ids.update(strays)
         await self._sessions([await self._entry(session_id) for session_id in strays], shard)
         await self._blobs(shard)
+        if not self._scans:
+            await self._find_streams(sorted(shard.session_ids), found)
         for session_id, generations in sorted(found.generations.items()):
             await self._streams(self._layout.session(session_id), generations)
+
+    async def _find_streams(self, session_ids: Sequence[str], found: _Found) -> None:
+        """Find which of the listed sessions have streams, without a SCAN."""
+        for at in range(0, len(session_ids), STREAMS_CHUNK):
+            chunk = session_ids[at : at + STREAMS_CHUNK]
+            trip = [("EXISTS", self._layout.session(session_id).streams) for session_id in chunk]
+            replies = await self._namespace.read(trip, atomic=False)
+            found.generations.update({name: set() for name, exists in zip(chunk, replies, strict=True) if exists})
 
     async def _streams(self, keys: SessionKeys, found: set[str]) -> None:
         """Check the streams of a session, each at one moment. `found`: generations whose events were found."""

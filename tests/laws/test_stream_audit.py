@@ -65,6 +65,15 @@ async def test_an_audit_reports_each_damage_of_a_stream_once(store, client, open
     assert [(found, text[: len(reason)]) for found, text in problems] == [(kind, reason)]
 
 
+@broken_by(Python("audit:Audit._find_streams", lambda _: _report_nothing, "checks no streams without SCAN"))
+async def test_an_audit_without_scan_checks_the_streams_of_listed_sessions(store, client, cache):
+    await store.commit_runtime_state(commit(None, append("n")))
+    await produced(store, "a", "b", "c")
+    assert (await cache.audit(scan=False)).problems == ()
+    await client.lset(keys_of().events, 1, b"\xa1b0000")
+    assert [problem.kind for problem in (await cache.audit(scan=False)).problems] == ["events"]
+
+
 async def test_an_audit_reports_a_key_that_is_no_stream(client, cache, open_cache):
     await client.set(f"{keys_of().prefix}events:x", b"x")
     await cache.session("other").commit_runtime_state(commit(None, append("n"), session_id="other"))
