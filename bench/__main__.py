@@ -26,7 +26,8 @@ from lash_redis.errors import BackendError
 from lash_redis.transport.dialer import CONNECT_TIMEOUT, REPLY_TIMEOUT
 
 GROUPS = (
-    "commits", "reads", "refresh", "streams", "memory", "fleet", "large", "workers", "peers", "chats", "blocking", "startup",
+    "commits", "reads", "refresh", "streams", "memory", "fleet", "large", "workers", "peers", "chats", "blocking",
+    "startup",
 )  # fmt: skip
 
 

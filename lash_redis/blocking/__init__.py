@@ -15,6 +15,7 @@ from lash_redis.blocking.chat import BlockingChat
 from lash_redis.blocking.contexts import BlockingContext
 from lash_redis.blocking.lease import BlockingLease
 from lash_redis.blocking.store import BlockingSessionStore
+from lash_redis.blocking.stream import BlockingStreamWriter
 from lash_redis.blocking.watch import BlockingSessionWatch
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "BlockingSessionCache",
     "BlockingSessionStore",
     "BlockingSessionWatch",
+    "BlockingStreamWriter",
     "connect",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lash_redis.blocking.store import BlockingSessionStore
-from lash_redis.blocking.twins import Twin, call
+from lash_redis.blocking.stream import blocking_writer
+from lash_redis.blocking.twins import Twin, call, iterate, make
 from lash_redis.chat import Chat
 
 
@@ -39,6 +40,11 @@ class BlockingChat(Twin[Chat]):
     rewind = call(Chat.rewind)
     set_title = call(Chat.set_title)
     delete = call(Chat.delete)
+
+    # Turns in flight
+
+    stream = make(Chat.stream, blocking_writer)
+    follow = iterate(Chat.follow)
 
     # Pending input
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lash_redis.blocking.lease import BlockingLease, blocking_lease
-from lash_redis.blocking.twins import Twin, call, call_and_wrap, described_by, iterate
+from lash_redis.blocking.stream import blocking_writer
+from lash_redis.blocking.twins import Twin, call, call_and_wrap, described_by, iterate, make
 from lash_redis.session.lease import Lease
 from lash_redis.session.store import RedisSessionStore
 
@@ -55,6 +56,14 @@ class BlockingSessionStore(Twin[RedisSessionStore]):
 
     enqueue_input = call(RedisSessionStore.enqueue_input)
     pending_inputs = call(RedisSessionStore.pending_inputs)
+
+    # Turns in flight
+
+    stream = make(RedisSessionStore.stream, blocking_writer)
+    follow = iterate(RedisSessionStore.follow)
+    request_stop = call(RedisSessionStore.request_stop)
+    load_stream = call(RedisSessionStore.load_stream)
+    finish_stream = call(RedisSessionStore.finish_stream)
 
     # Leases
 

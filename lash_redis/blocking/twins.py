@@ -221,6 +221,7 @@ NAMES: Final = {
     "SessionWatch": "BlockingSessionWatch",
     "Chat": "BlockingChat",
     "Lease": "BlockingLease",
+    "StreamWriter": "BlockingStreamWriter",
 }
 """The blocking classes by the names of the async ones."""
 
@@ -230,7 +231,9 @@ TYPES: Final[list[tuple[re.Pattern[str], Any]]] = [
     (re.compile(rf"\b({'|'.join(NAMES)})\b"), lambda found: NAMES[found[1]]),
 ]
 """Types in annotations, and their replacements."""
-CLASS_IN_TEXT: Final = re.compile(r"(?<=`)(?:async |await )?(RedisSessionStore|SessionCache|SessionWatch|Chat|Lease)\b")
+CLASS_IN_TEXT: Final = re.compile(
+    r"(?<=`)(?:async |await )?(RedisSessionStore|SessionCache|SessionWatch|Chat|Lease|StreamWriter)\b"
+)
 WORDS: Final[list[tuple[re.Pattern[str], str]]] = [
     (re.compile(r"\basync (with|for)\b"), r"\1"),
     (re.compile(r"\basync (context|iterator|generator)"), r"\1"),

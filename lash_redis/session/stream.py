@@ -100,6 +100,9 @@ class StreamWriter(StreamClaim):
             BackendError, OutcomeUnknown: the server was unreachable, and too many events wait. The event is added, and
                 it is sent later.
         """
+        await self._send(data)
+
+    async def _send(self, data: Any) -> None:
         self._require_open()
         event = commands.streams.encode_event(data, self._outbox.next_number)
         if len(event) > self._bounds.max_bytes:
@@ -107,7 +110,7 @@ class StreamWriter(StreamClaim):
         self._outbox.add(event)
         self._wake.set()
         if self._outbox.is_full:
-            await self.flush()
+            await self._flush()
 
     async def flush(self) -> None:
         """Send all events that were added, and wait until they are stored. One round trip for every 500 events or 1 MB.
@@ -116,6 +119,9 @@ class StreamWriter(StreamClaim):
             BackendError, OutcomeUnknown: the server was unreachable. The events are sent later; flush again.
             Everything else that `send` raises.
         """
+        await self._flush()
+
+    async def _flush(self) -> None:
         self._require_open()
         until = self._outbox.next_number
         while self._outbox.first_unsent < until:
@@ -288,7 +294,7 @@ class StreamWriter(StreamClaim):
             raise InvalidRecord("finishes", "expected an open stream; use `async with store.stream(...) as out`")
         if self._end is None:
             with suppress(Refused, Corrupt):
-                await self.flush()
+                await self._flush()
         self._is_held = True
         try:
             yield

@@ -109,7 +109,7 @@ async def added(self: object, generation_id: str) -> None:
 
 
 def test_a_new_method_needs_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RedisSessionStore, "stream", added, raising=False)
+    monkeypatch.setattr(RedisSessionStore, "not_mirrored", added, raising=False)
     with pytest.raises(AssertionError):
         test_both_classes_have_the_same_names(RedisSessionStore)
 
