@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from lash_redis.embedded import EmbeddedServer
-from tests.support.paths import ROOT
-from tests.support.processes import free_port
+from tests.support.services import START_SECONDS, Service
 
-SERVICE = ROOT / "examples" / "fastapi"
 ANN, BOB = {"X-User": "ann"}, {"X-User": "bob"}
-START_SECONDS = 30.0
-
-
-class Service:
-    """One uvicorn with its workers."""
-
-    def __init__(self, directory: Path, *options: str, **environment: str) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(SERVICE), "--port", str(port), *options],
-            cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                httpx.get(f"{self.url}/chats", headers=ANN)
-            except httpx.TransportError:
-                time.sleep(0.05)
-            else:
-                return
-        raise AssertionError("the service did not start")
-
-    def kill(self) -> None:
-        """End the workers as a crash does, without a chance to release anything."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(30)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    services: list[Service] = []
-
-    def started(*options: str, **environment: str) -> Service:
-        services.append(Service(tmp_path, *options, **environment))
-        services[-1].wait()
-        return services[-1]
-
-    yield started
-    for service in services:
-        service.stop()
 
 
 def contents(messages: list[dict[str, Any]]) -> list[str]:
@@ -81,7 +23,7 @@ def contents(messages: list[dict[str, Any]]) -> list[str]:
 @pytest.mark.slow
 def test_two_workers_serve_the_chats_of_their_users(start: Callable[..., Service]) -> None:
     """The workers share an embedded server; requests reach either of them."""
-    service = start("--workers", "2")
+    service = start("fastapi", "--workers", "2")
     with httpx.Client(base_url=service.url, headers=ANN, timeout=30) as ann:
         chats = [ann.post("/chats", json={"title": f"Trip {at}"}).json()["id"] for at in range(3)]
         chat = f"/chats/{chats[0]}"
@@ -120,8 +62,8 @@ def test_two_workers_serve_the_chats_of_their_users(start: Callable[..., Service
 @pytest.mark.slow
 def test_the_turn_of_a_killed_worker_is_continued_by_another(start: Callable[..., Service]) -> None:
     with EmbeddedServer() as server, ThreadPoolExecutor() as threads:
-        first = start(CHAT_REDIS_URL=server.url, CHAT_MODEL_SECONDS="60")
-        second = start(CHAT_REDIS_URL=server.url)
+        first = start("fastapi", CHAT_REDIS_URL=server.url, CHAT_MODEL_SECONDS="60")
+        second = start("fastapi", CHAT_REDIS_URL=server.url)
         chat = "/chats/" + httpx.post(f"{first.url}/chats", json={"title": "t"}, headers=ANN).json()["id"]
         question = {"content": "hello", "id": "m1"}
         lost = threads.submit(httpx.post, f"{first.url}{chat}/messages", json=question, headers=ANN, timeout=60)
