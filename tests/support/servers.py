@@ -112,6 +112,11 @@ def require_luacheck() -> str:
     return shutil.which("luacheck") or _report_missing("luacheck is not installed: apt-get install lua-check")
 
 
+def require_chromium() -> str:
+    """Return the path of Chromium. Without it, skip the test, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
+    return shutil.which("chromium") or _report_missing("chromium is not installed: apt-get install chromium")
+
+
 def _report_missing(reason: str) -> NoReturn:
     if os.environ.get("LASH_REDIS_REQUIRE_SERVERS") == "all":
         pytest.fail(reason)
