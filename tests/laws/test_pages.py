@@ -303,7 +303,7 @@ async def plan_in_two_steps(self, scope):
 
     first = await plan()
     await asyncio.sleep(0.001)
-    return replace(await plan(), head=first.head)
+    return self._with_path(replace(await plan(), head=first.head))
 
 
 # Damage

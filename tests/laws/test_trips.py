@@ -50,6 +50,8 @@ from tests.support.builders import append, blob_keys, chain, commit, ids_of, key
 from tests.support.servers import snapshot
 from tests.support.trips import State, Trips, alternating, before, capture, restore
 
+pytestmark = pytest.mark.slow
+
 MOST_TRIPS = 40
 """More round trips than any read takes. A read that exceeds it repeats for ever."""
 

@@ -19,6 +19,8 @@ from tests.support.scripted import PATIENCE, Scripted
 from tests.support.secured import Certificates, TlsServer, tls_kind
 from tests.support.servers import Server, require
 
+pytestmark = pytest.mark.slow
+
 Opened = Callable[..., SessionCache]
 GIVEN: list[redis.Redis] = []
 
