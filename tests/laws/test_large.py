@@ -299,6 +299,7 @@ async def test_another_task_gets_a_turn_between_the_steps_of_large_work(name, op
     cache = open_cache(role="auditor" if name == "audit" else None, shards=1)
     await _stored(open_cache(shards=1))
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
     async with ticking() as ticker:
         before = ticker.turns
         await WORK[name](cache)
@@ -308,6 +309,7 @@ async def test_another_task_gets_a_turn_between_the_steps_of_large_work(name, op
 @broken_by(HOLDS_THE_LOOP)
 async def test_a_short_call_does_not_wait_for_the_end_of_long_ones(open_cache, monkeypatch):
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
     cache = open_cache()
     await cache.session("short").load_head()
     done: list[str] = []

@@ -294,7 +294,8 @@ async def test_commits_in_flight_are_applied_once_if_the_connection_ends_inside_
         proxy.release()
         results = await asyncio.gather(*calls)
     assert [result.head_revision for result in results] == [at % 5 + 2 for at in range(50)]
-    assert {result.replayed for result in results[nth - 1 :]} == {True}
+    # Commits need not be sent in the order of their calls, so the results do not show which replies were lost.
+    assert sum(result.replayed for result in results) == 51 - nth
     await expect_stored_once(real_server, commits)
 
 

@@ -32,12 +32,28 @@ def counted(iterations: Iterations, seen: list[int], count: int) -> Steps[int]:
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes longer than a slice."""
+    """Each step takes longer than a slice, and no work is short."""
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
+
+
+async def test_short_work_is_done_at_once_and_in_the_order_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 60.0)
+    iterations, seen, ended = Iterations(), list[int](), list[int]()
+
+    async def call(number: int) -> None:
+        await in_turns(counted(iterations, seen, 10))
+        ended.append(number)
+
+    await asyncio.gather(*map(call, range(50)))
+    assert len(set(seen)) == 1
+    assert ended == [*range(50)]
 
 
 async def test_work_that_fits_into_a_slice_is_done_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "SLICE_SECONDS", 60.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
     iterations, seen = Iterations(), list[int]()
     assert await in_turns(counted(iterations, seen, 50)) == 50
     assert len(set(seen)) == 1
@@ -45,7 +61,6 @@ async def test_work_that_fits_into_a_slice_is_done_without_a_pause(monkeypatch: 
 
 @pytest.mark.parametrize("tasks", [1, 30])
 async def test_an_iteration_has_at_most_two_steps_however_many_tasks_work(no_time: None, tasks: int) -> None:
-    """One step of work that begins in this iteration, and one of the task whose turn it is."""
     iterations, seen = Iterations(), list[int]()
     done = await asyncio.gather(*(in_turns(counted(iterations, seen, 10)) for _ in range(tasks)))
     assert done == [10] * tasks
