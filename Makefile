@@ -16,15 +16,15 @@ demo: $(READY)  ## play a conversation through worker processes on an embedded s
 	$(BIN)/lash-redis replay
 
 test: $(TEST)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
-	$(BIN)/pytest -n 4 --dist worksteal --quick
+	$(BIN)/pytest -n 3 --dist worksteal --quick
 
 test-rest: $(TEST)  ## exactly the tests that `make test` leaves out, and the invariants over the blocking client
-	$(BIN)/pytest -n 4 --dist worksteal --rest
-	$(BIN)/pytest -n 4 --dist worksteal --quick --client=blocking tests/laws
+	$(BIN)/pytest -n auto --dist worksteal --rest
+	$(BIN)/pytest -n auto --dist worksteal --quick --client=blocking tests/laws
 
 test-all: $(TEST)  ## every test on every server found, groups and faults included; some 20 minutes on two cores
-	$(BIN)/pytest -n 4 --dist worksteal
-	$(BIN)/pytest -n 4 --dist worksteal --quick --client=blocking tests/laws
+	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n auto --dist worksteal --quick --client=blocking tests/laws
 
 lint: $(LINT)
 	$(BIN)/ruff check .

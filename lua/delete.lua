@@ -65,7 +65,11 @@ if stored.err then stored = {} end
 local records = redis.pcall('HKEYS', streams)
 if records.err then records = {} end
 local owns = #records > 0 and redis.call('HGET', streams, '')
-if is_foreign(access, stored[5], stored[1]) or is_foreign(access, owns, false) then return {'foreign', session} end
+-- A session that began after the streams of another owner is its own owner's.
+local is_owned = stored[1] or stored[5]
+if is_foreign(access, stored[5], stored[1]) or not is_owned and is_foreign(access, owns, false) then
+  return {'foreign', session}
+end
 local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
 if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end

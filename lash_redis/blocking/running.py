@@ -195,8 +195,10 @@ class Running:
         At interpreter exit, the callers that wait are not answered: they are daemon threads, which end with the
         process.
         """
+        if self.process != os.getpid():  # a thread of the parent may have held the mutex during the fork
+            return
         with self._mutex:
-            if self.is_ending or self.process != os.getpid():
+            if self.is_ending:
                 return
             self.is_ending, self._is_exit = True, is_exit
         self.post(self._begin_end, work)
@@ -219,10 +221,10 @@ class Running:
         self._finishing = self._loop.create_task(self._finish(work))
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        open_ended = [call.task for call in self._calls if call.is_open_ended]
         try:
+            open_ended = [call.task for call in list(self._calls) if call.is_open_ended]  # other threads add calls
             await _end_within_grace([*self._held, *open_ended])
-            closing = [self._loop.create_task(close()) for close in self._open.values()]
+            closing = [self._loop.create_task(close()) for close in list(self._open.values())]
             if closing:
                 await asyncio.wait(closing, timeout=GRACE)
             await work()
@@ -234,7 +236,7 @@ class Running:
     async def _end_calls(self) -> None:
         """End the calls in flight. Without connections they end at once, or after a pause between two attempts."""
         try:
-            tasks = [call.task for call in self._calls if call.task is not None]
+            tasks = [call.task for call in list(self._calls) if call.task is not None]
             if tasks and not self._is_exit:
                 await asyncio.wait(tasks, timeout=GRACE)
             await _end_within_grace(asyncio.all_tasks() - {self._finishing})

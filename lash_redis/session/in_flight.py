@@ -41,11 +41,13 @@ class _Door:
         self.limit = limit
         self.used = 0
         self.lock = asyncio.Lock()
+        self.waiting = 0
+        """The number of commits that wait for the door. A lock that was just released is not locked, but theirs."""
         self._freed: asyncio.Future[None] | None = None
 
     @property
     def is_open(self) -> bool:
-        return not self.used and not self.lock.locked()
+        return not (self.used or self.waiting or self.lock.locked())
 
     async def wait_for_room(self, size: int) -> None:
         """Wait until `size` bytes fit, or nothing is in flight. Only the commit at the door calls it."""
@@ -111,8 +113,12 @@ class Flight:
         self._leave_door()
 
     async def _go_to_door(self) -> None:
-        async with self._patiently():
-            await self._door.lock.acquire()
+        self._door.waiting += 1
+        try:
+            async with self._patiently():
+                await self._door.lock.acquire()
+        finally:
+            self._door.waiting -= 1
         self._is_at_door = True
 
     def _leave_door(self) -> None:

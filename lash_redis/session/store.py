@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 from uuid import uuid4
 from weakref import ref as weak
 
@@ -84,6 +84,12 @@ from lash_redis.transport.failures import Earlier
 from lash_redis.transport.turns import in_turns
 
 log = logging.getLogger("lash_redis")
+
+ENCODE_SECONDS: Final = 0.02
+"""The time that a commit is encoded before other tasks run.
+
+Small commits take far less, so they are sent in the order of their calls. Of large ones, one at a time is encoded.
+"""
 
 Answer = TypeVar("Answer")
 
@@ -439,7 +445,9 @@ class RedisSessionStore:
         flight = self._namespace.in_flight.flight()
         try:
             await flight.begin(partial(is_larger, commit, LARGE_BYTES))
-            prepared = await in_turns(prepare_in_steps(commit, options, self._namespace.written, log, basis.head))
+            prepared = await in_turns(
+                prepare_in_steps(commit, options, self._namespace.written, log, basis.head), ENCODE_SECONDS
+            )
             if isinstance(commit.graph, ReplaceFull) and base is not None:
                 prepared.seen = self._namespace.logs.tombstones_seen(base, self._keys.log)
             await flight.take(prepared.size())
@@ -477,7 +485,7 @@ class RedisSessionStore:
         flight = self._namespace.in_flight.flight()
         try:
             await flight.begin(partial(is_larger, commit, LARGE_BYTES))
-            prepared = await in_turns(prepare_in_steps(commit, options, self._namespace.written))
+            prepared = await in_turns(prepare_in_steps(commit, options, self._namespace.written), ENCODE_SECONDS)
             prepared.bodies = {**prepared.bodies, **{BlobRef(ref): data for ref, data in blobs.items()}}
             prepared.meaning = origin.meaning or prepared.meaning
             await flight.take(prepared.size())

@@ -177,6 +177,8 @@ class Subscriber(Generic[T]):
 
     def remove(self, topic: T) -> None:
         self._detach(topic)
+        if topic.channel in self.topics:  # of another topic on the same channel
+            return
         if topic.channel in self._to_subscribe:
             del self._to_subscribe[topic.channel]
         else:
@@ -184,7 +186,8 @@ class Subscriber(Generic[T]):
 
     def _detach(self, topic: T) -> None:
         topic.subscriber = None
-        del self.topics[topic.channel]
+        if self.topics.get(topic.channel) is topic:
+            del self.topics[topic.channel]
         self._to_poll.pop(topic, None)
         self._wake.set()
 

@@ -243,14 +243,15 @@ class _Attempts:
             raise first
 
     def note(self, error: BaseException) -> None:
+        was_unknown = self._earlier.maybe_applied
         self._earlier.note(error, self._request.script, resends=self._resends)
-        if not self._names_only_the_deadline(error):
+        if not self._names_only_the_deadline(error, was_unknown=was_unknown):
             self.cause, self._asked = error, self._request.asked
 
-    def _names_only_the_deadline(self, error: BaseException) -> bool:
-        """Whether an earlier error names more. For a write, the lost reply is the reason of an unknown outcome."""
+    def _names_only_the_deadline(self, error: BaseException, *, was_unknown: bool) -> bool:
+        """Whether an earlier error names more. The first lost reply of a write is the reason of an unknown outcome."""
         if isinstance(error, NoReply):
-            return not self._writes and self._left <= 0
+            return (was_unknown or not self._writes) and self._left <= 0
         return isinstance(error, OutOfTime)
 
     def is_worth_another(self, error: BaseException) -> bool:

@@ -25,12 +25,14 @@ A wait takes an iteration of the event loop. If each commit waits, 64 tasks make
 """
 
 
-async def in_turns(steps: Steps[Result]) -> Result:
+async def in_turns(steps: Steps[Result], first_seconds: float | None = None) -> Result:
     """Do the steps of some work, and return its result. Other tasks run after each slice.
+
+    `first_seconds` is the time before the first wait; None for `SHORT_SECONDS`.
 
     What the steps read must not change meanwhile. Each step sees the values of its own moment.
     """
-    until = perf_counter() + SHORT_SECONDS
+    until = perf_counter() + (SHORT_SECONDS if first_seconds is None else first_seconds)
     turns: Turns | None = None
     try:
         while True:

@@ -24,6 +24,7 @@ from lash_redis import (
     StoreOptions,
 )
 from lash_redis.protocol.commands import maintenance, prepared_commit
+from lash_redis.session import store as store_module
 from lash_redis.transfer import export_sessions, import_sessions
 from lash_redis.transport import turns
 from lash_redis.transport.loop_state import state_of
@@ -300,6 +301,7 @@ async def test_another_task_gets_a_turn_between_the_steps_of_large_work(name, op
     await _stored(open_cache(shards=1))
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "ENCODE_SECONDS", 0.0)
     async with ticking() as ticker:
         before = ticker.turns
         await WORK[name](cache)
@@ -310,6 +312,7 @@ async def test_another_task_gets_a_turn_between_the_steps_of_large_work(name, op
 async def test_a_short_call_does_not_wait_for_the_end_of_long_ones(open_cache, monkeypatch):
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "ENCODE_SECONDS", 0.0)
     cache = open_cache()
     await cache.session("short").load_head()
     done: list[str] = []

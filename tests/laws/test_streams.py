@@ -570,7 +570,7 @@ async def _is_state(store: RedisSessionStore, state: str) -> bool:
 
 @broken_by(Python("session.stream:StreamWriter._pump", lambda _: _do_nothing, "gives no signs of life"))
 async def test_a_producer_without_events_gives_signs_of_life(store):
-    async with store.stream("gen", ttl=0.3) as out:
+    async with store.stream("gen", ttl=2.0) as out:
         deadline = (await store.load_stream("gen")).deadline
         await until(lambda: _is_later(store, deadline + 1), "further signs of life")
         await out.send("late")
@@ -793,6 +793,18 @@ async def test_a_deletion_by_another_owner_leaves_the_streams_of_a_session_witho
         await cache.delete("chat", owner="bob")
     assert await data_of(alice) == ["a"]
     assert (await cache.delete("chat", owner="alice")).existed
+
+
+@broken_by(Lua("delete", "not is_owned and is_foreign", "is_foreign"))
+async def test_an_owner_can_delete_its_session_in_which_another_streamed_earlier(open_cache):
+    cache = open_cache()
+    alice, bob = (cache.session("chat", owner=owner) for owner in ("alice", "bob"))
+    await produced(alice, "a")
+    await bob.commit_runtime_state(commit(None, append("n")))
+    with pytest.raises(OwnerMismatch):
+        await cache.delete("chat", owner="alice")
+    assert (await cache.delete("chat", owner="bob")).existed
+    assert await alice.load_stream("gen") is None
 
 
 async def test_an_owner_cannot_follow_what_was_streamed_in_its_session_for_another(open_cache):

@@ -219,7 +219,7 @@ async def test_invalid_resp_is_an_error_with_the_address_of_the_server(
 ) -> None:
     unhandled: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-    options = StoreOptions(call_timeout=0.4)
+    options = StoreOptions(call_timeout=1.0)
     async with (
         asyncio.timeout(PATIENCE),
         Scripted(after_the_layout(data)) as server,
