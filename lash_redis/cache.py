@@ -235,7 +235,12 @@ class SessionCache:
         return target
 
     async def delete(
-        self, session_id: str, *, owner: str | None = None, durability: Durability | None = None
+        self,
+        session_id: str,
+        *,
+        owner: str | None = None,
+        reusable: bool = False,
+        durability: Durability | None = None,
     ) -> DeleteReport:
         """Delete a session atomically: its graph, ledger and meta, its holds on blobs, and its place in the list.
 
@@ -243,6 +248,12 @@ class SessionCache:
         writer cannot recreate it. If a key of the session was missing or unreadable, no marker is left, so that the
         session can be started again. An unknown or already deleted id is reported as not existing. Two round trips,
         O(1): the server frees large values in the background. It works on a server whose memory is full.
+
+        With `reusable`, no marker is left, and one is removed. The next session of that id begins at once, for any
+        owner. It continues the revisions and the receipts of the deleted one, so a late commit is refused: by its
+        revision, as a retry, or by its lease. Generations of leases continue, too. That holds for
+        `deletion_marker_ttl`, and as long as the next session if it begins before. A late call that compares nothing
+        begins the next session, as any other caller's does: a commit to any revision, meta, an input, a stream.
 
         A failover can undo a deletion that only a lost primary had. `durability` (default: `StoreOptions.durability`)
         waits for replicas or the disk in the same round trip. The report's `durable` is False if that was not confirmed
@@ -252,7 +263,7 @@ class SessionCache:
             OwnerMismatch: the session is another's than `owner`; nothing was deleted.
             OutcomeUnknown: the reply was lost; call again.
         """
-        return await self.session(session_id, owner=owner).delete(durability=durability)
+        return await self.session(session_id, owner=owner).delete(reusable=reusable, durability=durability)
 
     async def delete_owned(self, owner: str, *, durability: Durability | None = None) -> DeleteOwnedReport:
         """Delete all sessions of an owner, as `delete` does. Run it again after a failure: it deletes the rest.

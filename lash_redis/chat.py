@@ -333,9 +333,9 @@ class Chat:
         """Rename the chat. Two round trips. `RedisSessionStore.set_title` lists the errors."""
         await self._store.set_title(title)
 
-    async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
+    async def delete(self, *, reusable: bool = False, durability: Durability | None = None) -> DeleteReport:
         """Delete the chat. See `SessionCache.delete`."""
-        report = await self._store.delete(durability=durability)
+        report = await self._store.delete(reusable=reusable, durability=durability)
         self._tip = None
         return report
 

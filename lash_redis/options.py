@@ -116,7 +116,10 @@ class StoreOptions:
     """Whether `load_session` restarts the ttl of a session, as a commit does. It costs one more round trip."""
 
     deletion_marker_ttl: float = 86_400.0
-    """Seconds for which the id of a deleted session accepts no writes; 0 for none."""
+    """Seconds for which the id of a deleted session accepts no writes; 0 for none.
+
+    A reusable id accepts writes at once, and refuses late commits for so long.
+    """
 
     durability: Durability | None = None
     """What a commit waits for in its round trip, reported by `RuntimeCommitResult.durable`.

@@ -136,7 +136,7 @@ end
 -- Plan the new graph and ledger.
 local is_new = not facts -- a session without a commit may have meta, and a deadline for it
 facts = facts or new_facts(now)
-local revision = add64(actual, '1')
+local revision = add64(stored.counted, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
 local graph, refusal = plan_append(facts, nodes, dead, count, ids, users, leaf)
 if refusal then return refuse(session, refusal) end
@@ -181,7 +181,7 @@ if frees then fields[#fields + 1], fields[#fields + 2] = 'lease', write_lease(he
 
 -- HSET comes first: a full server refuses only the first write of a script, so a refusal leaves nothing written.
 call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
-  'receipts', with_receipt(stored.receipts, tag, meaning), unpack(fields))
+  'receipts', with_receipt(stored.known, tag, meaning), unpack(fields))
 if count > 0 then
   call('RPUSH', log, unpack(ARGV, records, records + count - 1))
   call('HSET', nodes, unpack(graph.places))

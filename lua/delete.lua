@@ -1,6 +1,7 @@
--- delete: delete all keys of a session, and refuse late writes to its id for a while; a refusal deletes nothing.
+-- delete: delete all keys of a session, and refuse late writes of its handles for a while; a refusal deletes nothing.
 --
--- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion marker
+-- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion
+--                              marker, or the record of a past session and the generation of its lease
 --        2 log             list  node records
 --        3 nodes           hash  node id -> position
 --        4 jumps           list  position:parent position
@@ -18,17 +19,20 @@
 -- ARGV   1 session  str    session id, echoed
 --        2 before   bytes  refs that the client expects in the head
 --        3 grace    int    ms a blob outlives its last holder
---        4 marker   int    ms during which writes to the id are refused; 0 for none
+--        4 marker   int    ms during which late writes are refused; 0 for none
 --        5 request  str    unique to this deletion; the marker stores it, so that a retry gets the first reply
 --        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
 --        7 access   str    owner for whom the caller acts; '' for a trusted caller
 --        8 owner    str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                          none
---        9 generations  str  those whose events are in KEYS
+--        9 reusable str    1: the id may be used again at once, and `past` (see receipts.lua) refuses late commits; 0: a
+--                          marker refuses every write
+--       10 generations  str  those whose events are in KEYS
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   deleted, with the numbers of its live nodes and components; whole
 --                                                    is 1 if no part was missing or unreadable, so that a marker is set
 --        absent <session>                            the session does not exist; nothing written
+--        freed <session>                             with reusable: only a deletion marker was there; it is removed
 --        foreign <session>                           the session is another owner's than `access`; nothing written
 --        refs <session> <refs> <owner> <generation> ...
 --                                                    the head holds other refs than `before`, or another owner than a
@@ -38,15 +42,20 @@
 --
 -- Order  without a head, the remaining keys of a session have no owner that could be compared, so every caller may
 --        delete them. Streams have one of their own.
+--        A reusable id keeps the revision, the receipts and the generation of the lease, and the next session continues
+--        them. The record also answers a retry of the deletion that arrives after the next session began.
 --        A session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
 --        builds on it is refused, too, because there is no head. UNLINK comes first: a full server accepts it, and
 --        after the first write of a script it accepts the others.
 -- Cost   one round trip, O(1): UNLINK frees large values in the background.
 
 --@include refuse
+--@include int64
 --@include numbers
 --@include head
 --@include clock
+--@include lease
+--@include receipts
 --@include holders
 --@include catalogue
 
@@ -54,13 +63,14 @@ local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local streams, blobs = KEYS[12], 13
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local sharded, access, owner, generations = ARGV[6] == '1', ARGV[7], ARGV[8], 9
+local sharded, access, owner, reusable, generations = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9] == '1', 10
 local events = #KEYS + generations - #ARGV
 
 -- CHECK
 
 local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state, streams)
-local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner')
+local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner', 'past', 'lease', 'receipts',
+  'meta', 'inputs')
 if stored.err then stored = {} end
 local records = redis.pcall('HKEYS', streams)
 if records.err then records = {} end
@@ -71,8 +81,15 @@ if is_foreign(access, stored[5], stored[1]) or not is_owned and is_foreign(acces
   return {'foreign', session}
 end
 local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
+if not nodes_before then
+  nodes_before, blobs_before = string.match(stored[6] or '', '^%d+ (%d+) (%d+) ' .. request .. ' ')
+end
 if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
-if present == 0 or (present == 1 and stored[4]) then return {'absent', session} end
+local lease = stored[7] and read_lease(stored[7])
+local is_past = stored[6] and not (stored[1] or stored[9] or stored[10] or lease and lease.token ~= '')
+local is_free = present == 0 or present == 1 and is_past
+local is_marker = present == 1 and stored[4]
+if is_free or is_marker and not reusable then return {'absent', session} end
 local refs, parent, held_by = stored[2] or '', stored[3], stored[5] or not stored[1] and owner or ''
 if not count_private(refs) then refs = '' end
 local named = {}
@@ -104,6 +121,14 @@ for index = blobs, events - 1 do
     released = released + 1
   end
 end
+local past = false
+if reusable and marker > 0 and not broken then
+  local revision, receipts = facts and facts.revision, stored[8]
+  if not facts then revision, receipts = past_of(head) end
+  revision, receipts = revision or '0', receipts or ''
+  past = not broken_receipts(receipts, revision)
+    and table.concat({revision, facts and facts.live or 0, released, request, receipts}, ' ')
+end
 
 -- WRITE
 
@@ -112,6 +137,7 @@ end
 --@include announcing
 
 redis.call('UNLINK', head, log, nodes, jumps, dead, state)
+if is_marker then return {'freed', session} end
 redis.call('UNLINK', streams, unpack(KEYS, events))
 drop_entry(catalogues, entry_of(session, parent), now)
 local free = {}
@@ -119,7 +145,11 @@ for index, found in pairs(numbers) do
   drop_holder(KEYS[index], facts.hold, found[1], found[2], grace, now, free)
 end
 list_orphans(orphans, free, waiting, grace, now)
-if whole and marker > 0 then
+if past then
+  redis.call('HSET', head, 'past', past)
+  if lease then redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', '')) end
+  redis.call('PEXPIRE', head, marker)
+elseif whole and marker > 0 and not reusable then
   redis.call('HSET', head, 'deleted', (facts and facts.live or 0) .. ' ' .. released .. ' ' .. request)
   redis.call('PEXPIRE', head, marker)
 end

@@ -18,12 +18,12 @@ local session = ARGV[1]
 
 -- CHECK
 
-local stored = redis.pcall('HMGET', head, 'facts', 'deleted', 'inputs')
+local stored = redis.pcall('HMGET', head, 'facts', 'deleted', 'inputs', 'past')
 if stored.err then return refuse(session, unusable('head', stored)) end
-local field = stored[1] and 'facts' or stored[2] and 'deleted' or stored[3] and 'inputs'
+local field = stored[1] and 'facts' or stored[2] and 'deleted' or stored[3] and 'inputs' or stored[4] and 'past'
 if not field then return {'absent', session} end
 
 -- WRITE
 
-redis.call('HSET', head, field, stored[1] or stored[2] or stored[3])
+redis.call('HSET', head, field, stored[1] or stored[2] or stored[3] or stored[4])
 return {'marked', session}

@@ -139,9 +139,9 @@ local call, CHUNK = redis.call, 1000
 local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, access,
   false, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '')
 if reply then return reply end
-local receipts = stored.receipts
+local receipts = stored.known
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
-if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(receipts, builds_on) then
+if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(stored.receipts, builds_on) then
   return {'conflict', session, actual}
 end
 if delta == 'faulty' then return {'faulty', session} end
@@ -158,6 +158,7 @@ if claim == false then return {'unlike', session} end
 local is_new = not facts -- but the session may have meta, with a deadline
 facts = facts or new_facts(now)
 local committed, moves = string.format('%.0f', now), false
+actual = stored.counted
 if origin ~= '' and origin ~= 'new' then
   actual, committed = string.match(origin, '^(%d+) (%d+)$')
   receipts, moves = history, true
@@ -247,6 +248,7 @@ call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
 for from = CHUNK + 1, #fields, CHUNK do
   call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
 end
+if moves then call('HDEL', head, 'past') end -- the origin's revisions and receipts are the session's own
 if replaced then call('UNLINK', log, nodes, jumps, dead) end
 if drops > 0 then
   call('LTRIM', log, 0, base - 1)

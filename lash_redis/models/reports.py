@@ -53,7 +53,10 @@ class DeleteReport(Record):
     released_blob_count: U64 = 0
     """The number of blobs that the session held. Blobs without another holder expire after a grace."""
     closed: bool = False
-    """Whether the id takes no writes for `deletion_marker_ttl`. False if a part of the session was missing."""
+    """Whether the id takes no writes for `deletion_marker_ttl`.
+
+    False if the id is reusable, or if a part of the session was missing.
+    """
     durable: bool | None = None
     """Whether the durability that the call asked for was confirmed in time; None if it asked for none.
 

@@ -863,8 +863,9 @@ class RedisSessionStore:
         """
         return await self._leasing.load()
 
-    async def delete(self, *, durability: Durability | None = None) -> DeleteReport:
+    async def delete(self, *, reusable: bool = False, durability: Durability | None = None) -> DeleteReport:
         """Delete this session. See `SessionCache.delete`."""
+        require_type("reusable", reusable, bool)
         namespace, request, earlier = self._namespace, uuid4().hex, Earlier()
         generations: Sequence[str] = ()
         durability = require_durability("durability", durability) or namespace.options.durability
@@ -877,6 +878,7 @@ class RedisSessionStore:
                 namespace.options,
                 generations=generations,
                 sharded=namespace.sharded,
+                reusable=reusable,
             )
             reply, durable = await namespace.run_durably(call, durability, earlier)
             outcome = commands.lifecycle.delete_reply(call, self._keys, reply)

@@ -27,6 +27,18 @@ local function is_last(receipts, tag)
   return string.sub(receipts, -16, -9) == tag
 end
 
+-- The field `past` of a head is what `delete` leaves of a session whose id is reusable: `revision nodes blobs request
+-- receipts`. These are the revision of the deleted session, what the deletion reported, its request, and the receipts.
+-- The next session continues the revisions and the receipts, so no late commit matches it. It keeps the field.
+
+-- Returns the revision and the receipts of the former session of this id; nil if there was none.
+local function past_of(head)
+  local past = redis.call('HGET', head, 'past')
+  local revision, from = string.match(past or '', '^(%d+) %d+ %d+ %w+ ()')
+  if not revision or not is_int64(revision) then return nil end
+  return revision, string.sub(past, from)
+end
+
 -- Returns the receipts after one more commit. The oldest of more than 32 is dropped.
 local function with_receipt(receipts, tag, meaning)
   return string.sub(receipts, -16 * 31) .. tag .. meaning

@@ -10,9 +10,13 @@ import pytest
 from lash_redis import (
     DeleteReport,
     FullGraph,
+    HeadRevisionConflict,
     HydratedSessionCheckpoint,
+    InputNotPending,
     InvalidRecord,
+    LeaseLost,
     MissingBlob,
+    OwnerMismatch,
     SessionDeleted,
     SessionEvicted,
     SessionGone,
@@ -33,7 +37,7 @@ async def full_session(cache, name: str = "chat"):
     await store.commit_runtime_state(
         commit(None, append("a", "b"), session_id=name, checkpoint=STATES, usage_deltas=[used(input=1)])
     )
-    await store.commit_runtime_state(commit(1, append("c", parent="a"), session_id=name, checkpoint=STATES))
+    await store.commit_runtime_state(commit(None, append("c", parent="a"), session_id=name, checkpoint=STATES))
     await store.tombstone_nodes(["b"])
     return store
 
@@ -268,3 +272,194 @@ async def test_a_retried_deletion_reports_what_the_first_attempt_deleted(proxy, 
     proxy.on_command = on(Action.DROP_REPLY, "EVALSHA", 2)
     assert await cache.delete("chat") == DeleteReport(True, node_count=2, released_blob_count=3, closed=True)
     assert await cache.delete("chat") == DeleteReport()
+
+
+async def reused(cache, name: str = "chat"):
+    """A handle that saw revision 2 of a session, whose id was deleted as reusable."""
+    old = await full_session(cache, name)
+    await old.load_head()
+    report = await cache.delete(name, reusable=True)
+    assert report == DeleteReport(True, node_count=2, released_blob_count=3, closed=False)
+    return old
+
+
+async def test_a_reusable_id_takes_writes_at_once_and_keeps_only_what_late_commits_are_refused_by(open_cache, client):
+    cache = open_cache(blob_grace=0.05)
+    await reused(cache)
+    await cache.gc()
+    await asyncio.sleep(0.15)
+    head = await key_of(client, "head")
+    assert sorted(await client.keys("*")) == sorted([head, b"lash1:layout:laws"])
+    assert list(await client.hgetall(head)) == [b"past"]
+    assert 86_390_000 < await client.pttl(head) <= 86_400_000
+    assert [info async for info in cache.sessions()] == []
+    assert await open_cache().session("chat").load_session(FullGraph()) is None
+    result = await open_cache().session("chat").commit_runtime_state(commit(0, append("a")))
+    assert result.head_revision == 3
+    assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["a"]
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
+@broken_by(
+    Lua("delete", "past = not broken_receipts(receipts, revision)", "past = false"),
+    Lua("commit", "add64(stored.counted, '1')", "add64(actual, '1')"),
+)
+async def test_no_revision_of_a_deleted_session_is_one_of_the_next(open_cache, keyspace):
+    cache = open_cache()
+    old = await reused(cache)
+    for _ in range(4):
+        current = await open_cache().session("chat").load_head()
+        revision = current.head_revision if current else 0
+        before = await keyspace()
+        for late in (old, open_cache().session("chat")):
+            for seen in (1, 2):
+                with pytest.raises(HeadRevisionConflict):
+                    await late.commit_runtime_state(commit(seen, append("z")))
+        assert await keyspace() == before
+        await open_cache().session("chat").commit_runtime_state(commit(revision))
+
+
+@broken_by(Lua("commit", "made <= past) then return", "made <= past) and false then return"))
+async def test_a_commit_that_a_deleted_session_made_is_not_made_again(open_cache, keyspace):
+    cache = open_cache()
+    made = commit(None, append("a"))
+    last = commit(1, append("b", parent="a"))
+    store = cache.session("chat")
+    await store.commit_runtime_state(made)
+    await store.commit_runtime_state(last)
+    await cache.delete("chat", reusable=True)
+    for _ in range(3):
+        before = await keyspace()
+        for late in (made, last):
+            with pytest.raises(SessionDeleted):
+                await open_cache().session("chat").commit_runtime_state(late)
+        assert await keyspace() == before
+        await cache.session("chat").commit_runtime_state(commit(None))
+
+
+async def test_a_commit_that_builds_on_one_of_a_deleted_session_is_refused(open_cache, keyspace):
+    cache = open_cache()
+    first = commit(None, append("a"))
+    await cache.session("chat").commit_runtime_state(first)
+    await cache.delete("chat", reusable=True)
+    before = await keyspace()
+    for late in (
+        commit(None, append("z"), builds_on=first.commit_id),
+        commit(1, append("z"), builds_on=first.commit_id),
+    ):
+        with pytest.raises(HeadRevisionConflict):
+            await open_cache().session("chat").commit_runtime_state(late)
+    assert await keyspace() == before
+
+
+@broken_by(
+    Lua("delete", "if lease then redis.call('HSET', head, 'lease'", "if false then redis.call('HSET', head, 'lease'")
+)
+async def test_a_lease_of_a_deleted_session_is_lost_and_its_generation_is_not_used_again(open_cache):
+    cache = open_cache()
+    store = await full_session(cache)
+    lease = await store.acquire_lease(ttl=30.0)
+    await cache.delete("chat", reusable=True)
+    with pytest.raises(LeaseLost):
+        await store.commit_runtime_state(commit(None, append("z"), lease=lease))
+    with pytest.raises(LeaseLost):
+        await lease.renew()
+    again = await cache.session("chat").acquire_lease(ttl=30.0)
+    assert again.generation == lease.generation + 1
+
+
+@broken_by(Lua("acquire", "math.max(deadline + remains, now + left)", "deadline + remains"))
+async def test_a_lease_alone_does_not_shorten_the_refusal_of_late_commits(open_cache, client):
+    cache = open_cache(deletion_marker_ttl=200_000)
+    await reused(cache)
+    async with await cache.session("chat").acquire_lease(ttl=0.05):
+        pass
+    assert 199_990_000 < await client.pttl(await key_of(client, "head")) <= 200_000_000
+
+
+async def test_a_reusable_id_is_free_for_any_owner_and_has_the_ttl_of_its_next_session(open_cache, client):
+    cache = open_cache(ttl=60.0)
+    store = await cache.create(SessionStoreCreateRequest("chat"), owner="alice", ttl=None)
+    await store.commit_runtime_state(commit(None, append("a")))
+    with pytest.raises(OwnerMismatch):
+        await cache.delete("chat", owner="bob", reusable=True)
+    await cache.delete("chat", owner="alice", reusable=True)
+    await cache.session("chat", owner="bob").commit_runtime_state(commit(0, append("b")))
+    assert 50_000 < await client.pttl(await key_of(client, "head")) <= 60_000
+    assert [info.owner async for info in cache.sessions()] == ["bob"]
+    assert [info async for info in cache.sessions(owner="alice")] == []
+
+
+async def test_every_way_to_begin_a_session_works_on_a_reusable_id(open_cache):
+    cache = open_cache()
+    await full_session(cache, "other")
+    for name, write in WRITES.items():
+        await reused(cache)
+        if name == "a commit that builds on it":
+            with pytest.raises(SessionGone):
+                await write(open_cache())
+        else:
+            await write(open_cache())
+        assert (await open_cache(role="auditor").audit()).problems == (), name
+        await cache.delete("chat", reusable=True)
+
+
+async def test_inputs_and_streams_of_a_deleted_session_do_not_reach_the_next(open_cache):
+    cache = open_cache()
+    store = await full_session(cache)
+    await store.enqueue_input("x", input_id="i")
+    async with store.stream("gen") as out:
+        await out.send(1)
+    await cache.delete("chat", reusable=True)
+    assert await store.pending_inputs() == []
+    assert await store.load_stream("gen") is None
+    with pytest.raises(InputNotPending):
+        await store.commit_runtime_state(commit(None, consumes=["i"]))
+
+
+async def test_a_fork_to_a_reusable_id_continues_its_revisions(open_cache):
+    cache = open_cache()
+    await full_session(cache, "other")
+    await reused(cache)
+    fork = await cache.fork("other", "chat")
+    head = await fork.load_head()
+    assert head is not None
+    assert head.head_revision == 3
+
+
+async def test_a_deletion_as_reusable_removes_a_deletion_marker(open_cache):
+    cache = open_cache()
+    await full_session(cache)
+    await cache.delete("chat")
+    assert await cache.delete("chat", reusable=True) == DeleteReport()
+    await cache.session("chat").commit_runtime_state(commit(0, append("a")))
+
+
+async def test_a_reusable_id_can_be_deleted_again_and_again(open_cache):
+    cache = open_cache()
+    for revision in (2, 4, 6):
+        await full_session(cache)
+        assert (await cache.delete("chat", reusable=True)).existed
+        assert await cache.delete("chat", reusable=True) == DeleteReport()
+        assert await cache.delete("chat") == DeleteReport()
+        with pytest.raises(SessionGone):
+            await cache.session("chat").commit_runtime_state(commit(revision))
+
+
+@broken_by(Lua("delete", "string.match(stored[6] or '', '^%d+ (%d+) (%d+) ' .. request .. ' ')", "nil, nil"))
+async def test_a_retried_deletion_does_not_delete_the_next_session(proxy, through_proxy, open_cache):
+    cache = through_proxy(retry_max_delay=0.01)
+    await full_session(cache)
+    proxy.on_command = on(Action.HALF_REPLY, "EVALSHA", 2)
+    deletion = asyncio.create_task(cache.delete("chat", reusable=True))
+    await proxy.holding()
+    await open_cache().session("chat").commit_runtime_state(commit(0, append("next")))
+    proxy.release()
+    assert await deletion == DeleteReport(True, node_count=2, released_blob_count=3)
+    assert ids_of(await open_cache().session("chat").load_session(FullGraph())) == ["next"]
+
+
+@pytest.mark.parametrize("reusable", [None, 1, "yes"])
+async def test_an_invalid_reusable_is_refused_and_named(reusable, cache):
+    with pytest.raises(InvalidRecord, match="reusable"):
+        await cache.delete("chat", reusable=reusable)

@@ -55,7 +55,7 @@ async def test_eight_workers_with_leases_waste_no_model_call(real_server):
 
 
 COMMIT_IGNORES_BUILDS_ON = Lua("commit", " or builds_on ~= '' and not is_last(stored.receipts, builds_on)", "")
-REPLACEMENT_IGNORES_BUILDS_ON = Lua("replace", " or builds_on ~= '' and not is_last(receipts, builds_on)", "")
+REPLACEMENT_IGNORES_BUILDS_ON = Lua("replace", " or builds_on ~= '' and not is_last(stored.receipts, builds_on)", "")
 
 
 @broken_by(COMMIT_IGNORES_BUILDS_ON)

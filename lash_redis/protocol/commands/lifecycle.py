@@ -107,12 +107,13 @@ def delete_call(
     *,
     generations: Sequence[str] = (),
     sharded: bool = False,
+    reusable: bool = False,
 ) -> ScriptCall:
     """Delete the session.
 
     `before`, `owner` and `generations`: the refs, the owner and the streams that the client expects it to have.
     `request`: letters and digits that are unique to this deletion, so that a retry is recognised. `sharded`: the server
-    is a cluster.
+    is a cluster. `reusable`: the id takes writes at once.
     """
     events = [keys.stream(generation).events for generation in generations]
     return ScriptCall(
@@ -127,6 +128,7 @@ def delete_call(
             int(sharded),
             keys.access,
             owner,
+            int(reusable),
             *generations,
         ],
     )
@@ -137,7 +139,7 @@ def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteRepor
     match status(call, reply, keys):
         case "refs":
             return refs_moved(keys, reply)
-        case "absent":
+        case "absent" | "freed":
             return DeleteReport()
     _, _, nodes, blobs, whole = reply
-    return DeleteReport(True, nodes, blobs, whole == 1 and call.args[3] > 0)
+    return DeleteReport(True, nodes, blobs, whole == 1 and call.args[3] > 0 and not call.args[8])
