@@ -14,6 +14,8 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+pytest.register_assert_rewrite("tests.support")  # before its import: a failed check of tests/support shows the values
+
 from lash_redis import Chat, RedisSessionStore, SessionCache, StoreOptions
 from lash_redis.acl import Role
 from lash_redis.blocking import BlockingSessionCache

@@ -46,19 +46,32 @@ async def test_random_work_on_a_failing_server_that_always_fsyncs_loses_nothing(
     check(outcome)
 
 
+SEEDS = range(3, 9)
+"""Plans of different steps. Not every plan has a step that meets the breakage, such as a read of another's session."""
+
+
 @pytest.mark.parametrize("breakage", TWINS, ids=lambda breakage: breakage.__name__)
 async def test_the_account_finds_a_store_that_breaks_a_promise(
     breakage: Any, kind: Kind, capsys: pytest.CaptureFixture
 ):
-    plan = Plan(60.0, seed=3, limit=60, workers=2, act=breakage, has_faults=False)
-    async with one_server(kind, "always") as member:
-        outcome = await run(member, kind.name, plan)
-    found = [finding for finding in outcome.account.broken if finding.kind == TWINS[breakage]]
-    assert found, row_of(outcome)
+    seed, outcome = await first_found(breakage, kind)
     show(outcome, "single")
     printed = capsys.readouterr().out
-    assert "--seed 3 --on single" in printed
+    assert f"--seed {seed} --on single" in printed
     assert str(outcome.account.broken[0]) in printed
+
+
+async def first_found(breakage: Any, kind: Kind) -> tuple[int, Outcome]:
+    """Run plans until the account reports the kind of finding that the breakage causes."""
+    rows = []
+    for seed in SEEDS:
+        plan = Plan(60.0, seed=seed, limit=60, workers=2, act=breakage, has_faults=False)
+        async with one_server(kind, "always") as member:
+            outcome = await run(member, kind.name, plan)
+        if any(finding.kind == TWINS[breakage] for finding in outcome.account.broken):
+            return seed, outcome
+        rows.append(row_of(outcome))
+    pytest.fail("\n".join(rows))
 
 
 async def test_the_account_of_a_sound_store_without_faults_is_empty(kind: Kind):

@@ -59,6 +59,8 @@ async def under_load(
             field = Field(group, crew)
             async with taking_turns(hired, own, turns):
                 yield field
+            # A busy machine can cause a further failover. The account must not read a primary that is being replaced.
+            await asyncio.to_thread(group.wait_until_ok)
             async with redis.asyncio.Redis.from_url(field.primary.url) as client:
                 await settle_accounts(row, crew, client, cache, chains=[SHARED, *own])
     finally:
