@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -136,9 +135,7 @@ class SessionCache:
 
         With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.
         """
-        seconds = self.options.contention_seconds
-        turn = partial(self.shared.appends.turn, session_id, seconds)
-        return Chat(self.session(session_id, owner=owner), turn, seconds)
+        return Chat(self.session(session_id, owner=owner), self.shared)
 
     async def create(
         self,

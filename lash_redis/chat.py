@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Any, Final, NoReturn
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
-
 from lash_redis._validate import require_id, require_int, require_type
-from lash_redis.errors import (
-    HeadRevisionConflict,
-    InvalidLeaf,
-    InvalidParent,
-    InvalidRecord,
-    NodeIdCollision,
-    SessionGone,
-)
+from lash_redis.errors import InvalidLeaf, InvalidParent, InvalidRecord
 from lash_redis.models import (
     ActivePath,
-    Append,
     ChatMessage,
     DeleteReport,
     EventPayload,
@@ -51,34 +33,14 @@ from lash_redis.protocol.commands.reads import origin_of
 from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.session.appender import Addition, Appender, Tip
+from lash_redis.session.namespace import Namespace
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.session.stream import StreamWriter
 from lash_redis.transport.turns import in_turns
 
 SHORT: Final = 100
 """Messages of a chat that are read as one page, in one round trip. A longer chat takes more to be read whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tip:
-    """Where the chat stands: the revision, the commit that made it, and the last message."""
-
-    revision: int = 0
-    commit_id: str | None = None
-    leaf: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Addition:
-    """Messages to add as a chain, and what is committed with them."""
-
-    nodes: Sequence[SessionNodeRecord]
-    parent_of: Callable[[_Tip], str | None]
-    """Returns the id of the message that the chain continues."""
-    usage: Sequence[TokenLedgerEntry] = ()
-    lease: LeaseClaim | None = None
-    consumes: Sequence[str] = ()
-    finishes: StreamClaim | None = None
 
 
 class Chat:
@@ -91,14 +53,9 @@ class Chat:
     A handle is cheap, so an application can make one for every request. Tasks can share a handle.
     """
 
-    def __init__(
-        self, store: RedisSessionStore, turn: Callable[[], AbstractAsyncContextManager[None]], patience: float
-    ) -> None:
-        """`turn` waits for the appends of this process. For `patience` seconds an append is repeated behind others."""
+    def __init__(self, store: RedisSessionStore, namespace: Namespace) -> None:
         self._store = store
-        self._turn = turn
-        self._patience = patience
-        self._tip: _Tip | None = None
+        self._appender = Appender(store, namespace, _is_same_message)
 
     @property
     def session_id(self) -> str:
@@ -177,7 +134,7 @@ class Chat:
 
     def _learn(self, read: PersistedSessionRead | None) -> None:
         """Remember where the chat stands, so that the next append takes one round trip."""
-        self._tip = _Tip() if read is None else _Tip(read.head_revision, read.commit_id, read.graph.leaf_node_id)
+        self._appender.tip = Tip.of(read)
 
     async def branches(self) -> list[str]:
         """Return the id of the last message of every branch, in the order in which these messages were added.
@@ -252,12 +209,12 @@ class Chat:
             return []
         # A short append is converted before it waits, so it contains the messages as they are now.
         nodes = at_once(_new_nodes(messages)) if len(messages) <= STEP_ITEMS else None
-        async with self._turn():
+        async with self._appender.turn():
             if nodes is None:
                 nodes = await in_turns(_new_nodes(messages))
             try:
                 parent_of = (lambda tip: tip.leaf) if after is None else (lambda _: after)
-                await self._add(_Addition(nodes, parent_of, usage, lease, consumes, finishes))
+                await self._appender.add(Addition(nodes, parent_of, usage, lease, consumes, finishes))
             except InvalidParent as error:
                 if after is not None:
                     raise InvalidRecord("after", f"expected the id of a live message, got {after!r}") from error
@@ -304,8 +261,8 @@ class Chat:
             raise _unknown_message(message_id)
         new = _new_node(check_chat_message(message, "message"), _new_id(), _now())
         try:
-            async with self._turn():
-                await self._add(_Addition([new], lambda _: node.parent_node_id, lease=lease))
+            async with self._appender.turn():
+                await self._appender.add(Addition([new], lambda _: node.parent_node_id, lease=lease))
         except InvalidParent as error:  # the chat expired, or the message before was tombstoned
             raise _unknown_message(message_id) from error
         return message_of_new(new)
@@ -327,7 +284,7 @@ class Chat:
             result = await self._store.commit_runtime_state(commit)
         except InvalidLeaf as error:
             raise _unknown_message(message_id) from error
-        self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, message_id)
+        self._appender.tip = Tip.after(result, message_id)
 
     async def set_title(self, title: str) -> None:
         """Rename the chat. Two round trips. `RedisSessionStore.set_title` lists the errors."""
@@ -336,83 +293,8 @@ class Chat:
     async def delete(self, *, reusable: bool = False, durability: Durability | None = None) -> DeleteReport:
         """Delete the chat. See `SessionCache.delete`."""
         report = await self._store.delete(reusable=reusable, durability=durability)
-        self._tip = None
+        self._appender.tip = None
         return report
-
-    async def _add(self, addition: _Addition) -> None:
-        """Commit an addition in the turn of its caller; repeat it after a conflict."""
-        try:
-            await self._add_once(addition)
-        except SessionGone:
-            raise
-        except HeadRevisionConflict:
-            # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
-            retrying = AsyncRetrying(
-                stop=stop_after_delay(self._patience),
-                wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
-                reraise=True,
-            )
-            await retrying(self._add_once, addition)
-
-    async def _add_once(self, addition: _Addition, *, again: bool = True) -> None:
-        """Commit an addition, or find that it is stored. `again`: begin again if a collision is not confirmed."""
-        tip, nodes = self._tip or await self._load_tip(), addition.nodes
-        parent = addition.parent_of(tip)
-        if any(node.node_id == parent for node in nodes):
-            await self._settle(addition, NodeIdCollision(parent or ""), again=again)
-            return
-        if parent is not None and tip.revision == 0:  # a new session accepts any parent for its first node
-            raise InvalidParent(nodes[0].node_id, parent)
-        chain = _chained(nodes, parent)
-        commit = RuntimeCommit(
-            self.session_id,
-            tip.revision,
-            graph=Append(chain),
-            usage_deltas=addition.usage,
-            builds_on=tip.commit_id,
-            lease=addition.lease,
-            consumes=addition.consumes,
-            finishes=addition.finishes,
-        )
-        try:
-            result = await self._store.commit_runtime_state(commit)
-        except HeadRevisionConflict:
-            self._tip = None
-            raise
-        except NodeIdCollision as error:
-            await self._settle(addition, error, again=again)
-            return
-        leaf = chain[-1].node_id if chain else tip.leaf
-        self._tip = None if result.replayed else _Tip(result.head_revision, commit.commit_id, leaf)
-
-    async def _load_tip(self) -> _Tip:
-        head = await self._store.load_head()
-        return _Tip() if head is None else _Tip(head.head_revision, head.commit_id, head.leaf_node_id)
-
-    async def _settle(self, addition: _Addition, collision: NodeIdCollision, *, again: bool) -> None:
-        """Return if messages with these ids and contents are stored, so that this append is a retry.
-
-        A message that is not there was tombstoned, or a failover lost it after the collision. The addition is then made
-        once more, which decides that. A retry ends the stream that it finishes.
-
-        Raises:
-            NodeIdCollision: `collision`, or that of the further attempt.
-        """
-        nodes = addition.nodes
-        stored = await self._store.load_nodes([node.node_id for node in nodes])
-        if not await in_turns(_agree(stored, nodes)):
-            await self._store.require_owner()
-            raise collision
-        if None not in stored:
-            if addition.finishes is not None:
-                await self._store.finish_stream(addition.finishes)
-            return
-        await self._store.require_owner()
-        if not again:
-            raise collision
-        self._tip = None
-        await self._add_once(addition, again=False)
 
     # Turns in flight
 
@@ -437,13 +319,8 @@ class Chat:
         return self._store.follow(generation_id, after, wait)
 
 
-def _agree(stored: Sequence[SessionNodeRecord | None], nodes: Sequence[SessionNodeRecord]) -> Steps[bool]:
-    """Whether each node that is stored has the same message; each node is a step."""
-    for found, node in zip(stored, nodes, strict=True):
-        if found is not None and canonical_json(message_of_node(found)) != canonical_json(message_of_new(node)):
-            return False
-        yield
-    return True
+def _is_same_message(stored: SessionNodeRecord, added: SessionNodeRecord) -> bool:
+    return canonical_json(message_of_node(stored)) == canonical_json(message_of_new(added))
 
 
 def message_of_node(node: SessionNodeRecord) -> ChatMessage | None:
@@ -549,11 +426,3 @@ def _check_usage(usage: Sequence[TokenLedgerEntry]) -> None:
         raise InvalidRecord("usage", f"expected a sequence of TokenLedgerEntry, got {type(usage).__name__}")
     for at, entry in enumerate(usage):
         require_type(f"usage[{at}]", entry, TokenLedgerEntry)
-
-
-def _chained(nodes: Sequence[SessionNodeRecord], parent: str | None) -> list[SessionNodeRecord]:
-    chain = []
-    for node in nodes:
-        chain.append(SessionNodeRecord(node.node_id, parent, node.timestamp, node.payload))
-        parent = node.node_id
-    return chain

@@ -226,7 +226,7 @@ async def test_a_failed_or_cancelled_append_does_not_hold_up_the_next(cache):
 
 async def test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time(open_cache):
     chat = open_cache(call_timeout=0.1).chat("chat")
-    async with chat._turn():
+    async with chat._appender.turn():
         with pytest.raises(BackendError):
             await chat.append(user("a"))
     assert await chat.messages() == []
@@ -300,7 +300,7 @@ async def refusing(_chat, _addition, collision, **_):
     raise collision
 
 
-@broken_by(Python("chat:Chat._settle", lambda _: refusing, "takes every retry for a collision"))
+@broken_by(Python("session.appender:Appender._settle", lambda _: refusing, "takes every retry for a collision"))
 async def test_messages_with_ids_that_are_sent_again_are_stored_once(chat, open_cache):
     spent = [TokenLedgerEntry("turn", "m", TokenUsage(5, 7))]
     first = await chat.append(user("a", id="m1"), assistant("b", id="m2"), usage=spent)
@@ -317,7 +317,7 @@ async def keeping_the_tip(_chat, _addition, collision, **_):
     raise collision
 
 
-@broken_by(Python("chat:Chat._settle", lambda _: keeping_the_tip, "uses what the handle saw last"))
+@broken_by(Python("session.appender:Appender._settle", lambda _: keeping_the_tip, "uses what the handle saw last"))
 async def test_a_message_that_a_replacement_dropped_is_stored_again_with_its_usage(chat, store, open_cache):
     spent = [TokenLedgerEntry("turn", "m", TokenUsage(5, 7))]
     await chat.append(user("a", id="m1"))
@@ -334,7 +334,7 @@ async def accepting(*_, **__):
     pass
 
 
-@broken_by(Python("chat:Chat._settle", lambda _: accepting, "takes any content for a retry"))
+@broken_by(Python("session.appender:Appender._settle", lambda _: accepting, "takes any content for a retry"))
 @pytest.mark.parametrize(
     "again",
     [

@@ -543,7 +543,7 @@ def without_messages(graph: Append) -> Append:
     return Append(plugin, graph.leaf_node_id)
 
 
-@broken_by(Python("chat:Chat._settle", lambda _: refuse_collision, "believes the first refusal"))
+@broken_by(Python("session.appender:Appender._settle", lambda _: refuse_collision, "believes the first refusal"))
 async def test_an_append_whose_collision_a_failover_undid_is_stored(open_cache, client):
     await open_cache().chat("chat").append({"role": "user", "content": "start", "id": "m0"})
     older = await capture(client, "older", None)
