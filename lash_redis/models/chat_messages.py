@@ -11,7 +11,7 @@ Runtimes that do not know the key ignore it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from lash_redis._validate import require_type
@@ -133,15 +133,19 @@ def _encode_content(message: ChatMessage, source: ChatMessage, parts: _Parts, te
         source[text_field] = [_encode_part(part, parts) for part in content]
 
 
-def _encode_part(part: dict[str, Any] | str, parts: _Parts) -> dict[str, Any] | str | None:
-    """Add one part of a content list. Return what `source` keeps of it: None for a part that is only a text."""
+def _encode_part(part: dict[str, Any] | str, parts: _Parts) -> dict[str, Any] | list[Any] | None:
+    """Add one part of a content list. Return what `source` keeps of it, in which its text is left out.
+
+    None: a part of the type `text` that is only a text. An empty list: a string. A list with one dict: the other fields
+    of a part with a text. A dict: a part without a text.
+    """
     if isinstance(part, str):
         parts.add("Text", part)
-        return part
+        return []
     text, kind = part.get("text"), part.get("type")
     if isinstance(text, str):
         parts.add("Text", text)
-        return None if part == {"type": "text", "text": text} else part
+        return None if part == {"type": "text", "text": text} else [{key: part[key] for key in part if key != "text"}]
     if kind in ("image_url", "input_image", "image"):
         parts.add("Image", "")
     return part
@@ -219,13 +223,16 @@ def _decoded(record: Mapping[str, Any], text_field: str) -> ChatMessage:
     return message
 
 
-def _decode_part(part: Any, texts: Any) -> Any:
-    """Return one part of a content list, and take the text of it from `texts`."""
-    if part is None:
-        return {"type": "text", "text": next(texts, "")}
-    if isinstance(part, str) or isinstance(field_of(part, "text"), str):
-        next(texts, "")
-    return part
+def _decode_part(kept: Any, texts: Iterator[Any]) -> Any:
+    """Return one part of a content list from what `source` kept of it, and take its text from `texts`."""
+    match kept:
+        case None:
+            return {"type": "text", "text": next(texts, "")}
+        case []:
+            return next(texts, "")
+        case [dict() as others]:
+            return {**others, "text": next(texts, "")}
+    return kept
 
 
 def _foreign_message(record: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> ChatMessage:

@@ -104,6 +104,21 @@ def test_text_is_stored_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        "Long ago",
+        {"type": "text", "text": "Long ago"},
+        {"type": "output_text", "text": "Long ago", "annotations": [[]]},
+    ],
+)
+def test_the_text_of_a_content_list_is_stored_once(part: Any) -> None:
+    message = {"role": "assistant", "content": [part, IMAGE, part, {"type": "refusal", "refusal": "no"}]}
+    record = record_of_chat_message(message, "m1")
+    assert json.dumps(record).count("Long ago") == 2
+    assert chat_message_of_record(record) == message
+
+
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"role": "User", "parts": [{"kind": "Text", "content": "a"}, {"kind": "Prose", "content": "b"}]}, "a\n\nb"),
