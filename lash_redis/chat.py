@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from secrets import token_hex
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from lash_redis._validate import require_id, require_int, require_type
 from lash_redis.errors import InvalidLeaf, InvalidParent, InvalidRecord
 from lash_redis.models import (
-    ActivePath,
     ChatMessage,
     DeleteReport,
     EventPayload,
@@ -29,18 +28,15 @@ from lash_redis.models import (
 from lash_redis.models.chat_messages import canonical_json, check_chat_message, decode_message, encode_message
 from lash_redis.models.node import inside, is_transient
 from lash_redis.options import Durability
-from lash_redis.protocol.commands.reads import origin_of
 from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.session.appender import Addition, Appender, Tip
 from lash_redis.session.namespace import Namespace
+from lash_redis.session.path_items import PathItems
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.session.stream import StreamWriter
 from lash_redis.transport.turns import in_turns
-
-SHORT: Final = 100
-"""Messages of a chat that are read as one page, in one round trip. A longer chat takes more to be read whole."""
 
 
 class Chat:
@@ -56,6 +52,7 @@ class Chat:
     def __init__(self, store: RedisSessionStore, namespace: Namespace) -> None:
         self._store = store
         self._appender = Appender(store, namespace, _is_same_message)
+        self._path = PathItems(store, _messages_of)
 
     @property
     def session_id(self) -> str:
@@ -89,52 +86,12 @@ class Chat:
             InvalidRecord: `limit` is below 1, or the chat exists and `before` is not the id of a message of its path.
             InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
-        if limit is None:
-            return await self._all_messages(before)
-        require_int("limit", limit, 1)
-        first = read = await self._store.load_session(ActivePath(None, limit, before))
+        if limit is not None:
+            require_int("limit", limit, 1)
+        read, messages = await self._path.load(limit, before)
         if before is None:
-            self._learn(first)
-        if first is None:
-            return []
-        found, size = await in_turns(_messages_of(first)), limit
-        while len(found) < limit and read is not None and read.is_partial:
-            # Some nodes are no messages. Read on from the same leaf, because the head may have moved.
-            size *= 2
-            read = await self._earlier(ActivePath(first.graph.leaf_node_id, size, read.graph.nodes[0].node_id))
-            if read is None or read.commit_id != first.commit_id:  # the pages may be of different histories
-                found = await self._all_messages(before)
-                break
-            found = await in_turns(_messages_of(read)) + found
-        return found[-limit:]
-
-    async def _earlier(self, scope: ActivePath) -> PersistedSessionRead | None:
-        """Load a page before a node of the page that was read last; None if the path has no such node any more."""
-        try:
-            return await self._store.load_session(scope)
-        except InvalidRecord:
-            return None
-
-    async def _all_messages(self, before: str | None) -> list[ChatMessage]:
-        """Return all messages of the active path, or all before a message, of one revision."""
-        read = await self._store.load_session(ActivePath(None, SHORT if before is None else None, before))
-        if read is not None and read.is_partial:
-            read = await self._load_whole(read)
-        if before is None:
-            self._learn(read)
-        return [] if read is None else await in_turns(_messages_of(read))
-
-    async def _load_whole(self, page: PersistedSessionRead) -> PersistedSessionRead | None:
-        """Load the active path. A chat without branches is loaded as a whole graph, which saves a round trip."""
-        if _is_of_one_line(page):
-            read = await self._store.load_session(FullGraph())
-            if read is None or _is_of_one_line(read):
-                return read
-        return await self._store.load_session(ActivePath())
-
-    def _learn(self, read: PersistedSessionRead | None) -> None:
-        """Remember where the chat stands, so that the next append takes one round trip."""
-        self._appender.tip = Tip.of(read)
+            self._appender.tip = Tip.of(read)  # the next append takes one round trip
+        return messages
 
     async def branches(self) -> list[str]:
         """Return the id of the last message of every branch, in the order in which these messages were added.
@@ -337,11 +294,6 @@ def _message_of(node_id: str, event: Any) -> ChatMessage | None:
     message = decode_message(record, "content")
     message["id"] = node_id
     return message
-
-
-def _is_of_one_line(read: PersistedSessionRead) -> bool:
-    origin = origin_of(read)
-    return origin is not None and origin.is_of_one_line
 
 
 def _messages_of(read: PersistedSessionRead) -> Steps[list[ChatMessage]]:

@@ -516,7 +516,13 @@ async def test_a_list_continues_after_a_session_that_was_created_again_between_t
 # Chats
 
 
-@broken_by(Python("chat:Chat._earlier", lambda _: lambda self, scope: self._store.load_session(scope), "trusts pages"))
+@broken_by(
+    Python(
+        "session.path_items:PathItems._earlier",
+        lambda _: lambda self, scope: self._store.load_session(scope),
+        "trusts pages",
+    )
+)
 async def test_a_page_of_messages_that_takes_several_reads_is_of_one_history(open_cache, client):
     """Between two messages lie nodes that are no messages, so that the first page does not suffice."""
     plain = Append([node(f"x{at}", "m1" if at == 0 else f"x{at - 1}") for at in range(4)], "x3")
