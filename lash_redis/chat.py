@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import UTC, datetime
-from secrets import token_hex
 from typing import Any, NoReturn
 
 from lash_redis._validate import require_id, require_int, require_type
@@ -26,11 +24,11 @@ from lash_redis.models import (
     Unchanged,
 )
 from lash_redis.models.chat_messages import canonical_json, check_chat_message, decode_message, encode_message
-from lash_redis.models.node import inside, is_transient
+from lash_redis.models.node import inside, is_transient, new_message_id, timestamp_now
 from lash_redis.options import Durability
 from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
-from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.protocol.stored_nodes import contents_of
 from lash_redis.session.appender import Addition, Appender, Tip
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.path_items import PathItems
@@ -192,7 +190,7 @@ class Chat:
             Everything else that `RedisSessionStore.enqueue_input` raises.
         """
         checked = check_chat_message(message, "message")
-        message_id = _new_id() if checked.get("id") is None else require_id("message.id", checked["id"])
+        message_id = new_message_id() if checked.get("id") is None else require_id("message.id", checked["id"])
         item = {**checked, "id": message_id}
         return await self._store.enqueue_input(item, message_id, durability=durability)
 
@@ -216,7 +214,7 @@ class Chat:
         if node is None or node.message() is None:
             await self._store.require_owner()
             raise _unknown_message(message_id)
-        new = _new_node(check_chat_message(message, "message"), _new_id(), _now())
+        new = _new_node(check_chat_message(message, "message"), new_message_id(), timestamp_now())
         try:
             async with self._appender.turn():
                 await self._appender.add(Addition([new], lambda _: node.parent_node_id, lease=lease))
@@ -298,10 +296,9 @@ def _message_of(node_id: str, event: Any) -> ChatMessage | None:
 
 def _messages_of(read: PersistedSessionRead) -> Steps[list[ChatMessage]]:
     """Return the messages of a read; each node is a step."""
-    nodes, messages = read.graph.nodes, []
-    events = nodes.events() if isinstance(nodes, StoredNodes) else ((node.node_id, node.event()) for node in nodes)
-    for node_id, event in events:
-        message = _message_of(node_id, event)
+    messages = []
+    for node_id, plugin_type, content in contents_of(read.graph.nodes):
+        message = _message_of(node_id, content) if plugin_type is None else None
         if message is not None:
             messages.append(message)
         yield
@@ -345,12 +342,12 @@ def _unknown_message(message_id: str) -> InvalidRecord:
 
 def _new_nodes(messages: Sequence[Any]) -> Steps[list[SessionNodeRecord]]:
     """Return a node for each message, without parents; each message is a step."""
-    now = _now()
+    now = timestamp_now()
     nodes: dict[str, SessionNodeRecord] = {}
     for at, given in enumerate(messages):
         where = f"messages[{at}]"
         message = check_chat_message(given, where)
-        message_id = _new_id() if message.get("id") is None else require_id(f"{where}.id", message["id"])
+        message_id = new_message_id() if message.get("id") is None else require_id(f"{where}.id", message["id"])
         if message_id in nodes:
             raise InvalidRecord(f"{where}.id", f"expected ids that differ, got {message_id!r} twice")
         nodes[message_id] = _new_node(message, message_id, now)
@@ -363,14 +360,6 @@ def _new_node(message: ChatMessage, message_id: str, now: str) -> SessionNodeRec
     content = {key: value for key, value in message.items() if key != "id"}
     event = EventPayload({"Conversation": encode_message(content, message_id, "content")})
     return SessionNodeRecord(message_id, None, now, event)
-
-
-def _new_id() -> str:
-    return f"m{token_hex(16)}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _check_usage(usage: Sequence[TokenLedgerEntry]) -> None:

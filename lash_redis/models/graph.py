@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, count
 from typing import Annotated, Any, Self
@@ -25,6 +24,7 @@ from lash_redis.models.node import (
     field_of,
     inside,
     is_transient,
+    timestamp_now,
 )
 from lash_redis.models.wire import Json, Record, Rule
 
@@ -324,8 +324,7 @@ class SessionGraph(Record):
                 node_id = f"{'e' if isinstance(addition, EventPayload) else 'x'}{uuid4().hex}"
                 payload = addition
             fresh[node_id] = len(self.nodes) + len(nodes)
-            now = datetime.now(UTC).isoformat(timespec="microseconds")
-            nodes.append(SessionNodeRecord(node_id, leaf, now, payload))
+            nodes.append(SessionNodeRecord(node_id, leaf, timestamp_now(), payload))
             leaf = node_id
         if not nodes:
             return self.with_leaf(leaf)

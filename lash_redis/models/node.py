@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 from lash_redis.models.json_values import Fault, refuse
@@ -122,3 +124,13 @@ def is_transient(message: dict[str, Any]) -> bool:
     """Whether a message is marked as one that reads do not show."""
     origin = inside(message, "origin")
     return origin is not None and origin.get("transient") is True
+
+
+def new_message_id() -> str:
+    """Return a random id for a message and its node."""
+    return f"m{token_hex(16)}"
+
+
+def timestamp_now() -> str:
+    """Return the present time as RFC 3339 text, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -246,10 +246,10 @@ def decode_node_accessed(raw: bytes, key: str, place: int) -> SessionNodeRecord:
     return node  # type: ignore[no-any-return]
 
 
-def decode_event(raw: bytes, key: str, place: int) -> tuple[str, Any]:
-    """Decode a record into the id and the event of its node; None for the event of a plugin's node.
+def decode_content(raw: bytes, key: str, place: int) -> tuple[str, str | None, Any]:
+    """Decode a record into the id of its node, its plugin type, and its event (no plugin type) or body.
 
-    This takes two thirds of the time of `decode_node_accessed`. The event belongs to the caller.
+    This takes two thirds of the time of `decode_node_accessed`. The event or body belongs to the caller.
 
     Raises:
         Corrupt: as `decode_node_accessed`.
@@ -260,7 +260,7 @@ def decode_event(raw: bytes, key: str, place: int) -> tuple[str, Any]:
         node_id, _, tag, value, _, _ = unpack_node(raw)
     except UNREADABLE as error:
         raise _no_node(key, place, error) from error
-    return node_id, value if tag is None else None
+    return node_id, tag, value
 
 
 def _damaged(key: str, place: int) -> Corrupt:

@@ -9,11 +9,11 @@ from operator import itemgetter
 from threading import Lock
 from typing import Any, overload
 
-from lash_redis.models import SessionNodeRecord
+from lash_redis.models import PluginPayload, SessionNodeRecord
 from lash_redis.models.lineage import NodeSequence
 from lash_redis.protocol.nodes import (
     DECODING,
-    decode_event,
+    decode_content,
     decode_node,
     decode_node_accessed,
     decode_payload,
@@ -176,14 +176,14 @@ class StoredNodes(NodeSequence):
                 decode_payload(node)
             yield
 
-    def events(self) -> Iterator[tuple[str, Any]]:
-        """Yield the id and the event of each node; None for the event of a plugin's node.
+    def contents(self) -> Iterator[tuple[str, str | None, Any]]:
+        """Yield the id of each node, its plugin type, and its event (no plugin type) or body.
 
-        Each call decodes all records, whether or not their nodes are decoded. So a caller may change the events.
+        Each call decodes all records, whether or not their nodes are decoded. So a caller may change what it gets.
         """
         places, key = self._shared.places, self._key
         for at, record in enumerate(self._records()):
-            yield decode_event(record, key, at if places is None else places[at])
+            yield decode_content(record, key, at if places is None else places[at])
 
     def _decoded(self) -> list[SessionNodeRecord | None]:
         """Return the shared list of decoded nodes, extended with None to the number of records."""
@@ -312,3 +312,16 @@ def _unpickled(
         set_stored(node.payload, None)
         decoded[at] = node
     return nodes
+
+
+def contents_of(nodes: Sequence[SessionNodeRecord]) -> Iterator[tuple[str, str | None, Any]]:
+    """Yield the id of each node, its plugin type, and its event (no plugin type) or body."""
+    if isinstance(nodes, StoredNodes):
+        yield from nodes.contents()
+        return
+    for node in nodes:
+        payload = node.payload
+        if isinstance(payload, PluginPayload):
+            yield node.node_id, payload.plugin_type, payload.body
+        else:
+            yield node.node_id, None, payload.event
