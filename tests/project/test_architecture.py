@@ -21,6 +21,7 @@ LAYERS = [
     ["audit", "owner_deletion"],
     ["cache"],
     ["blocking"],
+    ["integrations"],
     ["transfer"],
     ["cli"],
 ]

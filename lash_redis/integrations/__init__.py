@@ -1,0 +1,1 @@
+"""Adapters to agent frameworks, one package each. Each needs the extra of its name, and none imports another."""
