@@ -1,4 +1,4 @@
-"""How long do appends to plain chats and reads of them take, compared with `RedisSession` of openai-agents?
+"""How long do appends to chats and sessions of agents, and reads, take compared with `RedisSession` of openai-agents?
 
 Both store the same messages of the same conversations. An append is two messages. The handle of a warm append made the
 append before, so it knows the last message. A new handle fetches the head first.
@@ -7,7 +7,7 @@ append before, so it knows the last message. A new handle fetches the head first
 from __future__ import annotations
 
 from bench import pairs, stores
-from bench.peer_stores import OpenAI
+from bench.peer_stores import LashOpenAI, OpenAI
 from bench.report import Row
 from lash_redis.embedded import EmbeddedServer
 
@@ -27,5 +27,8 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[Row]:
         pairs.Pair("chat.append, new handle", "commit", new, OpenAI(), equal),
         pairs.Pair(f"chat.messages(limit={PAGE})", "resume", page, OpenAI(limit=PAGE), equal),
         pairs.Pair("chat.messages()", "resume", new, OpenAI(), full),
+        pairs.Pair("LashSession.add_items", "commit", LashOpenAI(), OpenAI(), warm),
+        pairs.Pair(f"LashSession.get_items({PAGE})", "resume", LashOpenAI(limit=PAGE), OpenAI(limit=PAGE), equal),
+        pairs.Pair("LashSession.get_items()", "resume", LashOpenAI(), OpenAI(), full),
     ]
     return pairs.measure_rows(server, every, SIZES, quick=quick)

@@ -30,6 +30,8 @@ from llama_index.core.llms import ChatMessage
 from llama_index.storage.chat_store.redis import RedisChatStore
 
 from bench.stores import Bare, LashRedis, LashRefreshed, LashUndecoded, Message, Store, Turn, Worker
+from lash_redis import connect
+from lash_redis.integrations.openai_agents import LashSession
 
 logging.getLogger("llama_index").setLevel(logging.ERROR)
 
@@ -38,8 +40,10 @@ logging.getLogger("llama_index").setLevel(logging.ERROR)
 
 
 class OpenAIWorker(Worker):
-    def __init__(self, client: redis.Redis, session_id: str, limit: int | None) -> None:
-        self._session = RedisSession(session_id, redis_client=client)
+    """A worker with a session of the SDK, as `Runner` uses it: it reads the session, and then adds items to it."""
+
+    def __init__(self, session: Any, limit: int | None) -> None:
+        self._session = session
         self._limit = limit
 
     async def begin(self, messages: Sequence[Message]) -> None:
@@ -73,7 +77,24 @@ class OpenAI(Store):
             yield
 
     def worker(self, session_id: str) -> Worker:
-        return OpenAIWorker(self._client, session_id, self._limit)
+        return OpenAIWorker(RedisSession(session_id, redis_client=self._client), self._limit)
+
+
+class LashOpenAI(Store):
+    """The session of this package for the same SDK."""
+
+    name = "lash_redis LashSession"
+
+    def __init__(self, *, limit: int | None = None) -> None:
+        self._limit = limit
+
+    @asynccontextmanager
+    async def opened(self, url: str) -> AsyncIterator[None]:
+        async with connect(url, namespace="agents") as self._cache:
+            yield
+
+    def worker(self, session_id: str) -> Worker:
+        return OpenAIWorker(LashSession(session_id, self._cache), self._limit)
 
 
 class LangChainWorker(Worker):

@@ -106,8 +106,12 @@ def item_of_content(plugin_type: str | None, content: Any) -> Item | None:
     A message of another writer is an item if it has a text.
     """
     if plugin_type is None:
-        record = inside(content, "Conversation")
-        return None if record is None or is_transient(record) else _item_of_record(record)
+        record = content.get("Conversation") if type(content) is dict else None
+        if type(record) is not dict:  # the event has another form, or types of the caller's own
+            record = inside(content, "Conversation")
+        if record is None or (record.get("origin") is not None and is_transient(record)):
+            return None
+        return _item_of_record(record)
     if plugin_type == PLUGIN:
         return inside(content, "item")
     text = text_at(content, "json") if plugin_type == PLUGIN_TEXT else None
@@ -125,8 +129,10 @@ def _object_of_text(text: str) -> Item | None:
 def _item_of_record(record: dict[str, Any]) -> Item | None:
     if record.get("sdk") != SDK:
         return _item_of_message(decode_message(record, "content"))
-    source = inside(record, "source") or {}
-    return _item_of_call(source, record) if source.get("type") in _CALLS else decode_message(record, "content")
+    source = record.get("source")
+    if type(source) is dict and source.get("type") in _CALLS:
+        return _item_of_call(source, record)
+    return decode_message(record, "content")
 
 
 def _item_of_call(source: Item, record: Mapping[str, Any]) -> Item:
