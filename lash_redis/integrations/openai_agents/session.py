@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 try:
     from agents.memory import SessionSettings
@@ -31,6 +31,9 @@ from lash_redis.session.appender import Addition, Appender, Tip
 from lash_redis.session.path_items import PathItems
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.transport.turns import in_turns
+
+POP_ATTEMPTS: Final = 64
+"""The most attempts of `pop_item` to come before other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ class LashSession:
         is decoded. `wrapper` is not used.
 
         Raises:
-            BackendError: other workers wrote first until the time was over; nothing was removed.
+            HeadRevisionConflict: other workers wrote first, `POP_ATTEMPTS` times; nothing was removed.
             OutcomeUnknown: the reply was lost; load the items to see whether one was removed.
             OwnerMismatch, Corrupt, SessionEvicted: as `RedisSessionStore.update` does.
         """
@@ -190,7 +193,8 @@ class LashSession:
             return RuntimeCommit(self.session_id, graph=ReplaceFull(shorter))
 
         try:
-            result = await self._store.update(turn)
+            async with self._appender.turn():
+                result = await self._store.update(turn, attempts=POP_ATTEMPTS)
         except _NothingToPopError:
             return None
         self._appender.tip = Tip.after(result, leaf)
