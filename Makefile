@@ -1,6 +1,8 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes. The
 # demo installs the package alone, the tests add the dependency group `test`, and linters and builds the group `lint`.
 # The stores of `bench-peers` and all they need live in one of their own.
+#
+# Many tests wait for timeouts, so three workers keep two cores busy.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +11,7 @@ READY := $(VENV)/.ready
 TEST := $(VENV)/.test
 LINT := $(VENV)/.lint
 PEERS := .venv-peers
+PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults chaos dist clean
 
@@ -16,15 +19,15 @@ demo: $(READY)  ## play a conversation through worker processes on an embedded s
 	$(BIN)/lash-redis replay
 
 test: $(TEST)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
-	$(BIN)/pytest -n 3 --dist worksteal --quick
+	$(PYTEST) --quick
 
 test-rest: $(TEST)  ## exactly the tests that `make test` leaves out, and the invariants over the blocking client
-	$(BIN)/pytest -n auto --dist worksteal --rest
-	$(BIN)/pytest -n auto --dist worksteal --quick --client=blocking tests/laws
+	$(PYTEST) --rest
+	$(PYTEST) --quick --client=blocking --servers=valkey-9 tests/laws
 
 test-all: $(TEST)  ## every test on every server found, groups and faults included; some 20 minutes on two cores
-	$(BIN)/pytest -n auto --dist worksteal
-	$(BIN)/pytest -n auto --dist worksteal --quick --client=blocking tests/laws
+	$(PYTEST)
+	$(PYTEST) --quick --client=blocking --servers=valkey-9 tests/laws
 
 lint: $(LINT)
 	$(BIN)/ruff check .
