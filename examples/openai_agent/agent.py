@@ -26,7 +26,7 @@ def weather(city: str, day: str) -> str:
 
 
 def scripted_model() -> ScriptedModel:
-    """A model that calls the tool, and then says what it found and how much of the session it was sent."""
+    """A model that calls the tool, and then reports its result and how many results the session has."""
 
     def conclude(call: ModelCall) -> ModelStep:
         forecasts = [item for item in call.input if item.get("type") == "function_call_output"]

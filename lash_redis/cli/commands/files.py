@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import transcript_export, transcript_import, transfer
+from lash_redis.cli import redis_import, transcript_export, transcript_import, transfer
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -66,32 +66,46 @@ def export(
 
 @command("import", example="import sessions.jsonl --namespace other")
 def import_sessions(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="An export; - is standard input.")],
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="An export; - is standard input.")] = None,
     openai: Annotated[
         bool,
-        typer.Option("--openai", help='Import any number of files of transcripts: a line is {"id", "messages"}.'),
+        typer.Option("--openai", help='FILEs of transcripts: a line is {"id", "messages"}.'),
     ] = False,
+    redis_session: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The server of openai-agents' RedisSession."),
+    ] = None,
+    langchain: Annotated[str | None, typer.Option(metavar="URL", help="That of RedisChatMessageHistory.")] = None,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="The prefix of its keys, if changed.")] = None,
     ttl: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Expire sessions without a ttl of their own after this time."),
+        typer.Option(metavar="SECONDS", help="Expire after this time, without a ttl of their own."),
     ] = None,
     url: Url = NO_URL,
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Store the sessions of an export, or chat transcripts.
+    """Store the sessions of an export, chat transcripts, or the histories that another library keeps in a Redis.
 
-    Each session is stored completely or not at all. Those that are stored already are left as they are, so an
-    interrupted import can be run again. Exit code 1 if a session was refused or the end of the file is missing.
-    Exit code 2 at an invalid line; the sessions before it are stored.
+    Sessions that are stored already are left as they are, so an interrupted import can be run again. Exit code 1 if a
+    session was refused or the end of the file is missing. Exit code 2 at an invalid line.
 
-    With `--openai`, each line becomes a session with one commit: OpenAI chat messages, or a tree as for `replay`.
+    `--redis-session` and `--langchain` compare both sides. A second run adds what was written meanwhile.
     """
     with ending(as_json):
         warn_of_empty_server(url)
-        if openai:
-            report = asyncio.run(transcript_import.import_transcripts(url, namespace, files, ttl))
-        elif len(files) == 1:
+        sources = [bool(files), redis_session is not None, langchain is not None]
+        if sum(sources) != 1 or (openai and not files):
+            raise CommandError(USAGE, "expected a FILE, --redis-session or --langchain")
+        if redis_session is not None:
+            library = redis_import.redis_session(prefix)
+            report = asyncio.run(redis_import.import_histories(url, namespace, library, redis_session, ttl))
+        elif langchain is not None:
+            library = redis_import.langchain(prefix)
+            report = asyncio.run(redis_import.import_histories(url, namespace, library, langchain, ttl))
+        elif openai:
+            report = asyncio.run(transcript_import.import_transcripts(url, namespace, files or [], ttl))
+        elif files is not None and len(files) == 1:
             report = asyncio.run(transfer.import_export(url, namespace, files[0], ttl))
         else:
             raise CommandError(USAGE, "expected one file; only --openai accepts several")

@@ -1,0 +1,198 @@
+"""`lash-redis import --redis-session` and `--langchain`: store the histories that other libraries keep in a Redis.
+
+A history is read, what the session lacks of it is added, and both sides are read again and compared. So an interrupted
+import can be run again, and a later run adds what the old application has written meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from lash_redis.cache import SessionCache
+from lash_redis.cli.bar import progress_bar
+from lash_redis.cli.connection import opened
+from lash_redis.cli.output import USAGE, CommandError
+from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
+from lash_redis.models import ImportReport
+from lash_redis.models.chat_messages import canonical_json
+
+WINDOW = 16
+"""Maximum number of sessions in flight."""
+CHUNK = 1000
+"""Maximum number of items that are added in one commit."""
+MAX_FAILURES = 1000
+"""Maximum number of failures that a report describes; all are counted."""
+
+Items = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Where a library keeps its histories, and how a session gets one."""
+
+    before: str
+    """What comes before the session id in the name of a key."""
+    after: str
+    """What comes behind the session id."""
+    decode: Callable[[Sequence[bytes]], Items]
+    """Decodes the elements of a list into items, the oldest first. It raises ValueError for an invalid element."""
+    target: Callable[[SessionCache, str], Target]
+    """Returns the session with an id."""
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of SCAN that matches its keys."""
+        before, after = (re.sub(r"([*?\[\]\\^-])", r"\\\1", text) for text in (self.before, self.after))
+        return f"{before}*{after}"
+
+    def session_id(self, key: bytes) -> str:
+        """Return the session id in the name of a key. It raises ValueError if that is no UTF-8."""
+        return key.decode().removeprefix(self.before).removesuffix(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The session that gets a history."""
+
+    read: Callable[[], Awaitable[Items]]
+    add: Callable[[Items], Awaitable[object]]
+
+
+def redis_session(prefix: str | None) -> Library:
+    """The lists of `RedisSession` of the OpenAI Agents SDK. `prefix` is its `key_prefix`."""
+    try:
+        from lash_redis.integrations.openai_agents import LashSession
+    except ModuleNotFoundError as error:
+        raise CommandError(USAGE, f"--redis-session: {error}") from error
+
+    def target(cache: SessionCache, session_id: str) -> Target:
+        session = LashSession(session_id, cache)
+        return Target(session.get_items, session.add_items)
+
+    return Library(f"{prefix or 'agents:session'}:", ":messages", _objects, target)
+
+
+def langchain(prefix: str | None) -> Library:
+    """The lists of `RedisChatMessageHistory` of langchain-community, the newest first. `prefix` is its `key_prefix`."""
+    try:
+        from langchain_core.messages import convert_to_openai_messages, messages_from_dict
+    except ModuleNotFoundError as error:
+        raise CommandError(USAGE, "--langchain needs langchain-core: pip install langchain-core") from error
+
+    def decode(elements: Sequence[bytes]) -> Items:
+        messages: Any = convert_to_openai_messages(messages_from_dict(_objects(elements[::-1])))
+        return list(messages)
+
+    def target(cache: SessionCache, session_id: str) -> Target:
+        chat = cache.chat(session_id)
+
+        async def read() -> Items:
+            return [{key: value for key, value in each.items() if key != "id"} for each in await chat.messages()]
+
+        async def add(items: Items) -> None:
+            await chat.append(*items)
+
+        return Target(read, add)
+
+    return Library(prefix or "message_store:", "", decode, target)
+
+
+def _objects(elements: Sequence[bytes]) -> Items:
+    values = []
+    for at, element in enumerate(elements):
+        value = json.loads(element)
+        if not isinstance(value, dict):
+            raise InvalidRecord(f"element {at}", f"expected a JSON object, got {type(value).__name__}")
+        values.append(value)
+    return values
+
+
+async def import_histories(url: str, namespace: str, library: Library, source: str, ttl: float | None) -> ImportReport:
+    """Store every history of the library on the server `source` as a session with the history's id.
+
+    Raises:
+        CommandError: the source cannot be read.
+        BackendError, OutcomeUnknown: the target failed; run the import again.
+    """
+    try:
+        client = redis.Redis.from_url(source)
+    except ValueError as error:
+        raise CommandError(USAGE, f"{source}: {error}") from error
+    async with client, opened(url, namespace, ttl=ttl) as cache:
+        try:
+            return await _Import(library, client, cache).run()
+        except RedisError as error:
+            raise CommandError(USAGE, f"the source cannot be read: {error}") from error
+
+
+class _Import:
+    """The progress of an import."""
+
+    def __init__(self, library: Library, source: redis.Redis, cache: SessionCache) -> None:
+        self._library, self._source, self._cache = library, source, cache
+        self._stored = self._present = self._failed = 0
+        self._failures: list[str] = []
+
+    async def run(self) -> ImportReport:
+        keys = [key async for key in self._source.scan_iter(self._library.pattern, 1000, "list")]
+        free = asyncio.Semaphore(WINDOW)
+        with progress_bar() as bar:
+            bar.start("sessions", len(keys))
+
+            async def one(key: bytes) -> None:
+                async with free:
+                    await self._one(key)
+                bar.advance()
+
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for key in sorted(keys):
+                        tasks.create_task(one(key))
+            except* (BackendError, OutcomeUnknown, RedisError) as failures:
+                raise failures.exceptions[0] from None
+        return ImportReport(self._stored, self._present, self._failed, tuple(self._failures), is_complete=True)
+
+    async def _one(self, key: bytes) -> None:
+        try:
+            added = await self._copy(key)
+        except (BackendError, OutcomeUnknown):
+            raise
+        except (StoreError, ValueError) as error:
+            self._failed += 1
+            if len(self._failures) < MAX_FAILURES:
+                self._failures.append(f"{key.decode(errors='replace')}: {error}")
+        else:
+            self._stored += 1
+            self._present += not added
+
+    async def _copy(self, key: bytes) -> bool:
+        """Add to the session what it lacks of a history, and compare both sides. Return whether anything was added.
+
+        Raises:
+            ValueError: the history is invalid, the session has other items, or the history changed meanwhile.
+        """
+        target = self._library.target(self._cache, self._library.session_id(key))
+        wanted, stored = await self._read(key), await target.read()
+        if not _is_equal(wanted[: len(stored)], stored):
+            raise ValueError("the session exists already, with other items")
+        for at in range(len(stored), len(wanted), CHUNK):
+            await target.add(wanted[at : at + CHUNK])
+        if not _is_equal(await self._read(key), await target.read()):
+            raise ValueError("the history changed during the import; run it again")
+        return len(wanted) > len(stored)
+
+    async def _read(self, key: bytes) -> Items:
+        elements: Any = await self._source.lrange(key, 0, -1)
+        return self._library.decode(elements)
+
+
+def _is_equal(one: Items, other: Items) -> bool:
+    return canonical_json(one) == canonical_json(other)

@@ -1,0 +1,139 @@
+"""`import --redis-session` and `--langchain` store the histories that other libraries keep in a Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from agents.extensions.memory import RedisSession
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage, message_to_dict
+from typer.testing import CliRunner, Result
+
+import lash_redis
+from lash_redis.cli import app
+from lash_redis.integrations.openai_agents import LashSession
+
+CALL = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
+ITEMS: list[dict[str, Any]] = [
+    {"role": "user", "content": "hi"},
+    CALL,
+    {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+    {"role": "user", "content": "hi"},
+]
+MESSAGES: list[BaseMessage] = [
+    SystemMessage("be brief"),
+    HumanMessage("weather?"),
+    AIMessage("", tool_calls=[{"id": "c1", "name": "weather", "args": {"city": "Oslo"}}]),
+    ToolMessage("rain", tool_call_id="c1"),
+    AIMessage([{"type": "text", "text": "It rains."}]),
+]
+
+runner = CliRunner(env={"COLUMNS": "80"})
+
+
+def run(*arguments: str | Path, url: str, code: int = 0) -> Result:
+    ended = runner.invoke(app, ["import", *map(str, arguments), "--url", url])
+    assert ended.exit_code == code, ended.output
+    return ended
+
+
+def write_items(url: str, session_id: str, items: list[dict[str, Any]], **settings: Any) -> None:
+    async def write() -> None:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            await RedisSession(session_id, redis_client=client, **settings).add_items(items)
+
+    asyncio.run(write())
+
+
+def items_of(url: str, session_id: str) -> list[dict[str, Any]]:
+    async def read() -> list[dict[str, Any]]:
+        async with lash_redis.connect(url) as cache:
+            return await LashSession(session_id, cache).get_items()
+
+    return asyncio.run(read())
+
+
+def test_the_sessions_of_redis_session_are_imported_item_by_item(url: str) -> None:
+    for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
+        write_items(url, session_id, ITEMS)
+    write_items(url, "long", ITEMS * 600)
+    assert "5 sessions stored as in the file" in run("--redis-session", url, url=url).output
+    for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
+        assert items_of(url, session_id) == ITEMS
+    assert items_of(url, "long") == ITEMS * 600
+
+
+def test_a_second_import_adds_what_was_written_meanwhile(url: str) -> None:
+    write_items(url, "chat-1", ITEMS)
+    run("--redis-session", url, url=url)
+    write_items(url, "chat-1", [{"role": "user", "content": "more"}])
+    write_items(url, "chat-2", ITEMS)
+    report = json.loads(run("--redis-session", url, "--json", url=url).output)
+    assert (report["session_count"], report["present_count"], report["failed_count"]) == (2, 0, 0)
+    assert items_of(url, "chat-1") == [*ITEMS, {"role": "user", "content": "more"}]
+    report = json.loads(run("--redis-session", url, "--json", url=url).output)
+    assert (report["session_count"], report["present_count"]) == (2, 2)
+
+
+def test_a_session_with_other_items_is_left_as_it_is_and_reported(url: str) -> None:
+    write_items(url, "chat-1", ITEMS)
+    write_items(url, "chat-2", ITEMS)
+    run("--redis-session", url, url=url)
+    with redis.Redis.from_url(url) as client:
+        client.lset("agents:session:chat-1:messages", 0, json.dumps({"role": "user", "content": "other"}))
+    output = run("--redis-session", url, url=url, code=1).output
+    assert "agents:session:chat-1:messages: the session exists already, with other items" in " ".join(output.split())
+    assert items_of(url, "chat-1") == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"), [("no JSON", "Expecting value"), ("[1]", "element 1: expected a JSON object")]
+)
+def test_an_invalid_element_is_reported_and_the_other_sessions_are_stored(url: str, element: str, reason: str) -> None:
+    write_items(url, "chat-1", ITEMS[:1])
+    write_items(url, "chat-2", ITEMS)
+    with redis.Redis.from_url(url) as client:
+        client.rpush("agents:session:chat-1:messages", element)
+    output = run("--redis-session", url, url=url, code=1).output
+    assert reason in " ".join(output.split())
+    assert (items_of(url, "chat-1"), items_of(url, "chat-2")) == ([], ITEMS)
+
+
+def test_another_prefix_is_imported_alone(url: str) -> None:
+    write_items(url, "chat-1", ITEMS)
+    write_items(url, "chat-2", ITEMS, key_prefix="my*app")
+    run("--redis-session", url, "--prefix", "my*app", url=url)
+    assert (items_of(url, "chat-1"), items_of(url, "chat-2")) == ([], ITEMS)
+
+
+def test_the_histories_of_langchain_are_imported_as_chats(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        for message in MESSAGES:  # as RedisChatMessageHistory stores them
+            client.lpush("message_store:chat-1", json.dumps(message_to_dict(message)))
+    run("--langchain", url, url=url)
+    report = json.loads(run("--langchain", url, "--json", url=url).output)
+    assert (report["session_count"], report["present_count"]) == (1, 1)
+
+    async def read() -> list[dict[str, Any]]:
+        async with lash_redis.connect(url) as cache:
+            return await cache.chat("chat-1").messages()
+
+    found = asyncio.run(read())
+    assert [message["role"] for message in found] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert (found[3]["content"], found[3]["tool_call_id"]) == ("rain", "c1")
+
+
+def test_the_sources_exclude_each_other_and_one_is_needed(url: str) -> None:
+    for arguments in ((), ("file", "--langchain", url), ("--langchain", url, "--redis-session", url), ("--openai",)):
+        assert "expected a FILE" in run(*arguments, url=url, code=2).output
+
+
+def test_a_source_that_does_not_answer_is_reported(url: str) -> None:
+    for source in ("redis://127.0.0.1:1", "ftp://host"):
+        assert run("--redis-session", source, url=url, code=2).output
