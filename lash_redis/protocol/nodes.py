@@ -97,7 +97,11 @@ def timeless_part(record: bytes, key: str, place: int) -> bytes:
     Raises:
         Corrupt: the record is damaged.
     """
-    timestamp = decode_node(record, key, place).timestamp
+    return timeless_before(decode_node(record, key, place).timestamp, record)
+
+
+def timeless_before(timestamp: str, record: bytes) -> bytes:
+    """Return the `timeless_part` of an intact record whose timestamp is known."""
     return record[: -_CHECKSUM_BYTES - len(pack(timestamp, ""))]
 
 

@@ -176,6 +176,17 @@ class StoredNodes(NodeSequence):
                 decode_payload(node)
             yield
 
+    def unread(self, index: int) -> SessionNodeRecord | None:
+        """Decode the node at `index` again, and do not keep it. None if a caller accessed its payload.
+
+        A pass over all nodes then leaves no objects for Python's garbage collector to traverse.
+        """
+        nodes, places = self._shared.nodes, self._shared.places
+        kept = nodes[index] if index < len(nodes) else None
+        if kept is not None and is_accessed(kept):
+            return None
+        return decode_node_accessed(self._shared.records[index], self._key, index if places is None else places[index])
+
     def contents(self) -> Iterator[tuple[str, str | None, Any]]:
         """Yield the id of each node, its plugin type, and its event (no plugin type) or body.
 

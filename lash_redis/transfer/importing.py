@@ -22,8 +22,8 @@ from lash_redis.models import ImportReport
 from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.steps import Steps
 from lash_redis.transfer.exporting import read_session
-from lash_redis.transfer.json_steps import parse_in_steps
-from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, are_equal
+from lash_redis.transfer.json_steps import are_equal_in_steps, parse_in_steps
+from lash_redis.transfer.lines import FORMAT, NODES, WINDOW, BlobSpool, Line, Progress
 from lash_redis.transfer.records import SessionRecord, decode_base64, decode_session
 from lash_redis.transport.turns import in_turns
 
@@ -150,7 +150,7 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line] | None]:
         if not text.strip():
             continue
         try:
-            line = yield from parse_in_steps(text)
+            line = yield from parse_in_steps(text, NODES)
         except (ValueError, RecursionError) as error:
             raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
         if not isinstance(line, dict):
@@ -239,5 +239,5 @@ async def _compare(cache: SessionCache, record: SessionRecord) -> None:
         return
     head = cache.layout.session(record.session_id).head
     for name, value in line.items():
-        if name not in NOT_COMPARED and not await in_turns(are_equal(value, record.line.get(name))):
+        if name not in NOT_COMPARED and not await in_turns(are_equal_in_steps(value, record.line.get(name))):
             raise Corrupt("session", head, f"its {name} differs from the imported line")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from lash_redis.errors import InvalidRecord
 from lash_redis.models import SessionHead, SessionNodeRecord
+from lash_redis.protocol.commands.prepared_commit import encode_record
 from lash_redis.protocol.steps import Steps
-from lash_redis.transfer.json_steps import dump, dump_in_steps
+from lash_redis.protocol.stored_nodes import StoredNodes
+from lash_redis.transfer.json_steps import JsonTexts, are_equal_in_steps, decoded, dump
 
 FORMAT: Final = 1
 """The version of the format; the header names it."""
+NODES: Final = ("head", "graph", "nodes")
+"""The path of the nodes in the line of a session."""
 WINDOW: Final = 16
 """Maximum number of sessions in flight."""
 
@@ -23,55 +28,65 @@ Progress = Callable[[int], None]
 
 
 def encode_line(line: Line) -> str:
-    """Encode a line as JSON without its newline."""
+    """Encode a line without nodes as JSON, without its newline."""
     return dump(line)
 
 
-def encode_head(head: SessionHead, path: str | None = None) -> Steps[Any]:
-    """Encode a head as `head.to_json` does; each node is a step."""
-    encoded = replace(head, graph=replace(head.graph, nodes=())).to_json(path)
-    nodes = encoded["graph"]["nodes"] = []
-    where = f"{path or 'SessionHead'}.graph.nodes"
-    for at, node in enumerate(head.graph.nodes):
-        nodes.append(node.to_json(f"{where}[{at}]"))
+def encode_head(head: SessionHead) -> Steps[Any]:
+    """Encode a head as `head.to_json` does, with the nodes as `JsonTexts`; each node is a step."""
+    encoded = replace(head, graph=replace(head.graph, nodes=())).to_json()
+    texts = encoded["graph"]["nodes"] = JsonTexts()
+    nodes = head.graph.nodes
+    for at in range(len(nodes)):
+        node = (nodes.unread(at) if isinstance(nodes, StoredNodes) else None) or nodes[at]
+        texts.append(dump(node.to_json(f"SessionHead.graph.nodes[{at}]")))
         yield
     return encoded
 
 
-def decode_head(value: Any, path: str) -> Steps[SessionHead]:
-    """Decode a head as `SessionHead.from_json` does; each node is a step."""
+@dataclass(frozen=True, slots=True)
+class DecodedHead:
+    """The head of a line. The nodes of its graph are records, as the store would return them."""
+
+    head: SessionHead
+    parents: Mapping[str, str | None]
+    """The parent of each node, by id."""
+
+
+def decode_head(value: Any, path: str) -> Steps[DecodedHead]:
+    """Decode a head as `SessionHead.from_json` does; each node is a step.
+
+    Raises:
+        InvalidRecord: a field is missing, unknown, or not storable.
+    """
     graph = value.get("graph") if isinstance(value, dict) else None
     nodes = graph.get("nodes") if isinstance(graph, dict) else None
     if not isinstance(graph, dict) or not isinstance(nodes, list):
-        return SessionHead.from_json(value, path)
-    head = SessionHead.from_json({**value, "graph": {**graph, "nodes": []}}, path)
-    decoded = []
-    for at, node in enumerate(nodes):
-        decoded.append(SessionNodeRecord.from_json(node, f"{path}.graph.nodes[{at}]"))
-        yield
-    return replace(head, graph=replace(head.graph, nodes=tuple(decoded)))
-
-
-def is_encoding_of(head: SessionHead, value: Any, path: str) -> Steps[bool]:
-    """Whether a value, from which the head was decoded, has exactly the fields of the head; each node is a step."""
-    graph = value["graph"]
-    nodes = graph.get("nodes", [])
+        SessionHead.from_json(value, path)
+        raise InvalidRecord(f"{path}.graph.nodes", f"expected a list, got {type(nodes).__name__}")
     bare = {**value, "graph": {**graph, "nodes": []}}
-    if len(nodes) != len(head.graph.nodes):
-        return False
-    if not (yield from are_equal(replace(head, graph=replace(head.graph, nodes=())).to_json(path), bare)):
-        return False
-    for node, given in zip(head.graph.nodes, nodes, strict=True):
-        if dump(node.to_json(path), is_sorted=True) != dump(given, is_sorted=True):
-            return False
-        yield
-    return True
+    head = SessionHead.from_json(bare, path)
+    yield from require_same(head.to_json(path), bare, path)
+    records: list[bytes] = []
+    parents: dict[str, str | None] = {}
+    for at, given in enumerate(decoded(nodes)):
+        where = f"{path}.graph.nodes[{at}]"
+        node = SessionNodeRecord.from_json(given, where)
+        yield from require_same(node.to_json(where), given, where)
+        records.append(encode_record(node, where)[0])
+        parents[node.node_id] = node.parent_node_id
+    stored = StoredNodes(records, path)
+    return DecodedHead(replace(head, graph=replace(head.graph, nodes=stored)), parents)
 
 
-def are_equal(value: Any, other: Any) -> Steps[bool]:
-    """Whether two JSON values are equal, in any order of their keys; in steps."""
-    text = yield from dump_in_steps(value, is_sorted=True)
-    return text == (yield from dump_in_steps(other, is_sorted=True))
+def require_same(encoded: Any, given: Any, path: str) -> Steps[None]:
+    """Require that a record was decoded from exactly the fields that it has: none was dropped, none was added.
+
+    Raises:
+        InvalidRecord: they differ.
+    """
+    if not (yield from are_equal_in_steps(encoded, given)):
+        raise InvalidRecord(path, "has a missing or an unknown field: the session would read back changed")
 
 
 class BlobSpool:

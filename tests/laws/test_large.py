@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -25,7 +27,7 @@ from lash_redis import (
 )
 from lash_redis.protocol.commands import maintenance, prepared_commit
 from lash_redis.session import store as store_module
-from lash_redis.transfer import export_sessions, import_sessions
+from lash_redis.transfer import export_sessions, import_sessions, json_steps
 from lash_redis.transport import turns
 from lash_redis.transport.loop_state import state_of
 from tests.support.breaking import Lua, Python, broken_by
@@ -281,9 +283,11 @@ class Ticker:
             self.turns += 1
 
 
+AnyTicker = TypeVar("AnyTicker", bound=Ticker)
+
+
 @asynccontextmanager
-async def ticking() -> AsyncIterator[Ticker]:
-    ticker = Ticker()
+async def ticking(ticker: AnyTicker) -> AsyncIterator[AnyTicker]:
     task = asyncio.create_task(ticker.run())
     try:
         yield ticker
@@ -302,10 +306,82 @@ async def test_another_task_gets_a_turn_between_the_steps_of_large_work(name, op
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
     monkeypatch.setattr(store_module, "ENCODE_SECONDS", 0.0)
-    async with ticking() as ticker:
+    async with ticking(Ticker()) as ticker:
         before = ticker.turns
         await WORK[name](cache)
         assert ticker.turns - before >= COUNT
+
+
+class TrackedObjects(Ticker):
+    """The largest number of new objects that Python's garbage collector has to traverse, seen at every tenth turn."""
+
+    most = 0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.turns += 1
+            if self.turns % 10 == 0:
+                self.most = max(self.most, len(gc.get_objects()))
+
+
+def _values(text: Any, keep: Any = ()) -> Any:
+    """Parse a line at once, so that its nodes do not stay texts."""
+    yield
+    return json.loads(text)
+
+
+def _kept(self: Any, index: int) -> None:
+    """Find no unread node, so that a pass over all nodes keeps each of them."""
+    self[index]
+
+
+KEEPS_NODES = Python("protocol.stored_nodes:StoredNodes.unread", lambda _: _kept, "keeps the decoded nodes")
+
+
+async def _most_tracked(work: Awaitable[object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Do some work in slices of no time; return the largest number of objects that it left to the collector."""
+    monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "ENCODE_SECONDS", 0.0)
+    gc.collect()
+    gc.freeze()
+    try:
+        async with ticking(TrackedObjects()) as tracked:
+            await work
+    finally:
+        gc.unfreeze()
+    assert tracked.turns >= MANY
+    return tracked.most
+
+
+MANY = 600
+
+
+async def _stored_many(cache: SessionCache) -> None:
+    nodes = chain(*numbered(MANY))
+    await cache.session("chat").commit_runtime_state(commit(None, Append(nodes, nodes[-1].node_id)))
+
+
+@broken_by(KEEPS_NODES)
+@pytest.mark.parametrize("name", ["export", "fork"])
+async def test_a_copy_of_a_session_keeps_no_decoded_nodes(name, open_cache, monkeypatch):
+    """A node, its payload and the values of its message are at least five objects."""
+    cache = open_cache(shards=1)
+    await _stored_many(cache)
+    assert await _most_tracked(WORK[name](cache), monkeypatch) < 2 * MANY
+
+
+@broken_by(
+    Python("transfer.importing:parse_in_steps", lambda _: _values, "keeps the values of all nodes of a line"),
+    KEEPS_NODES,
+)
+async def test_an_import_keeps_no_decoded_nodes(open_cache, monkeypatch):
+    monkeypatch.setattr(json_steps, "LONG", 0)
+    cache = open_cache(shards=1)
+    await _stored_many(cache)
+    lines = await _export(cache)
+    assert await _most_tracked(import_sessions(open_cache(namespace="elsewhere"), lines), monkeypatch) < 2 * MANY
 
 
 @broken_by(HOLDS_THE_LOOP)
@@ -407,14 +483,14 @@ async def test_the_bytes_of_large_commits_in_flight_never_exceed_the_limit(open_
 async def test_commits_that_wait_are_not_encoded(open_cache, monkeypatch):
     cache = open_cache(max_bytes_in_flight=LIMIT)
     sent, encoded = Sent(cache), 0
-    encode = prepared_commit._encode_node
+    encode = prepared_commit.encode_record
 
     def counted(*args: Any) -> Any:
         nonlocal encoded
         encoded += 1
         return encode(*args)
 
-    monkeypatch.setattr(prepared_commit, "_encode_node", counted)
+    monkeypatch.setattr(prepared_commit, "encode_record", counted)
     await cache.session("other").load_head()
     saving = save_all(cache, list(numbered(12)))
     await settle()

@@ -88,7 +88,7 @@ def with_timestamp(encode):
 
 
 @broken_by(
-    Python("protocol.commands.prepared_commit:_encode_node", with_timestamp, "includes the timestamp in the meaning")
+    Python("protocol.commands.prepared_commit:encode_record", with_timestamp, "includes the timestamp in the meaning")
 )
 async def test_a_retry_may_have_other_timestamps(store):
     once = commit(None, Append(chain("a", "b", timestamp="yesterday"), "b"))

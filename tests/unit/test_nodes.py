@@ -22,7 +22,7 @@ from lash_redis import Corrupt, EventPayload, InvalidRecord, PluginPayload, Sess
 from lash_redis._validate import is_plain_id, require_id
 from lash_redis.protocol import nodes as records
 from lash_redis.protocol import unpacking
-from lash_redis.protocol.commands.prepared_commit import _encode_node
+from lash_redis.protocol.commands.prepared_commit import encode_record
 from lash_redis.protocol.steps import at_once
 from lash_redis.protocol.stored_nodes import StoredNodes, decode_in_steps
 from tests.support.builders import chain, node
@@ -71,7 +71,7 @@ def by_hand(each: SessionNodeRecord) -> bytes:
 
 
 def encoded(each: SessionNodeRecord) -> bytes:
-    return _encode_node(each, "node")[0]
+    return encode_record(each, "node")[0]
 
 
 def stored(nodes: list[SessionNodeRecord]) -> StoredNodes:
@@ -108,7 +108,7 @@ def test_a_record_equals_the_output_of_msgpack_and_zlib(
     except UnicodeEncodeError:
         timestamp = "t"
     each = SessionNodeRecord(node_id, parent, timestamp, payload)
-    record, timeless = _encode_node(each, "node")
+    record, timeless = encode_record(each, "node")
     assert record == by_hand(each)
     assert zlib.crc32(record) == 0x2144DF1C
     assert msgpack.unpackb(record)[:3] == [node_id, parent, getattr(payload, "plugin_type", None)]
@@ -133,7 +133,7 @@ def test_records_of_sample_messages_equal_the_output_of_msgpack_and_zlib() -> No
 
 def test_the_timeless_part_of_a_record_excludes_the_timestamp() -> None:
     early, late, other = (node("a", timestamp="early"), node("a", timestamp="x" * 400), node("a", text="other"))
-    assert _encode_node(early, "")[1] == _encode_node(late, "")[1] != _encode_node(other, "")[1]
+    assert encode_record(early, "")[1] == encode_record(late, "")[1] != encode_record(other, "")[1]
 
 
 class Text(str):
@@ -166,7 +166,7 @@ def test_a_node_that_cannot_be_encoded_is_refused_with_the_path_of_the_field(
     each: SessionNodeRecord, path: str
 ) -> None:
     with pytest.raises(InvalidRecord) as caught:
-        _encode_node(each, "where")
+        encode_record(each, "where")
     assert caught.value.field == path
 
 
@@ -181,7 +181,7 @@ def test_a_plain_id_is_never_refused(value: Any) -> None:
 @pytest.mark.parametrize("size", [1, 31, 32, 255, 256, 65_535, 65_536, 2_000_000])
 def test_texts_of_every_length_are_decoded_unchanged(decoding: ModuleType, size: int) -> None:
     each = SessionNodeRecord("i" * min(size, 65_536), None, "t" * size, PluginPayload("p" * size, "b" * size))
-    record, timeless = _encode_node(each, "")
+    record, timeless = encode_record(each, "")
     assert record == by_hand(each)
     assert records.timeless_part(record, "log", 0) == timeless
     assert records.decode_node(record, "log", 0) == each

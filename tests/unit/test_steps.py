@@ -12,7 +12,7 @@ from lash_redis.protocol.commands.estimates import is_larger
 from lash_redis.protocol.steps import at_once
 from lash_redis.protocol.sums import Run
 from lash_redis.transfer import json_steps
-from lash_redis.transfer.json_steps import dump, dump_in_steps, parse_in_steps
+from lash_redis.transfer.json_steps import JsonTexts, are_equal_in_steps, dump, dump_in_steps, parse_in_steps
 from lash_redis.transport.wire import CHUNK, is_long, pack, pack_in_steps
 from tests.support.builders import append, node, plugins, tools
 
@@ -38,13 +38,10 @@ def test_long_commands_are_packed_to_the_same_bytes_in_steps(count: int) -> None
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("is_sorted", [False, True])
-def test_json_is_encoded_and_parsed_in_steps_as_at_once(
-    value: Any, is_sorted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_is_encoded_and_parsed_in_steps_as_at_once(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_steps, "LONG", 0)
-    text = at_once(dump_in_steps(value, is_sorted=is_sorted))
-    assert text == dump(value, is_sorted=is_sorted)
+    text = at_once(dump_in_steps(value))
+    assert text == dump(value)
     for form in (text, f" \n{text}\t ", json.dumps(value, indent=2), text.encode()):
         assert at_once(parse_in_steps(form)) == value
 
@@ -67,6 +64,40 @@ def test_a_long_list_is_encoded_and_parsed_in_as_many_steps_as_it_has_elements()
     value = {"head": {"graph": {"nodes": [{"id": f"n{at}", "text": "x" * 100} for at in range(1_000)]}}}
     assert sum(1 for _ in dump_in_steps(value)) >= 1_000
     assert sum(1 for _ in parse_in_steps(dump(value))) >= 1_000
+
+
+def test_the_elements_of_one_list_stay_texts_that_were_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_steps, "LONG", 0)
+    text = '{"nodes":[{"a": 1}], "head":{"nodes":[1],"graph":{"other":[2],"nodes":[ {"b": 1,"a":2.0} , "x"]}}}'
+    parsed = at_once(parse_in_steps(text, ("head", "graph", "nodes")))
+    kept = parsed["head"]["graph"]["nodes"]
+    assert (type(kept), kept) == (JsonTexts, ['{"b": 1,"a":2.0}', '"x"'])
+    assert (parsed["nodes"], parsed["head"]["nodes"], parsed["head"]["graph"]["other"]) == ([{"a": 1}], [1], [2])
+    assert json.loads(at_once(dump_in_steps(parsed))) == json.loads(text)
+    with pytest.raises(json.JSONDecodeError):
+        at_once(parse_in_steps('{"nodes":[{"a":]}', ("nodes",)))
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "expected"),
+    [
+        ({"a": [1, {"b": 2}], "c": None}, {"c": None, "a": [1, {"b": 2}]}, True),
+        ({"a": JsonTexts(['{"x": 1, "y": 2}'])}, {"a": [{"y": 2, "x": 1}]}, True),
+        ({"a": JsonTexts(['{"x":1}'])}, {"a": JsonTexts(['{ "x":1}'])}, True),
+        ({"a": JsonTexts(['{"x":1}'])}, {"a": ['{"x":1}']}, False),
+        ({"a": 1}, {"a": 1.0}, False),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": {"b": {"c": {"d": {"e": 1, "f": 2}}}}}, {"a": {"b": {"c": {"d": {"f": 2, "e": 1}}}}}, True),
+        ({"a": {"b": {"c": {"d": {"e": 1, "f": 2}}}}}, {"a": {"b": {"c": {"d": {"f": 2, "e": 1.0}}}}}, False),
+        ([1, 2], [1], False),
+        ({"a": 1}, {"b": 1}, False),
+        ({"a": 1}, [1], False),
+        ([], {}, False),
+    ],
+)
+def test_json_values_are_equal_in_steps_whatever_the_order_of_their_keys(value: Any, other: Any, expected: Any) -> None:
+    assert at_once(are_equal_in_steps(value, other)) is expected
+    assert at_once(are_equal_in_steps(other, value)) is expected
 
 
 TEXT = "x" * 1_000

@@ -50,7 +50,7 @@ from lash_redis.protocol.heads import NO_HEAD, TAG_BYTES, HeadState, NewHead, en
 from lash_redis.protocol.inputs import require_consumed
 from lash_redis.protocol.ledger import ledger_field
 from lash_redis.protocol.lineage import Kept, StoredLog, TombstonesSeen
-from lash_redis.protocol.nodes import encode_node
+from lash_redis.protocol.nodes import encode_node, timeless_before
 from lash_redis.protocol.packing import pack, pack_json, pack_record
 from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
@@ -78,6 +78,7 @@ class PreparedCommit:
     leaf: str
     """The leaf in the form of the script."""
     ids: list[str] = field(default_factory=list)
+    parents: list[str | None] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
     users: str = ""
@@ -377,11 +378,13 @@ def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> Steps[tupl
     places: dict[str, int] = {}
     users: list[str] = []
     collision: Refused | None = None
-    for at, node in enumerate(prepared.nodes):
-        record, timeless = _encode_node(node, f"{where}[{kept + at}]")
+    for at in range(len(prepared.nodes)):
+        node, stored = _node_to_send(prepared.nodes, at)
+        record, timeless = encode_record(node, f"{where}[{kept + at}]", stored)
         parts.append(timeless)
         prepared.records.append(record)
         prepared.ids.append(node.node_id)
+        prepared.parents.append(node.parent_node_id)
         users.append("u" if node.user_message() else "-")
         if places.setdefault(node.node_id, at) != at:
             collision = collision or NodeIdCollision(node.node_id)
@@ -394,8 +397,7 @@ def _encode_nodes(prepared: PreparedCommit, where: str, kept: int) -> Steps[tupl
 def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_strict: bool) -> Steps[Refused | None]:
     """Add the link of each node in the form of the script. Return the fault of the first parent after its child."""
     orphan: Refused | None = None
-    for at, node in enumerate(prepared.nodes):
-        parent = node.parent_node_id
+    for at, parent in enumerate(prepared.parents):
         if parent is None:
             link = "-"
         elif (place := places.get(parent)) is None:
@@ -405,15 +407,28 @@ def _link_nodes(prepared: PreparedCommit, places: Mapping[str, int], *, is_stric
         else:
             link = f"@{place}"
             if is_strict and place >= at:
-                orphan = orphan or InvalidParent(node.node_id, parent)
+                orphan = orphan or InvalidParent(prepared.ids[at], parent)
         prepared.links.append(link)
         if at % STEP_ITEMS == STEP_ITEMS - 1:
             yield
     return orphan
 
 
-def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
-    """Encode a node. Return its record, and the part that belongs to a commit's meaning (all but the timestamp)."""
+def _node_to_send(nodes: Sequence[SessionNodeRecord], at: int) -> tuple[SessionNodeRecord, bytes | None]:
+    """Return the node at an index, and its record if it was read from a store and no caller accessed its payload."""
+    if isinstance(nodes, StoredNodes) and (unread := nodes.unread(at)) is not None:
+        return unread, nodes.record(at)
+    return nodes[at], None
+
+
+def encode_record(node: SessionNodeRecord, path: str, stored: bytes | None = None) -> tuple[bytes, bytes]:
+    """Encode a node. Return its record, and the part that belongs to a commit's meaning (all but the timestamp).
+
+    `stored` is the record from which an unchanged node was decoded; it is not encoded again.
+
+    Raises:
+        InvalidRecord: a field cannot be stored; the error names it below `path`.
+    """
     require_type(path, node, SessionNodeRecord)
     node_id, parent, timestamp, payload = node.node_id, node.parent_node_id, node.timestamp, node.payload
     if not is_plain_id(node_id):
@@ -433,6 +448,8 @@ def _encode_node(node: SessionNodeRecord, path: str) -> tuple[bytes, bytes]:
     else:
         got = type(payload).__name__
         raise InvalidRecord(f"{path}.payload", f"expected an EventPayload or PluginPayload, got {got}")
+    if stored is not None:
+        return stored, timeless_before(timestamp, stored)
     return encode_node(node_id, parent, tag, pack_json(value, f"{path}.payload.{field_name}"), timestamp)
 
 
