@@ -224,6 +224,7 @@ class Bench:
             Work("load_nodes of 10,000 ids", self.load_nodes, self.stored),
             Work(f"tombstone_nodes of {dead} ids", self.tombstone, self.doomed),
             Work(f"vacuum of {dead} tombstones", self.vacuum, self.tombstoned, repeats=1),
+            Work(f"vacuum of {count} tombstones that begin branches", self.vacuum, self.tombstoned_branches, repeats=1),
             Work(f"audit of a session of {count} nodes", self.audit, self.alone),
             Work(f"audit of {self.many:,} sessions of 20 nodes", self.audit, self.fleet, repeats=2),
             Work(f"fork of {count} nodes", self.fork, self.stored, True),
@@ -351,6 +352,14 @@ class Bench:
         doomed = await self.doomed()
         await self.tombstone(doomed)
         return doomed[0]
+
+    async def tombstoned_branches(self) -> str:
+        """Store a session whose nodes are all children of one root, and tombstone all but the root."""
+        root = workload.node(0, None)
+        session_id = await self.begun([root, *(workload.node(at, root.node_id) for at in range(1, self.count + 1))])
+        ids = [f"m{at:08x}" for at in range(1, self.count + 1)]
+        await self.cache.session(session_id).tombstone_nodes(ids)
+        return session_id
 
     async def vacuum(self, session_id: str) -> None:
         await self.cache.session(session_id).vacuum()

@@ -32,8 +32,8 @@ namespace. They cannot read or change the values of other namespaces.
 """
 
 NATIVE: Final = (
-    "exec", "exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "lindex", "llen", "lrange", "multi", "pttl",
-    "set", "subscribe", "time", "unsubscribe", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore",
+    "exec", "exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "hvals", "lindex", "llen", "lrange", "multi",
+    "pttl", "set", "subscribe", "time", "unsubscribe", "wait", "zcard", "zrange", "zrangebyscore", "zrevrangebyscore",
     "zscore",
 )  # fmt: skip
 """The native commands that a store sends. HELLO and AUTH need no right. PING is sent only by health checks."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lash_redis.errors import BackendError
 from lash_redis.models import GcReport, TombstoneReport, VacuumReport
 from lash_redis.options import Durability
 from lash_redis.protocol import commands
 from lash_redis.protocol.commands.maintenance import TOMBSTONE_CHUNK
 from lash_redis.session.namespace import Namespace, continuing
-from lash_redis.session.reader import Reader
+from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.transport.failures import Earlier
+from lash_redis.transport.turns import in_turns
 
 
 class Maintenance:
@@ -44,14 +46,35 @@ class Maintenance:
         return reply, durable
 
     async def vacuum(self) -> VacuumReport:
-        removed, left = 0, 1
+        removed, left, fruitless = 0, 1, 0
         while left:
-            call = commands.maintenance.vacuum_call(self._keys)
             with continuing(removed, "nodes were freed"):
-                reply = await self._namespace.run(call)
-                commands.calls.status(call, reply, self._keys)
-            removed, left = removed + reply[2], reply[3]
+                if fruitless == MAX_ATTEMPTS:
+                    session = repr(self._keys.session_id)
+                    raise BackendError(f"session {session} changed during each of {MAX_ATTEMPTS} reads; retry later")
+                replies = await self._namespace.read(commands.vacuum.tombstones_read(self._keys), atomic=False)
+            found = await in_turns(commands.vacuum.tombstones_reply(self._keys, replies))
+            freed, left = await self._free(found, removed)
+            removed += freed
+            fruitless = 0 if freed else fruitless + 1
         return VacuumReport(removed_node_count=removed)
+
+    async def _free(self, found: commands.vacuum.Tombstones, removed: int) -> tuple[int, int]:
+        """Free tombstones until the log is another than the one that was read. Return how many, and how many are left.
+
+        `removed` is the number of those that were freed before.
+        """
+        freed = at = 0
+        while True:
+            call = commands.vacuum.call(self._keys, found, at)
+            with continuing(removed + freed, "nodes were freed"):
+                reply = await self._namespace.run(call)
+                if commands.calls.status(call, reply, self._keys) == "moved":
+                    return freed, 1
+            count, left, done = reply[2:]
+            freed, at = freed + count, at + done
+            if not left or at >= len(found.places):
+                return freed, left
 
     async def collect(self) -> GcReport:
         head = await self._reader.head()

@@ -918,14 +918,16 @@ class RedisSessionStore:
     async def vacuum(self) -> VacuumReport:
         """Free the records of tombstoned nodes, and return how many were freed.
 
-        One round trip per 500, or for fewer of them in a log of more than 10,000 nodes: each script holds the server
-        for about 10 ms. Between two of them other clients work, and the session is sound. A call that ends early has
-        freed some nodes, and the next call frees the others.
+        One round trip reads the positions of all tombstones, branches and nodes, in about 0.5 µs each. Then one script
+        frees up to 500 tombstones, fewer in a log of more than 10,000 nodes: each holds the server for about 10 ms.
+        Between two of them other clients work, and the session is sound. A call that ends early has freed some nodes,
+        and the next call frees the others.
 
         Their ids can then be used again, except those that a live node names as its parent.
 
         Raises:
             OwnerMismatch: the session is another owner's; nothing was freed.
+            BackendError: the graph was replaced during each of 8 reads; nothing was freed.
             OutcomeUnknown: the reply was lost; call again for the rest. Freed nodes are not counted twice.
 
         Source: RuntimePersistence::vacuum.

@@ -43,6 +43,7 @@ from lash_redis.errors import SessionExists
 from lash_redis.protocol import commands, scripts
 from lash_redis.protocol.blob_cache import WrittenTools
 from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
+from lash_redis.protocol.commands.vacuum import Tombstones
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
 from lash_redis.protocol.steps import at_once
@@ -371,7 +372,7 @@ def test_a_reply_that_does_not_match_its_call_leaves_the_outcome_unknown(reply):
         replied(MADE, reply)
     for call in (
         commands.maintenance.tombstone_call(KEYS, ["a"]),
-        commands.maintenance.vacuum_call(KEYS),
+        commands.vacuum.call(KEYS, Tombstones(), 0),
         commands.maintenance.gc_call(KEYS.shard, "chat", []),
     ):
         with pytest.raises(OutcomeUnknown):
@@ -394,7 +395,7 @@ def test_a_call_refuses_the_reply_for_another_session():
 def test_a_non_ascii_session_id_is_echoed_in_utf8():
     keys = LAYOUT.session("grüße")
     assert (
-        commands.calls.status(commands.maintenance.vacuum_call(keys), [b"vacuumed", "grüße".encode(), 0, 0], keys)
+        commands.calls.status(commands.vacuum.call(keys, Tombstones(), 0), [b"vacuumed", "grüße".encode(), 0, 0], keys)
         == "vacuumed"
     )
 
@@ -407,11 +408,14 @@ CATALOGUE = [f"{PREFIX}sessions", f"{PREFIX}expiries"]
 OWNED = [f"{PREFIX}sessions:alice", f"{PREFIX}expiries:alice"]
 
 
+FOUND = Tombstones([2, 4, 7], {2: 3, 4: 6}, (1, 9, 2, b"receipt"))
+
+
 @pytest.mark.parametrize(
     ("call", "args"),
     [
         (commands.maintenance.tombstone_call(KEYS, ["a", "b"]), ["chat", "", "a", "b"]),
-        (commands.maintenance.vacuum_call(KEYS), ["chat", "", 500, 150_000]),
+        (commands.vacuum.call(KEYS, FOUND, 1), ["chat", "", 150_000, 1, 9, 2, b"receipt", 4, 6, 7, ""]),
         (commands.maintenance.nodes_call(KEYS, ["a", "b"]), ["chat", "", 150_000, "a", "b"]),
         (commands.pages.call(KEYS, ActivePath(limit=3)), ["chat", "", "", 3, 500, 1000, ""]),
         (commands.pages.call(KEYS, ActivePath("b", before="a")), ["chat", "b", "a", 2**53 - 1, 500, 1000, ""]),

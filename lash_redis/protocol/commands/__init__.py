@@ -21,6 +21,7 @@ from lash_redis.protocol.commands import (
     refresh,
     stream_audit,
     streams,
+    vacuum,
     watching,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "refresh",
     "stream_audit",
     "streams",
+    "vacuum",
     "watching",
 ]

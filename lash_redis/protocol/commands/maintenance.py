@@ -17,7 +17,6 @@ from lash_redis.protocol.nodes import decode_node
 
 TOMBSTONE_CHUNK: Final = 1000
 NODE_CHUNK: Final = 500
-VACUUM_CHUNK: Final = 500
 STEPS: Final = 150_000
 """The work of one script that goes to records in the middle of a log, in steps of about 50 ns.
 
@@ -30,10 +29,6 @@ EXPIRED_CHUNK: Final = 100
 
 def tombstone_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
     return ScriptCall(scripts.TOMBSTONE, keys.own, [keys.session_id, keys.access, *ids])
-
-
-def vacuum_call(keys: SessionKeys) -> ScriptCall:
-    return ScriptCall(scripts.VACUUM, keys.own, [keys.session_id, keys.access, VACUUM_CHUNK, STEPS])
 
 
 def nodes_call(keys: SessionKeys, ids: Sequence[str]) -> ScriptCall:
