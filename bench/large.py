@@ -29,6 +29,7 @@ from lash_redis import (
     Append,
     EventPayload,
     FullGraph,
+    HydratedSessionCheckpoint,
     PersistedSessionRead,
     ReplaceFull,
     RuntimeCommit,
@@ -188,6 +189,7 @@ class Bench:
         self.options = StoreOptions(max_commit_nodes=None, max_commit_bytes=None)
         self.cache = connect(url, namespace="large", options=self.options)
         self.standard = connect(url, namespace="standard")
+        self.one_shard = connect(url, namespace="recounted", options=StoreOptions(shards=1))
         self.count = 10_000 if quick else 50_000
         self.dead = 20_000 if quick else 100_000
         self.many = 1_000 if quick else 5_000
@@ -227,6 +229,7 @@ class Bench:
             Work(f"vacuum of {count} tombstones that begin branches", self.vacuum, self.tombstoned_branches, repeats=1),
             Work(f"audit of a session of {count} nodes", self.audit, self.alone),
             Work(f"audit of {self.many:,} sessions of 20 nodes", self.audit, self.fleet, repeats=2),
+            Work(f"audit that recounts a shard of {self.many:,} sessions", self.recount, self.miscounted, repeats=2),
             Work(f"fork of {count} nodes", self.fork, self.stored, True),
             Work(f"export of {count} nodes", self.export, self.alone),
             Work(f"import of {count} nodes", self.load_export, self.exported, True),
@@ -380,6 +383,23 @@ class Bench:
         audited = await self.cache.audit()
         assert audited.problem_count == 0, audited.problems[:3]
 
+    async def miscounted(self) -> None:
+        """Store sessions that share a tool state, which counts one holder too many."""
+        await self.client.flushdb()
+        states = HydratedSessionCheckpoint(tool_state=workload.tool_state())
+
+        async def begin(session_id: str) -> None:
+            commit = RuntimeCommit(session_id, graph=Append(self.nodes[:2]), checkpoint=states)
+            await self.one_shard.session(session_id).commit_runtime_state(commit)
+
+        for at in range(0, self.many, 50):
+            await asyncio.gather(*(begin(f"s{number}") for number in range(at, at + 50)))
+        (blob,) = [key async for key in self.client.scan_iter(match="*:blob:*", count=1_000)]
+        await self.client.hincrby(blob, "0", 1)
+
+    async def recount(self, _: object) -> None:
+        assert (await self.one_shard.audit()).problem_count == 1
+
     async def delete(self, session_id: str) -> None:
         await self.cache.session(session_id).delete()
 
@@ -418,8 +438,8 @@ async def measure(
     bench = Bench(url, client, quick=quick, commits=commits)
     rows = []
     process = (await client.info("server"))["process_id"]
-    clocks = [ServerClock(cache, process) for cache in (bench.cache, bench.standard)]
-    async with bench.cache, bench.standard:
+    clocks = [ServerClock(cache, process) for cache in (bench.cache, bench.standard, bench.one_shard)]
+    async with bench.cache, bench.standard, bench.one_shard:
         for work in bench.lines():
             if only is not None and only not in work.what:
                 continue

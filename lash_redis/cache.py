@@ -401,7 +401,7 @@ class SessionCache:
         listed. The report has every problem that was not repaired.
 
         It is correct while other clients write. Steps are bounded: 50 sessions or 4 MiB, or 50 blobs. If holders
-        differ, one script reads all heads of a shard (10 to 15 µs each). The keyspace is SCANned once for every 100,000
+        differ, one script reads all heads of a shard (5 to 6 µs each). The keyspace is SCANned once for every 100,000
         sessions, which the account must be allowed to (`auditor`). Memory is bounded by these sessions and by the
         largest session.
 

@@ -495,6 +495,34 @@ async def test_a_catalogue_lost_during_a_repair_releases_no_blob(open_cache, cli
         assert read.checkpoint.tool_state == tools()
 
 
+@broken_by(Lua("recount", "if not score and ARGV[from + index - 1] ~= '' then return {'moved', scope} end", ""))
+async def test_a_recount_starts_again_if_one_session_replaced_another_meanwhile(open_cache, client, monkeypatch):
+    """The catalogue has as many entries as before. The blob counts a holder too many, so that a recount is made."""
+    cache = open_cache(shards=1)
+    states = await uploaded(cache, client)
+    for name in ("one", "two"):
+        await full_session(cache, name, states=states)
+    for blob in await blob_keys(client):
+        await client.hincrby(blob, "0", 1)
+    shared, words = open_cache(role="auditor", shards=1).shared, []
+    run = shared.run
+
+    async def replaced(call, **more):
+        if call.script.name == "recount" and not words:
+            await cache.delete("two")
+            await full_session(cache, "three", states=states)
+        reply = await run(call, **more)
+        if call.script.name == "recount":
+            words.append(reply[0])
+        return reply
+
+    monkeypatch.setattr(shared, "run", replaced)
+    report = await Audit(shared, repair=True, scan=True, progress=None).run()
+    assert (report.problem_count, report.repaired_count) == (3, 3)
+    assert words == [b"moved", b"recounted"]
+    assert await holders(client) == [2, 2, 2]
+
+
 UNREADABLE: dict[str, Damage] = {
     "a damaged meta": at("head", lambda client, key: client.hset(key, "meta", b"x")),
     "a flipped ref": at("head", lambda client, key: client.hset(key, "refs", b"h" + b"x" * 98)),

@@ -18,7 +18,7 @@ from tests.support.servers import require_luacheck
 
 READS = {
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",
-    "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
+    "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZMSCORE", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
 }  # fmt: skip
 """Commands that a script may call above WRITE. Any other command counts as a write."""
 
