@@ -14,13 +14,10 @@ from redis.sentinel import SentinelConnectionPool, SentinelManagedConnection, Se
 
 from lash_redis.errors import InvalidRecord
 from lash_redis.transport.backend import Connector
-from lash_redis.transport.cluster import Cluster
-from lash_redis.transport.connectors import SETTINGS, Own
+from lash_redis.transport.connectors import SETTINGS, GivenCluster, GivenSentinel, Own, refuse_replicas
 from lash_redis.transport.dialer import Dialer, Where
 from lash_redis.transport.given import GivenNode
-from lash_redis.transport.group import DISCOVERY_TIMEOUT, Address
 from lash_redis.transport.node import OwnNode
-from lash_redis.transport.sentinel import Sentinels
 from lash_redis.transport.topology import OneServer, Topology
 
 PLAIN: Final = (blocking.Connection, SentinelManagedConnection)
@@ -66,50 +63,6 @@ class LikeFake(Own):
         return OneServer(GivenNode(FakeAsyncRedis(**self._settings), address="fakeredis", is_own=True))
 
 
-class LikeSentinel(Own):
-    """The primary of a service, with the settings of a synchronous client of `Sentinel.master_for`."""
-
-    def __init__(self, pool: SentinelConnectionPool) -> None:
-        manager: Any = pool.sentinel_manager
-        self._service: str = pool.service_name
-        settings = {**pool.connection_kwargs, "max_connections": pool.max_connections}
-        self._dialer = _dialer(pool.connection_class, settings)
-        self._sentinels = [_place(sentinel.connection_pool) for sentinel in manager.sentinels]
-        self._minimum_others: int = manager.min_other_sentinels
-        self._forced_host: str | None = getattr(manager, "_force_master_ip", None)
-
-    async def open(self) -> Topology:
-        return Sentinels(
-            self._sentinels,
-            self._service,
-            self._dialer,
-            minimum_others=self._minimum_others,
-            forced_host=self._forced_host,
-        )
-
-
-class LikeCluster(Own):
-    """A cluster, with the settings of a synchronous `RedisCluster`."""
-
-    sharded = True
-
-    def __init__(self, client: RedisCluster) -> None:
-        if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
-            raise InvalidRecord(
-                "client", "reads from stale replicas; make it without read_from_replicas and load_balancing_strategy"
-            )
-        if client.user_on_connect_func is not None:
-            raise _unsupported("redis_connect_func")
-        manager: Any = client.nodes_manager
-        settings = {**manager.connection_kwargs, "redis_connect_func": None}
-        self._dialer = _dialer(_kind_of(client), settings)
-        self._seeds = [(node.host, int(node.port)) for node in manager.startup_nodes.values()]
-        self._remap = getattr(manager, "address_remap", None)
-
-    async def open(self) -> Topology:
-        return Cluster(self._seeds, self._dialer, self._remap)
-
-
 def like(client: object) -> Connector:
     """Return a connector that connects as a synchronous client of the caller does. No I/O.
 
@@ -117,7 +70,7 @@ def like(client: object) -> Connector:
         InvalidRecord: it is not a synchronous client of redis-py, or it has a setting that cannot be adopted.
     """
     if isinstance(client, RedisCluster):
-        return LikeCluster(client)
+        return GivenCluster(client, _cluster_dialer(client))
     if not isinstance(client, redis.Redis):
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
         remedy = "; for an asynchronous client use lash_redis.SessionCache" if "asyncio" in kind else ""
@@ -126,22 +79,21 @@ def like(client: object) -> Connector:
     if isinstance(pool, SentinelConnectionPool):
         if not pool.is_master:
             raise InvalidRecord("client", "is of Sentinel.slave_for, but replicas take no writes; use master_for")
-        return LikeSentinel(pool)
+        return GivenSentinel(pool, _dialer)
     if pool.connection_class.__module__.partition(".")[0] == "fakeredis":
         return LikeFake(client)
     return LikeClient(client)
 
 
-def _kind_of(client: RedisCluster) -> type:
+def _cluster_dialer(client: RedisCluster) -> Dialer:
+    """Return a dialer with the settings of the connections of a synchronous `RedisCluster`."""
+    refuse_replicas(client)
+    if client.user_on_connect_func is not None:
+        raise _unsupported("redis_connect_func")
     node: Any = client.get_default_node()  # type: ignore[no-untyped-call]
     kind: type = node.redis_connection.connection_pool.connection_class if node else blocking.Connection
-    return kind
-
-
-def _place(pool: Any) -> tuple[Address, Dialer]:
-    """Return the address of a given sentinel, and a dialer with its settings."""
-    settings = {"socket_timeout": DISCOVERY_TIMEOUT, **pool.connection_kwargs}
-    return (settings["host"], int(settings["port"])), _dialer(pool.connection_class, settings)
+    settings = {**client.nodes_manager.connection_kwargs, "redis_connect_func": None}
+    return _dialer(kind, settings)
 
 
 def _dialer(kind: type, settings: Mapping[str, Any]) -> Dialer:

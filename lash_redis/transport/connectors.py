@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -258,13 +259,22 @@ class Given:
 
 
 class GivenSentinel(Own):
-    """The pool of a caller's `Sentinel.master_for`. The cache opens its own connections with the same settings."""
+    """The pool of a caller's `Sentinel.master_for`. The cache opens its own connections with the same settings.
 
-    def __init__(self, pool: SentinelConnectionPool) -> None:
+    `dialer_of` makes a dialer with the settings of a class of connections. Synchronous clients have the same pools.
+    """
+
+    def __init__(self, pool: Any, dialer_of: Callable[[type, Mapping[str, Any]], Dialer]) -> None:
+        def addressed(sentinel: Any) -> tuple[Address, Dialer]:
+            known = sentinel.connection_pool
+            settings = {"socket_timeout": DISCOVERY_TIMEOUT, **known.connection_kwargs}
+            return (settings["host"], int(settings["port"])), dialer_of(known.connection_class, settings)
+
         manager = pool.sentinel_manager
         self._service: str = pool.service_name
-        self._dialer = _like(pool.connection_class, {**pool.connection_kwargs, "max_connections": pool.max_connections})
-        self._sentinels = [_place(sentinel.connection_pool) for sentinel in manager.sentinels]
+        settings = {**pool.connection_kwargs, "max_connections": pool.max_connections}
+        self._dialer = dialer_of(pool.connection_class, settings)
+        self._sentinels = [addressed(sentinel) for sentinel in manager.sentinels]
         self._minimum_others: int = manager.min_other_sentinels
         self._forced_host: str | None = getattr(manager, "_force_master_ip", None)
 
@@ -278,20 +288,13 @@ class GivenSentinel(Own):
         )
 
 
-def _place(pool: redis.ConnectionPool) -> tuple[Address, Dialer]:
-    """Return the address of a given sentinel, and a dialer with its settings."""
-    settings = {"socket_timeout": DISCOVERY_TIMEOUT, **pool.connection_kwargs}
-    return (settings["host"], int(settings["port"])), _like(pool.connection_class, settings)
-
-
 class GivenCluster(Own):
     """A `RedisCluster` of the caller. The cache opens its own connections with the same settings."""
 
     sharded = True
 
-    def __init__(self, client: redis.RedisCluster) -> None:
-        settings: dict[str, Any] = client.connection_kwargs
-        self._dialer = _like(settings.get("connection_class", Connection), settings)
+    def __init__(self, client: Any, dialer: Dialer) -> None:
+        self._dialer = dialer
         self._seeds = [(node.host, int(node.port)) for node in client.nodes_manager.startup_nodes.values()]
         self._remap = getattr(client.nodes_manager, "address_remap", None)
 
@@ -299,7 +302,15 @@ class GivenCluster(Own):
         return Cluster(self._seeds, self._dialer, self._remap)
 
 
-def _like(kind: type, settings: dict[str, Any]) -> Dialer:
+def refuse_replicas(client: Any) -> None:
+    """Raise InvalidRecord if a client of a cluster may read from replicas."""
+    if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
+        raise InvalidRecord(
+            "client", "reads from stale replicas; make it without read_from_replicas and load_balancing_strategy"
+        )
+
+
+def _like(kind: type, settings: Mapping[str, Any]) -> Dialer:
     own = {name: value for name, value in settings.items() if name in SETTINGS or name.startswith("ssl_")}
     return Dialer(SSLConnection if issubclass(kind, SSLConnection) else Connection, own)
 
@@ -312,10 +323,11 @@ def given(client: object) -> Connector:
     """
     checked = checked_client(client)
     if isinstance(checked, redis.RedisCluster):
-        return GivenCluster(checked)
+        settings: dict[str, Any] = checked.connection_kwargs
+        return GivenCluster(checked, _like(settings.get("connection_class", Connection), settings))
     pool = checked.connection_pool
     if isinstance(pool, SentinelConnectionPool) and pool.is_master:
-        return GivenSentinel(pool)
+        return GivenSentinel(pool, _like)
     return Given(checked)
 
 
@@ -327,10 +339,7 @@ def checked_client(client: object) -> redis.Redis | redis.RedisCluster:
     """Return a client that this package can work with, or raise `InvalidRecord`."""
     if isinstance(client, redis.RedisCluster):
         settings = client.connection_kwargs
-        if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
-            raise InvalidRecord(
-                "client", "reads from stale replicas; make it without read_from_replicas and load_balancing_strategy"
-            )
+        refuse_replicas(client)
     elif isinstance(client, redis.Redis):
         settings = client.connection_pool.connection_kwargs
     else:
