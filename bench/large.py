@@ -216,7 +216,7 @@ class Bench:
             Work(f"commit of {most:,} nodes (the default limit)", self.standard_commit, self.chain_of(most), True),
             Work(f"commit of {count} nodes, limit raised", self.commit, self.chain_of(self.count), True),
             Work("commit of one message of 10 MB", self.commit, self.message("text")),
-            Work("commit of one message of 10 MB in 77,000 rows", self.commit, self.message("rows")),
+            Work(f"commit of one message of 10 MB in {ROWS:,} rows", self.commit, self.message("rows")),
             Work("read and decode of one message of 10 MB", self.decode, self.stored_message),
             Work(f"read of {count} nodes, decoded", self.decode, self.stored),
             Work(f"active path of {count} nodes, decoded", self.decode_path, self.stored),
@@ -258,7 +258,7 @@ class Bench:
     def message(self, kind: str) -> Callable[[], Awaitable[Any]]:
         async def made() -> Sequence[SessionNodeRecord]:
             rows: Any = [
-                {"row": row, "name": f"name {row}", "value": 0.5 + row, "text": "x" * 60} for row in range(77_000)
+                {"row": row, "name": f"name {row}", "value": 0.5 + row, "text": "x" * 60} for row in range(ROWS)
             ]
             event = {"Conversation": {"id": "m1", "content": workload.text(10 * MB) if kind == "text" else rows}}
             return [SessionNodeRecord("m1", None, "2026-11-22T10:00:00.000Z", EventPayload(event))]

@@ -97,9 +97,6 @@ class Conversation:
             for number, span in enumerate(self._spans())
         ]
 
-    def turn_count(self) -> int:
-        return len(self._spans())
-
     def _spans(self) -> list[range]:
         """Return the messages of each turn. In a tree, each message is a turn.
 

@@ -90,6 +90,7 @@ class SessionGraph(Record):
 
     @classmethod
     def from_nodes(cls, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None = None) -> Self:
+        """Make a graph of nodes, unchecked, as the class does. The lash contract has this name."""
         return cls(nodes, leaf_node_id)
 
     @classmethod
@@ -189,7 +190,7 @@ class SessionGraph(Record):
         object.__setattr__(graph, "_lineage", self.lineage)
         return graph
 
-    set_leaf_node_id = branch_to = with_leaf
+    set_leaf_node_id = branch_to = with_leaf  # the names of the lash contract
 
     def first(self, count: int) -> SessionGraph:
         """Return a graph of the first `count` nodes, whose leaf is the last of them.

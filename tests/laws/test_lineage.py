@@ -30,11 +30,12 @@ from lash_redis import (
     Unchanged,
 )
 from lash_redis.protocol.blob_cache import WrittenTools
-from lash_redis.protocol.commands.prepared_commit import log_after, prepare_commit
+from lash_redis.protocol.commands.prepared_commit import log_after, prepare_in_steps
 from lash_redis.protocol.lineage import KnownLogs, StoredLog
 from lash_redis.protocol.nodes import encode_node, set_stored
 from lash_redis.protocol.packing import pack_json
 from lash_redis.protocol.scripts import lua_directory
+from lash_redis.protocol.steps import at_once
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 from tests.support.breaking import Lua, Python, broken_by
@@ -466,7 +467,8 @@ async def test_threads_that_extend_one_read_each_know_their_own_log():
             mine = mine.first(-1) if turn % 5 == 4 else mine
             mine = mine.append_message({"id": f"{number} {turn}", "role": "User", "parts": []})
             newest = known.newest(log, "log")
-            prepared = prepare_commit(commit(1, ReplaceFull(mine)), StoreOptions(), WrittenTools(0), newest)
+            made = commit(1, ReplaceFull(mine))
+            prepared = at_once(prepare_in_steps(made, StoreOptions(), WrittenTools(0), newest))
             after = log_after(prepared, "log", 7)
             assert after is not None
             known.learn(log, after)

@@ -40,8 +40,9 @@ from lash_redis import (
     ToolState,
 )
 from lash_redis.protocol import commands
-from lash_redis.protocol.commands.prepared_commit import prepare_commit
+from lash_redis.protocol.commands.prepared_commit import prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS
+from lash_redis.protocol.steps import at_once
 from lash_redis.session.publish import _Attempts
 from lash_redis.transfer import export_sessions
 from lash_redis.transport.failures import Earlier
@@ -597,7 +598,8 @@ async def test_a_commit_that_appears_between_two_trips_is_not_reported_as_refuse
     current = await capture(client, "current", None)
     await restore(client, lagging)
     shared = store._namespace
-    prepared, flight = prepare_commit(made, shared.options, shared.written), shared.in_flight.flight()
+    prepared = at_once(prepare_in_steps(made, shared.options, shared.written))
+    flight = shared.in_flight.flight()
     attempts = _Attempts(prepared, NO_REFS, shared.options, "", None, None, flight, earlier=Earlier(True))
     conflict = HeadRevisionConflict(1, 40)
     with (

@@ -42,7 +42,7 @@ from lash_redis import (
 from lash_redis.errors import SessionExists
 from lash_redis.protocol import commands, scripts
 from lash_redis.protocol.blob_cache import WrittenTools
-from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_commit
+from lash_redis.protocol.commands.prepared_commit import PreparedCommit, prepare_in_steps
 from lash_redis.protocol.commands.vacuum import Tombstones
 from lash_redis.protocol.component_refs import NO_REFS, ComponentRefs
 from lash_redis.protocol.keys import Layout
@@ -60,7 +60,7 @@ def user(node_id: str) -> SessionNodeRecord:
 
 
 def prepared(made: RuntimeCommit) -> PreparedCommit:
-    return prepare_commit(made, OPTIONS, WrittenTools(0))
+    return at_once(prepare_in_steps(made, OPTIONS, WrittenTools(0)))
 
 
 def called(made: RuntimeCommit, before: ComponentRefs = NO_REFS, ttl_ms: int = 0) -> commands.calls.ScriptCall:

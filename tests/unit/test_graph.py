@@ -50,6 +50,7 @@ BRANCHED = SessionGraph((talk("a"), talk("b", "a"), talk("c", "b"), note("x", "b
 def test_the_active_path_runs_from_the_root_to_the_leaf() -> None:
     assert ids(BRANCHED.active_path()) == ["a", "b", "x", "d"]
     assert ids(BRANCHED.with_leaf("c").active_path()) == ["a", "b", "c"]
+    assert BRANCHED.branch_to("c") == BRANCHED.set_leaf_node_id("c") == SessionGraph.from_nodes(BRANCHED.nodes, "c")
 
 
 @pytest.mark.parametrize("leaf", [None, "unknown"])

@@ -52,7 +52,7 @@ from lash_redis.protocol.ledger import ledger_field
 from lash_redis.protocol.lineage import Kept, StoredLog, TombstonesSeen
 from lash_redis.protocol.nodes import encode_node, timeless_before
 from lash_redis.protocol.packing import pack, pack_json, pack_record
-from lash_redis.protocol.steps import STEP_ITEMS, Steps, at_once
+from lash_redis.protocol.steps import STEP_ITEMS, Steps
 from lash_redis.protocol.stored_nodes import StoredNodes
 from lash_redis.protocol.sums import Run, Sum
 
@@ -120,17 +120,6 @@ class PreparedCommit:
     def fingerprint(self) -> bytes:
         """Return a hash of the meaning and of the nodes that are sent, timestamps included."""
         return sha256(b"".join([self.meaning, *self.records])).digest()
-
-
-def prepare_commit(
-    commit: RuntimeCommit,
-    options: StoreOptions,
-    written: WrittenTools,
-    log: StoredLog | None = None,
-    before: HeadState = NO_HEAD,
-) -> PreparedCommit:
-    """Do all steps of `prepare_in_steps` at once."""
-    return at_once(prepare_in_steps(commit, options, written, log, before))
 
 
 def prepare_in_steps(
