@@ -14,7 +14,7 @@ from lash_redis.protocol.commands.streams import Place, StreamRead
 from lash_redis.protocol.keys import StreamKeys
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.stream_hub import FollowedStream, StreamHub, hub_of, read_stream
-from lash_redis.transport.given import cancellation_count
+from lash_redis.transport.cleanup import cancellation_count
 
 READ_BYTES: Final = 1024 * 1024
 """About so many bytes of stored events are read in one round trip."""

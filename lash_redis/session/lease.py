@@ -17,8 +17,7 @@ from lash_redis._validate import seconds_to_ms
 from lash_redis.errors import BackendError, InvalidRecord, LeaseLost, OutcomeUnknown, SessionDeleted, StoreError
 from lash_redis.models.lease import LeaseClaim, LeaseInfo, Seconds
 from lash_redis.models.wire import Rule
-from lash_redis.transport.cleanup import clean_up, end_tasks, keep_pending, run_to_end
-from lash_redis.transport.given import end_if_cancelled
+from lash_redis.transport.cleanup import clean_up, end_if_cancelled, end_tasks, keep_pending, run_to_end
 
 log = logging.getLogger("lash_redis")
 

@@ -29,8 +29,7 @@ from lash_redis.protocol.keys import SessionKeys, StreamKeys
 from lash_redis.protocol.outbox import Outbox
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.stream_hub import StopRequest, hub_of
-from lash_redis.transport.cleanup import clean_up, end_tasks
-from lash_redis.transport.given import end_if_cancelled
+from lash_redis.transport.cleanup import clean_up, end_if_cancelled, end_tasks
 
 log = logging.getLogger("lash_redis")
 

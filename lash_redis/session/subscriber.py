@@ -21,8 +21,7 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.namespace import Namespace
-from lash_redis.transport.cleanup import cleaned_up, end_tasks
-from lash_redis.transport.given import end_if_cancelled
+from lash_redis.transport.cleanup import cleaned_up, end_if_cancelled, end_tasks
 from lash_redis.transport.node import Listener
 
 REPLY_TIMEOUT: Final = 10.0

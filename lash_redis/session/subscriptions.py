@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Generic
 from lash_redis.errors import BackendError, StoreError
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.subscriber import Subscriber, T
-from lash_redis.transport.cleanup import end_tasks
+from lash_redis.transport.cleanup import end_if_cancelled, end_tasks
 from lash_redis.transport.failures import FAILURES, is_passing
-from lash_redis.transport.given import end_if_cancelled
 from lash_redis.transport.node import Listener
 
 

@@ -155,18 +155,3 @@ class GivenNode(Node):
         if isinstance(failure, Exception):
             raise failure
         return replies
-
-
-def end_if_cancelled() -> None:
-    """Raise CancelledError in a task whose cancellation was swallowed.
-
-    redis-py sends in `asyncio.wait_for`, which before Python 3.12 swallows a cancellation once all bytes are sent.
-    """
-    if cancellation_count():
-        raise asyncio.CancelledError
-
-
-def cancellation_count() -> int:
-    """Return how often the current task was cancelled, the cancellations included that were swallowed."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
