@@ -21,7 +21,7 @@ from lash_redis._validate import (
 from lash_redis.audit import Audit
 from lash_redis.chat import Chat
 from lash_redis.errors import InvalidRecord, SessionGone
-from lash_redis.listing import PAGE, Listing, first_chunk, place_of
+from lash_redis.listing import PAGE, Listing, cursor_of, first_chunk
 from lash_redis.models import (
     Append,
     AuditReport,
@@ -333,7 +333,7 @@ class SessionCache:
             require_id("after.session_id", after.session_id)
         place = Cursor.parse(after if isinstance(after, str) else after.cursor)
         if place is None:
-            place = await place_of(self.shared, require_id("after", after), owner)
+            place = await cursor_of(self.shared, require_id("after", after), owner)
             if place is None:
                 raise InvalidRecord("after", f"expected a cursor or the id of a listed session, got {after!r}")
         return place

@@ -55,7 +55,7 @@ def first_chunk(limit: int | None, shards: int) -> int:
     return min(MAX_CHUNK, max(4, round(3 * share)))
 
 
-async def place_of(namespace: Namespace, session_id: str, owner: str | None) -> Cursor | None:
+async def cursor_of(namespace: Namespace, session_id: str, owner: str | None) -> Cursor | None:
     """Return the place of a session in the list (that of an `owner`, if one is given), None if it is not listed.
 
     Two round trips, because the entry contains the parent's id, which is read first. The second one reads it again.

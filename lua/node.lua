@@ -39,7 +39,7 @@ if wrong then return refuse(session, wrong) end
 local function find(id)
   local entry = facts and redis.call('HGET', nodes, id)
   if not entry or entry == '?' then return -1, '' end
-  local position = place_of(entry, facts)
+  local position = position_of(entry, facts)
   local buried = position and facts.dead > 0 and redis.call('HGET', dead, position)
   if buried == id then return -1, '' end
   if buried then return nil, {'corrupt', 'dead', 'a tombstone names another node'} end

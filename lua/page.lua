@@ -61,10 +61,10 @@ end
 table.sort(hidden, function(one, other) return one > other end)
 
 -- Returns the position of a node; -1 if no node has the id; nil if its entry points outside the log.
-local function position_of(id)
+local function find(id)
   local entry = redis.call('HGET', nodes, id)
   if not entry or entry == '?' then return -1 end
-  return (place_of(entry, now))
+  return (position_of(entry, now))
 end
 
 -- Whether a node is tombstoned or freed.
@@ -117,8 +117,8 @@ local function skip(from, to)
 end
 
 local at, following = tonumber(now.leaf), -1
-if leaf ~= '' then at = position_of(leaf) end
-if before ~= '' then following = position_of(before) end
+if leaf ~= '' then at = find(leaf) end
+if before ~= '' then following = find(before) end
 if not (at and following) then return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'}) end
 if at >= now.length then return refuse(session, {'corrupt', 'head', 'its leaf is outside the log'}) end
 if leaf == '' and at >= 0 and is_gone(at) then return {'far', session} end

@@ -38,7 +38,7 @@ for index = ids, #ARGV do
   local entry = redis.call('HGET', nodes, ARGV[index])
   if entry and entry ~= '?' and not seen[entry] then
     seen[entry] = true
-    local position, is_user = place_of(entry, facts)
+    local position, is_user = position_of(entry, facts)
     if not position then return refuse(session, {'corrupt', 'nodes', 'an entry points outside the log'}) end
     if redis.call('HEXISTS', dead, position) == 0 then
       fields[#fields + 1] = position

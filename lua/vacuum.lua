@@ -99,7 +99,7 @@ for index, id in ipairs(redis.call('HMGET', dead, unpack(given))) do
   local reserved = child and facts.loose == '0'
   if id and not has_new_child[position] and (not reserved or is_live(child)) then
     local record, named = record_at(position), redis.call('HGET', nodes, id)
-    if not record or not named or place_of(named, facts) ~= position then
+    if not record or not named or position_of(named, facts) ~= position then
       return refuse(session, {'corrupt', 'dead', 'an entry points at no node'})
     end
     positions[#positions + 1] = position

@@ -6,7 +6,7 @@
 local function locate(entry, facts, dead)
   if not entry then return nil end
   if entry == '?' then return 'named' end
-  local place = place_of(entry, facts)
+  local place = position_of(entry, facts)
   if not place then return 'broken' end
   if facts.dead > 0 and redis.call('HEXISTS', dead, place) == 1 then return 'dead', place end
   return place

@@ -129,7 +129,7 @@ end
 
 -- Returns the position in an entry of the nodes hash, and whether the node is a user's message; nil if the entry points
 -- outside the log.
-local function place_of(entry, facts)
+local function position_of(entry, facts)
   local digits, mark = string.match(entry, '^(%d+)(u?)$')
   local place = digits and not is_odd(digits) and tonumber(digits)
   if not place or place >= facts.length then return nil end

@@ -30,7 +30,7 @@ local function plan_cut(facts, nodes, jumps, base, drops, gone)
   for from = 0, drops - 1, 1000 do
     local entries = redis.call('HMGET', nodes, unpack(ARGV, gone + from, gone + math.min(from + 1000, drops) - 1))
     for offset, entry in ipairs(entries) do
-      local place, is_user = place_of(entry or '', facts)
+      local place, is_user = position_of(entry or '', facts)
       if place ~= base + from + offset - 1 then return nil, {'unlike'} end
       if is_user then cut.users = cut.users + 1 end
     end
@@ -58,7 +58,7 @@ local function count_retaken(facts, nodes, base, strict, count, ids)
     local taken = redis.call('HMGET', nodes, unpack(ARGV, ids + from, ids + to))
     for offset = 1, to - from + 1 do
       local entry = taken[offset]
-      local place = entry and base < facts.length and place_of(entry, facts)
+      local place = entry and base < facts.length and position_of(entry, facts)
       if entry and not (place and place >= base) then
         if strict or entry ~= '?' then return nil, {'collision', from + offset - 1} end
         retaken = retaken + 1

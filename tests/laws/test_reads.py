@@ -629,7 +629,7 @@ def as_unknown(plan):
     Lua("node", "return nil, {'corrupt', 'nodes', 'an entry points at no record'}", "return -1, ''"),
     Lua("tombstone", "place >= facts.length", "place > facts.length"),
     Lua("commit", "place >= facts.length", "place > facts.length"),
-    Lua("vacuum", "place_of(named, facts) ~= position", "named == false"),
+    Lua("vacuum", "position_of(named, facts) ~= position", "named == false"),
     Python("protocol.commands.paths:path_plan", as_unknown, "treats it as an unknown id"),
 )  # fmt: skip
 async def test_every_call_reports_an_index_entry_one_past_the_end_of_the_log(open_cache, client, keyspace):

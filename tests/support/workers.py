@@ -113,7 +113,7 @@ def commit_of(session: str, turn: str, node_id: str, at: At, **more: Any) -> Run
     )
 
 
-def place_of(read: PersistedSessionRead | None) -> At:
+def base_of(read: PersistedSessionRead | None) -> At:
     """The revision, commit and leaf to build on."""
     return (0, None, None) if read is None else (read.head_revision, read.commit_id, read.graph.leaf_node_id)
 
@@ -123,13 +123,13 @@ Way = Callable[[Work, RedisSessionStore, str], Awaitable[None]]
 
 async def by_update(work: Work, store: RedisSessionStore, turn: str) -> None:
     """Take a turn through `update`, as docs/guide.md describes it."""
-    work.acknowledge(turn, await store.update(lambda read: work.answer(turn, store.session_id, place_of(read))))
+    work.acknowledge(turn, await store.update(lambda read: work.answer(turn, store.session_id, base_of(read))))
 
 
 async def by_commit(work: Work, store: RedisSessionStore, turn: str) -> None:
     """Take a turn through a load and a commit, without a retry."""
     read = await store.load_session(FullGraph())
-    commit = await work.answer(turn, store.session_id, place_of(read))
+    commit = await work.answer(turn, store.session_id, base_of(read))
     work.acknowledge(turn, await store.commit_runtime_state(commit))
 
 
@@ -140,14 +140,14 @@ async def by_lease(work: Work, store: RedisSessionStore, turn: str) -> None:
     """
     async with await store.acquire_lease(work.name, work.lease_ttl, wait=PATIENCE / 4, reenter=True) as lease:
         read = await store.load_session(FullGraph())
-        commit = await work.answer(turn, store.session_id, place_of(read), lease=lease)
+        commit = await work.answer(turn, store.session_id, base_of(read), lease=lease)
         work.acknowledge(turn, await store.commit_runtime_state(commit))
 
 
 async def by_own_head(work: Work, store: RedisSessionStore, turn: str) -> None:
     """Take a turn on this worker's last write, without a load, until a conflict."""
     session = store.session_id
-    at = work.heads.pop(session, None) or place_of(await store.load_session(FullGraph()))
+    at = work.heads.pop(session, None) or base_of(await store.load_session(FullGraph()))
     commit = await work.answer(turn, session, at)
     result = await store.commit_runtime_state(commit)
     work.acknowledge(turn, result)
@@ -252,7 +252,7 @@ async def answer_inputs(work: Work, session: str) -> None:
     pending = await store.pending_inputs()
     if pending:
         consumes = [each.input_id for each in pending]
-        await store.update(lambda read: commit_of(session, "typed", "typed#0", place_of(read), consumes=consumes))
+        await store.update(lambda read: commit_of(session, "typed", "typed#0", base_of(read), consumes=consumes))
 
 
 async def create(work: Work, session: str) -> None:
