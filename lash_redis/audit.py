@@ -63,7 +63,7 @@ class _Shard:
     """For each ref, the number of sessions that hold it until each time, by the heads that were read."""
     session_ids: set[str] = field(default_factory=set)
     is_sound: bool = True
-    """Whether every session could be read. If not, the blobs of the others are unknown, so no blob is released."""
+    """Whether every session could be read. The blobs of an unreadable session are unknown, so no blob is released."""
 
 
 class Audit:
@@ -148,7 +148,11 @@ class Audit:
         return found
 
     async def _orphans(self, shard: ShardKeys) -> _Found:
-        """Find the blobs that the shard lists as orphans, and that no head names. Raises Corrupt if that list is."""
+        """Find the blobs that the shard lists as orphans, which no head needs to name.
+
+        Raises:
+            Corrupt: the list of orphans is unreadable.
+        """
         found = _Found()
         at, refs = 0, [b""]
         while refs:
@@ -312,9 +316,10 @@ class Audit:
             await self._recount(shard, chunk)
 
     async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
-        """Recount the holders of some blobs at one moment, by the heads of every session that is known or was found.
+        """Recount the holders of some blobs at one moment, from the heads of all sessions of the shard.
 
-        Without SCAN nothing is repaired, because a session that no catalogue names may hold the blobs.
+        These are the listed sessions, and those that SCAN found. Without SCAN nothing is repaired, because a session
+        that no catalogue names may hold the blobs.
         """
         repair = self._repair and shard.is_sound and self._scans
         prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard

@@ -196,7 +196,10 @@ class Publisher:
         attempts: _Attempts,
         seen: Seen,
     ) -> Published:
-        """Note what the applied commit shows of the head, the log and the blobs; finish what a replay left undone."""
+        """Remember what the reply shows of the head, the log and the blobs.
+
+        After a replay, also release the lease and confirm the durability, which the script did not do.
+        """
         prepared, durability = attempts.prepared, attempts.options.durability
         head = result.head_revision, result.commit_id
         if not result.replayed:
@@ -205,7 +208,7 @@ class Publisher:
         else:
             is_own = len(reply) > 3 and (
                 attempts.earlier.maybe_applied or seen.unsettled == prepared.fingerprint()
-            )  # then what is stored is what this handle sent
+            )  # the stored log is then the one that this handle sent
             base = self._learn(prepared, int(reply[3]), seen) if is_own else None
             now = Seen(seen.components, head, base=base, owner=attempts.owner)
             if prepared.commit.releases is not None:
@@ -221,7 +224,7 @@ class Publisher:
         return Published(result if durable is None else replace(result, durable=durable), now, is_finished)
 
     def _learn(self, prepared: PreparedCommit, epoch: int, seen: Seen) -> ReferenceType[Base] | None:
-        """Remember the log that a commit left, for the next commit of a graph with the same base; return that base."""
+        """Remember the log after a commit, for the next replacement by a graph with the same base; return that base."""
         delta, base = prepared.commit.graph, None if seen.base is None else seen.base()
         if isinstance(delta, ReplaceFull):
             base = delta.graph.lineage.base

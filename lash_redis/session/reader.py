@@ -36,7 +36,7 @@ Planned: TypeAlias = "tuple[commands.paths.PathPlan | Literal['far'] | None, com
 _NONE: Final[Mapping[str, bytes]] = {}
 
 MAX_ATTEMPTS: Final = 8
-"""Attempts of a read or commit that the session changes during, before it fails."""
+"""The number of attempts of a read or commit whose session changes during each attempt, before it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
-    """What a fork takes over from its source."""
+    """The data of a session that its fork begins with."""
 
     read: PersistedSessionRead
     """The path at whose end the fork begins."""
@@ -95,7 +95,7 @@ class Reader:
         return commands.reads.head_reply(self._keys, *replies), entry not in (None, commands.reads.NAMED_ONLY)
 
     async def is_foreign(self) -> bool:
-        """Whether the session belongs to another than the keys' `access`. Damage is not reported. One round trip."""
+        """Whether the session belongs to another owner than that of the handle. One round trip. Reports no damage."""
         trip: list[commands.calls.Command] = [("HMGET", self._keys.head, "owner", "facts")]
         ((owner, facts),) = await self._namespace.read(trip, atomic=False)
         return commands.calls.is_foreign(self._keys, owner, facts)
@@ -179,9 +179,9 @@ class Reader:
         raise self._changed()
 
     def _attempts(self) -> Iterator[int]:
-        """Yield the numbers of the attempts of a read that finds another history in a later round trip than before.
+        """Yield the number of each attempt of a read that is repeated if its round trips show different histories.
 
-        None begins after `StoreOptions.contention_seconds`, so that a read of many attempts is bounded in time.
+        No attempt begins after `StoreOptions.contention_seconds`, so that the read is bounded in time.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + self._namespace.options.contention_seconds
@@ -222,8 +222,9 @@ class Reader:
     ) -> dict[str, bytes] | None:
         """Return the bytes of the blobs that a head names, by ref. None if the head was replaced in the meantime.
 
-        `known` are bytes that the caller has. One round trip for the others. A blob that a commit released, or that
-        another server does not have, is no damage of this head: one transaction reads it again with the head.
+        `known` are bytes that the caller has. One round trip for the others. If one is missing, a transaction reads the
+        blobs again, together with the head. A commit may have released the blob, or a failover may have led to a server
+        that never had it. Neither is damage of this head.
 
         Raises:
             Corrupt, SessionEvicted: this head names a blob that is missing or damaged.
@@ -241,7 +242,7 @@ class Reader:
         return have | namespace.take_blobs(keys, lack, contents) if commands.reads.is_holder(head, holder) else None
 
     async def _path(self, scope: ActivePath) -> Snapshot | None:
-        """Read a path or a page: first what determines its ranges, then the records of these.
+        """Read a path or a page: first the data that determines its ranges in the log, then the records in them.
 
         The second round trip may find another history than the first. A path is then read in one transaction, with the
         ranges that were found before; a page is cut out of the whole path.
@@ -363,7 +364,7 @@ class Reader:
         return Snapshot(replace(found.stored, scope=ActivePath(leaf), nodes=None), found.held, path)
 
     async def fork_point(self, leaf: str | None) -> ForkPoint | None:
-        """Return what a fork takes over, of one revision; None if there is no head.
+        """Return the data that a fork begins with, at one revision; None if there is no head.
 
         Raises:
             InvalidLeaf: `leaf` is unknown or tombstoned.

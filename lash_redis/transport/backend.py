@@ -34,7 +34,7 @@ CLOSING: Final = "closing the connections of a cache"
 
 @runtime_checkable
 class Connector(Protocol):
-    """The way in which a process connects to its servers."""
+    """Opens the topology of a process: by a URL, or with the settings of a given client."""
 
     @property
     def resends(self) -> bool:
@@ -197,7 +197,7 @@ class Backend:
     async def close(self, *, after: BaseException | None = None) -> None:
         """Close the topology of this process and event loop, and what all of them share. Later requests fail.
 
-        It is completed also if the caller is cancelled. For `after` see `clean_up`.
+        It runs to its end even if the caller is cancelled. For `after` see `clean_up`.
         """
         self._place().is_closed = True
         await clean_up(self._close, CLOSING, after=after)
@@ -227,7 +227,7 @@ class _Attempts:
 
     def __init__(self, request: Request, first: BaseException, writes: bool, resends: bool, earlier: Earlier) -> None:
         self.cause = first
-        """The error that the caller sees: the last one that names more than the deadline."""
+        """The error that the caller gets: the last one that names a cause other than the deadline."""
         self._first: BaseException | None = first
         self._request = request
         self._asked = request.asked
@@ -249,7 +249,10 @@ class _Attempts:
             self.cause, self._asked = error, self._request.asked
 
     def _names_only_the_deadline(self, error: BaseException, *, was_unknown: bool) -> bool:
-        """Whether an earlier error names more. The first lost reply of a write is the reason of an unknown outcome."""
+        """Whether an error reports only that the deadline passed, so that an earlier error names the cause better.
+
+        The first lost reply of a write is the cause of its unknown outcome, so it counts as a cause.
+        """
         if isinstance(error, NoReply):
             return (was_unknown or not self._writes) and self._left <= 0
         return isinstance(error, OutOfTime)

@@ -79,7 +79,7 @@ class Cluster(Group):
         raise NoPrimary("no node of the cluster returned the slot map: " + "; ".join(reports))
 
     def _map_of(self, ranges: Sequence[Any], host: str) -> Map:
-        """Decode a reply to CLUSTER SLOTS. A node without a host has the host of the node that answered."""
+        """Decode a reply to CLUSTER SLOTS. An entry without a host stands for the node that answered."""
         by_slot: list[SlotServers | None] = [None] * SLOTS
         parts: dict[tuple[Address, ...], SlotServers] = {}
         for low, high, *members in ranges:

@@ -198,7 +198,7 @@ def is_wrong_type(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether a call may succeed later, or on another server. For callers with their own retries."""
+    """Whether a call may succeed later, or on another server. For callers that retry by themselves, such as watches."""
     if isinstance(error, BackendError) and error.__cause__ is not None:
         error = error.__cause__
     return is_transient(error) or isinstance(error, exceptions.MovedError | exceptions.AskError | OSError)

@@ -21,10 +21,10 @@ from lash_redis.transport.request import Request
 
 
 class Connections:
-    """The connections of a client's pool, as far as the caches of one event loop use them.
+    """Limits the calls and watches of the caches of one event loop to the connections of a client's pool.
 
-    Each call in flight has a turn, and each watch as long as it is open. So redis-py is never asked for a connection
-    that the pool does not have, unless the caller uses the client for other commands.
+    Each call in flight holds one of the `turns`, and so does each open watch. So redis-py never refuses a connection,
+    unless the caller also uses the client for other commands.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,10 +34,12 @@ class Connections:
 
     @asynccontextmanager
     async def for_watch(self) -> AsyncIterator[None]:
-        """Hold the turn of a watch. It waits while calls use all connections, and `CLOSING` s for a watch that ends.
+        """Reserve a connection for a watch as long as the block runs.
+
+        It waits while calls use all connections, and at most `CLOSING` seconds until another watch ends.
 
         Raises:
-            InvalidRecord: the watches would leave no connection for the calls, those of the watches included.
+            InvalidRecord: one more watch would leave no connection for calls. A watch makes calls, too.
         """
         if self._limit < 2:
             raise self._too_few()

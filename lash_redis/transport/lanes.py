@@ -72,9 +72,9 @@ class Group:
     def __init__(self, lanes: Lanes, limit: int) -> None:
         self.lines: list[Line] = []
         self.turns = asyncio.Semaphore(limit)
-        """The permits of requests during which the server blocks the connection: one for each connection.
+        """The permits of requests, such as WAIT, that block their connection: one for each connection.
 
-        So no such request waits for another on the same connection.
+        Two of them are never queued on the same connection.
         """
         self._lanes = lanes
         self._limit = limit
@@ -100,7 +100,7 @@ class Group:
 
 
 class Line:
-    """A place for one connection. The connection is opened at the first request, and again after it was lost."""
+    """One connection of a group. It is opened at the first request, and again after it was lost."""
 
     __slots__ = ("_lanes", "_opening", "connection", "users")
 

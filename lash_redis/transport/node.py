@@ -30,7 +30,7 @@ class Listener:
     client: redis.Redis
     """A client of redis-py, whose pool the watch takes a connection of."""
     turn: Callable[[], AbstractAsyncContextManager[None]]
-    """Holds a turn of the watch's connection as long as the watch uses it. `Connections.for_watch` has the errors."""
+    """Makes the context manager in which the watch uses its connection. For the errors see `Connections.for_watch`."""
 
 
 class Node(ABC):
@@ -87,9 +87,9 @@ class Node(ABC):
     async def introduce(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
         """Exchange a request whose script the server may not have. Only one such request is in flight at a time.
 
-        Other requests with the same script wait for its reply and then send the SHA-1. So the bytes of concurrent
-        commits are not sent twice. No request waits for one that itself waits for replicas. With `with_text`, the
-        server has replied that it does not have the script.
+        Other requests with the same script wait for its reply and then send the SHA-1. Otherwise each concurrent commit
+        would be refused with NOSCRIPT, and send all of its bytes again. A request that waits for replicas or the disk
+        makes no other request wait. With `with_text`, the server has replied that it does not have the script.
         """
         script = request.script
         assert script is not None

@@ -22,7 +22,7 @@ KEY_BEHIND_A_WORD: Final = frozenset({"MEMORY", "OBJECT"})
 
 
 class Server(Protocol):
-    """The server that a request was sent to, as far as the message of a failure needs it: a `Node`."""
+    """What the message of a failure needs of the `Node` that a request was sent to."""
 
     address: str
 

@@ -26,9 +26,9 @@ REDIRECTS: Final = 8
 """The number of times that a request follows MOVED, ASK or NOSCRIPT before it fails as not executed."""
 
 CALL_TIMEOUT: Final = 8.0
-"""The time of a call, in seconds, to one server and to servers that were never reached."""
+"""The time of a call, in seconds, to one server, and to a cluster or Sentinel until it was reached once."""
 FAILOVER_CALL_TIMEOUT: Final = 60.0
-"""The time of a call, in seconds, if a lost primary is replaced: a cluster does so after 15 s, Sentinel after 30 s."""
+"""The time of a call, in seconds, to servers that replace a lost primary: after 15 s (cluster) or 30 s (Sentinel)."""
 
 
 @dataclass(frozen=True, slots=True)
