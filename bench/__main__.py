@@ -90,13 +90,18 @@ def on_tcp(binary: Path | None, groups: list[str], *, quick: bool) -> list[repor
     if "workers" in groups:
         with EmbeddedServer(binary=binary, port=0) as server:
             rows += workers.measure(server.url, quick=quick)
-    if {"peers", "chats"} & {*groups} and find_spec("agents"):
+    if {"peers", "chats"} & {*groups} and _has_peers():
         from bench import chats, pairs  # both import every store of peers-requirements.txt
 
         with EmbeddedServer(binary=binary, port=0) as server:
             rows += pairs.measure(server, quick=quick) if "peers" in groups else []
             rows += chats.measure(server, quick=quick) if "chats" in groups else []
     return rows
+
+
+def _has_peers() -> bool:
+    """Whether the packages of peers-requirements.txt are installed."""
+    return find_spec("agno") is not None
 
 
 def main() -> None:
@@ -118,8 +123,10 @@ def main() -> None:
             rows += startup.measure(3 if options.quick else 7)
         head["seconds"] = round(perf_counter() - started)
         print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
-        if {"workers", "peers", "chats"} & {*groups} and not find_spec("agents"):
-            print("The comparisons with RedisSession need openai-agents. Run them by .venv-peers/bin/python.\n")
+        if {"peers", "chats"} & {*groups} and not _has_peers():
+            print(
+                "The groups `peers` and `chats` need other stores: run them by .venv-peers/bin/python.\n"
+            )
         runs.append({"header": head, "rows": [row.json() for row in rows]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
