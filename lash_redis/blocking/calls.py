@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from inspect import isawaitable
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -16,11 +16,12 @@ Inbox: TypeAlias = "SimpleQueue[Call | Callable[[], object]]"
 class Call:
     """A coroutine of a blocking caller, and its outcome.
 
-    A call `is_open_ended` if it waits for an event that may never happen, such as the next change of a watch. If the
-    caller is interrupted, and the coroutine succeeds nevertheless, `undo` gets its result.
+    A call `is_open_ended` if it waits for an event that may never happen, such as the next change of a watch. `wrap`
+    makes what the caller gets of its result. If the caller is interrupted before it has that, and the coroutine
+    succeeds nevertheless, `undo` gets the result.
     """
 
-    __slots__ = ("error", "inbox", "is_done", "is_open_ended", "result", "task", "undo", "work")
+    __slots__ = ("error", "inbox", "is_done", "is_open_ended", "result", "task", "undo", "work", "wrap")
 
     def __init__(
         self,
@@ -28,16 +29,23 @@ class Call:
         *,
         inbox: Inbox | None = None,
         is_open_ended: bool = False,
+        wrap: Callable[[Any], Any] | None = None,
         undo: Callable[[Any], Coroutine[Any, Any, object]] | None = None,
     ) -> None:
         self.work = work
         self.inbox: Inbox = SimpleQueue() if inbox is None else inbox
         self.is_open_ended = is_open_ended
         self.is_done = False
+        self.wrap = wrap
         self.undo = undo
         self.task: asyncio.Task[None] | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the loop has run a step of the coroutine."""
+        return inspect.getcoroutinestate(self.work) != inspect.CORO_CREATED
 
     async def run(self) -> None:
         """Run the coroutine, and store its outcome for the thread of the caller."""
@@ -85,7 +93,7 @@ def asking(inbox: Inbox, function: Callable[..., Any]) -> Callable[..., Coroutin
         answer = await answered
         if answer.error is not None:
             raise answer.error
-        return await answer.value if isawaitable(answer.value) else answer.value
+        return await answer.value if inspect.isawaitable(answer.value) else answer.value
 
     return ask
 

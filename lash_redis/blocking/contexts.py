@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from lash_redis.blocking.calls import Call
 from lash_redis.blocking.loop_thread import LoopThread
 from lash_redis.blocking.running import Running
 from lash_redis.errors import BackendError
@@ -40,7 +41,8 @@ class BlockingContext(AbstractContextManager[Value], Generic[Value]):
         if self._running is not None:
             raise RuntimeError("this context manager can be entered only once; call the method that made it again")
         self._running = self._loops.started()
-        return self._wrap(self._loops.run(self._enter, self._running))
+        call = Call(self._enter(self._running), wrap=self._wrap, undo=self._abandon)
+        return self._loops.finish(call)  # type: ignore[no-any-return]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         running = self._running
@@ -82,6 +84,11 @@ class BlockingContext(AbstractContextManager[Value], Generic[Value]):
                 return False
             raise error
         return True
+
+    async def _abandon(self, _: object) -> None:
+        """Leave the context of a block that does not begin, because the caller was interrupted."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def _leave(self, error: BaseException | None) -> bool:
         if error is None or (isinstance(error, Exception) and not isinstance(error, StopIteration)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -31,6 +32,8 @@ class BlockingLease(HeldLease):
     """
 
     _thread: Annotated[LoopThread | None, Rule.IN_MEMORY] = field(default=None, repr=False)
+    _process: Annotated[int, Rule.IN_MEMORY] = field(default=0, repr=False)
+    """The process that entered `with`. A child that is forked in the block does not release the lease."""
 
     @property
     def _loops(self) -> LoopThread:
@@ -47,10 +50,12 @@ class BlockingLease(HeldLease):
     renewing = hold(Lease.renewing, _same)
 
     def __enter__(self) -> Self:
+        self._process = os.getpid()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._loops.run(Lease.__aexit__, self, kind, error, at)
+        if self._process == os.getpid():
+            self._loops.run(Lease.__aexit__, self, kind, error, at)
 
 
 name_methods(BlockingLease)

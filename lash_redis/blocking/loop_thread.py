@@ -63,7 +63,7 @@ class LoopThread:
         """Run a call in the loop, and wait for its result in this thread.
 
         If this thread is interrupted meanwhile, such as by Ctrl-C, the coroutine is cancelled and its cleanup awaited,
-        for `CLEANUP_TIMEOUT` at most.
+        for `CLEANUP_TIMEOUT` at most. `Call.undo` undoes what the coroutine did before the cancellation reached it.
 
         Raises:
             BackendError: the cache was closed, or this is the thread of the loop.
@@ -79,14 +79,15 @@ class LoopThread:
             is_accepted = running.submit(call)
             while is_accepted and (message := call.inbox.get()) is not call:
                 message()  # type: ignore[operator]  # a function, because it is not the call
+            if is_accepted and call.error is None:
+                return call.result if call.wrap is None else call.wrap(call.result)
         except BaseException:
             self._withdraw(running, call)
             raise
         if not is_accepted:
             self._refuse()
         error, call.error = call.error, None
-        if error is None:
-            return call.result
+        assert error is not None
         try:
             if running.is_ending and isinstance(error, asyncio.CancelledError):
                 if call.is_open_ended:

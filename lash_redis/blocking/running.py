@@ -73,7 +73,7 @@ class Running:
     def _cancel(self, call: Call) -> None:
         if call.task is not None:
             call.task.cancel()
-        elif not call.is_done:
+        if not call.is_begun:  # asyncio ends a task that is cancelled before its first step without running it
             self._calls.discard(call)
             call.cut_off()
 

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protoc
 from lash_redis.blocking.calls import Call, asking, notifying
 from lash_redis.blocking.contexts import BlockingContext
 from lash_redis.blocking.loop_thread import LoopThread
+from lash_redis.blocking.running import Running
 from lash_redis.errors import BackendError
 
 Parameters = ParamSpec("Parameters")
@@ -104,6 +105,7 @@ def called(method: Any, wrap: Wrap[Any] | None, *, undo: Any) -> Any:
     def blocking(self: HasLoop, *args: Any, **named: Any) -> Any:
         loops = self._loops
         inbox: SimpleQueue[Any] = SimpleQueue()
+        wrapped = None if wrap is None else functools.partial(wrap, loops)
         if callbacks:
             bound = signature.bind(self._inner, *args, **named)
             for name, adapt in callbacks.items():
@@ -112,8 +114,7 @@ def called(method: Any, wrap: Wrap[Any] | None, *, undo: Any) -> Any:
             work = method(*bound.args, **bound.kwargs)
         else:
             work = method(self._inner, *args, **named)
-        result = loops.finish(Call(work, inbox=inbox, undo=undo))
-        return result if wrap is None else wrap(loops, result)
+        return loops.finish(Call(work, inbox=inbox, wrap=wrapped, undo=undo))
 
     return like(method, blocking)
 
@@ -181,8 +182,14 @@ def function(original: Callable[Parameters, Any], blocking: Callable[..., Made])
     return cast("Callable[Parameters, Made]", like(original, blocking))
 
 
-def next_item(loops: LoopThread, items: Any) -> Any:
-    """Return the next item of an async iterator, or `END`."""
+def next_item(loops: LoopThread, running: Running, items: Any) -> Any:
+    """Return the next item of an async iterator that began in the loop `running`, or `END`.
+
+    Raises:
+        BackendError: this process is a child that was forked since.
+    """
+    if running.process != os.getpid():
+        raise BackendError("this iteration began before the process forked; begin another one in the child")
 
     async def step() -> Any:
         # `__anext__` is called here, because its first call binds an async generator to the loop of its thread.
@@ -202,9 +209,7 @@ def _items(loops: LoopThread, items: Any) -> Generator[Any, None, None]:
     running.note_open(items, close)
     try:
         while True:
-            if running.process != os.getpid():
-                raise BackendError("this iteration began before the process forked; begin another one in the child")
-            item = next_item(loops, items)
+            item = next_item(loops, running, items)
             if item is END:
                 return
             yield item

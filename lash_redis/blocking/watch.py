@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from lash_redis.blocking.calls import Call
+from lash_redis.blocking.running import Running
 from lash_redis.blocking.twins import END, Twin, call, call_in_loop, next_item
 from lash_redis.session.watch import SessionChange, SessionWatch
 
@@ -16,6 +18,9 @@ class BlockingSessionWatch(Twin[SessionWatch]):
     waits while there is no change. `SessionWatch` describes what it reports. Another thread may call `add` and `remove`
     meanwhile, or `close`, which ends the iteration.
     """
+
+    _running: Running | None = None
+    """The loop in which the watch was entered."""
 
     @property
     def poll(self) -> float:
@@ -33,17 +38,30 @@ class BlockingSessionWatch(Twin[SessionWatch]):
         return self
 
     def __next__(self) -> SessionChange:
-        change = next_item(self._loops, self._inner)
+        change = next_item(self._loops, self._running or self._loops.started(), self._inner)
         if change is END:
             raise StopIteration
         made: SessionChange = change
         return made
 
     def __enter__(self) -> Self:
-        self._loops.started().note_open(self._inner, self._inner.aclose)
-        self._loops.run(self._inner.__aenter__)
-        return self
+        running = self._loops.started()
+        return self._loops.finish(Call(self._enter(running), undo=self._abandon))  # type: ignore[no-any-return]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._loops.run(self._inner.__aexit__, kind, error, at)
-        self._loops.started().note_closed(self._inner)
+        running = self._running
+        assert running is not None
+        running.note_closed(self._inner)
+        self._loops.clean_up(running, self._inner.__aexit__(kind, error, at))
+
+    async def _enter(self, running: Running) -> Self:
+        await self._inner.__aenter__()
+        running.note_open(self._inner, self._inner.aclose)
+        self._running = running
+        return self
+
+    async def _abandon(self, _: object) -> None:
+        """End a watch whose block does not begin, because the caller was interrupted."""
+        assert self._running is not None
+        self._running.note_closed(self._inner)
+        await self._inner.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -49,8 +50,8 @@ class StreamWriter(StreamClaim):
     """
 
     __slots__ = (
-        "_bounds", "_broken", "_end", "_hub", "_is_held", "_keys", "_lock", "_namespace", "_outbox", "_pump_task",
-        "_stop", "_stop_requested", "_wake",
+        "_bounds", "_broken", "_end", "_hub", "_is_held", "_keys", "_lock", "_namespace", "_outbox", "_process",
+        "_pump_task", "_stop", "_stop_requested", "_wake",
     )  # fmt: skip
 
     def __init__(self, namespace: Namespace, keys: StreamKeys, bounds: Bounds) -> None:
@@ -69,6 +70,8 @@ class StreamWriter(StreamClaim):
         """How the stream ended; None while it runs, '' before it was opened."""
         self._is_held = False
         """Whether a commit that finishes the stream is in flight."""
+        self._process = os.getpid()
+        """The process that produces the stream. A child that is forked in the block has a copy of the writer."""
 
     def __repr__(self) -> str:
         return f"StreamWriter({self.session_id!r}, {self.generation_id!r}, {self.event_count} events)"
@@ -128,7 +131,17 @@ class StreamWriter(StreamClaim):
                 if self._outbox.first_unsent < until:
                     await self._send_batch()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process produces the stream.
+
+        A child that is forked in the block does not: the server would take its events for retries of its parent's.
+        """
+        return self._process == os.getpid()
+
     def _require_open(self) -> None:
+        if not self.is_own:
+            raise StreamBusy(self.session_id, self.generation_id, "running")
         if self._broken is not None:
             raise self._broken
         if self._end is None and not self._is_held:
@@ -142,6 +155,7 @@ class StreamWriter(StreamClaim):
     async def __aenter__(self) -> Self:
         if self._end != "" or self._pump_task is not None:
             raise InvalidRecord("stream", "was entered before; call `store.stream` again, with a new generation id")
+        self._process = os.getpid()
         opening = asyncio.create_task(self._open())
         try:
             await asyncio.shield(opening)
@@ -320,7 +334,7 @@ class StreamWriter(StreamClaim):
 @asynccontextmanager
 async def held_for_commit(claim: StreamClaim) -> AsyncIterator[None]:
     """`StreamWriter.held_for_commit`; a claim without its writer needs nothing."""
-    if isinstance(claim, StreamWriter):
+    if isinstance(claim, StreamWriter) and claim.is_own:
         async with claim.held_for_commit():
             yield
     else:
@@ -331,7 +345,7 @@ async def finish_after_commit(
     namespace: Namespace, keys: SessionKeys, claim: StreamClaim, *, is_finished: bool
 ) -> None:
     """`StreamWriter.finish_after_commit`, also for a claim without its writer."""
-    if isinstance(claim, StreamWriter):
+    if isinstance(claim, StreamWriter) and claim.is_own:
         await claim.finish_after_commit(is_finished=is_finished)
     elif not is_finished:
         stream = keys.stream(claim.generation_id)

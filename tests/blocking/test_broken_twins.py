@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from inspect import iscoroutinefunction
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -33,6 +34,13 @@ def does_nothing(_: Any) -> Any:
     return lambda *args: None
 
 
+def finishes_at_once(_: Any) -> Any:
+    async def broken(*_: object) -> None:
+        pass
+
+    return broken
+
+
 def leaves_without_a_word(leave: Any) -> Any:
     async def broken(self: Any, error: Any) -> bool:
         with suppress(StoreError):
@@ -43,7 +51,7 @@ def leaves_without_a_word(leave: Any) -> Any:
 
 
 def begins_in_the_thread_of_the_caller(_: Any) -> Any:
-    def broken(loops: Any, items: Any) -> Any:
+    def broken(loops: Any, running: Any, items: Any) -> Any:
         begun = items.__anext__()
 
         async def step() -> Any:
@@ -74,6 +82,18 @@ BROKEN: list[tuple[Callable[..., Any], Python]] = [
         interrupts.test_an_interrupted_claim_does_not_get_the_lease_later,
         Python("blocking.loop_thread:LoopThread._withdraw", does_nothing, "cancels nothing"),
     ),
+    (
+        interrupts.test_a_renewal_whose_beginning_is_interrupted_at_any_line_is_not_left_running,
+        Python("blocking.contexts:BlockingContext._abandon", finishes_at_once, "leaves no context after an interrupt"),
+    ),
+    (
+        interrupts.test_a_call_that_is_cancelled_before_its_first_step_ends_at_once,
+        Python("blocking.calls:Call.is_begun", lambda _: True, "waits for a coroutine that never runs"),
+    ),
+    (
+        forks.test_a_child_cannot_write_to_a_stream_of_its_parent,
+        Python("session.stream:StreamWriter.is_own", lambda _: True, "lets a child write"),
+    ),
 ]
 
 
@@ -86,7 +106,7 @@ def broken_twin(intact: Callable[..., Any], breakage: Python) -> Callable[..., A
     def twin(**fixtures: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             broken(patch)
-            with pytest.raises((AssertionError, StoreError, pytest.fail.Exception)):
+            with pytest.raises((AssertionError, StoreError, Empty, pytest.fail.Exception)):
                 intact(**fixtures)
 
     @wraps(intact)

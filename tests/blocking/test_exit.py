@@ -30,6 +30,7 @@ ENDINGS = {
 lease = chat.store.acquire_lease(ttl=5).__enter__()
 renewing = lease.renewing().__enter__()
 """,
+    "with a stream that is open": "out = chat.stream('gen').__enter__(); out.send('a')",
     "with a list that was begun": """
 for at in range(120): cache.chat(f"c{at}").append({"role": "user", "content": "x"})
 listed = cache.sessions(); next(listed)

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, TypeVar
 
 import pytest
 import redis
 
-from lash_redis import BackendError, blocking
+from lash_redis import BackendError, StreamBusy, blocking
 from lash_redis.blocking import BlockingSessionCache
 from tests.support.blocking import PATIENCE, connections, loop_threads, output_of, wait_until
 
@@ -168,14 +169,148 @@ def test_a_child_cannot_continue_an_iteration_of_its_parent(cache: BlockingSessi
     revisions.close()
 
 
-def test_a_child_leaves_a_block_of_its_parent_without_an_effect(cache: BlockingSessionCache) -> None:
+@contextmanager
+def held_cache(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
+    with blocking.connect(url) as own:
+        own.chat("other").append({"role": "user", "content": "x"})
+        yield lambda: len(own.chat("other").messages()) == 1
+
+
+@contextmanager
+def held_lease(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
     store = cache.session("chat")
-    lease = store.acquire_lease(ttl=30.0)
-    renewing = lease.renewing()
-    with renewing:
-        assert in_child(lambda: bool(renewing.__exit__(None, None, None)))() is False
-        assert lease.renew().remaining > 0
-    lease.release()
+    with store.acquire_lease(ttl=30.0):
+        yield lambda: store.load_lease() is not None
+
+
+@contextmanager
+def held_renewal(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
+    lease = cache.session("chat").acquire_lease(ttl=0.6)
+    with lease.renewing():
+        ends = lease.deadline + 0.3
+
+        def is_renewed() -> bool:
+            wait_until(lambda: lease.deadline > ends)
+            return True
+
+        yield is_renewed
+
+
+@contextmanager
+def held_stream(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
+    chat = cache.chat("chat")
+    with chat.stream("gen") as out:
+        out.send("before")
+        out.flush()
+
+        def is_open() -> bool:
+            events = chat.follow("gen")
+            out.send("after")
+            out.flush()
+            return [next(events).data for _ in range(2)] == ["before", "after"]
+
+        yield is_open
+
+
+@contextmanager
+def held_watch(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
+    with cache.watch() as watch:
+        watch.add("chat", 0)
+
+        def reports() -> bool:
+            say(cache, "news")
+            return next(watch).revision == 1
+
+        yield reports
+
+
+@contextmanager
+def held_iteration(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
+    say(cache, "a")
+    with closing(cache.session("chat").watch(0)) as revisions:
+        assert next(revisions) == 1
+
+        def reports() -> bool:
+            say(cache, "b")
+            return next(revisions) == 2
+
+        yield reports
+
+
+HELD = [held_cache, held_lease, held_renewal, held_stream, held_watch, held_iteration]
+
+
+@pytest.mark.parametrize("held", HELD, ids=lambda held: held.__name__)
+def test_a_child_leaves_a_block_of_its_parent_without_an_effect(
+    held: Callable[..., AbstractContextManager[Callable[[], bool]]], cache: BlockingSessionCache, url: str
+) -> None:
+    block = held(cache, url)
+    is_held = block.__enter__()
+    try:
+        assert in_child(lambda: bool(block.__exit__(None, None, None)))() is False
+        assert is_held()
+    finally:
+        block.__exit__(None, None, None)
+
+
+def test_every_context_manager_of_the_package_is_tested_after_a_fork() -> None:
+    """`HELD` has a block of each, and an iteration, which `closing` ends."""
+    managers = {name for name in blocking.__all__ if hasattr(getattr(blocking, name), "__exit__")}
+    assert managers == {
+        "BlockingSessionCache",
+        "BlockingLease",
+        "BlockingContext",
+        "BlockingStreamWriter",
+        "BlockingSessionWatch",
+    }
+
+
+def test_a_child_cannot_write_to_a_stream_of_its_parent(cache: BlockingSessionCache) -> None:
+    """It would send its events under the numbers of its parent's, which would then be taken for retries."""
+    chat = cache.chat("chat")
+
+    def work() -> list[str]:
+        refusals = []
+        for call in (lambda: out.send("child"), out.flush):
+            try:
+                call()
+            except StreamBusy as error:
+                refusals.append(error.state)
+        return refusals
+
+    with chat.stream("gen") as out:
+        out.send("a")
+        out.flush()
+        assert in_child(work)() == ["running", "running"]
+        out.send("b")
+    assert [event.data for event in chat.follow("gen")] == ["a", "b"]
+
+
+def test_a_child_can_finish_a_stream_of_its_parent_with_a_commit(cache: BlockingSessionCache) -> None:
+    """As another process can that got the writer by pickle."""
+    chat = cache.chat("chat")
+    out = chat.stream("gen")
+    out.__enter__()
+    out.send("a")
+    out.flush()
+    assert in_child(lambda: len(chat.append({"role": "assistant", "content": "a"}, finishes=out)))() == 1
+    assert [event.data for event in chat.follow("gen")] == ["a"]
+    out.send("late")
+    with pytest.raises(StreamBusy):
+        out.__exit__(None, None, None)
+
+
+def test_a_child_cannot_continue_a_watch_of_its_parent(cache: BlockingSessionCache) -> None:
+    def work() -> str:
+        try:
+            next(watch)
+        except BackendError as error:
+            return str(error)
+        return "no error"
+
+    with cache.watch() as watch:
+        watch.add("chat", 0)
+        assert "begin another one in the child" in in_child(work)()
 
 
 def test_a_grandchild_and_a_process_of_multiprocessing_have_connections_of_their_own(
