@@ -10,6 +10,7 @@ Arguments are kept as attributes and in `args`, so every error can be pickled be
 
 from __future__ import annotations
 
+from copy import copy
 from time import gmtime, strftime
 from typing import Any
 
@@ -21,6 +22,18 @@ class StoreError(Exception):
 
     def __str__(self) -> str:
         return self.template.format(*self.args)
+
+
+def fresh(error: BaseException) -> BaseException:
+    """Return a new error, caused by one that was stored, for a caller who has not received it yet.
+
+    A stored object that is raised more than once collects the tracebacks of all callers.
+    """
+    if not isinstance(error, StoreError):
+        return error
+    new = copy(error)
+    new.__cause__ = error
+    return new
 
 
 class Refused(StoreError):

@@ -35,7 +35,6 @@ async def follow(
         read = _checked(keys, place, read)
         tag, number = read.tag, place.number
         while True:
-            commands.streams.require_no_gap(keys, read, number)
             for event in commands.streams.events_of(keys, read):
                 number += 1
                 yield event
@@ -88,11 +87,12 @@ async def _first(
 
 
 def _checked(keys: StreamKeys, place: Place, read: StreamRead | None) -> StreamRead:
-    """Check the cursor.
+    """Check the cursor against the first read.
 
     Raises:
         StreamGone: there is no stream.
         InvalidRecord: the cursor is of another stream, or behind the last event.
+        StreamGap: events after the cursor were dropped.
     """
     if read is None:
         raise StreamGone(keys.session_id, keys.generation_id)
@@ -103,6 +103,7 @@ def _checked(keys: StreamKeys, place: Place, read: StreamRead | None) -> StreamR
         if place.number > read.last:
             reason = f"expected a cursor up to {commands.streams.cursor_of(read.tag, read.last)!r}, got {after!r}"
             raise InvalidRecord("after", reason)
+    commands.streams.require_no_gap(keys, read, place.number)
     return read
 
 
@@ -111,17 +112,20 @@ async def _stored(namespace: Namespace, keys: StreamKeys, tag: str, number: int)
 
     Raises:
         StreamGone: the stream no longer exists.
+        StreamGap: what follows was dropped.
     """
     read = await _read(namespace, keys, number)
     if read is None or read.tag != tag:
         raise StreamGone(keys.session_id, keys.generation_id)
+    commands.streams.require_no_gap(keys, read, number)
     return read
 
 
 async def _next(namespace: Namespace, keys: StreamKeys, topic: FollowedStream, tag: str, number: int) -> StreamRead:
     """Wait for what follows an event: further events, or the end.
 
-    The shared window answers. The server does if the window cannot, once for each change of the window.
+    The shared window answers, also with events that the server has dropped since. The server answers if the window
+    cannot, once for each change of the window.
     """
     asked: int | None = None
     while True:
@@ -132,7 +136,7 @@ async def _next(namespace: Namespace, keys: StreamKeys, topic: FollowedStream, t
             if asked != version:
                 asked = version
                 read = await _stored(namespace, keys, tag, number)
-                if read.events or not read.is_running or number < read.dropped:
+                if read.events or not read.is_running:
                     return read
                 read = None
         if read is not None:

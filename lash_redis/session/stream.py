@@ -22,6 +22,7 @@ from lash_redis.errors import (
     StoreError,
     StreamBusy,
     StreamFailed,
+    fresh,
 )
 from lash_redis.models import StreamClaim, StreamState
 from lash_redis.protocol import commands
@@ -143,7 +144,7 @@ class StreamWriter(StreamClaim):
         if not self.is_own:
             raise StreamBusy(self.session_id, self.generation_id, "running")
         if self._broken is not None:
-            raise self._broken
+            raise fresh(self._broken)
         if self._end is None and not self._is_held:
             return
         if self._end == "":
@@ -206,7 +207,7 @@ class StreamWriter(StreamClaim):
         if self._broken is not None:
             if self._end is None and ends == "f":
                 self._end = "x"
-                raise self._broken
+                raise fresh(self._broken)
             return
         async with self._lock:
             while self._end is None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Protocol
 
-from lash_redis.errors import BackendError, Corrupt, Refused, StoreError
+from lash_redis.errors import BackendError, Corrupt, Refused, StoreError, fresh
 from lash_redis.protocol import commands
 from lash_redis.protocol.commands.streams import StreamRead
 from lash_redis.protocol.keys import StreamKeys
@@ -113,7 +113,7 @@ class FollowedStream(_Topic):
         while self.failure is None and self.window.version == version:
             await self._changed.wait()
         if self.failure is not None:
-            raise self.failure
+            raise fresh(self.failure)
 
 
 class StopRequest(_Topic):
@@ -197,7 +197,11 @@ class StreamHub(Subscriptions[Any]):
     # The polls
 
     async def _read(self, topics: Sequence[StreamTopic]) -> Sequence[Poll]:
-        return await asyncio.gather(*map(self._poll_topic, topics))
+        polled: list[Any] = await asyncio.gather(*map(self._poll_topic, topics), return_exceptions=True)
+        for result in polled:  # every poll has ended, although one failed
+            if isinstance(result, BaseException) and not isinstance(result, (Corrupt, Refused)):
+                raise result
+        return polled
 
     async def _poll_topic(self, topic: StreamTopic) -> Poll:
         """Poll a stream. An error of the stream is its result.

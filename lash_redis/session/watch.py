@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from lash_redis._validate import require_id, seconds_to_ms
-from lash_redis.errors import StoreError
+from lash_redis.errors import StoreError, fresh
 from lash_redis.protocol import commands
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.subscriber import WatchedSession, read_sessions
@@ -119,7 +119,7 @@ class SessionWatch(Subscriptions[WatchedSession]):
         """
         while not self._pending:
             if self._fatal_error is not None:
-                raise self._fatal_error
+                raise fresh(self._fatal_error)
             if not self._is_open:
                 raise StopAsyncIteration
             self._has_pending.clear()

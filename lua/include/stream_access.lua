@@ -38,7 +38,9 @@ local function plan_drop(events, stream, count, size, max_events, max_bytes)
     return stream.kept - drop + count <= max_events and stream.bytes - freed + size <= max_bytes
   end
   while drop < stream.kept and not is_within() do
-    local chunk = math.min(100, math.max(1, stream.kept - drop + count - max_events))
+    -- Estimate how many events exceed the bounds, to read few more than are dropped.
+    local excess = math.ceil((stream.bytes - freed + size - max_bytes) * stream.kept / stream.bytes)
+    local chunk = math.min(100, math.max(1, stream.kept - drop + count - max_events, excess))
     for _, element in ipairs(redis.call('LRANGE', events, drop, drop + chunk - 1)) do
       if is_within() then break end
       drop, freed = drop + 1, freed + #element

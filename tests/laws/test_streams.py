@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import pickle
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -382,6 +383,64 @@ async def test_a_follower_that_is_overtaken_gets_a_gap(store, other):
                     pass
 
 
+@broken_by(Python("protocol.stream_window:StreamWindow.after", lambda _: _raises(LookupError), "has no window"))
+async def test_a_follower_gets_events_that_the_server_dropped_and_its_process_still_has(store, other):
+    count = 400
+    async with (
+        store.stream("gen", max_events=100) as out,
+        following(other) as companion,
+        aclosing(other.follow("gen")) as slow,
+    ):
+        await out.send(0)
+        assert (await anext(slow)).data == 0
+        second = asyncio.ensure_future(anext(slow))
+        await until(lambda: follower_count(other) == 2, "both followers at the window")
+        await out.send(1)
+        assert (await second).data == 1
+        for number in range(2, count):
+            await out.send(number)
+            if number % 50 == 0:
+                await out.flush()
+                await companion.reach(number + 1)
+        await out.flush()
+        await companion.reach(count)
+        info = await store.load_stream("gen")
+        assert info is not None
+        assert info.dropped_count == count - 100
+        async with asyncio.timeout(SOON):
+            assert [(await anext(slow)).data for _ in range(2, count)] == list(range(2, count))
+
+
+def topic_of(store: RedisSessionStore, generation: str = "gen") -> Any:
+    """The topic of a stream that this store follows; None for none."""
+    return stream_hub.hub_of(store._namespace)._followed.get(store._keys.stream(generation).events.encode())
+
+
+def follower_count(store: RedisSessionStore) -> int:
+    topic = topic_of(store)
+    return topic.follower_count if topic is not None else 0
+
+
+def _raises(error: type[Exception]) -> Any:
+    def broken(*_: object) -> None:
+        raise error
+
+    return broken
+
+
+@broken_by(Lua("stream_send", "stream.kept - drop + count - max_events, excess", "1, 1"))
+async def test_dropping_many_small_events_for_their_bytes_takes_few_commands(real_server, open_real_cache):
+    store = open_real_cache().session("chat")
+    client = real_server.client()
+    await client.config_resetstat()
+    await produced(store, *["x" * 10] * 900, max_bytes=8_000)
+    calls = (await client.info("commandstats"))["cmdstat_lrange"]["calls"]
+    info = await store.load_stream("gen")
+    assert info is not None
+    assert info.dropped_count > 300
+    assert calls <= 10
+
+
 @broken_by(Lua("stream_send", "and stream.bytes - freed + size <= max_bytes", ""))
 async def test_the_bound_on_bytes_drops_the_oldest_events(store):
     await produced(store, *["x" * 100] * 30, max_bytes=1100)
@@ -489,6 +548,59 @@ async def test_of_many_producers_at_once_exactly_one_opens_the_stream(open_cache
     won = [number for number, is_won in enumerate(await asyncio.gather(*tasks)) if is_won]
     assert len(won) == 1
     assert await data_of(stores[0]) == won
+
+
+@broken_by(Python("session.stream:fresh", lambda _: lambda error: error, "raises the stored error"))
+async def test_each_call_of_a_writer_that_cannot_send_raises_an_error_of_its_own(store):
+    """A stored exception that is raised again collects the traceback of each call, and shares its context."""
+    errors: list[SessionDeleted] = []
+    with pytest.raises(SessionDeleted):
+        async with store.stream("gen") as out:
+            await store.delete()
+            for _ in range(4):
+                with pytest.raises(SessionDeleted) as refused:
+                    await out.send("x")
+                    await out.flush()
+                errors.append(refused.value)
+    assert len({id(error) for error in errors}) == 4
+    assert {str(error) for error in errors} == {str(errors[0])}
+    assert len({_depth(error) for error in errors[1:]}) == 1
+
+
+def _depth(error: BaseException) -> int:
+    return sum(1 for _ in traceback.walk_tb(error.__traceback__))
+
+
+@broken_by(Python("session.stream_hub:fresh", lambda _: lambda error: error, "raises the stored error"))
+async def test_each_follower_of_an_outage_gets_an_error_of_its_own(store, cache):
+    async with store.stream("gen") as out:
+        await out.send("x")
+        await out.flush()
+        async with following(store) as first, following(store) as second:
+            await first.reach(1)
+            await second.reach(1)
+            await until(lambda: follower_count(store) == 2, "both followers at the window")
+            topic_of(store).fail(BackendError("an outage"))
+            ended = [await first.end(), await second.end()]
+    assert [str(error) for error in ended] == ["store backend error: an outage"] * 2
+    assert ended[0] is not ended[1]
+
+
+async def test_a_poll_that_fails_leaves_no_other_poll_running(cache, monkeypatch):
+    hub = stream_hub.StreamHub(cache.shared)
+    ended: list[str] = []
+
+    async def read(_: object, keys: Any, *more: object) -> None:
+        if keys.generation_id == "bad":
+            raise BackendError("down")
+        await asyncio.sleep(0.1)
+        ended.append(keys.generation_id)
+
+    monkeypatch.setattr(stream_hub, "read_stream", read)
+    topics: list[Any] = [stream_hub.FollowedStream(keys_of(name)) for name in ("bad", "a", "b")]
+    with pytest.raises(BackendError, match="down"):
+        await hub._read(topics)
+    assert ended == ["a", "b"]
 
 
 async def test_a_writer_is_used_in_its_block_only(store):
