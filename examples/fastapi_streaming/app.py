@@ -1,27 +1,23 @@
 """A chat service that streams its answers. Start it by `uvicorn app:app --workers 2`, and open it in a browser.
 
-A browser that loses its connection continues on any worker behind the last token that it has. Several tabs can watch
-one answer, each can stop it, and a message that is sent meanwhile is answered next. The cookie `user` stands for your
-authentication.
+A browser that loses its connection continues on any worker. Several tabs can watch one answer and stop it, and a
+message that is sent meanwhile is answered next. The cookie `user` stands for your authentication.
 """
 
-import asyncio
 import json
 import os
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Body, Cookie, Depends, FastAPI, Header, Request
+from fastapi import BackgroundTasks, Body, Cookie, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import FileResponse, StreamingResponse
+from model import call_model
 
 import lash_redis
-from lash_redis import Chat, Lease, StreamFailed, StreamGap, StreamGone
-
-answering: set[asyncio.Task[None]] = set()
+from lash_redis import Chat, InvalidRecord, Refused
 
 
 @asynccontextmanager
@@ -29,9 +25,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     url = os.environ.get("CHAT_REDIS_URL", "embedded://chats")
     async with lash_redis.connect(url, namespace="streaming-chat", ttl=30 * 86_400) as app.state.cache:
         yield
-        for task in answering:
-            task.cancel()
-        await asyncio.gather(*answering, return_exceptions=True)
 
 
 app = FastAPI(lifespan=lifespan)
@@ -42,46 +35,23 @@ def chat_of(request: Request, chat_id: str, user: Annotated[str, Cookie()]) -> C
 
 
 UsersChat = Annotated[Chat, Depends(chat_of)]
-
-
-async def call_model(messages: list[dict[str, Any]]) -> AsyncIterator[str]:
-    for token in f"You wrote: {messages[-1]['content']}".split(" "):
-        await asyncio.sleep(float(os.environ.get("CHAT_TOKEN_SECONDS", "0.2")))
-        yield token + " "
-
-
-def start_answering(chat: Chat) -> None:
-    task = asyncio.create_task(answer_all(chat))
-    answering.add(task)
-    task.add_done_callback(answering.discard)
+Text, MessageId = Annotated[str, Body()], Annotated[str, Body(alias="id")]
 
 
 async def answer_all(chat: Chat) -> None:
-    """Answer what is waiting. One worker at a time does. If it is killed, its lease ends after 10 seconds."""
-    while await is_waiting(chat):
+    """Answer what is pending. One worker at a time does. If it is killed, another one can after 10 seconds."""
+    while await chat.pending_inputs():
         async with await chat.store.acquire_lease(uuid4().hex, ttl=10.0, wait=60.0) as lease, lease.renewing():
-            if await is_waiting(chat):
-                await answer_next(chat, lease)
-
-
-async def is_waiting(chat: Chat) -> bool:
-    last = await chat.messages(limit=1)
-    return bool(last and last[0]["role"] == "user") or bool(await chat.pending_inputs())
-
-
-async def answer_next(chat: Chat, lease: Lease) -> None:
-    messages = await chat.messages()
-    if not messages or messages[-1]["role"] != "user":
-        asked = (await chat.pending_inputs())[0]
-        messages += await chat.append(asked.item, consumes=[asked.input_id], lease=lease)
-    async with chat.stream(lease.owner) as out:  # the owner of the lease is the id of the generation
-        text = ""
-        async for token in call_model(messages):
-            if out.stop_requested:
-                break
-            text += token
-            await out.send(token)
-        await chat.append({"role": "assistant", "content": text}, lease=lease, finishes=out)
+            for asked in (await chat.pending_inputs())[:1]:  # none if another worker has answered it meanwhile
+                text = ""
+                async with chat.stream(lease.owner, ttl=10.0) as out:  # the owner is the id of the generation
+                    async for token in call_model([*await chat.messages(), asked.item]):
+                        if out.stop_requested:
+                            break
+                        text += token
+                        await out.send(token)
+                    reply = {"role": "assistant", "content": text}
+                    await chat.append(asked.item, reply, consumes=[asked.input_id], lease=lease, finishes=out)
 
 
 @app.get("/")
@@ -90,38 +60,35 @@ async def page() -> FileResponse:
 
 
 @app.post("/chats/{chat_id}/messages", status_code=202)
-async def say(chat: UsersChat, content: Annotated[str, Body()], message_id: Annotated[str, Body(alias="id")]) -> None:
+async def say(chat: UsersChat, content: Text, message_id: MessageId, after: BackgroundTasks) -> None:
     """Accept a message. A browser may send it again with the same `id`."""
     await chat.enqueue_input({"role": "user", "content": content, "id": message_id})
-    start_answering(chat)
+    after.add_task(answer_all, chat)
 
 
 @app.get("/chats/{chat_id}")
-async def state(chat: UsersChat) -> dict[str, Any]:
+async def state(chat: UsersChat, after: BackgroundTasks) -> dict[str, Any]:
     lease = await chat.store.load_lease()
     stream = lease and await chat.store.load_stream(lease.owner)
-    if (lease is None or lease.deadline < time.time()) and await is_waiting(chat):
-        start_answering(chat)  # the worker that was answering was killed
-    return {
-        "messages": await chat.messages(limit=50),
-        "pending": [asked.item for asked in await chat.pending_inputs()],
-        "generation": stream.generation_id if stream and stream.state == "running" else None,
-    }
+    generation = stream.generation_id if stream and stream.state == "running" else None
+    messages, pending = await chat.messages(limit=50), [asked.item for asked in await chat.pending_inputs()]
+    if pending and not generation:  # the worker that was answering may have been killed
+        after.add_task(answer_all, chat)
+    return {"messages": messages, "pending": pending, "generation": generation}
 
 
 @app.get("/chats/{chat_id}/generations/{generation}")
-async def follow(
-    chat: UsersChat, generation: str, last_event_id: Annotated[str | None, Header()] = None
-) -> StreamingResponse:
+async def follow(chat: UsersChat, generation: str, last_event_id: Annotated[str | None, Header()] = None) -> Any:
     """The tokens of an answer as server-sent events, from the one after `Last-Event-ID` on."""
+    try:
+        tokens = chat.follow(generation, after=last_event_id, wait=5.0)
+    except InvalidRecord as error:
+        raise HTTPException(400, str(error)) from error
 
     async def events() -> AsyncIterator[str]:
-        yield "retry: 200\n\n"
-        try:
-            async for event in chat.follow(generation, after=last_event_id, wait=5.0):
-                yield f"id: {event.cursor}\ndata: {json.dumps(event.data)}\n\n"
-        except (StreamGap, StreamFailed, StreamGone):
-            pass  # the page shows what is stored, and follows the next generation
+        with suppress(Refused):  # after an error, the page shows what is stored, and follows the next generation
+            async for token in tokens:
+                yield f"id: {token.cursor}\nretry: 200\ndata: {json.dumps(token.data)}\n\n"
         yield "event: end\ndata:\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")

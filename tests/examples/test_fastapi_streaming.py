@@ -107,7 +107,7 @@ def test_the_answer_of_a_killed_worker_is_made_again_by_another(start: Callable[
         message = {"id": "m1", "content": "hello"}
         httpx.post(f"{first.url}/chats/trip/messages", json=message, cookies={"user": "ann"}).raise_for_status()
         deadline = time.monotonic() + START_SECONDS
-        while not (_state(second)["messages"] and _state(second)["generation"]):
+        while not _state(second)["generation"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         first.kill()
@@ -117,6 +117,18 @@ def test_the_answer_of_a_killed_worker_is_made_again_by_another(start: Callable[
         assert [each["content"] for each in _state(second)["messages"]] == ["hello", "You wrote: hello "]
         httpx.post(f"{second.url}/chats/trip/messages", json=message, cookies={"user": "ann"}).raise_for_status()
         assert _state(second)["pending"] == []
+
+
+@pytest.mark.slow
+def test_a_cursor_that_is_malformed_is_a_bad_request(start: Callable[..., Service]) -> None:
+    with EmbeddedServer() as server:
+        service = start("fastapi_streaming", CHAT_REDIS_URL=server.url)
+        url, cookies = f"{service.url}/chats/trip/generations/gen", {"user": "ann"}
+        refused = httpx.get(url, cookies=cookies, headers={"Last-Event-ID": "5"})
+        assert refused.status_code == 400
+        assert "expected None or the cursor of a StreamEvent, got '5'" in refused.json()["detail"]
+        of_another_stream = httpx.get(url, cookies=cookies, headers={"Last-Event-ID": "0123456789-5"}, timeout=30)
+        assert of_another_stream.text == "event: end\ndata:\n\n"
 
 
 def _state(service: Service) -> dict[str, Any]:
