@@ -16,8 +16,8 @@ from lash_redis import (
     OutcomeUnknown,
     PendingInput,
     PersistedSessionRead,
+    RedisSessionStore,
     RuntimeCommit,
-    SessionCache,
     SessionNodeRecord,
     StoreError,
     StreamFailed,
@@ -69,12 +69,14 @@ async def produce_noting(work: Work, session: str, generation: str, count: int, 
         work.note("finished", generation)
 
 
-async def follow_to_the_end(cache: SessionCache, session: str, generation: str, wait: float) -> Followed:
-    """Follow a stream, and follow it again after an outage."""
-    followed, cursor = Followed(), None
+async def follow_to_the_end(
+    store: RedisSessionStore, generation: str, wait: float, followed: Followed | None = None
+) -> Followed:
+    """Follow a stream, and follow it again after an outage. `followed` gets each event when it arrives."""
+    followed, cursor = followed or Followed(), None
     while True:
         try:
-            async for event in cache.session(session).follow(generation, after=cursor, wait=wait):
+            async for event in store.follow(generation, after=cursor, wait=wait):
                 cursor = event.cursor
                 followed.numbers.append(event.data)
             followed.end = "finished"
@@ -89,7 +91,7 @@ async def follow_to_the_end(cache: SessionCache, session: str, generation: str, 
 
 
 async def follow_noting(work: Work, session: str, generation: str, wait: float) -> Followed:
-    return await follow_to_the_end(work.cache, session, generation, wait)
+    return await follow_to_the_end(work.cache.session(session), generation, wait)
 
 
 async def enqueue_noting(work: Work, session: str, count: int, pause: float) -> None:

@@ -124,7 +124,9 @@ async def at_each_command_of_a_producer(
             for moment in moments:
                 generation = f"{what.__name__}-{moment.name}{nth}"
                 following = [
-                    asyncio.create_task(producing.follow_to_the_end(field.cache, generation, generation, PATIENCE))
+                    asyncio.create_task(
+                        producing.follow_to_the_end(field.cache.session(generation), generation, PATIENCE)
+                    )
                     for _ in range(2)
                 ]
                 hits.append(await what(field, nth, moment, generation))

@@ -11,6 +11,8 @@ from tests.support.chaos.account import Account, Stored, settle
 from tests.support.chaos.checks import Label, Problem
 from tests.support.chaos.deed import Deed
 from tests.support.chaos.plan import WEIGHTS, owner_of, step_of
+from tests.support.chaos.streaming import problems_of
+from tests.support.stream_accounts import Followed
 
 KEPT, OPEN = "kept0.0", "open0.0"
 
@@ -162,6 +164,68 @@ def test_usage_is_counted_again_if_a_replacement_dropped_the_message_before_it_w
         assert "doubled" in kinds(deeds, stored("a", "r", session=OPEN))
     there = {OPEN: Stored({"a": 2, "r": 1}, {}, [Problem("doubled", "twice", "a")])}
     assert kinds([replace(append, problems=[]), replaced], there) == ["counted again"]
+
+
+def pending(*ops: str) -> dict[str, Stored | None]:
+    """A session that has only the pending inputs of these steps."""
+    return {KEPT: Stored({}, {}, pending=ops)}
+
+
+def test_an_input_that_is_pending_or_answered_once_is_no_finding():
+    asked, answer = deed("i", "enqueue"), deed("a", "answer", at=5, has_usage=True, answered=["i"])
+    assert kinds([asked], pending("i")) == []
+    assert kinds([asked, answer], stored("a")) == []
+    unknown = deed("i", "enqueue", outcome="unknown", unknowns=1)
+    assert kinds([unknown], {KEPT: None}) == []
+
+
+def test_an_input_that_is_answered_twice_or_still_pending_after_its_answer_is_a_finding():
+    asked = deed("i", "enqueue")
+    answers = [deed(op, "answer", at=5, has_usage=True, answered=["i"]) for op in ("a", "b")]
+    assert kinds([asked, *answers], stored("a", "b")) == ["answered twice"]
+    there = stored("a")[KEPT]
+    assert there is not None
+    assert kinds([asked, answers[0]], {KEPT: replace(there, pending=["i"])}) == ["answered twice"]
+
+
+@pytest.mark.parametrize(("durable", "kind"), [(True, "durable lost"), (False, "lost")])
+def test_an_acknowledged_input_that_is_neither_pending_nor_answered_is_lost(durable: bool, kind: str):
+    assert kinds([deed("i", "enqueue", durable=durable)], {KEPT: None}) == [kind]
+    deleted = [deed("i", "enqueue", OPEN), deed("d", "delete", OPEN, at=5)]
+    assert kinds(deleted, {OPEN: None}) == []
+
+
+def test_an_input_that_was_refused_and_is_pending_has_lied():
+    assert kinds([deed("i", "enqueue", outcome="failed", error="BackendError")], pending("i")) == ["lied"]
+
+
+COMPLETE = list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("got", "end", "expected", "found"),
+    [
+        (COMPLETE, "finished", "finished", []),
+        (COMPLETE, "lost", "failed", []),  # the producer could not report its error
+        (COMPLETE[1:], "finished", "finished", ["event lost"]),
+        ([0, *COMPLETE], "finished", "finished", ["event doubled"]),
+        ([1, 0, *COMPLETE[2:]], "finished", "finished", ["event out of order"]),
+        (COMPLETE, "finished", "failed", ["end mistaken"]),
+        (COMPLETE, "failed", "finished", ["end mistaken"]),
+        (COMPLETE, "", "finished", ["end mistaken"]),
+        (COMPLETE, "lost", "finished", ["end lost"]),
+        (COMPLETE, "StreamGone", "finished", ["end lost"]),
+    ],
+)
+def test_what_a_follower_got_is_compared_with_what_was_sent(got: list[int], end: str, expected: str, found: list[str]):
+    step = replace(step_of(1, "w0-0", 0), session=KEPT)
+    assert [kind for kind, _ in problems_of(step, 10, expected, Followed(got, end))] == found
+
+
+def test_a_follower_in_a_session_that_may_be_deleted_may_lose_the_stream():
+    step = replace(step_of(1, "w0-0", 0), session=OPEN)
+    for end in ("SessionDeleted", "StreamGone"):
+        assert problems_of(step, 10, "finished", Followed([0], end)) == []
 
 
 def test_a_record_of_a_step_survives_its_journal():

@@ -13,7 +13,7 @@ from tests.support.chaos.checks import Label, Problem
 from tests.support.chaos.deed import READING, STORING, Deed
 from tests.support.chaos.plan import is_kept
 
-COUNTED = STORING | {"fork", "tombstone", "delete"}
+COUNTED = STORING | {"fork", "tombstone", "delete", "enqueue"}
 """Kinds whose acknowledgement is compared with what is stored."""
 
 EVERYWHERE = frozenset({"BackendError", "OutcomeUnknown"})
@@ -29,6 +29,9 @@ ERRORS: Mapping[str, Collection[str]] = {
     "page": {"InvalidLeaf", "InvalidRecord"},
     "refresh": {"InvalidLeaf"},
     "watch": {"SessionGone"},
+    "enqueue": {"InputsFull"},
+    "answer": ON_A_HEAD | {"InputNotPending"},
+    "stream": {"StreamGone", "StreamFailed"},
 }
 """The errors that a kind of step may get from a store that works, next to those of `EVERYWHERE`.
 
@@ -58,6 +61,8 @@ class Stored:
     nodes: Mapping[str, Label]
     problems: Sequence[Problem] = ()
     """What is wrong with the read."""
+    pending: Collection[str] = ()
+    """The steps whose inputs are pending."""
 
     @cached_property
     def places(self) -> Mapping[str, set[int]]:
@@ -90,7 +95,7 @@ class Account:
     @property
     def broken(self) -> list[Finding]:
         """The findings that break a promise."""
-        accepted = {"counted again"} if self.keeps_all else {"counted again", "lost", "undone"}
+        accepted = {"counted again"} if self.keeps_all else {"counted again", "lost", "undone", "end lost"}
         return [finding for finding in self.findings if finding.kind not in accepted]
 
     def add(self, kind: str, session: str, text: str) -> None:
@@ -167,6 +172,7 @@ def settle(deeds: Sequence[Deed], stored: Mapping[str, Stored | None], *, keeps_
             again = problem.kind == "doubled" and history.may_count_again(problem.op)
             account.add("counted again" if again else problem.kind, session, problem.text)
         _check_deleted(account, session, history, there)
+        _check_inputs(account, session, history, there)
     if keeps_all:
         _check_leases(account, deeds)
     return account
@@ -191,7 +197,7 @@ def _check_error(account: Account, deed: Deed) -> None:
     if deed.unknowns:
         allowed.add("NodeIdCollision")
     if account.keeps_all and is_kept(deed.session) and deed.kind != "fork":
-        allowed.discard("SessionGone")
+        allowed -= {"SessionGone", "StreamGone"}
     if deed.error not in allowed:
         kind = "unreadable" if deed.outcome == "corrupt" else "wrong error"
         account.add(kind, deed.session, f"{deed.op} {deed.kind}: {deed.error}: {deed.text}")
@@ -249,6 +255,29 @@ def _check_deleted(account: Account, session: str, history: _History, stored: St
         back = [deed.op for deed in there if deed.end < delete.begin]
         if delete.is_acknowledged and back:
             _add_undone(account, delete, f"{delete.op} deleted the session, which has {', '.join(back)} again")
+
+
+def _check_inputs(account: Account, session: str, history: _History, stored: Stored | None) -> None:
+    """Report inputs that are answered twice, and those that were acknowledged and are neither pending nor answered.
+
+    The ledger keeps the row of each answer, also after a replacement.
+    """
+    answers = Counter(
+        op for deed in history.deeds if stored is not None and stored.has(deed.op) for op in deed.answered
+    )
+    pending = () if stored is None else stored.pending
+    for op in {*answers, *pending}:
+        if answers[op] + (op in pending) > 1:
+            state = " and is pending" if op in pending else ""
+            account.add("answered twice", session, f"the input of {op} is answered by {answers[op]} turns{state}")
+    for deed in history.deeds:
+        is_there = deed.op in answers or deed.op in pending
+        if deed.kind != "enqueue" or history.was_deleted(deed):
+            continue
+        if deed.is_acknowledged and not is_there:
+            _add_lost(account, deed, f"the input of {deed.op} was acknowledged, and is neither pending nor answered")
+        elif is_there and deed.outcome in ("refused", "failed") and not deed.unknowns:
+            account.add("lied", session, f"the input of {deed.op} is stored; its worker got {deed.error}: {deed.text}")
 
 
 def _check_leases(account: Account, deeds: Iterable[Deed]) -> None:

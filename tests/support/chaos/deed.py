@@ -12,7 +12,7 @@ READING = frozenset({"read", "path", "page", "refresh", "list"})
 STORING = frozenset(
     {
         "append", "append_bare", "append_after", "edit", "commit", "commit_any", "commit_seen", "update",
-        "update_since", "replace", "lease",
+        "update_since", "replace", "lease", "answer",
     }
 )  # fmt: skip
 """Kinds whose nodes or usage prove that they are stored."""
@@ -47,6 +47,8 @@ class Deed:
     """The ids that the step hides."""
     made: str = ""
     """The session that a fork makes."""
+    answered: list[str] = field(default_factory=list)
+    """The steps whose inputs the step consumes."""
     held: tuple[float, float] | None = None
     """When the step certainly held a lease."""
     problems: list[tuple[str, str, str]] = field(default_factory=list)
@@ -75,7 +77,9 @@ class Deed:
         end = "       ?" if self.end == inf else f"{self.end - since:8.3f}"
         durable = "" if self.durable is None else f" durable={self.durable}"
         unknowns = f" after {self.unknowns} unknown outcomes" if self.unknowns else ""
-        more = " ".join(filter(None, (",".join(self.hidden), self.made, self.error, self.text[:300])))
+        more = " ".join(
+            filter(None, (",".join(self.hidden), ",".join(self.answered), self.made, self.error, self.text[:300]))
+        )
         return (
             f"{self.begin - since:8.3f} to {end} {self.op:9} {self.kind:12} {self.session} "
             f"{self.outcome}{durable}{unknowns} {more}"

@@ -36,6 +36,7 @@ from tests.support.chaos.actor import (
 from tests.support.chaos.checks import Label, problems_of, refresh_problems
 from tests.support.chaos.deed import Deed
 from tests.support.chaos.plan import Step, step_of
+from tests.support.chaos.streaming import stream
 from tests.support.workers import Work
 
 LEASE_TTL = 5.0
@@ -339,12 +340,30 @@ async def gc(actor: Actor, step: Step, deed: Deed) -> bool:
     return True
 
 
+async def enqueue(actor: Actor, step: Step, deed: Deed) -> bool:
+    store, durability = actor.store(step), actor.durability_of(step)
+    pending = await settled(deed, lambda: store.enqueue_input({"op": deed.op}, deed.op, durability=durability))
+    deed.durable = pending.durable
+    return True
+
+
+async def answer(actor: Actor, step: Step, deed: Deed) -> bool:
+    """Answer the first pending inputs by a commit that consumes them."""
+    pending = (await actor.store(step).pending_inputs())[: step.count]
+    deed.answered = [each.input_id for each in pending]
+    if not pending:
+        return False
+    await commit(actor, step, deed, consumes=deed.answered)
+    return True
+
+
 KINDS: dict[str, Callable[[Actor, Step, Deed], Awaitable[bool]]] = {
     "append": append, "append_bare": append_bare, "append_after": append_after, "edit": edit, "rewind": rewind,
     "commit": commit, "commit_any": commit_any, "commit_seen": commit_seen, "update": update,
     "update_since": update_since, "replace": replace_graph, "tombstone": tombstone, "vacuum": vacuum, "delete": delete,
     "fork": fork, "lease": lease, "touch": touch, "title": title, "create": create, "intrude": intrude, "read": load,
     "path": path, "page": page, "refresh": refresh, "watch": watch, "list": list_sessions, "gc": gc,
+    "enqueue": enqueue, "answer": answer, "stream": stream,
 }  # fmt: skip
 
 

@@ -214,10 +214,11 @@ async def _audited(cache: SessionCache) -> list[Finding]:
 async def _stored(cache: SessionCache, session: str, found: list[Finding]) -> Stored | None:
     try:
         read = await cache.session(session).load_session(FullGraph())
+        pending = [each.input_id for each in await cache.session(session).pending_inputs()]
         if read is None:
-            return None
+            return Stored({}, {}, pending=pending) if pending else None
         labels = {node.node_id: Label.of_node(node) for node in read.graph.nodes}
-        return Stored(ledger_of(read), labels, problems_of(read))
+        return Stored(ledger_of(read), labels, problems_of(read), pending)
     except Corrupt as error:
         found.append(Finding("unreadable", session, str(error)))
         return None

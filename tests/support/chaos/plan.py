@@ -16,6 +16,7 @@ WEIGHTS = {
     "commit": 9, "commit_any": 6, "commit_seen": 8, "update": 9, "update_since": 5, "replace": 4,
     "tombstone": 5, "vacuum": 2, "delete": 1, "fork": 1, "lease": 5, "touch": 2, "title": 1, "create": 1,
     "intrude": 2, "read": 6, "path": 4, "page": 4, "refresh": 6, "watch": 1, "list": 1, "gc": 1,
+    "enqueue": 6, "answer": 6, "stream": 4,
 }  # fmt: skip
 """How often each kind of step occurs."""
 DESTRUCTIVE = frozenset({"replace", "delete"})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -10,13 +11,18 @@ from typing import Any
 from lash_redis import (
     Append,
     DeleteReport,
+    PendingInput,
     RedisSessionStore,
     RuntimeCommit,
     RuntimeCommitResult,
     SessionCache,
+    StreamEvent,
+    StreamFailed,
+    StreamWriter,
     TombstoneReport,
 )
 from lash_redis.errors import BackendError, Corrupt
+from lash_redis.transport.cleanup import end_tasks
 from tests.support.chaos import deeds
 from tests.support.workers import Work
 
@@ -154,8 +160,115 @@ async def misread(work: Work, *arguments: Any) -> int:
     return await deeds.act(work, *arguments)
 
 
+async def keep_inputs(work: Work, *arguments: Any) -> int:
+    """A commit that consumes inputs leaves them pending."""
+
+    def make(method: Any, is_due: Callable[[], bool]) -> Any:
+        async def commit_runtime_state(self: RedisSessionStore, commit: RuntimeCommit, **more: Any) -> Any:
+            return await method(self, replace(commit, consumes=()), **more)
+
+        return commit_runtime_state
+
+    _break(RedisSessionStore, "commit_runtime_state", make)
+    return await deeds.act(work, *arguments)
+
+
+async def drop_inputs(work: Work, *arguments: Any) -> int:
+    """An input is acknowledged as durable and not stored."""
+
+    def make(method: Any, is_due: Callable[[], bool]) -> Any:
+        async def enqueue_input(self: RedisSessionStore, item: Any, input_id: str, **more: Any) -> PendingInput:
+            return PendingInput(input_id, item, 0.0, durable=True)
+
+        return enqueue_input
+
+    _break(RedisSessionStore, "enqueue_input", make)
+    return await deeds.act(work, *arguments)
+
+
+def _break_followers(broken: Callable[[AsyncGenerator[StreamEvent, None]], AsyncGenerator[StreamEvent, None]]) -> None:
+    """Every follower gets what `broken` makes of its events."""
+
+    def make(method: Any, is_due: Callable[[], bool]) -> Any:
+        def follow(self: RedisSessionStore, *arguments: Any, **more: Any) -> AsyncGenerator[StreamEvent, None]:
+            return broken(method(self, *arguments, **more))
+
+        return follow
+
+    _break(RedisSessionStore, "follow", make)
+
+
+async def skip_events(work: Work, *arguments: Any) -> int:
+    """A follower does not get every third event."""
+
+    async def broken(events: AsyncGenerator[StreamEvent, None]) -> AsyncGenerator[StreamEvent, None]:
+        async for event in events:
+            if event.data % 3:
+                yield event
+
+    _break_followers(broken)
+    return await deeds.act(work, *arguments)
+
+
+async def repeat_events(work: Work, *arguments: Any) -> int:
+    """A follower gets an event twice."""
+
+    async def broken(events: AsyncGenerator[StreamEvent, None]) -> AsyncGenerator[StreamEvent, None]:
+        async for event in events:
+            yield event
+            if event.data == 4:
+                yield event
+
+    _break_followers(broken)
+    return await deeds.act(work, *arguments)
+
+
+async def swap_events(work: Work, *arguments: Any) -> int:
+    """A follower gets two events in the wrong order."""
+
+    async def broken(events: AsyncGenerator[StreamEvent, None]) -> AsyncGenerator[StreamEvent, None]:
+        kept: list[StreamEvent] = []
+        async for event in events:
+            kept.append(event)
+            if event.data != 4:
+                while kept:
+                    yield kept.pop()
+
+    _break_followers(broken)
+    return await deeds.act(work, *arguments)
+
+
+async def hide_failures(work: Work, *arguments: Any) -> int:
+    """A stream that failed ends for its followers as if it had finished."""
+
+    async def broken(events: AsyncGenerator[StreamEvent, None]) -> AsyncGenerator[StreamEvent, None]:
+        with suppress(StreamFailed):
+            async for event in events:
+                yield event
+
+    _break_followers(broken)
+    return await deeds.act(work, *arguments)
+
+
+async def abandon_streams(work: Work, *arguments: Any) -> int:
+    """The end of a stream is acknowledged and not sent."""
+
+    def make(method: Any, is_due: Callable[[], bool]) -> Any:
+        async def close(self: StreamWriter, ends: str) -> None:
+            await self.flush()
+            await end_tasks([self._pump_task] if self._pump_task else [])
+
+        return close
+
+    _break(StreamWriter, "_close", make)
+    return await deeds.act(work, *arguments)
+
+
 TWINS = {
     lose: "durable lost", double: "doubled", tear: "torn", deny: "lied", crash: "wrong error",
     keep_deleted: "durable undone", keep_hidden: "durable undone", forget_owners: "wrong read", misread: "unreadable",
+    keep_inputs: "answered twice", drop_inputs: "durable lost", skip_events: "event lost",
+    repeat_events: "event doubled", swap_events: "event out of order", hide_failures: "end mistaken",
+    abandon_streams: "end lost",
 }  # fmt: skip
 """The kind of finding by the breakage."""
