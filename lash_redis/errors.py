@@ -324,9 +324,10 @@ class StreamGone(Refused):
 
 
 class CommitTooLarge(Refused):
-    """A commit, blob or event exceeds a limit of its call, of `StoreOptions` or of Redis. Make it smaller, or raise it.
+    """A commit, blob, pending input or event exceeds a limit of its call, of `StoreOptions` or of Redis.
 
-    A session with too many streams raises it, too.
+    Make it smaller, or raise the limit. `what` names the limit. A session with 64 streams raises it, too: wait until
+    one of them expires.
     """
 
     template = "{0}: expected at most {2}, got {1}"

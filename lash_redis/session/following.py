@@ -54,7 +54,7 @@ async def follow(
 
 
 async def _read(namespace: Namespace, keys: StreamKeys, number: int) -> StreamRead | None:
-    """Read what follows an event. A follower whose cancellation redis-py swallowed would else wait without an end."""
+    """Read what follows an event. A follower whose cancellation redis-py swallowed is cancelled afterwards."""
     cancellations = cancellation_count()
     read = await read_stream(namespace, keys, number, READ_BYTES)
     if cancellation_count() > cancellations:

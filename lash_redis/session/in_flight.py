@@ -1,7 +1,7 @@
 """The bytes of large commits in flight: commits that would exceed the limit wait for each other.
 
-A commit's size is known when it is encoded. So a large commit first waits at a door, where only one commit is encoded
-or waits for room at a time. All others wait without encoded bytes. They pass the door in the order of their calls.
+A commit's size is known when it is encoded. So a large commit first waits for its turn: one commit at a time is encoded
+or waits for room. All others wait without encoded bytes. They get their turns in the order of their calls.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class BytesInFlight:
 
     def flight(self) -> Flight:
         """Return the flight of one commit. Its caller calls `end`, however the commit ends."""
-        return Flight(state_of(self, lambda: _Door(self._limit)), self._patience)
+        return Flight(state_of(self, lambda: _Commits(self._limit)), self._patience)
 
 
-class _Door:
-    """The commits of one event loop: the bytes in flight, and the door behind which the next commit waits."""
+class _Commits:
+    """The commits of one event loop: the bytes in flight, and the turn to encode and to wait for room."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.lock = asyncio.Lock()
         self.waiting = 0
-        """The number of commits that wait for the door. A lock that was just released is not locked, but theirs."""
+        """The number of commits that wait for their turn. A lock that was just released is not locked, but theirs."""
         self._freed: asyncio.Future[None] | None = None
 
     @property
-    def is_open(self) -> bool:
+    def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.lock.locked())
 
     async def wait_for_room(self, size: int) -> None:
-        """Wait until `size` bytes fit, or nothing is in flight. Only the commit at the door calls it."""
+        """Wait until `size` bytes fit, or nothing is in flight. Only the commit that has the turn calls it."""
         while self.used and self.used + size > self.limit:
             self._freed = asyncio.get_running_loop().create_future()
             try:
@@ -65,11 +65,11 @@ class _Door:
 
 
 class Flight:
-    """One commit: whether it is at the door, and its bytes in flight."""
+    """One commit: whether it has the turn, and its bytes in flight."""
 
-    def __init__(self, door: _Door, patience: float | None) -> None:
-        self._door = door
-        self._is_at_door = False
+    def __init__(self, commits: _Commits, patience: float | None) -> None:
+        self._commits = commits
+        self._has_turn = False
         self._size = 0
         self._deadline = None if patience is None else asyncio.get_running_loop().time() + patience
         self._patience = patience
@@ -83,13 +83,13 @@ class Flight:
             BackendError: the wait took longer than the patience; nothing was sent.
         """
         self._free()
-        if self._is_at_door:
+        if self._has_turn:
             return
-        if self._door.is_open:
-            await self._door.lock.acquire()  # it does not wait
-            self._is_at_door = True
+        if self._commits.is_idle:
+            await self._commits.lock.acquire()  # it does not wait
+            self._has_turn = True
         elif is_large():
-            await self._go_to_door()
+            await self._wait_for_turn()
 
     async def take(self, size: int) -> None:
         """Wait until this many bytes may be in flight, instead of those that the commit had in flight.
@@ -99,36 +99,36 @@ class Flight:
         """
         self._free()
         if size > LARGE_BYTES:
-            if not self._is_at_door:
-                await self._go_to_door()
+            if not self._has_turn:
+                await self._wait_for_turn()
             async with self._patiently():
-                await self._door.wait_for_room(size)
-            self._door.used += size
+                await self._commits.wait_for_room(size)
+            self._commits.used += size
             self._size = size
-        self._leave_door()
+        self._end_turn()
 
     def end(self) -> None:
-        """Give up the bytes and the place at the door."""
+        """Give up the bytes and the turn."""
         self._free()
-        self._leave_door()
+        self._end_turn()
 
-    async def _go_to_door(self) -> None:
-        self._door.waiting += 1
+    async def _wait_for_turn(self) -> None:
+        self._commits.waiting += 1
         try:
             async with self._patiently():
-                await self._door.lock.acquire()
+                await self._commits.lock.acquire()
         finally:
-            self._door.waiting -= 1
-        self._is_at_door = True
+            self._commits.waiting -= 1
+        self._has_turn = True
 
-    def _leave_door(self) -> None:
-        if self._is_at_door:
-            self._is_at_door = False
-            self._door.lock.release()
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._commits.lock.release()
 
     def _free(self) -> None:
         if self._size:
-            self._door.free(self._size)
+            self._commits.free(self._size)
             self._size = 0
 
     @asynccontextmanager
@@ -138,6 +138,7 @@ class Flight:
                 yield
         except TimeoutError:
             raise BackendError(
-                f"large commits of this process were in flight for {self._patience:g} seconds, and no more than "
-                f"{self._door.limit} bytes may be (StoreOptions.max_bytes_in_flight); nothing was written, retry later"
+                f"a large commit waited {self._patience:g} seconds for others of this process, which had "
+                f"{self._commits.used} of {self._commits.limit} bytes in flight (StoreOptions.max_bytes_in_flight); "
+                "nothing was written, retry later"
             ) from None

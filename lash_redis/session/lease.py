@@ -193,7 +193,7 @@ class Lease(HeldLease):
 
 def releasing(lease: LeaseClaim) -> str:
     """Return the name of a release, for a log record."""
-    return f"releasing the lease of session {lease.session_id!r}, which else expires at its deadline,"
+    return f"releasing the lease of session {lease.session_id!r}, which expires at its deadline otherwise,"
 
 
 def _result_of(keeper: asyncio.Task[StoreError]) -> StoreError | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, Protocol, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Self
 
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
 from lash_redis.models import BlobRef
@@ -23,6 +21,7 @@ from lash_redis.session.queues import Queues
 from lash_redis.transport.backend import Backend, Connector
 from lash_redis.transport.cleanup import clean_up
 from lash_redis.transport.failures import Earlier, check_types
+from lash_redis.transport.loop_state import states_of_the_running_loop
 from lash_redis.transport.node import Listener
 from lash_redis.transport.request import Lane, Request, first_key
 
@@ -38,12 +37,6 @@ def continuing(count: int, done: str) -> Iterator[None]:
         if not count:
             raise
         raise OutcomeUnknown(f"{error.message}; {count} {done} before that, call again for the rest") from error
-
-
-class Resource(Protocol):
-    """What is closed with the namespace."""
-
-    async def close(self) -> None: ...
 
 
 BEGINNING = ("commit", "replace", "meta", "enqueue", "put_blob", "stream_open")
@@ -67,8 +60,6 @@ class Namespace:
         self.logs = KnownLogs()
         self.appends = Queues()
         self.in_flight = BytesInFlight(options.max_bytes_in_flight, options.call_timeout)
-        self.hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Resource] = WeakKeyDictionary()
-        """The subscriptions to streams of each event loop, see `stream_hub`."""
         self.sharded = connector.sharded
         self._backend = Backend(connector, options)
         self._laid_out = False
@@ -86,7 +77,7 @@ class Namespace:
         return self._replicas
 
     async def close(self, *, after: BaseException | None = None) -> None:
-        hub = self.hubs.get(asyncio.get_running_loop())
+        hub = states_of_the_running_loop().get(self)  # `stream_hub` makes it
         if hub is not None:
             await clean_up(hub.close, "ending the subscriptions of a cache", after=after)
         await self._backend.close(after=after)

@@ -737,11 +737,12 @@ class RedisSessionStore:
 
         Each event is yielded once and in order, across reconnects and failovers, by any process. `after` is the
         `cursor` of the last event that the caller has; None begins with the first one. `wait`: seconds for which the
-        follower waits for a stream that does not exist yet, or does not have that cursor yet.
+        follower waits for a stream that does not exist yet, or does not have that cursor yet. A malformed argument is
+        refused by this call, everything else when the iteration begins.
 
         All followers of a cache share one connection for each server. A message on it triggers one read for all
-        followers of a stream. If messages are lost, a poll finds events within 3 s. A follower that is more than 1,024
-        events or 1 MB behind reads for itself.
+        followers of a stream. If messages are lost, a poll finds events within 3 s. The process keeps the last 1,024
+        events or 1 MB of a stream for its followers. One that is further behind reads from the server.
 
         Leaving the loop ends the follower. Closing the iterator (`aclose`, or `contextlib.aclosing`) ends it
         immediately.
@@ -751,7 +752,8 @@ class RedisSessionStore:
                 argument is invalid.
             StreamGone: the generation has no stream, or expired while it was followed. Also if the session is another
                 owner's.
-            StreamGap: events after the cursor were dropped; `oldest` is the cursor to continue from.
+            StreamGap: events after the cursor were dropped, and this process does not have them; `oldest` is the cursor
+                to continue from.
             StreamFailed: the producer raised an error, or is lost. All of its events were yielded before.
             SessionDeleted: the session was deleted.
             Corrupt, SessionEvicted: an event is damaged, or a key of the stream is missing.
@@ -761,10 +763,11 @@ class RedisSessionStore:
         return follow(self._namespace, keys, place, require_seconds("wait", wait))
 
     async def request_stop(self, generation_id: str) -> bool:
-        """Ask the producer of a stream to stop; False if no one is producing it. One round trip.
+        """Ask the producer of a stream to stop; False if there is no running stream. One round trip.
 
-        `StreamWriter.stop_requested` is then True, within a fraction of a second. What the producer does is its own
-        decision.
+        The producer's `StreamWriter.stop_requested` becomes True within a fraction of a second, in any process. The
+        request ends nothing by itself: the producer has to leave its block. It is kept with the stream, so a producer
+        that cannot be reached gets it later.
 
         Raises:
             OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted.

@@ -35,12 +35,12 @@ from lash_redis.transport.cleanup import clean_up, end_if_cancelled, end_tasks
 
 log = logging.getLogger("lash_redis")
 
-INTERVAL: Final = 0.005
-"""Seconds between the beginnings of two round trips of one stream, unless `flush` is called."""
-SIGNS: Final = 3
-"""Signs of life within one ttl. With three, a stream outlives one that fails."""
-RETRY: Final = 0.2
-"""Seconds until events that could not be sent are sent again."""
+INTERVAL_SECONDS: Final = 0.005
+"""The time between the beginnings of two round trips of one stream, unless `flush` is called."""
+SIGNS_PER_TTL: Final = 3
+"""The number of signs of life within one ttl. With three, a stream outlives one that fails."""
+RETRY_SECONDS: Final = 0.2
+"""The time until events that could not be sent are sent again."""
 
 
 class StreamWriter(StreamClaim):
@@ -176,7 +176,7 @@ class StreamWriter(StreamClaim):
     @property
     def _ending(self) -> str:
         """The name of the end of the stream, for a log record."""
-        return f"ending the stream of generation {self.generation_id!r}, which else is lost after its ttl,"
+        return f"ending the stream of generation {self.generation_id!r}, which is lost after its ttl otherwise,"
 
     async def _open(self) -> None:
         call = commands.streams.open_call(self._keys, self.token, self._bounds, sharded=self._namespace.sharded)
@@ -218,7 +218,7 @@ class StreamWriter(StreamClaim):
     async def _pump(self) -> None:
         """Send events in the background, and a sign of life if there are none."""
         clock = asyncio.get_running_loop().time
-        pause = self._bounds.ttl_ms / 1000 / SIGNS
+        pause = self._bounds.ttl_ms / 1000 / SIGNS_PER_TTL
         while self._end is None:
             end_if_cancelled()
             with suppress(TimeoutError):
@@ -226,14 +226,14 @@ class StreamWriter(StreamClaim):
                     await self._wake.wait()
             await asyncio.sleep(0)  # events of the same turn of the event loop are sent together
             self._wake.clear()
-            began, interval = clock(), INTERVAL
+            began, interval = clock(), INTERVAL_SECONDS
             try:
                 async with self._lock:
                     if self._end is None:
                         await self._send_batch()
             except (BackendError, OutcomeUnknown) as error:
                 log.warning("sending to the stream of generation %r failed, retried: %s", self.generation_id, error)
-                interval = min(RETRY, pause)
+                interval = min(RETRY_SECONDS, pause)
             except StoreError:
                 return  # `_broken` has the error
             if self._outbox.has_unsent:

@@ -17,6 +17,7 @@ from lash_redis.protocol.keys import StreamKeys
 from lash_redis.protocol.stream_window import StreamWindow
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.subscriptions import Subscriptions
+from lash_redis.transport.loop_state import forget_state, state_of
 
 POLL: Final = 3.0
 """Seconds after which a stream is polled without a message."""
@@ -221,9 +222,7 @@ class StreamHub(Subscriptions[Any]):
 
     def _fail(self, error: BaseException) -> None:
         """End every topic with an error. The next stream to be followed makes another hub."""
-        loop = asyncio.get_running_loop()
-        if self._namespace.hubs.get(loop) is self:
-            del self._namespace.hubs[loop]
+        forget_state(self._namespace, self)
         topics: list[StreamTopic] = [*self._followed.values(), *self._stops]
         self._followed.clear()
         self._stops.clear()
@@ -232,9 +231,8 @@ class StreamHub(Subscriptions[Any]):
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         super()._on_task_done(task)
-        loop = asyncio.get_running_loop()
-        if not self._tasks and not self._followed and not self._stops and self._namespace.hubs.get(loop) is self:
-            del self._namespace.hubs[loop]  # a hub refers to its event loop, which would else never be freed
+        if not self._tasks and not self._followed and not self._stops:
+            forget_state(self._namespace, self)  # the hub refers to the namespace, which otherwise is never freed
 
     async def close(self) -> None:
         """End every topic and every task."""
@@ -244,12 +242,7 @@ class StreamHub(Subscriptions[Any]):
 
 def hub_of(namespace: Namespace) -> StreamHub:
     """Return the hub of the running event loop."""
-    loop = asyncio.get_running_loop()
-    hub = namespace.hubs.get(loop)
-    if hub is None:
-        hub = namespace.hubs[loop] = StreamHub(namespace)
-    assert isinstance(hub, StreamHub)
-    return hub
+    return state_of(namespace, lambda: StreamHub(namespace))
 
 
 async def read_stream(namespace: Namespace, keys: StreamKeys, after: int | None, limit: int) -> StreamRead | None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
 from redis import exceptions
@@ -16,6 +15,7 @@ from lash_redis.errors import InvalidRecord
 from lash_redis.transport import remedies
 from lash_redis.transport.dialer import address_of
 from lash_redis.transport.failures import NoReply, OutOfTime, first_error, is_wrong_type
+from lash_redis.transport.loop_state import state_of
 from lash_redis.transport.node import Listener, Node
 from lash_redis.transport.request import Request
 
@@ -36,7 +36,7 @@ class Connections:
     async def for_watch(self) -> AsyncIterator[None]:
         """Reserve a connection for a watch as long as the block runs.
 
-        It waits while calls use all connections, and at most `CLOSING` seconds until another watch ends.
+        It waits while calls use all connections, and at most `CLOSING_SECONDS` until another watch ends.
 
         Raises:
             InvalidRecord: one more watch would leave no connection for calls. A watch makes calls, too.
@@ -44,7 +44,7 @@ class Connections:
         if self._limit < 2:
             raise self._too_few()
         try:
-            async with asyncio.timeout(CLOSING):
+            async with asyncio.timeout(CLOSING_SECONDS):
                 await self._watches.acquire()
         except TimeoutError:
             raise self._too_few() from None
@@ -62,27 +62,13 @@ class Connections:
         )
 
 
-CLOSING: Final = 2.0
-"""Seconds in which a watch that ends gives its connection back. A new watch waits for that."""
-
-_CONNECTIONS: Final = "_lash_redis_connections"
+CLOSING_SECONDS: Final = 2.0
+"""The time in which a watch that ends gives its connection back. A new watch waits for that."""
 
 
 def connections_of(client: redis.Redis) -> Connections:
-    """Return the connections of a client's pool. All caches of the running event loop share them.
-
-    They are an attribute of the loop, as the topologies of a backend are.
-    """
-    loop = asyncio.get_running_loop()
-    by_pool: WeakKeyDictionary[redis.ConnectionPool, Connections] | None = getattr(loop, _CONNECTIONS, None)
-    if by_pool is None:
-        by_pool = WeakKeyDictionary()
-        setattr(loop, _CONNECTIONS, by_pool)
-    pool = client.connection_pool
-    found = by_pool.get(pool)
-    if found is None:
-        found = by_pool[pool] = Connections(shared_limit(client))
-    return found
+    """Return the connections of a client's pool. All caches of the running event loop share them."""
+    return state_of(client.connection_pool, lambda: Connections(shared_limit(client)))
 
 
 def shared_limit(client: redis.Redis) -> int:

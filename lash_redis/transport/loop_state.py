@@ -32,3 +32,10 @@ def state_of(owner: object, make: Callable[[], State]) -> State:
     if state is None:
         state = states[owner] = make()
     return state
+
+
+def forget_state(owner: object, state: object) -> None:
+    """Forget the state of `owner` in the running event loop if it is `state`."""
+    states = states_of_the_running_loop()
+    if states.get(owner) is state:
+        del states[owner]

@@ -1,13 +1,14 @@
--- Publish a change to the watchers of a session, on the channel with the name of its head; for the end of a script.
+-- Publish a change on a channel; for the end of a script.
 --
--- The message is `committed` or `deleted`. A watcher reads the head after any message, because the databases of a
--- server share their channels. It also reads the head periodically. So if the account may not publish, or the server
--- refuses it, watchers are late, but no commit fails.
-local function announce(sharded, head, message)
+-- The channel of a session has the name of its head, that of a stream the name of its events; a stop request has a
+-- channel of its own. A subscriber reads the key after any message, because the databases of a server share their
+-- channels. It also reads the key periodically. So if the account may not publish, or the server refuses it,
+-- subscribers are late, but no script fails.
+local function announce(sharded, channel, message)
   -- Redis 6.2 has neither REDIS_VERSION_NUM nor SPUBLISH; its clusters forward PUBLISH to all nodes.
   if sharded and redis.REDIS_VERSION_NUM then
-    redis.pcall('SPUBLISH', head, message)
+    redis.pcall('SPUBLISH', channel, message)
   else
-    redis.pcall('PUBLISH', head, message)
+    redis.pcall('PUBLISH', channel, message)
   end
 end

@@ -136,14 +136,14 @@ local function position_of(entry, facts)
   return place, mark == 'u'
 end
 
--- Compares the size of `key` with the count in the head. Returns nil if they are equal, else the rest of a reply:
--- evicted (the key is missing) or corrupt (another type or size).
+-- Compares the size of `key` with the count in the head, or in the record of a stream. Returns nil if they are equal,
+-- else the rest of a reply: evicted (the key is missing) or corrupt (another type or size).
 local function mismatch(family, command, key, expected)
   local size = redis.pcall(command, key)
   if size == expected then return nil end
   if type(size) == 'table' then return unusable(family, size) end
-  if size == 0 then return {'evicted', family, 'is gone, the head counts ' .. expected .. ' entries'} end
-  return {'corrupt', family, 'has ' .. size .. ' entries, the head counts ' .. expected}
+  if size == 0 then return {'evicted', family, 'is gone, expected ' .. expected .. ' entries'} end
+  return {'corrupt', family, 'has ' .. size .. ' entries, expected ' .. expected}
 end
 
 -- Compares the size of every key of the session with the counts in its head. Returns nil or the rest of a reply.

@@ -595,7 +595,7 @@ async def _no_wait(self: Any, size: int) -> None:
     return
 
 
-NO_ROOM = Python("session.in_flight:_Door.wait_for_room", lambda _: _no_wait, "never waits for room")
+NO_ROOM = Python("session.in_flight:_Commits.wait_for_room", lambda _: _no_wait, "never waits for room")
 
 
 @broken_by(NO_ROOM)
@@ -660,7 +660,7 @@ async def test_small_commits_do_not_wait_for_large_ones(open_cache):
 
 
 @broken_by(Python("session.in_flight:Flight.end", lambda _: lambda _: None, "keeps its share"))
-@pytest.mark.parametrize("first", [0, 3, 4], ids=["in flight", "at the door", "behind the door"])
+@pytest.mark.parametrize("first", [0, 3, 4], ids=["in flight", "with the turn", "behind the turn"])
 async def test_cancelled_commits_give_up_their_share(first, open_cache):
     cache = open_cache(max_bytes_in_flight=LIMIT)
     sent, ids = Sent(cache), list(numbered(12))
@@ -744,6 +744,6 @@ async def test_a_replacement_that_is_sent_whole_in_a_second_attempt_counts_its_b
     )
     shorter = read.graph.first(4).append_message({"role": "user", "content": "z"})
     await cache.session("chat").commit_runtime_state(commit(None, ReplaceFull(shorter)))
-    door = state_of(cache.shared.in_flight, lambda: None)
-    assert door is not None
-    assert (door.used, door.is_open) == (0, True)
+    commits = state_of(cache.shared.in_flight, lambda: None)
+    assert commits is not None
+    assert (commits.used, commits.is_idle) == (0, True)

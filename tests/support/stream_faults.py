@@ -32,7 +32,7 @@ LONG_TTL = 60.0
 
 
 async def produced_by(crew: Crew, cache: SessionCache, session: str, generation: str) -> Produced:
-    """What the journals of the producer say, and the state that is stored."""
+    """What the journal of the producer contains, and the state that is stored."""
     lines = [(word, what) for word, name, what in crew.journal() if name == generation]
     words = {word for word, _ in lines}
     info = await cache.session(session).load_stream(generation)

@@ -93,7 +93,7 @@ async def test_a_watch_that_would_leave_no_connection_for_calls_is_refused_by_na
     limit, kind, real_server, monkeypatch
 ) -> None:
     """The refusal harms neither the open watches nor the calls, and ends when one of the watches is closed."""
-    monkeypatch.setattr(given_module, "CLOSING", 0.05)
+    monkeypatch.setattr(given_module, "CLOSING_SECONDS", 0.05)
     async with given_client(real_server, kind, limit) as client:
         cache = SessionCache(client)
         await begin(cache)
@@ -133,7 +133,7 @@ async def test_a_watch_waits_for_a_connection_that_calls_use(kind, real_server) 
 
 @KINDS
 async def test_caches_on_one_client_share_its_connections(kind, real_server, monkeypatch) -> None:
-    monkeypatch.setattr(given_module, "CLOSING", 0.05)
+    monkeypatch.setattr(given_module, "CLOSING_SECONDS", 0.05)
     async with given_client(real_server, kind, 2) as client:
         first, second = SessionCache(client, "one"), SessionCache(client, "two")
         await asyncio.gather(commit_many(first), commit_many(second))
