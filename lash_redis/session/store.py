@@ -22,7 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lash_redis._validate import require_id, require_ids, require_int, require_seconds, require_type, seconds_to_ms
+from lash_redis._validate import require_id, require_ids, require_int, require_type
 from lash_redis.errors import (
     BackendError,
     Corrupt,
@@ -64,9 +64,7 @@ from lash_redis.protocol import commands
 from lash_redis.protocol.commands.estimates import is_larger
 from lash_redis.protocol.commands.prepared_commit import prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS
-from lash_redis.protocol.keys import StreamKeys
 from lash_redis.session.basis import Basis, basis_of
-from lash_redis.session.following import follow
 from lash_redis.session.in_flight import LARGE_BYTES
 from lash_redis.session.inputs import Inputs
 from lash_redis.session.lease import Lease
@@ -77,8 +75,8 @@ from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.publish import Publisher
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader
 from lash_redis.session.seen import Seen
-from lash_redis.session.stream import StreamWriter, finish_after_commit, held_for_commit
-from lash_redis.session.stream_hub import read_stream
+from lash_redis.session.stream import StreamWriter, held_for_commit
+from lash_redis.session.streams import Streams
 from lash_redis.session.watch import PATIENCE, POLL, SessionWatch
 from lash_redis.transport.failures import Earlier
 from lash_redis.transport.turns import in_turns
@@ -115,6 +113,7 @@ class RedisSessionStore:
         self._maintenance = Maintenance(namespace, self._reader)
         self._meta = MetaWriter(namespace, self._reader)
         self._inputs = Inputs(namespace, self._reader)
+        self._streams = Streams(namespace, self._keys)
         self._last = Seen()
         self._commits = 0
 
@@ -461,8 +460,7 @@ class RedisSessionStore:
         self._last = published.seen
         if commit.finishes is not None:
             with continuing(1, "commit was made"):
-                is_finished = published.is_finished
-                await finish_after_commit(self._namespace, self._keys, commit.finishes, is_finished=is_finished)
+                await self._streams.finish_after_commit(commit.finishes, is_finished=published.is_finished)
         return published.result
 
     async def begin(
@@ -722,13 +720,7 @@ class RedisSessionStore:
             OwnerMismatch, SessionDeleted, SessionEvicted, Corrupt: as a commit does.
             OutcomeUnknown: the reply was lost; use a new generation id.
         """
-        bounds = commands.streams.Bounds(
-            seconds_to_ms("ttl", ttl),
-            seconds_to_ms("keep", keep),
-            require_int("max_events", max_events, 1, commands.streams.MAX_EVENTS),
-            require_int("max_bytes", max_bytes, 1, commands.calls.MAX_VALUE_BYTES),
-        )
-        return StreamWriter(self._namespace, self._stream_keys(generation_id), bounds)
+        return self._streams.stream(generation_id, ttl, keep, max_events, max_bytes)
 
     def follow(
         self, generation_id: str, after: str | None = None, wait: float = 0.0
@@ -759,8 +751,7 @@ class RedisSessionStore:
             Corrupt, SessionEvicted: an event is damaged, or a key of the stream is missing.
             BackendError: the server was unreachable for 60 s, or for the time of a call; follow again.
         """
-        keys, place = self._stream_keys(generation_id), commands.streams.place_of(after)
-        return follow(self._namespace, keys, place, require_seconds("wait", wait))
+        return self._streams.follow(generation_id, after, wait)
 
     async def request_stop(self, generation_id: str) -> bool:
         """Ask the producer of a stream to stop; False if there is no running stream. One round trip.
@@ -773,9 +764,7 @@ class RedisSessionStore:
             OwnerMismatch, SessionDeleted: the session is another owner's, or was deleted.
             OutcomeUnknown: the reply was lost; call again, the operation is idempotent.
         """
-        keys = self._stream_keys(generation_id)
-        call = commands.streams.stop_call(keys, sharded=self._namespace.sharded)
-        return commands.streams.stop_reply(call, keys, await self._namespace.run(call))
+        return await self._streams.request_stop(generation_id)
 
     async def finish_stream(self, claim: StreamClaim) -> None:
         """Finish a stream whose turn is stored already. One round trip; none if it has ended in this process.
@@ -786,9 +775,7 @@ class RedisSessionStore:
             InvalidRecord, SessionBindingMismatch: the claim is invalid, or is of another session.
             BackendError, OutcomeUnknown: the server was unreachable; call again.
         """
-        commands.streams.check_claim(claim, self.session_id)
-        async with held_for_commit(claim):
-            await finish_after_commit(self._namespace, self._keys, claim, is_finished=False)
+        await self._streams.finish(claim)
 
     async def load_stream(self, generation_id: str) -> StreamInfo | None:
         """Load the state of a stream; None if it is unknown, expired or deleted, or the session is another owner's.
@@ -798,14 +785,7 @@ class RedisSessionStore:
         Raises:
             Corrupt, SessionEvicted: the stream is damaged, or one of its keys is missing.
         """
-        try:
-            read = await read_stream(self._namespace, self._stream_keys(generation_id), None, 0)
-        except SessionDeleted:
-            return None
-        return None if read is None else read.info(generation_id)
-
-    def _stream_keys(self, generation_id: str) -> StreamKeys:
-        return self._keys.stream(require_id("generation_id", generation_id))
+        return await self._streams.load(generation_id)
 
     # Leases
 

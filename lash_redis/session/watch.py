@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from lash_redis._validate import require_id, seconds_to_ms
-from lash_redis.errors import StoreError, fresh
+from lash_redis.errors import Corrupt, SessionEvicted, StoreError, fresh
 from lash_redis.protocol import commands
+from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.namespace import Namespace
-from lash_redis.session.subscriber import WatchedSession, read_sessions
+from lash_redis.session.subscriber import Subscriber
 from lash_redis.session.subscriptions import Subscriptions
 from lash_redis.transport.cleanup import clean_up
 
@@ -38,6 +39,33 @@ class SessionChange:
 
     `SessionDeleted`, `SessionGone` (it expired, was evicted, or a failover lost it), `Corrupt` or `SessionEvicted`.
     """
+
+
+class WatchedSession(commands.watching.WatchState):
+    """A watched session: its state, and the subscriber that it is assigned to."""
+
+    __slots__ = ("is_subscribed", "poll_at", "subscriber", "unreachable_since")
+
+    def __init__(self, keys: SessionKeys, since: commands.watching.HeadMark | None) -> None:
+        super().__init__(keys, since)
+        self.subscriber: Subscriber[WatchedSession] | None = None
+        self.is_subscribed = False
+        self.poll_at = 0.0
+        """When its head is polled next, by the event loop's clock."""
+        self.unreachable_since: float | None = None
+        """When contact with its server was lost, by the event loop's clock; None after a successful poll."""
+
+    @property
+    def session_id(self) -> str:
+        return self.keys.session_id
+
+    @property
+    def key(self) -> str:
+        return self.keys.head
+
+    @property
+    def channel(self) -> bytes:
+        return self.keys.head.encode()
 
 
 class SessionWatch(Subscriptions[WatchedSession]):
@@ -175,3 +203,52 @@ class SessionWatch(Subscriptions[WatchedSession]):
         """End the iteration."""
         self._is_open = False
         self._has_pending.set()
+
+
+# Polls
+
+
+async def read_sessions(
+    namespace: Namespace, sessions: Sequence[WatchedSession]
+) -> list[commands.watching.HeadPoll | Corrupt]:
+    """Poll watched sessions. Two commands for each head, in one round trip."""
+    return await _read_heads(namespace, [session.keys for session in sessions])
+
+
+async def _read_heads(namespace: Namespace, keys: Sequence[SessionKeys]) -> list[commands.watching.HeadPoll | Corrupt]:
+    """Read the state of each head. If a head is absent, a second round trip checks for remaining keys."""
+    trip = [command for each in keys for command in commands.watching.poll_read(each)]
+    replies = await namespace.read(trip, atomic=False, faults=True, is_small=True)
+    results = [_poll_result(each, *pair) for each, *pair in zip(keys, replies[::2], replies[1::2], strict=True)]
+    absent = [each for each, result in zip(keys, results, strict=True) if _is_absent(result)]
+    counts = await namespace.read(
+        [commands.watching.remaining_keys_read(each) for each in absent], atomic=False, is_small=True
+    )
+    for each, remaining in zip(absent, counts, strict=True):
+        if remaining:
+            results[keys.index(each)] = await _read_head_atomically(namespace, each)
+    return results
+
+
+async def _read_head_atomically(namespace: Namespace, keys: SessionKeys) -> commands.watching.HeadPoll | Corrupt:
+    """Read a head and count the other keys at one moment: the session may have started between two round trips."""
+    *pair, remaining = await namespace.read(
+        [*commands.watching.poll_read(keys), commands.watching.remaining_keys_read(keys)], atomic=True, faults=True
+    )
+    result = _poll_result(keys, *pair)
+    if remaining and _is_absent(result):
+        return SessionEvicted("head", keys.head, "is gone, other keys of the session remain")
+    return result
+
+
+def _is_absent(result: commands.watching.HeadPoll | Corrupt) -> bool:
+    return isinstance(result, commands.watching.HeadPoll) and result.is_absent
+
+
+def _poll_result(keys: SessionKeys, fields: Any, left_ms: Any) -> commands.watching.HeadPoll | Corrupt:
+    if isinstance(fields, Corrupt):
+        return fields
+    try:
+        return commands.watching.poll_reply(keys, fields, left_ms)
+    except Corrupt as error:
+        return error

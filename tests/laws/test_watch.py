@@ -33,6 +33,7 @@ from lash_redis import (
 from lash_redis.protocol.commands.watching import HeadMark, HeadPoll, WatchState
 from lash_redis.protocol.keys import Layout
 from lash_redis.session import subscriber as subscriber_module
+from lash_redis.session import watch as watch_module
 from lash_redis.transport.connectors import Given
 from tests.support.breaking import Python, broken_by
 from tests.support.builders import append, commit, key_of, plant_fact
@@ -383,7 +384,7 @@ async def test_a_watch_reports_nothing_of_a_session_in_another_database(real_ser
 
 async def test_one_check_answers_all_messages_before_it(cache, store, client, monkeypatch):
     await commit_revisions(store, 1)
-    read_heads, checks, may_answer = subscriber_module._read_heads, [0], asyncio.Event()
+    read_heads, checks, may_answer = watch_module._read_heads, [0], asyncio.Event()
 
     async def counted(*args: Any) -> Any:
         checks[0] += 1
@@ -393,7 +394,7 @@ async def test_one_check_answers_all_messages_before_it(cache, store, client, mo
     async with cache.watch(poll=NEVER) as watch:
         watch.add("chat", 1)
         await following(watch)
-        monkeypatch.setattr(subscriber_module, "_read_heads", counted)
+        monkeypatch.setattr(watch_module, "_read_heads", counted)
         await publish(client, b"committed")
         await until(lambda: checks[0] == 1, "a check")
         for _ in range(100):
