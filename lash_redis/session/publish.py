@@ -152,7 +152,7 @@ class Publisher:
         """Change what the next attempt sends: it adds what the script's reply reported as missing or moved."""
         match outcome:
             case commands.calls.RefsMoved(refs, owner):
-                attempts.before, attempts.owner = refs, owner
+                attempts.before, attempts.owner = refs, self._keys.access or owner  # a new session has no owner yet
             case commands.commit.BlobsMissing(refs):
                 await self._supply(attempts, refs)
             case commands.commit.SendWhole(refusal):

@@ -264,6 +264,26 @@ async def test_the_store_of_an_owner_watches_its_own_session(open_cache):
     trusts_any_owner("touch"),
     Lua("meta", "if access == '' and owner ~= stored.owner then return {'owner', session, stored.owner} end", ""),
 )
+def with_the_owner_of_the_reply(_: object) -> Callable[..., Awaitable[None]]:
+    async def correct(publisher, attempts, outcome):
+        attempts.before, attempts.owner = outcome.refs, outcome.owner
+
+    return correct
+
+
+@broken_by(Python("session.publish:Publisher._correct", with_the_owner_of_the_reply, "lists nobody's session"))
+@pytest.mark.parametrize("way", ["reusable", "expired marker"])
+async def test_a_session_that_its_owner_begins_again_is_in_the_owners_list(way, open_cache):
+    cache = open_cache(deletion_marker_ttl=0.05)
+    store = await begin(cache)  # the handle knows the components of the head
+    await cache.delete("chat", reusable=way == "reusable")
+    await asyncio.sleep(0.1)
+    await store.commit_runtime_state(commit(None, append("c")))
+    assert (await store.load_head()).head_revision
+    assert await listed(open_cache(), "alice") == ["chat"]
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
 async def test_a_trusted_caller_that_does_not_know_the_owner_keeps_the_owners_list(open_cache):
     cache = open_cache(ttl=60, blob_grace=0.001)
     for session_id in ("committed", "touched", "renamed"):
