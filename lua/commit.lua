@@ -62,6 +62,8 @@
 --                                              written
 --        reused <session>                      the commit id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head has another revision or commit; nothing written
+--        gone <session> <revision>             the expected revision is one of a deleted session, whose id this session
+--                                              uses again; nothing written
 --        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
@@ -126,16 +128,15 @@ local asked = rows > 0 and {unpack(ARGV, usage_rows, usage_rows + rows - 1)}
 local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, access,
   asked, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '')
 if reply then return reply end
-if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(stored.receipts, builds_on) then
-  return {'conflict', session, actual}
-end
+reply = misplaced(session, head, stored, expected, builds_on, actual)
+if reply then return reply end
 if before ~= stored.refs or access == '' and owner ~= stored.owner then
   return {'refs', session, stored.refs, stored.owner}
 end
 
 -- Plan the new graph and ledger.
 local is_new = not facts -- a session without a commit may have meta, and a deadline for it
-facts = facts or new_facts(now)
+facts = facts or new_facts(stored.began)
 local revision = add64(stored.counted, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
 local graph, refusal = plan_append(facts, nodes, dead, count, ids, users, leaf)

@@ -1,7 +1,7 @@
 -- delete: delete all keys of a session, and refuse late writes of its handles for a while; a refusal deletes nothing.
 --
--- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion
---                              marker, or the record of a past session and the generation of its lease
+-- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion marker, or what the next
+--                              session continues and the replies to retries of deletions
 --        2 log             list  node records
 --        3 nodes           hash  node id -> position
 --        4 jumps           list  position:parent position
@@ -20,7 +20,7 @@
 --        2 before   bytes  refs that the client expects in the head
 --        3 grace    int    ms a blob outlives its last holder
 --        4 marker   int    ms during which late writes are refused; 0 for none
---        5 request  str    unique to this deletion; the marker stores it, so that a retry gets the first reply
+--        5 request  str    hex digits, unique to this deletion; stored, so that a retry gets the first reply
 --        6 sharded  int    1: the server is a cluster, whose channels belong to a slot as keys do
 --        7 access   str    owner for whom the caller acts; '' for a trusted caller
 --        8 owner    str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
@@ -43,7 +43,10 @@
 -- Order  without a head, the remaining keys of a session have no owner that could be compared, so every caller may
 --        delete them. Streams have one of their own.
 --        A reusable id keeps the revision, the receipts and the generation of the lease, and the next session continues
---        them. The record also answers a retry of the deletion that arrives after the next session began.
+--        them. A marker keeps them without the receipts, for a later deletion that makes the id reusable.
+--        `deletions` has the last four deletions of a reusable id, as `request nodes blobs`, the newest first. They
+--        answer a retry that arrives after the next session began. That one may be another owner's, so the owner is
+--        compared afterwards.
 --        A session with missing parts leaves no marker, because a user deletes it to start it again. A late writer that
 --        builds on it is refused, too, because there is no head. UNLINK comes first: a full server accepts it, and
 --        after the first write of a script it accepts the others.
@@ -69,9 +72,12 @@ local events = #KEYS + generations - #ARGV
 -- CHECK
 
 local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state, streams)
-local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner', 'past', 'lease', 'receipts',
-  'meta', 'inputs')
+local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner', 'deletions', 'lease',
+  'receipts', 'meta', 'inputs')
 if stored.err then stored = {} end
+local nodes_before, blobs_before = string.match(stored[4] or stored[6] or '', request .. ' ([%d-]+) ([%d-]+)')
+if nodes_before == '-' then return {'freed', session} end
+if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 local records = redis.pcall('HKEYS', streams)
 if records.err then records = {} end
 local owns = #records > 0 and redis.call('HGET', streams, '')
@@ -80,11 +86,6 @@ local is_owned = stored[1] or stored[5]
 if is_foreign(access, stored[5], stored[1]) or not is_owned and is_foreign(access, owns, false) then
   return {'foreign', session}
 end
-local nodes_before, blobs_before = string.match(stored[4] or '', '^(%d+) (%d+) ' .. request .. '$')
-if not nodes_before then
-  nodes_before, blobs_before = string.match(stored[6] or '', '^%d+ (%d+) (%d+) ' .. request .. ' ')
-end
-if nodes_before then return {'removed', session, tonumber(nodes_before), tonumber(blobs_before), 1} end
 local lease = stored[7] and read_lease(stored[7])
 local is_past = stored[6] and not (stored[1] or stored[9] or stored[10] or lease and lease.token ~= '')
 local is_free = present == 0 or present == 1 and is_past
@@ -121,14 +122,16 @@ for index = blobs, events - 1 do
     released = released + 1
   end
 end
-local past = false
-if reusable and marker > 0 and not broken then
-  local revision, receipts = facts and facts.revision, stored[8]
-  if not facts then revision, receipts = past_of(head) end
-  revision, receipts = revision or '0', receipts or ''
-  past = not broken_receipts(receipts, revision)
-    and table.concat({revision, facts and facts.live or 0, released, request, receipts}, ' ')
+local deletion = is_marker and request .. ' - -' or table.concat({request, facts and facts.live or 0, released}, ' ')
+local past = not (facts or broken) and past_of(head) or {revision = '0', epoch = 0, receipts = ''}
+if facts then past = {revision = facts.revision, epoch = facts.epoch, receipts = stored[8]} end
+local revision, epoch = string.match(is_marker and stored[4] or '', ' (%d+) (%d+)$')
+if revision then -- no commit has receipts of zeros
+  past = {revision = revision, epoch = epoch, receipts = string.rep('\0', 16 * math.min(32, tonumber(revision)))}
 end
+epoch = string.format('%.0f', past.epoch)
+local is_sound = not broken and not broken_receipts(past.receipts, past.revision) and add64(past.revision, '1')
+local earlier = string.match(stored[6] or '', '^[^,]*,?[^,]*,?[^,]*')
 
 -- WRITE
 
@@ -137,6 +140,16 @@ end
 --@include announcing
 
 redis.call('UNLINK', head, log, nodes, jumps, dead, state)
+if marker > 0 and (reusable or whole) then
+  if reusable then
+    redis.call('HSET', head, 'deletions', deletion .. ',' .. earlier)
+    if is_sound then redis.call('HSET', head, 'past', past.revision .. ' ' .. epoch .. ' ' .. past.receipts) end
+  else
+    redis.call('HSET', head, 'deleted', table.concat({deletion, past.revision, epoch}, ' '))
+  end
+  if lease then redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', '')) end
+  redis.call('PEXPIRE', head, marker)
+end
 if is_marker then return {'freed', session} end
 redis.call('UNLINK', streams, unpack(KEYS, events))
 drop_entry(catalogues, entry_of(session, parent), now)
@@ -145,14 +158,6 @@ for index, found in pairs(numbers) do
   drop_holder(KEYS[index], facts.hold, found[1], found[2], grace, now, free)
 end
 list_orphans(orphans, free, waiting, grace, now)
-if past then
-  redis.call('HSET', head, 'past', past)
-  if lease then redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', '')) end
-  redis.call('PEXPIRE', head, marker)
-elseif whole and marker > 0 and not reusable then
-  redis.call('HSET', head, 'deleted', (facts and facts.live or 0) .. ' ' .. released .. ' ' .. request)
-  redis.call('PEXPIRE', head, marker)
-end
 announce(sharded, head, 'deleted')
 for index = events, #KEYS do announce(sharded, KEYS[index], 'deleted') end
 return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}

@@ -18,9 +18,9 @@ local session = ARGV[1]
 
 -- CHECK
 
-local stored = redis.pcall('HMGET', head, 'facts', 'deleted', 'inputs', 'past')
+local stored = redis.pcall('HMGET', head, 'facts', 'deleted', 'inputs', 'deletions')
 if stored.err then return refuse(session, unusable('head', stored)) end
-local field = stored[1] and 'facts' or stored[2] and 'deleted' or stored[3] and 'inputs' or stored[4] and 'past'
+local field = stored[1] and 'facts' or stored[2] and 'deleted' or stored[3] and 'inputs' or stored[4] and 'deletions'
 if not field then return {'absent', session} end
 
 -- WRITE

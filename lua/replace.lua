@@ -73,6 +73,8 @@
 --                                              written
 --        reused <session>                      the commit id was used for another meaning; nothing written
 --        conflict <session> <revision>         the head has another revision or commit; nothing written
+--        gone <session> <revision>             the expected revision is one of a deleted session, whose id this session
+--                                              uses again; nothing written
 --        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
 --        exists <session> <revision>           the session must be new, but exists; nothing written
@@ -136,14 +138,13 @@ local call, CHUNK = redis.call, 1000
 -- CHECK
 
 -- Check that the session is intact, and that this commit may be made.
+local moves = origin ~= '' and origin ~= 'new'
 local reply, facts, stored, actual, now, held_lease = admit(session, head, {log, nodes, jumps, dead, state}, access,
-  false, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '')
+  false, tag, meaning, lease, count > 0, plugin ~= '' or execution ~= '', moves)
 if reply then return reply end
-local receipts = stored.known
 if origin ~= '' and (facts or call('HEXISTS', head, 'meta') == 1) then return {'exists', session, actual} end
-if expected ~= '' and expected ~= actual or builds_on ~= '' and not is_last(stored.receipts, builds_on) then
-  return {'conflict', session, actual}
-end
+reply = misplaced(session, head, stored, expected, builds_on, actual)
+if reply then return reply end
 if delta == 'faulty' then return {'faulty', session} end
 if before ~= stored.refs or access == '' and owner ~= stored.owner then
   return {'refs', session, stored.refs, stored.owner}
@@ -156,12 +157,12 @@ if claim == false then return {'unlike', session} end
 
 -- Compute the new head.
 local is_new = not facts -- but the session may have meta, with a deadline
-facts = facts or new_facts(now)
-local committed, moves = string.format('%.0f', now), false
+facts = facts or new_facts(stored.began)
+local committed = string.format('%.0f', now)
 actual = stored.counted
-if origin ~= '' and origin ~= 'new' then
+if moves then
   actual, committed = string.match(origin, '^(%d+) (%d+)$')
-  receipts, moves = history, true
+  stored.known = history
 end
 local revision = add64(actual, '1')
 if not revision then return refuse(session, {'corrupt', 'head', 'its revision cannot be counted further'}) end
@@ -244,7 +245,7 @@ if drops > 0 then
 end
 -- HSET comes first: a full server refuses it here, and after the first write of a script it refuses no other.
 call('HSET', head, 'facts', write_facts(facts), 'refs', after, 'body', body,
-  'receipts', with_receipt(receipts, tag, meaning), unpack(fields, 1, math.min(CHUNK, #fields)))
+  'receipts', with_receipt(stored.known, tag, meaning), unpack(fields, 1, math.min(CHUNK, #fields)))
 for from = CHUNK + 1, #fields, CHUNK do
   call('HSET', head, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
 end

@@ -31,6 +31,24 @@ def tag_of(text: str) -> bytes:
     return sha256(text.encode()).digest()[:TAG_BYTES]
 
 
+def own_receipts(fields: Mapping[bytes, bytes], revision: int, key: str) -> bytes:
+    """Return the receipts of a head, with zeros for those of a former session of its id.
+
+    Raises:
+        Corrupt: the record of the former session is unreadable.
+    """
+    receipts, past = fields.get(b"receipts", b""), fields.get(b"past")
+    if past is None:
+        return receipts
+    try:
+        last, _epoch, _receipts = past.split(b" ", 2)
+        own = revision - decode_number(last, high=MAX_I64)
+    except ValueError as error:
+        raise Corrupt("head", key, f"its record of a former session is unreadable: {error}") from error
+    former = max(0, len(receipts) - own * RECEIPT_BYTES)
+    return bytes(former) + receipts[former:]
+
+
 @dataclass(frozen=True, slots=True)
 class HeadBody:
     """The part of the head that no script reads. Config and turn state are decoded on access."""

@@ -13,7 +13,7 @@ from lash_redis.errors import BackendError, InvalidRecord, SessionGone
 from lash_redis.listing import walk_ids
 from lash_redis.models import SessionHead
 from lash_redis.protocol import commands
-from lash_redis.protocol.heads import decode_meta, decode_ttl
+from lash_redis.protocol.heads import decode_meta, decode_ttl, own_receipts
 from lash_redis.protocol.keys import SessionKeys
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader, Snapshot
 from lash_redis.transfer.json_steps import dump_in_steps
@@ -116,7 +116,7 @@ async def _line_of(found: Snapshot) -> Line:
         "checkpoint": head.body.checkpoint.to_json(),
         "commit_id": read.commit_id,
         "committed_ms": head.facts.committed,
-        "receipts": b64encode(fields.get(b"receipts", b"")).decode(),
+        "receipts": b64encode(own_receipts(fields, head.facts.revision, head.keys.head)).decode(),
         "links_by_id": bool(head.facts.loose),
         "ttl_ms": decode_ttl(ttl, head.keys.head),
         "meta": None if stored_meta is None else decode_meta(stored_meta, head.keys.head).to_json(),

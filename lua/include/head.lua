@@ -23,8 +23,8 @@
 -- its ref. Kinds: `-` absent; `h` held, a blob of the shard that counts its holders; `p` private, in the session's own
 -- `state`. The field is empty if all three are absent.
 -- Other fields of a head: body, receipts, meta, ledger rows; and, if the session has them, `ttl` (its own, in ms),
--- `parent`, `owner`, `lease` (see lease.lua), pending inputs (see inputs.lua) and `past` (see receipts.lua). A head with
--- only `deleted` refuses late writes to a deleted session.
+-- `parent`, `owner`, `lease` (see lease.lua), pending inputs (see inputs.lua), `past` (see receipts.lua) and
+-- `deletions` (see delete.lua). A head with `deleted` refuses late writes to a deleted session.
 
 local FACTS = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+) (%d+) ([01]) (%d+) (%d+) (%d+) (%d+) (%-?%d+)'
 local SUM = ' (%d+) (%d+)$'

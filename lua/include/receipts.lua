@@ -27,16 +27,23 @@ local function is_last(receipts, tag)
   return string.sub(receipts, -16, -9) == tag
 end
 
--- The field `past` of a head is what `delete` leaves of a session whose id is reusable: `revision nodes blobs request
--- receipts`. These are the revision of the deleted session, what the deletion reported, its request, and the receipts.
--- The next session continues the revisions and the receipts, so no late commit matches it. It keeps the field.
+-- The field `past` of a head is what `delete` leaves of a session whose id is reusable: `revision epoch receipts`. The
+-- next session continues the revisions and the receipts, and its log is a later one, so no late commit or read matches
+-- it. It keeps the field.
 
--- Returns the revision and the receipts of the former session of this id; nil if there was none.
+-- Decodes the field; false without one, nil if it is unreadable.
 local function past_of(head)
-  local past = redis.call('HGET', head, 'past')
-  local revision, from = string.match(past or '', '^(%d+) %d+ %d+ %w+ ()')
-  if not revision or not is_int64(revision) then return nil end
-  return revision, string.sub(past, from)
+  local text = redis.call('HGET', head, 'past')
+  if not text then return false end
+  local revision, epoch, from = string.match(text, '^(%d+) (%d+) ()')
+  if not revision or not is_int64(revision) or is_odd(epoch) then return nil end
+  return {revision = revision, epoch = epoch + 0, receipts = string.sub(text, from)}
+end
+
+-- Whether `revision` is one of the former session's, of which `past` is the record (false for none).
+local function is_former(past, revision)
+  if not past or revision == '0' then return false end
+  return #revision < #past.revision or #revision == #past.revision and revision <= past.revision
 end
 
 -- Returns the receipts after one more commit. The oldest of more than 32 is dropped.

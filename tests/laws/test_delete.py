@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from lash_redis import (
+    Corrupt,
     DeleteReport,
     FullGraph,
     HeadRevisionConflict,
@@ -17,6 +18,7 @@ from lash_redis import (
     LeaseLost,
     MissingBlob,
     OwnerMismatch,
+    ReplaceFull,
     SessionDeleted,
     SessionEvicted,
     SessionGone,
@@ -24,7 +26,8 @@ from lash_redis import (
     SessionStoreCreateRequest,
     StoreOptions,
 )
-from tests.support.breaking import Lua, broken_by
+from lash_redis.transfer import export_sessions, import_sessions
+from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, blob_keys, commit, holders, ids_of, key_of, plugins, tools, used
 from tests.support.proxy import Action, on
 
@@ -290,7 +293,7 @@ async def test_a_reusable_id_takes_writes_at_once_and_keeps_only_what_late_commi
     await asyncio.sleep(0.15)
     head = await key_of(client, "head")
     assert sorted(await client.keys("*")) == sorted([head, b"lash1:layout:laws"])
-    assert list(await client.hgetall(head)) == [b"past"]
+    assert list(await client.hgetall(head)) == [b"deletions", b"past"]
     assert 86_390_000 < await client.pttl(head) <= 86_400_000
     assert [info async for info in cache.sessions()] == []
     assert await open_cache().session("chat").load_session(FullGraph()) is None
@@ -301,7 +304,7 @@ async def test_a_reusable_id_takes_writes_at_once_and_keeps_only_what_late_commi
 
 
 @broken_by(
-    Lua("delete", "past = not broken_receipts(receipts, revision)", "past = false"),
+    Lua("delete", "if is_sound then", "if false then"),
     Lua("commit", "add64(stored.counted, '1')", "add64(actual, '1')"),
 )
 async def test_no_revision_of_a_deleted_session_is_one_of_the_next(open_cache, keyspace):
@@ -313,13 +316,13 @@ async def test_no_revision_of_a_deleted_session_is_one_of_the_next(open_cache, k
         before = await keyspace()
         for late in (old, open_cache().session("chat")):
             for seen in (1, 2):
-                with pytest.raises(HeadRevisionConflict):
+                with pytest.raises(SessionGone):
                     await late.commit_runtime_state(commit(seen, append("z")))
         assert await keyspace() == before
         await open_cache().session("chat").commit_runtime_state(commit(revision))
 
 
-@broken_by(Lua("commit", "made <= past) then return", "made <= past) and false then return"))
+@broken_by(Lua("commit", "if is_former(past, made) then", "if false then"))
 async def test_a_commit_that_a_deleted_session_made_is_not_made_again(open_cache, keyspace):
     cache = open_cache()
     made = commit(None, append("a"))
@@ -446,20 +449,178 @@ async def test_a_reusable_id_can_be_deleted_again_and_again(open_cache):
             await cache.session("chat").commit_runtime_state(commit(revision))
 
 
-@broken_by(Lua("delete", "string.match(stored[6] or '', '^%d+ (%d+) (%d+) ' .. request .. ' ')", "nil, nil"))
-async def test_a_retried_deletion_does_not_delete_the_next_session(proxy, through_proxy, open_cache):
+async def begin_next(cache, owner: str | None = None) -> None:
+    await cache.session("chat", owner=owner).commit_runtime_state(commit(0, append("next")))
+
+
+async def begin_twice(cache) -> None:
+    for _ in range(2):
+        await begin_next(cache)
+        await cache.delete("chat", reusable=True)
+    await begin_next(cache)
+
+
+async def begin_by_import(cache) -> None:
+    await full_session(cache, "other")
+    lines = [line.replace('"other"', '"chat"') async for line in export_sessions(cache, ["other"])]
+    assert (await import_sessions(cache, lines)).session_count == 1
+
+
+BEGINNINGS: dict[str, Callable[..., Awaitable[None]]] = {
+    "a first commit": begin_next,
+    "another owner's commit": lambda cache: begin_next(cache, "bob"),
+    "a session that was deleted, too": begin_twice,
+    "an import": begin_by_import,
+}
+
+
+@pytest.mark.parametrize("former", ["whole", "incomplete", "marked"])
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@broken_by(Lua("delete", "string.match(stored[4] or stored[6] or ''", "string.match(stored[4] or ''"))
+async def test_a_retried_deletion_does_not_delete_the_next_session(
+    proxy, through_proxy, open_real_cache, real_server, beginning, former
+):
+    await full_session(open_real_cache())
+    if former == "marked":
+        await open_real_cache().delete("chat")
+    if former == "incomplete":
+        await real_server.client().delete(open_real_cache().layout.session("chat").head)
     cache = through_proxy(retry_max_delay=0.01)
-    await full_session(cache)
-    proxy.on_command = on(Action.HALF_REPLY, "EVALSHA", 2)
+    await cache.preload()
+    proxy.on_command = on(Action.HALF_REPLY, "EVALSHA", 2 if former == "whole" else 1)
     deletion = asyncio.create_task(cache.delete("chat", reusable=True))
-    await proxy.holding()
-    await open_cache().session("chat").commit_runtime_state(commit(0, append("next")))
+    async with asyncio.timeout(10):
+        await proxy.holding()
+    await BEGINNINGS[beginning](open_real_cache())
     proxy.release()
-    assert await deletion == DeleteReport(True, node_count=2, released_blob_count=3)
-    assert ids_of(await open_cache().session("chat").load_session(FullGraph())) == ["next"]
+    report = await deletion
+    assert (
+        report
+        == {
+            "whole": DeleteReport(True, node_count=2, released_blob_count=3),
+            "incomplete": DeleteReport(True),
+            "marked": DeleteReport(),
+        }[former]
+    )
+    read = await open_real_cache().session("chat").load_session(FullGraph())
+    assert ids_of(read) == (["a", "c"] if beginning == "an import" else ["next"])
 
 
 @pytest.mark.parametrize("reusable", [None, 1, "yes"])
 async def test_an_invalid_reusable_is_refused_and_named(reusable, cache):
     with pytest.raises(InvalidRecord, match="reusable"):
         await cache.delete("chat", reusable=reusable)
+
+
+async def test_an_export_of_a_deleted_session_can_be_imported_again(open_cache):
+    cache = open_cache()
+    await full_session(cache)
+    lines = [line async for line in export_sessions(cache)]
+    await cache.delete("chat", reusable=True)
+    assert (await import_sessions(cache, lines)).session_count == 1
+    assert ids_of(await cache.session("chat").load_session(FullGraph())) == ["a", "c"]
+    assert (await import_sessions(cache, lines)).present_count == 1
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
+@broken_by(Lua("commit", "is_former(expected ~= '' and past_of(head), expected) and 'gone' or", ""))
+async def test_a_late_append_is_refused_after_the_next_session_began(open_cache):
+    cache = open_cache()
+    late = open_cache().chat("chat")
+    await cache.chat("chat").append({"role": "user", "content": "question"})
+    await late.messages()
+    await cache.delete("chat", reusable=True)
+    await cache.chat("chat").append({"role": "user", "content": "next"})
+    with pytest.raises(SessionGone):
+        await late.append({"role": "assistant", "content": "answer"})
+    assert [message["content"] for message in await late.messages()] == ["next"]
+
+
+async def test_a_replacement_built_on_a_deleted_session_is_refused_after_the_next_began(open_cache):
+    cache = open_cache()
+    old = await full_session(cache)
+    read = await old.load_session(FullGraph())
+    await open_cache().delete("chat", reusable=True)
+    await begin_next(open_cache())
+    with pytest.raises(SessionGone):
+        await old.commit_runtime_state(commit(read.head_revision, ReplaceFull(read.graph)))
+
+
+@broken_by(Lua("commit", "new_facts(stored.began)", "new_facts(now)"))
+async def test_the_log_of_a_reused_id_is_later_than_the_former(open_cache, client):
+    cache = open_cache()
+    store = await full_session(cache)
+    head = await key_of(client, "head")
+    facts = (await client.hget(head, "facts")).split()
+    facts[1] = b"9%d" % int(facts[1])  # as if the clock had been set back since
+    await client.hset(head, "facts", b" ".join(facts))
+    await cache.delete("chat", reusable=True)
+    await store.commit_runtime_state(commit(0, append("a")))
+    assert (await client.hget(head, "facts")).split()[1] == b"%d" % (int(facts[1]) + 1)
+
+
+@broken_by(
+    Lua("delete", "table.concat({deletion, past.revision, epoch}, ' ')", "deletion .. ' 0 0'"),
+    Lua("delete", "if lease then redis.call", "if lease and reusable then redis.call"),
+)
+async def test_a_session_behind_a_removed_marker_continues_revisions_and_generations(open_cache, keyspace):
+    cache = open_cache()
+    store = await full_session(cache)
+    lease = await store.acquire_lease(ttl=30.0)
+    await cache.delete("chat")
+    await cache.delete("chat", reusable=True)
+    before = await keyspace()
+    with pytest.raises(SessionGone):
+        await open_cache().session("chat").commit_runtime_state(commit(2, append("z")))
+    assert await keyspace() == before
+    result = await store.commit_runtime_state(commit(0, append("z")))
+    assert result.head_revision == 3
+    assert (await store.acquire_lease(ttl=30.0)).generation == lease.generation + 1
+    assert (await open_cache(role="auditor").audit()).problems == ()
+
+
+async def test_an_id_whose_revisions_are_used_up_begins_again(open_cache, client):
+    cache = open_cache()
+    store = await full_session(cache)
+    head = await key_of(client, "head")
+    facts = (await client.hget(head, "facts")).split()
+    await client.hset(head, "facts", b" ".join([b"%d" % (2**63 - 1), *facts[1:]]))
+    await client.hset(head, "receipts", bytes(16 * 32))
+    await cache.delete("chat", reusable=True)
+    assert (await store.commit_runtime_state(commit(0, append("a")))).head_revision == 1
+
+
+@broken_by(Lua("commit", "if past == nil then return", "if false then return"))
+async def test_an_unreadable_record_of_a_former_session_is_damage(open_cache, client):
+    cache = open_cache()
+    await reused(cache)
+    await client.hset(await key_of(client, "head"), "past", "x")
+    with pytest.raises(Corrupt):
+        await cache.session("chat").commit_runtime_state(commit(0, append("a")))
+    assert (await cache.delete("chat", reusable=True)) == DeleteReport()
+
+
+@broken_by(
+    Python("transfer.exporting:own_receipts", lambda _: lambda fields, *_: fields[b"receipts"], "exports all receipts")
+)
+async def test_an_import_acknowledges_no_commit_of_a_session_that_was_deleted_before_the_export(open_cache):
+    cache = open_cache()
+    made = commit(None, append("a"))
+    await cache.session("chat").commit_runtime_state(made)
+    await cache.delete("chat", reusable=True)
+    await begin_next(cache)
+    lines = [line async for line in export_sessions(cache)]
+    await cache.delete("chat", reusable=True)
+    assert (await import_sessions(cache, lines)).session_count == 1
+    result = await cache.session("chat").commit_runtime_state(made)
+    assert not result.replayed
+
+
+async def test_an_audit_reports_an_unreadable_record_of_a_former_session(open_cache, client):
+    cache = open_cache()
+    await reused(cache)
+    await begin_next(cache)
+    assert (await open_cache(role="auditor").audit()).problems == ()
+    await client.hset(await key_of(client, "head"), "past", "x")
+    (problem,) = (await open_cache(role="auditor").audit()).problems
+    assert "former session" in problem.reason

@@ -23,6 +23,7 @@ from lash_redis.protocol.heads import (
     decode_facts,
     decode_meta,
     decode_ttl,
+    own_receipts,
     tag_of,
 )
 from lash_redis.protocol.inputs import decode_inputs
@@ -206,6 +207,10 @@ def _of_the_head(
         yield AuditProblem("head", keys.head, f"{len(receipts)} bytes of receipts at revision {head.facts.revision}")
     elif receipts[-RECEIPT_BYTES:-TAG_BYTES] != tag_of(head.body.commit_id):
         yield AuditProblem("head", keys.head, "its last receipt is not that of its last commit")
+    try:
+        own_receipts(fields, head.facts.revision, keys.head)
+    except Corrupt as error:
+        yield problem_of(error)
     if meta is not None and meta.session_id != keys.session_id:
         yield AuditProblem("meta", keys.head, f"it belongs to session {meta.session_id!r}")
 

@@ -302,6 +302,8 @@ def _refusal(word: str, prepared: PreparedCommit, reply: Any) -> StoreError:
             actual = int(reply[2])
             gone = actual == 0 and (prepared.expected or commit.builds_on)
             return (SessionGone if gone else HeadRevisionConflict)(prepared.expected, actual)
+        case "gone":
+            return SessionGone(prepared.expected, int(reply[2]))
         case "hidden":
             return NodesTombstoned(prepared.expected, int(reply[2]), reply[3])
         case "exists":
