@@ -16,6 +16,7 @@ from agents.memory import OpenAIResponsesCompactionSession, Session, SessionSett
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 
 from lash_redis import (
+    EventPayload,
     HeadRevisionConflict,
     InvalidRecord,
     OutcomeUnknown,
@@ -46,6 +47,13 @@ def user(text: str, **more: Any) -> dict[str, Any]:
 def answer(text: str, item_id: str = "msg_1") -> dict[str, Any]:
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {"id": item_id, "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Oslo"}', "id": "fc_1"}
@@ -84,6 +92,12 @@ ITEMS: dict[str, dict[str, Any]] = {
     "large number": {"type": "x", "n": 2**70},
     "numbers": {"type": "x", "n": [1, 1.0, True, None, -0.0, 1e300]},
     "keys of this package": {"role": "user", "content": "x", "sdk": "other", "source": {"role": "user"}, "parts": [1]},
+    "a type that is a list": {"type": ["message"], **user("hi")},
+    "a type that is an object": {"type": {"a": 1}, "role": {}},
+    "nested": {"type": "x", "v": nested(255)},
+    "nested content": user([nested(250)]),
+    "nested message": user("hi", v=nested(246)),
+    "nested beside a large number": {"type": "x", "v": nested(255), "n": 2**70},
     "megabytes": {**OUTPUT, "output": "A" * 3_000_000},
 }  # fmt: skip
 
@@ -139,6 +153,10 @@ async def test_a_limit_counts_items_and_not_other_nodes(session):
         ([user("a"), None], "items[1]"),
         ([user("a"), {"type": "x", "n": float("nan")}], "items[1].n"),
         ([{"type": "x", "o": object()}], "items[0].o"),
+        ([{"type": "x", "t": (1, 2)}], "items[0].t"),
+        ([{"type": "x", "o": {1: "a", "1": "b"}}], "items[0].o"),
+        ([{"type": "x", "n": 2**70, "o": [{None: 1}]}], "items[0].n"),
+        ([{"type": "x", "v": nested(256)}], "items[0].v" + "[0]" * 249),
     ],
 )
 async def test_what_is_no_item_is_refused_by_name(session, given, field):
@@ -155,6 +173,31 @@ async def test_an_argument_of_another_type_is_refused_by_name(cache, name, value
     with pytest.raises(InvalidRecord) as refused:
         LashSession(**{"session_id": "s1", "cache": cache, name: value})
     assert refused.value.field == name
+
+
+@pytest.mark.parametrize("limit", ["5", 2.5, True, [1], float("nan")])
+async def test_a_limit_that_is_no_whole_number_is_refused_by_name(session, limit):
+    await session.add_items([user("a")])
+    with pytest.raises(InvalidRecord, match="limit"):
+        await session.get_items(limit)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"sdk": "openai_agents", "source": {"type": []}, "parts": [5], "role": "User"},
+        {"sdk": "openai_agents", "source": {"type": "function_call"}, "parts": [5, None], "role": "Assistant"},
+        {"sdk": "openai_agents", "source": {"role": []}, "parts": 5, "role": {}},
+        {"role": "User", "parts": [{"kind": "Text", "content": 5}]},
+    ],
+)
+async def test_a_record_of_another_writer_never_ends_a_read(session, record):
+    await session.add_items([user("a")])
+    node = SessionNodeRecord(
+        "odd", (await session.store.load_head()).leaf_node_id, "t", EventPayload({"Conversation": record})
+    )
+    await session.store.commit_runtime_state(RuntimeCommit("s1", graph=Append([node])))
+    assert (await session.get_items())[0] == user("a")
 
 
 # The SDK's own store as oracle
@@ -239,6 +282,26 @@ async def test_a_pop_keeps_the_branches_of_a_chat(session, cache):
     assert [message["content"] for message in await chat.messages()] == ["a", "b", "other c"]
 
 
+@pytest.mark.parametrize("empty", ["popped", "compacted"])
+async def test_a_path_without_items_leaves_other_branches_as_they_are(session, cache, empty):
+    chat = cache.chat("s1")
+    await session.add_items([user("a")])
+    (first,) = await chat.messages()
+    await chat.edit(first["id"], user("other a"))
+    if empty == "popped":
+        assert await session.pop_item() == user("other a")
+    else:
+        assert await (await session._get_compaction_snapshot(5)).replace_suffix(0, [])
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    for _ in range(2):
+        await session.add_items([user("b")])
+        assert await session.get_items() == [user("b")]
+        assert await session.pop_item() == user("b")
+    await chat.rewind(first["id"])
+    assert await session.get_items() == [user("a")]
+
+
 # Clearing
 
 
@@ -250,6 +313,11 @@ async def test_a_cleared_session_is_usable_at_once_and_refuses_late_items(sessio
     with pytest.raises(SessionGone):
         await late.add_items([answer("to a")])
     await session.add_items([user("b")])
+    assert await late.get_items() == [user("b")]
+    await session.clear_session()
+    await session.add_items([user("b")])
+    with pytest.raises(SessionGone):
+        await late.add_items([answer("to the former b")])
     assert await late.get_items() == [user("b")]
     await late.add_items([answer("to b")])
     assert await session.get_items() == [user("b"), answer("to b")]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from lash_redis.integrations.openai_agents.items import Item, item_of_content, payload_of_item
 from lash_redis.models import PluginPayload, SessionGraph, SessionNodeRecord
 from lash_redis.models.node import inside, new_message_id
+
+START: Final = "openai_agents.start"
+"""The plugin type of a node at the root of an active path without items, in a session with other branches."""
 
 
 def item_of_node(node: SessionNodeRecord) -> Item | None:
@@ -35,6 +39,11 @@ def cut(graph: SessionGraph, path: Sequence[SessionNodeRecord], count: int) -> S
             kept.append(node)
             parents.add(node.parent_node_id)
     return SessionGraph(kept[::-1], leaf)
+
+
+def rooted(graph: SessionGraph) -> SessionGraph:
+    """Return the graph with an empty record as its leaf if it has branches but no leaf, which no graph may have."""
+    return graph.append_plugin(START, {}) if graph.nodes and graph.leaf_node_id is None else graph
 
 
 def grown(graph: SessionGraph, items: Sequence[Item]) -> SessionGraph:

@@ -22,7 +22,7 @@ from lash_redis.models.chat_messages import (
     is_chat_message,
     parts_of,
 )
-from lash_redis.models.json_values import check_json
+from lash_redis.models.json_values import MAX_JSON_DEPTH, Fault, canonical
 from lash_redis.models.node import inside, is_transient, text_at
 
 Item: TypeAlias = dict[str, Any]
@@ -35,6 +35,9 @@ PLUGIN: Final = "openai_agents.item"
 """The plugin type of a node whose item is not part of the conversation. Its body is `{"item": item}`."""
 PLUGIN_TEXT: Final = "openai_agents.json"
 """The plugin type of a node whose item MessagePack cannot represent. Its body is `{"json": text}`."""
+
+ENVELOPE: Final = 6
+"""The most levels of nesting that a payload adds to an item."""
 
 ITEM_ROLES: Final = ("user", "assistant", "system", "developer")
 """The roles of messages that are items."""
@@ -55,9 +58,9 @@ def payload_of_item(item: Any, message_id: str, where: str) -> EventPayload | Pl
         hint = "; pass item.model_dump(exclude_unset=True)" if hasattr(item, "model_dump") else ""
         raise InvalidRecord(where, f"expected a dict, got {type(item).__name__}{hint}")
     try:
-        plain: Item = check_json(item, where)
-    except InvalidRecord as refused:
-        return _payload_of_text(item, refused)
+        plain: Item = canonical(item, 1 + ENVELOPE)
+    except Fault as fault:
+        return _payload_of_text(item, fault.at(where))
     record = _record_of(plain, message_id, where)
     if record is None:
         return PluginPayload(PLUGIN, {"item": plain})
@@ -65,18 +68,29 @@ def payload_of_item(item: Any, message_id: str, where: str) -> EventPayload | Pl
 
 
 def _payload_of_text(item: Item, refused: InvalidRecord) -> PluginPayload:
-    """Encode an item with lone surrogates or integers beyond 64 bits as JSON text."""
+    """Encode an item with lone surrogates, integers beyond 64 bits or deep nesting as JSON text."""
     try:
-        text = json.dumps(item, allow_nan=False)
+        text = json.dumps(item, allow_nan=False) if _is_json(item) else None
     except (TypeError, ValueError, RecursionError):
         raise refused from None
+    if text is None:
+        raise refused
     return PluginPayload(PLUGIN_TEXT, {"json": text})
+
+
+def _is_json(value: Any, depth: int = 1) -> bool:
+    """Whether `json.dumps` writes the value as it is: it would also write tuples, and keys that are not strings."""
+    if isinstance(value, dict | list):
+        keys, values = (value, value.values()) if isinstance(value, dict) else ((), value)
+        is_known = depth <= MAX_JSON_DEPTH and all(isinstance(key, str) for key in keys)
+        return is_known and all(_is_json(inner, depth + 1) for inner in values)
+    return value is None or isinstance(value, str | int | float)
 
 
 def _record_of(item: Item, message_id: str, where: str) -> dict[str, Any] | None:
     """Return the message that an item becomes; None if it is not part of the conversation."""
     kind = item.get("type")
-    if kind in _CALLS:
+    if _is_call(item):
         record = _record_of_call(item, message_id)
     elif kind in (None, "message") and is_chat_message(item):
         try:
@@ -88,6 +102,11 @@ def _record_of(item: Item, message_id: str, where: str) -> dict[str, Any] | None
         return None
     record["sdk"] = SDK
     return record if canonical_json(_item_of_record(record)) == canonical_json(item) else None
+
+
+def _is_call(item: Item) -> bool:
+    kind = item.get("type")
+    return isinstance(kind, str) and kind in _CALLS
 
 
 def _record_of_call(item: Item, message_id: str) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def item_of_content(plugin_type: str | None, content: Any) -> Item | None:
 def _object_of_text(text: str) -> Item | None:
     try:
         value = json.loads(text)
-    except ValueError:  # another writer uses the plugin type
+    except (ValueError, RecursionError):  # another writer uses the plugin type
         return None
     return value if isinstance(value, dict) else None
 
@@ -130,14 +149,14 @@ def _item_of_record(record: dict[str, Any]) -> Item | None:
     if record.get("sdk") != SDK:
         return _item_of_message(decode_message(record, "content"))
     source = record.get("source")
-    if type(source) is dict and source.get("type") in _CALLS:
+    if type(source) is dict and _is_call(source):
         return _item_of_call(source, record)
     return decode_message(record, "content")
 
 
 def _item_of_call(source: Item, record: Mapping[str, Any]) -> Item:
     _, text_field, names = _CALLS[source["type"]]
-    part: Item = next(iter(parts_of(record)), {})
+    part: Item = next((part for part in parts_of(record) if isinstance(part, dict)), {})
     places = {text_field: "content", **names}
     return {**source, **{name: part[place] for name, place in places.items() if name not in source and place in part}}
 

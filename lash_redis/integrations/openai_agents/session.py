@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 from lash_redis._validate import require_type
 from lash_redis.cache import SessionCache
 from lash_redis.errors import HeadRevisionConflict, InvalidParent, InvalidRecord, OutcomeUnknown
-from lash_redis.integrations.openai_agents.history import cut, grown, item_of_node, without_expired
+from lash_redis.integrations.openai_agents.history import cut, grown, item_of_node, rooted, without_expired
 from lash_redis.integrations.openai_agents.items import Item, item_of_content, payload_of_item
 from lash_redis.models import (
     FullGraph,
@@ -115,13 +115,16 @@ class LashSession:
         used.
 
         Raises:
-            Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
+            InvalidRecord: `limit` is no int; the error names it.
+            InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
         is_default = limit is None
         if limit is None and self.session_settings is not None:
             limit = self.session_settings.limit
-        if limit is not None and limit < 1:
-            return []
+        if limit is not None:
+            require_type("limit", limit, int)
+            if limit < 1:
+                return []
         read, items = await self._path.load(limit)
         self._appender.tip = Tip.of(read)
         if is_default:
@@ -188,7 +191,7 @@ class LashSession:
             if read is None or not count:
                 raise _NothingToPopError
             popped[:] = [item] if item is not None else []
-            shorter = cut(read.graph, path, count - 1)
+            shorter = rooted(cut(read.graph, path, count - 1))
             leaf = shorter.leaf_node_id
             return RuntimeCommit(self.session_id, graph=ReplaceFull(shorter))
 
@@ -266,7 +269,7 @@ class LashSession:
         graph = cut(read.graph, path, start)
         if is_expired is not None:
             graph = without_expired(graph, path[:start], is_expired)
-        graph = grown(graph, output)
+        graph = rooted(grown(graph, output))
         commit = RuntimeCommit(self.session_id, read.head_revision, graph=ReplaceFull(graph), builds_on=read.commit_id)
         result = await self._store.commit_runtime_state(commit)
         self._appender.tip, self._view = Tip.after(result, graph.leaf_node_id), None
