@@ -371,6 +371,21 @@ async def test_items_of_unknown_outcome_that_are_added_again_are_stored_once(pro
     assert await session.get_items() == [user("a"), user("b"), user("b")]
 
 
+async def test_items_of_a_cancelled_call_that_are_added_again_are_stored_once(open_cache):
+    cache = open_cache()
+    for steps in range(40):
+        session = LashSession(f"s{steps}", cache)
+        await session.add_items([user("a")])
+        call = asyncio.create_task(session.add_items([user("b")]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        if call.cancelled():
+            await session.add_items([user("b")])
+        assert await session.get_items() == [user("a"), user("b")], steps
+
+
 # Other views of the session
 
 

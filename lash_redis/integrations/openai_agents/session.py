@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -91,7 +92,7 @@ class LashSession:
         self._path = PathItems(self._store, _items_of)
         self._view: _View | None = None
         self._unsettled: tuple[str, Sequence[SessionNodeRecord]] | None = None
-        """The items of an `add_items` whose outcome is unknown, as JSON, and their nodes."""
+        """The items of an `add_items` whose outcome is unknown, or that was cancelled, as JSON, and their nodes."""
 
     @property
     def store(self) -> RedisSessionStore:
@@ -135,7 +136,8 @@ class LashSession:
         """Append items behind what other workers have added: all or none.
 
         One round trip if no other handle has written since this one read or wrote the session, else two or three. If
-        the outcome of a call is unknown, call again with the same items on the same handle: they are stored once.
+        the outcome of a call is unknown, or the call was cancelled, call again with the same items on the same handle:
+        they are stored once.
         `wrapper` is not used.
 
         Raises:
@@ -157,7 +159,7 @@ class LashSession:
         try:
             async with self._appender.turn():
                 await self._appender.add(Addition(nodes))
-        except OutcomeUnknown:
+        except (OutcomeUnknown, CancelledError):
             self._unsettled = text, nodes
             raise
         except InvalidParent as error:
