@@ -21,6 +21,7 @@ from lash_redis.errors import (
     CommitIdReused,
     CommitTooLarge,
     Corrupt,
+    DocumentsChanged,
     HeadRevisionConflict,
     InputIdReused,
     InputNotPending,
@@ -36,6 +37,7 @@ from lash_redis.errors import (
     NodesTombstoned,
     OutcomeUnknown,
     OwnerMismatch,
+    PartTaken,
     Refused,
     SessionBindingMismatch,
     SessionDeleted,
@@ -58,6 +60,9 @@ from lash_redis.models import (
     ChatMessage,
     DeleteOwnedReport,
     DeleteReport,
+    Document,
+    DocumentsRead,
+    DocumentWrite,
     EventPayload,
     FullGraph,
     GcReport,
@@ -131,6 +136,7 @@ from lash_redis.runtime import (
     load_persisted_session_state_active_path,
     refresh_persisted_session_state,
 )
+from lash_redis.session.documents import Documents
 from lash_redis.session.lease import Lease
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.session.stream import StreamWriter
@@ -155,6 +161,11 @@ __all__ = [
     "Corrupt",
     "DeleteOwnedReport",
     "DeleteReport",
+    "Document",
+    "DocumentWrite",
+    "Documents",
+    "DocumentsChanged",
+    "DocumentsRead",
     "Durability",
     "EventPayload",
     "Fsync",
@@ -185,6 +196,7 @@ __all__ = [
     "NodesTombstoned",
     "OutcomeUnknown",
     "OwnerMismatch",
+    "PartTaken",
     "PendingInput",
     "PersistedSessionConfig",
     "PersistedSessionRead",

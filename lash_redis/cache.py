@@ -41,6 +41,7 @@ from lash_redis.options import KEEP, Durability, Keep, StoreOptions, require_dur
 from lash_redis.owner_deletion import delete_owned
 from lash_redis.protocol import commands
 from lash_redis.protocol.keys import Layout
+from lash_redis.session.documents import Documents
 from lash_redis.session.meta import new_meta
 from lash_redis.session.namespace import Namespace, continuing
 from lash_redis.session.reader import Reader
@@ -136,6 +137,13 @@ class SessionCache:
         With an `owner`, the chat uses the session only if it belongs to that owner, as `session` does.
         """
         return Chat(self.session(session_id, owner=owner), self.shared)
+
+    def documents(self, session_id: str, *, owner: str | None = None) -> Documents:
+        """Return the documents of one session. No I/O; the session need not exist.
+
+        With an `owner`, they are used only if the session belongs to that owner, as in `session`.
+        """
+        return Documents(self.shared, session_id, owner)
 
     async def create(
         self,

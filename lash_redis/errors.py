@@ -10,6 +10,7 @@ Arguments are kept as attributes and in `args`, so every error can be pickled be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from time import gmtime, strftime
 from typing import Any
@@ -113,6 +114,31 @@ class SessionExists(HeadRevisionConflict):
 
     def __str__(self) -> str:
         return f"the session exists already, at revision {self.actual}; use another id, or delete it first"
+
+
+class DocumentsChanged(Refused):
+    """The stored documents are not as a write expects. Read them, and decide on a new write."""
+
+    template = "the documents of session {0!r} are not as expected, but at revision {1}; read them, and write again"
+
+    def __init__(self, session_id: str, revision: int, found: Mapping[bytes, bytes | None]) -> None:
+        super().__init__(session_id, revision, found)
+        self.session_id = session_id
+        self.revision = revision
+        """The number of writes to the documents by now; 0 if there are none."""
+        self.found = found
+        """What is stored under each name that is not as expected; None for nothing."""
+
+
+class PartTaken(Refused):
+    """A part of that name is stored with other content. Parts never change; use another name."""
+
+    template = "session {0!r} has a part {1!r} with other content; use another name"
+
+    def __init__(self, session_id: str, name: bytes) -> None:
+        super().__init__(session_id, name)
+        self.session_id = session_id
+        self.name = name
 
 
 class CommitIdReused(Refused):

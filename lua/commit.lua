@@ -61,6 +61,7 @@
 --                                              an earlier attempt made this commit; epoch of the present log; nothing
 --                                              written
 --        reused <session>                      the commit id was used for another meaning; nothing written
+--        exists <session> <revision>           the session has documents and no graph; nothing written
 --        conflict <session> <revision>         the head has another revision or commit; nothing written
 --        gone <session> <revision>             the expected revision is one of a deleted session, whose id this session
 --                                              uses again; nothing written

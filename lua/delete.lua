@@ -13,7 +13,9 @@
 --       10 owned           zset  as sessions, for the sessions of `owner`; not used without one
 --       11 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
 --       12 streams         hash  generation -> record of a stream
---       13 blobs           any   those the head holds, hashes: c content, u promised until (ms), holders until each
+--       13 documents       hash  name -> content
+--       14 names           zset  names of documents in their order
+--       15 blobs           any   those the head holds, hashes: c content, u promised until (ms), holders until each
 --                                time; then the events of the streams of `generations`, lists
 --
 -- ARGV   1 session  str    session id, echoed
@@ -64,14 +66,14 @@
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local streams, blobs = KEYS[12], 13
+local streams, documents, names, blobs = KEYS[12], KEYS[13], KEYS[14], 15
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local sharded, access, owner, reusable, generations = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9] == '1', 10
 local events = #KEYS + generations - #ARGV
 
 -- CHECK
 
-local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state, streams)
+local present = redis.call('EXISTS', head, log, nodes, jumps, dead, state, streams, documents, names)
 local stored = redis.pcall('HMGET', head, 'facts', 'refs', 'parent', 'deleted', 'owner', 'deletions', 'lease',
   'receipts', 'meta', 'inputs')
 if stored.err then stored = {} end
@@ -139,7 +141,7 @@ local earlier = string.match(stored[6] or '', '^[^,]*,?[^,]*,?[^,]*')
 --@include cataloguing
 --@include announcing
 
-redis.call('UNLINK', head, log, nodes, jumps, dead, state)
+redis.call('UNLINK', head, log, nodes, jumps, dead, state, documents, names)
 if marker > 0 and (reusable or whole) then
   if reusable then
     redis.call('HSET', head, 'deletions', deletion .. ',' .. earlier)

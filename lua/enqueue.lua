@@ -96,6 +96,7 @@ inputs.total, inputs.count, inputs.bytes = inputs.total + 1, inputs.count + 1, i
 local input = table.concat({string.format('%.0f', inputs.total), ms, record}, ' ')
 local fields = {field, input, 'inputs', write_inputs(inputs)}
 if stored.owner ~= stored.next_owner then fields[#fields + 1], fields[#fields + 2] = 'owner', stored.next_owner end
+local has_documents = redis.call('HEXISTS', head, 'documents') == 1 -- they expire with the head
 local deadline = deadline_of('', stored.ttl, default_ttl, lease, now)
 local entry = entry_of(session, stored.parent)
 local committed = not facts and redis.call('ZSCORE', sessions, entry) or now
@@ -105,7 +106,7 @@ local committed = not facts and redis.call('ZSCORE', sessions, entry) or now
 --@include cataloguing
 
 redis.call('HSET', head, unpack(fields))
-if not facts then
+if not (facts or has_documents) then
   if deadline > 0 then redis.call('PEXPIREAT', head, deadline) else redis.call('PERSIST', head) end
   list_entry(catalogues, entry, committed, hold_of(deadline, grace), true, now)
 end

@@ -70,6 +70,7 @@ local deadline = deadline_of(own_ttl, stored.ttl, default_ttl, lease, now)
 local hold = facts and facts.hold or hold_of(deadline, grace)
 local entry, former = entry_of(session, parent ~= '' and parent), entry_of(session, stored.parent)
 local committed = facts and facts.committed or redis.call('ZSCORE', sessions, former) or now
+local has_documents = redis.call('HEXISTS', head, 'documents') == 1 -- they expire with the head
 local done = {'saved', session}
 if exists then done = {'claimed', session} end
 
@@ -81,7 +82,7 @@ if not exists then redis.call('HSET', head, 'meta', meta) end
 if parent ~= '' then redis.call('HSET', head, 'parent', parent) else redis.call('HDEL', head, 'parent') end
 if stored.owner ~= stored.next_owner then redis.call('HSET', head, 'owner', stored.next_owner) end
 if own_ttl ~= '' and not facts then redis.call('HSET', head, 'ttl', own_ttl) end
-if not facts then
+if not (facts or has_documents) then
   if deadline > 0 then redis.call('PEXPIREAT', head, deadline) else redis.call('PERSIST', head) end
 end
 if former ~= entry then drop_entry(catalogues, former, now) end

@@ -10,7 +10,9 @@
 --        8 expiries        zset  catalogue entry -> time until which it stays (ms)
 --        9 owned           zset  as sessions, for the sessions of `owner`; not used without one
 --       10 owned_expiries  zset  as expiries, for the sessions of `owner`; not used without one
---       11 blobs           hash  those the head holds: c content, holders until each time
+--       11 documents       hash  name -> content
+--       12 names           zset  names of documents in their order
+--       13 blobs           hash  those the head holds: c content, holders until each time
 --
 -- ARGV   1 session      str    session id, echoed
 --        2 before       bytes  refs that the client expects in the head
@@ -41,9 +43,11 @@
 --@include lease
 --@include holders
 --@include catalogue
+--@include documents
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local sessions, expiries, owned, owned_expiries, blobs = KEYS[7], KEYS[8], KEYS[9], KEYS[10], 11
+local sessions, expiries, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local documents, names, blobs = KEYS[11], KEYS[12], 13
 local session, before, default_ttl, own_ttl, grace = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local access, owner = ARGV[6], ARGV[7]
 
@@ -58,6 +62,8 @@ if before ~= stored.refs or access == '' and owner ~= stored.owner then
 end
 local catalogues = catalogues_of(stored.owner, sessions, expiries, owned, owned_expiries)
 local wrong = facts and torn(facts, log, nodes, jumps, dead, state) or unusable_catalogue(catalogues)
+local account, torn_documents = open_documents(head, documents, names)
+wrong = wrong or not account and torn_documents
 if wrong then return refuse(session, wrong) end
 
 local lease = stored.lease and read_lease(stored.lease)
@@ -92,7 +98,7 @@ local committed = facts and facts.committed or redis.call('ZSCORE', sessions, en
 --@include cataloguing
 
 if #fields > 0 then redis.call('HSET', head, unpack(fields)) end
-for _, key in ipairs({head, log, nodes, jumps, dead, state}) do
+for _, key in ipairs({head, log, nodes, jumps, dead, state, documents, names}) do
   if deadline > 0 then redis.call('PEXPIREAT', key, deadline) else redis.call('PERSIST', key) end
 end
 if had ~= hold then

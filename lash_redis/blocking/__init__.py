@@ -13,6 +13,7 @@ generators, and `with` instead of `async with`. Records, options and errors are 
 from lash_redis.blocking.cache import BlockingSessionCache, connect
 from lash_redis.blocking.chat import BlockingChat
 from lash_redis.blocking.contexts import BlockingContext
+from lash_redis.blocking.documents import BlockingDocuments
 from lash_redis.blocking.lease import BlockingLease
 from lash_redis.blocking.store import BlockingSessionStore
 from lash_redis.blocking.stream import BlockingStreamWriter
@@ -21,6 +22,7 @@ from lash_redis.blocking.watch import BlockingSessionWatch
 __all__ = [
     "BlockingChat",
     "BlockingContext",
+    "BlockingDocuments",
     "BlockingLease",
     "BlockingSessionCache",
     "BlockingSessionStore",

@@ -10,6 +10,7 @@ import redis.cluster
 
 from lash_redis import cache
 from lash_redis.blocking.chat import BlockingChat
+from lash_redis.blocking.documents import BlockingDocuments
 from lash_redis.blocking.loop_thread import LoopThread
 from lash_redis.blocking.store import BlockingSessionStore
 from lash_redis.blocking.twins import Twin, call, call_and_wrap, function, iterate, make
@@ -91,6 +92,7 @@ class BlockingSessionCache(Twin[SessionCache]):
 
     session = make(SessionCache.session, BlockingSessionStore)
     chat = make(SessionCache.chat, BlockingChat)
+    documents = make(SessionCache.documents, BlockingDocuments)
     create = call_and_wrap(SessionCache.create, BlockingSessionStore)
     fork = call_and_wrap(SessionCache.fork, BlockingSessionStore)
     delete = call(SessionCache.delete)

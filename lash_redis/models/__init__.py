@@ -20,6 +20,7 @@ from lash_redis.models.components import (
     ToolState,
     ToolStateEntry,
 )
+from lash_redis.models.documents import Document, DocumentsRead, DocumentWrite
 from lash_redis.models.graph import MessageTreeNode, SessionGraph, SessionReadModel, message_text
 from lash_redis.models.head import (
     ActivePath,
@@ -75,6 +76,9 @@ __all__ = [
     "Cursor",
     "DeleteOwnedReport",
     "DeleteReport",
+    "Document",
+    "DocumentWrite",
+    "DocumentsRead",
     "EventPayload",
     "FullGraph",
     "GcReport",

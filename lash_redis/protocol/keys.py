@@ -127,6 +127,16 @@ class SessionKeys:
         """hash: generation → record of its stream; `` (empty) → the owner for whom the first one was opened."""
         return f"{self.prefix}streams:{self.session_id}"
 
+    @cached_property
+    def documents(self) -> str:
+        """hash: name → content of each document; the name is its kind, one letter, and its key."""
+        return f"{self.prefix}documents:{self.session_id}"
+
+    @cached_property
+    def names(self) -> str:
+        """zset: the names of the documents in the order of their bytes, except those of parts."""
+        return f"{self.prefix}names:{self.session_id}"
+
     def stream(self, generation_id: str) -> StreamKeys:
         return StreamKeys(self, generation_id)
 

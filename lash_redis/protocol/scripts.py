@@ -43,6 +43,8 @@ def load(name: str) -> Script:
 ACQUIRE = load("acquire")
 COMMIT = load("commit")
 DELETE = load("delete")
+DOCUMENT_READ = load("document_read")
+DOCUMENT_WRITE = load("document_write")
 ENQUEUE = load("enqueue")
 GC = load("gc")
 MARK = load("mark")

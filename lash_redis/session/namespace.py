@@ -39,7 +39,7 @@ def continuing(count: int, done: str) -> Iterator[None]:
         raise OutcomeUnknown(f"{error.message}; {count} {done} before that, call again for the rest") from error
 
 
-BEGINNING = ("commit", "replace", "meta", "enqueue", "put_blob", "stream_open")
+BEGINNING = ("commit", "replace", "meta", "enqueue", "put_blob", "stream_open", "document_write")
 """The scripts that can create keys in an empty namespace. The first of them to run stores the layout."""
 
 

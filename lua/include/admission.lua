@@ -14,6 +14,7 @@ local function admit(session, head, others, access, rows, tag, meaning, lease, a
   if broken then return refuse(session, broken) end
   if stored.deleted then return {'deleted', session} end
   local actual = facts and facts.revision or '0'
+  if not facts and redis.call('HEXISTS', head, 'documents') == 1 then return {'exists', session, actual} end
   stored.counted, stored.known = actual, stored.receipts
   local now, past = milliseconds(), not facts and past_of(head)
   if past == nil then return refuse(session, {'corrupt', 'head', 'its record of a former session is unreadable'}) end

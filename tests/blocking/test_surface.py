@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 import lash_redis
-from lash_redis import Chat, Lease, RedisSessionStore, SessionCache, SessionWatch, blocking
+from lash_redis import Chat, Documents, Lease, RedisSessionStore, SessionCache, SessionWatch, blocking
 from lash_redis.blocking.twins import blocking_signature, blocking_text, blocking_type
 
 PAIRS: dict[type, type] = {
     SessionCache: blocking.BlockingSessionCache,
     RedisSessionStore: blocking.BlockingSessionStore,
     Chat: blocking.BlockingChat,
+    Documents: blocking.BlockingDocuments,
     Lease: blocking.BlockingLease,
     SessionWatch: blocking.BlockingSessionWatch,
 }

@@ -12,6 +12,7 @@ from lash_redis import (
     ActivePath,
     Append,
     BackendError,
+    DocumentWrite,
     FullGraph,
     HydratedSessionCheckpoint,
     InvalidRecord,
@@ -47,6 +48,12 @@ async def everything(cache: SessionCache, *, audits: bool) -> None:
     await store.save_session_meta(SessionMeta("chat", "n", "t", "m"))
     await store.enqueue_input("hello", "i")
     assert len(await store.pending_inputs()) == 1
+    documents = cache.documents("thread")
+    await documents.write(DocumentWrite(put={b"ca": b"1", b"cb": b"2"}, remove=[b"cb"]))
+    await documents.page(b"c", b"d", limit=1, children="w")
+    await documents.parts([b"pa"])
+    await documents.part_names()
+    await cache.delete("thread", reusable=True)
     read = await store.load_session(FullGraph())
     assert await store.refresh(read) is read
     await store.load_session(ActivePath("b"))

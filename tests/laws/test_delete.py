@@ -47,9 +47,15 @@ async def full_session(cache, name: str = "chat"):
 
 @broken_by(
     Lua(
-        "delete", "redis.call('UNLINK', head, log, nodes, jumps, dead, state)", "redis.call('UNLINK', head, log, nodes)"
+        "delete",
+        "redis.call('UNLINK', head, log, nodes, jumps, dead, state, documents, names)",
+        "redis.call('UNLINK', head, log, nodes)",
     ),
-    Lua("delete", "'UNLINK', head, log, nodes, jumps, dead, state)", "'UNLINK', head, log, nodes, jumps, dead)"),
+    Lua(
+        "delete",
+        "'UNLINK', head, log, nodes, jumps, dead, state, documents, names)",
+        "'UNLINK', head, log, nodes, jumps, dead)",
+    ),
     Lua("delete", "facts and whole and facts.private or 0", "0"),
     Lua("delete", "drop_entry(catalogues, entry_of(session, parent), now)", ""),
     Lua("delete", "drop_holder(KEYS[index], facts.hold", "drop_holder(KEYS[index], facts.hold + 1"),

@@ -156,7 +156,7 @@ async def test_an_invalid_ttl_is_refused_and_nothing_is_written(ttl, cache, keys
 
 @broken_by(
     Lua("touch", "redis.call('PEXPIREAT', key, deadline)", "redis.call('EXISTS', key)"),
-    Lua("touch", "jumps, dead, state}) do\n  if deadline", "jumps, dead}) do\n  if deadline"),
+    Lua("touch", "jumps, dead, state, documents", "jumps, dead, documents"),
 )
 async def test_touch_gives_every_key_the_same_deadline_and_keeps_the_content(open_cache, client):
     store = open_cache(ttl=100).session("chat")

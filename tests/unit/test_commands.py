@@ -447,17 +447,18 @@ def test_touch_and_delete_pass_the_key_of_each_blob_of_the_head_once():
     refs = ComponentRefs.of(("1" * 64, "2" * 64, "1" * 64), "hph")
     blob = f"{PREFIX}blob:{'1' * 64}"
     packed = b"h" + bytes.fromhex("1" * 64) + b"p" + bytes.fromhex("2" * 64) + b"h" + bytes.fromhex("1" * 64)
+    documents = [f"{PREFIX}documents:chat", f"{PREFIX}names:chat"]
     touch = commands.lifecycle.touch_call(KEYS, refs, "alice", 9, OPTIONS, own_ttl_ms=0)
     assert (list(touch.keys), touch.args) == (
-        [*SESSION, *CATALOGUE, *OWNED, blob],
+        [*SESSION, *CATALOGUE, *OWNED, *documents, blob],
         ["chat", packed, 9, 0, 60_000, "", "alice"],
     )
     delete = commands.lifecycle.delete_call(KEYS, refs, "alice", "1f", OPTIONS)
     streams, events = f"{PREFIX}streams:chat", f"{PREFIX}events:4:chat:gen"
-    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", *OWNED, streams, blob]
+    assert list(delete.keys) == [*SESSION, *CATALOGUE, f"{PREFIX}orphans", *OWNED, streams, *documents, blob]
     assert delete.args[:3] == ["chat", packed, 60_000]
     delete = commands.lifecycle.delete_call(KEYS, refs, "alice", "1f", OPTIONS, generations=["gen"])
-    assert list(delete.keys[-3:]) == [streams, blob, events]
+    assert list(delete.keys[-5:]) == [streams, *documents, blob, events]
     assert delete.args[-1] == "gen"
 
 

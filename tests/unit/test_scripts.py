@@ -11,23 +11,25 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lash_redis import ActivePath, FullGraph, HydratedSessionCheckpoint, SessionMeta
+from lash_redis import ActivePath, DocumentWrite, FullGraph, HydratedSessionCheckpoint, SessionMeta
 from lash_redis.protocol import scripts
 from tests.support.builders import append, commit, key_of, replace_full
 from tests.support.servers import require_luacheck
 
 READS = {
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HRANDFIELD", "HSTRLEN", "LINDEX", "LLEN",
-    "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZMSCORE", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
+    "LRANGE", "PTTL", "TIME", "TYPE", "ZCARD", "ZMSCORE", "ZRANGEBYLEX", "ZRANGEBYSCORE", "ZREVRANGE", "ZREVRANGEBYLEX",
+    "ZSCORE",
 }  # fmt: skip
 """Commands that a script may call above WRITE. Any other command counts as a write."""
 
 INCLUDES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("include/*.lua"))}
 SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(scripts.lua_directory().glob("*.lua"))}
 SCRIPTS = {each.name: each for each in vars(scripts).values() if isinstance(each, scripts.Script)}
-READ_ONLY = {"node", "page", "read", "refresh", "stream_read"}
+READ_ONLY = {"document_read", "node", "page", "read", "refresh", "stream_read"}
 UNUSED_REPLIES = {
     "delete": {"evicted"},
+    "document_read": {"foreign"},
     "release": {"evicted"},
     "renew": {"evicted"},
     "relist": {"foreign"},
@@ -36,7 +38,7 @@ UNUSED_REPLIES = {
 """Replies of included functions that a script never returns.
 
 delete removes a torn session, too. release and renew read the head only. The caller of relist is always trusted.
-stream_read replies `absent` instead.
+stream_read and document_read reply `absent` instead.
 """
 
 COMMANDS = re.compile(r"call\('([A-Z]+)'")
@@ -252,8 +254,10 @@ async def test_every_script_runs(open_cache, client):
         await out.send("event")
         await store.request_stop("gen")
     assert [event.data async for event in store.follow("gen")] == ["event"]
-    await cache.delete("chat")
-    await cache.delete("replaced")
+    await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
+    await cache.documents("thread").read([b"ca"])
+    for name in ("chat", "replaced", "thread"):
+        await cache.delete(name)
     await cache.session("lost").commit_runtime_state(commit(None, append("a"), session_id="lost"))
     await client.delete(*[await key_of(client, family, "lost") for family in ("head", "log", "nodes")])
     assert [line async for line in cache.sessions()] == []

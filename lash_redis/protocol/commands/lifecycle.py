@@ -79,7 +79,7 @@ def touch_call(
     """Extend the session's deadline. `before` and `owner`: the refs and the owner that the client expects."""
     return ScriptCall(
         scripts.TOUCH,
-        [*keys.listed(owner), *map(keys.blob, before.held)],
+        [*keys.listed(owner), keys.documents, keys.names, *map(keys.blob, before.held)],
         [
             keys.session_id,
             before.stored,
@@ -118,7 +118,7 @@ def delete_call(
     events = [keys.stream(generation).events for generation in generations]
     return ScriptCall(
         scripts.DELETE,
-        [*keys.written(owner), keys.streams, *map(keys.blob, before.held), *events],
+        [*keys.written(owner), keys.streams, keys.documents, keys.names, *map(keys.blob, before.held), *events],
         [
             keys.session_id,
             before.stored,

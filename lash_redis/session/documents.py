@@ -1,0 +1,112 @@
+"""The documents of one session: named values that change together, for state that is not a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from lash_redis._validate import require_id, require_int, require_type
+from lash_redis.errors import BackendError, InvalidRecord
+from lash_redis.models import DocumentsRead, DocumentWrite
+from lash_redis.protocol import commands
+from lash_redis.protocol.commands.documents import PART
+from lash_redis.session.meta import new_meta
+from lash_redis.session.namespace import Namespace
+from lash_redis.session.reader import MAX_ATTEMPTS
+
+MAX_PAGE: Final = 1_000
+PARTS_CHUNK: Final = 2_000
+"""Number of parts in one command. It bounds the time for which it occupies the server."""
+
+
+class Documents:
+    """The documents of one session. `SessionCache.documents` makes it, without I/O; the session need not exist.
+
+    A session has either a graph or documents. It is listed, owned, touched and deleted as any other, and its documents
+    expire with it. The first write of documents begins the session. A handle is cheap, and tasks can share it.
+    """
+
+    def __init__(self, namespace: Namespace, session_id: str, owner: str | None = None) -> None:
+        if owner is not None:
+            require_id("owner", owner)
+        self._namespace = namespace
+        self._keys = namespace.layout.session(require_id("session_id", session_id), owner)
+        self._owner = owner or ""
+        """The owner that the session is expected to have."""
+
+    @property
+    def session_id(self) -> str:
+        return self._keys.session_id
+
+    async def write(self, write: DocumentWrite) -> int:
+        """Put, add and remove documents together, if the stored ones are as expected; return the new revision.
+
+        One round trip. Without expectations, a write that is sent again has the effect of one.
+
+        Raises:
+            DocumentsChanged: the stored documents are not as expected; nothing was written.
+            PartTaken: a part of that name has other content; nothing was written.
+            SessionExists: the session has a graph; nothing was written.
+            OwnerMismatch, SessionDeleted: the session is another's, or was deleted; nothing was written.
+            InvalidRecord, CommitTooLarge: a name or a content is invalid, or the write is too large.
+            OutcomeUnknown: the reply was lost; read, and decide.
+        """
+        require_type("write", write, DocumentWrite)
+        namespace = self._namespace
+        meta = commands.lifecycle.encoded_meta(new_meta(self.session_id), namespace.options)
+        for _ in range(MAX_ATTEMPTS):
+            call = commands.documents.write_call(
+                self._keys, write, self._owner, meta, namespace.ttl_ms, namespace.options
+            )
+            outcome = commands.documents.write_reply(call, self._keys, write, await namespace.run(call, is_large=True))
+            if isinstance(outcome, int):
+                return outcome
+            self._owner = outcome.owner
+        raise BackendError(
+            f"the owner of session {self.session_id!r} changed during each of {MAX_ATTEMPTS} attempts to write "
+            "documents; retry later"
+        )
+
+    async def read(self, names: Sequence[bytes], *, children: str = "") -> DocumentsRead:
+        """Read documents by their names, those that exist, in this order. One round trip, one moment.
+
+        `children` is the kind of the children to read with each; empty for none.
+        """
+        return await self._read(commands.documents.names_call(self._keys, names, children))
+
+    async def page(self, low: bytes, high: bytes, *, limit: int, children: str = "") -> DocumentsRead:
+        """Read at most `limit` listed documents with names from `low` on, below `high`, the last one first.
+
+        One round trip, one moment.
+        """
+        require_int("limit", limit, 1, MAX_PAGE)
+        return await self._read(commands.documents.page_call(self._keys, low, high, limit, children))
+
+    async def pointed(self, pointer: bytes, kind: str, *, children: str = "") -> DocumentsRead:
+        """Read a document, the pointer, and the document of a kind that it names. One round trip, one moment.
+
+        The key of that document is the content of the pointer up to two NUL bytes.
+        """
+        return await self._read(commands.documents.pointed_call(self._keys, pointer, kind, children))
+
+    async def parts(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Return the contents of parts; None for one that does not exist. Parts never change, so a cache stays valid.
+
+        One round trip for every 2,000. It does not compare the owner: names of parts come from documents.
+        """
+        if any(not name.startswith(PART) for name in names):
+            raise InvalidRecord("names", "expected names of parts, which begin with 'p'")
+        found: list[bytes | None] = []
+        for at in range(0, len(names), PARTS_CHUNK):
+            trip = [commands.documents.parts_read(self._keys, names[at : at + PARTS_CHUNK])]
+            found += (await self._namespace.read(trip, atomic=False))[0]
+        return found
+
+    async def part_names(self) -> list[bytes]:
+        """Return the names of all parts. One round trip, O(documents)."""
+        (names,) = await self._namespace.read([commands.documents.part_names_read(self._keys)], atomic=False)
+        return [name for name in names if name.startswith(PART)]
+
+    async def _read(self, call: commands.calls.ScriptCall) -> DocumentsRead:
+        reply = await self._namespace.run(call, writes=False, is_large=True)
+        return commands.documents.read_reply(call, self._keys, reply)
