@@ -1,0 +1,136 @@
+"""Prune, copy and delete_for_runs keep what they promise, and free what nothing names."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lash_redis import SessionExists
+from lash_redis.integrations.langgraph import CheckpointConflict, LashCheckpointSaver
+from tests.integrations.langgraph.test_checkpoints import messages
+from tests.support.checkpoints import config, listed, load, part_count, put
+
+
+@pytest.fixture
+def saver(cache):
+    return LashCheckpointSaver(cache)
+
+
+async def thread(saver, count: int = 10, thread_id: str = "thread", ns: str = "", run_id: str = "run"):
+    at = config(thread_id, ns)
+    for number in range(count):
+        values = {"messages": messages(20 + number), "state": {"n": number, "x": "x" * 2_000}}
+        at = await put(saver, f"{number:03}", values, on=at, ns=ns, step=number, run_id=f"{run_id}-{number}")
+        await saver.aput_writes(at, [("a", number)], "task")
+    return at
+
+
+async def test_pruning_keeps_the_latest_and_frees_the_parts_of_the_others(cache, saver, open_cache):
+    await thread(saver)
+    await thread(saver, 3, ns="child:1")
+    assert await part_count(cache) == 29 + 22 + 10  # states are shared by their content
+    await saver.aprune(["thread", "never"])
+    assert await part_count(cache) == 29 + 22 + 2
+    cold = LashCheckpointSaver(open_cache())
+    assert await listed(cold, {"configurable": {"thread_id": "thread"}}) == ["009", "002"]
+    found = await load(cold)
+    assert found.checkpoint["channel_values"]["messages"] == messages(29)
+    assert found.pending_writes == [("task", "a", 9)]
+    await put(cold, "010", {"messages": messages(30)}, on=found.config)
+    assert (await load(saver)).checkpoint["channel_values"] == {"messages": messages(30)}
+
+
+async def test_a_run_continues_while_its_thread_is_pruned(cache, saver, open_cache):
+    at = await thread(saver, 5)
+    pruner = LashCheckpointSaver(open_cache())
+
+    async def prune() -> None:
+        for _ in range(10):
+            await pruner.aprune(["thread"])
+
+    async def run() -> None:
+        place = at
+        for number in range(5, 30):
+            values = {"messages": messages(20 + number), "state": {"n": number % 3, "x": "x" * 2_000}}
+            place = await put(saver, f"{number:03}", values, on=place)
+
+    await asyncio.gather(prune(), run())
+    await pruner.aprune(["thread"])
+    found = await load(LashCheckpointSaver(open_cache()))
+    assert found.checkpoint["channel_values"]["messages"] == messages(49)
+    assert await part_count(cache) == 50
+
+
+async def test_deleting_the_latest_run_leads_back_to_the_one_before(saver, open_cache):
+    await thread(saver)
+    await saver.adelete_for_runs(["run-9", "run-8", "run-2", "unknown"])
+    cold = LashCheckpointSaver(open_cache())
+    assert await listed(cold, config()) == ["007", "006", "005", "004", "003", "001", "000"]
+    found = await load(cold)
+    assert found.checkpoint["channel_values"]["messages"] == messages(27)
+    await put(cold, "100", {"messages": messages(28)}, on=found.config)
+    await cold.adelete_for_runs([f"run-{number}" for number in range(10)])
+    assert await listed(saver, config()) == ["100"]
+
+
+async def test_a_run_whose_checkpoint_was_deleted_is_refused(saver, open_cache):
+    at = await thread(saver, 3)
+    await LashCheckpointSaver(open_cache()).adelete_for_runs(["run-2"])
+    with pytest.raises(CheckpointConflict):
+        await put(saver, "003", {"messages": messages(30)}, on=at)
+    with pytest.raises(CheckpointConflict):
+        await saver.aput_writes(at, [("a", 1)], "task-2")
+
+
+async def test_a_copy_has_every_checkpoint_and_is_independent(cache, saver, open_cache):
+    await thread(saver, 5)
+    await thread(saver, 2, ns="child:1")
+    await put(saver, "0001", {"messages": messages(3)}, on=config(checkpoint_id="000"))  # a branch
+    await saver.acopy_thread("thread", "copy")
+    cold = LashCheckpointSaver(open_cache())
+    for ns in ("", "child:1"):
+        originals = [each async for each in saver.alist(config("thread", ns))]
+        copies = [each async for each in cold.alist(config("copy", ns))]
+        for one, two in zip(originals, copies, strict=True):
+            assert (one.checkpoint, one.metadata, one.pending_writes) == (
+                two.checkpoint,
+                two.metadata,
+                two.pending_writes,
+            )
+    await saver.adelete_thread("thread")
+    found = await load(cold, "copy")
+    await put(cold, "100", {"messages": messages(25)}, on=found.config)
+    assert (await load(cold, "copy")).checkpoint["channel_values"]["messages"] == messages(25)
+    await cold.acopy_thread("never", "target")
+    assert await cold.aget_tuple(config("target")) is None
+
+
+async def test_a_copy_to_a_thread_with_checkpoints_is_refused(saver, keyspace):
+    await thread(saver, 2)
+    await put(saver, "9", {"a": 1}, thread_id="other")
+    before = await keyspace()
+    with pytest.raises(SessionExists):
+        await saver.acopy_thread("thread", "other")
+    assert await keyspace() == before
+
+
+async def test_a_string_is_no_list_of_ids(saver):
+    for work in (saver.aprune("thread"), saver.adelete_for_runs("run")):
+        with pytest.raises(TypeError):
+            await work
+    with pytest.raises(ValueError, match="strategy"):
+        await saver.aprune(["thread"], strategy="keep_some")
+
+
+@pytest.mark.slow
+async def test_ten_thousand_checkpoints_are_listed_in_pages_and_pruned(saver, open_cache):
+    at = config()
+    for number in range(10_000):
+        at = await put(saver, f"{number:05}", {"n": number}, on=at, step=number)
+    cold = LashCheckpointSaver(open_cache())
+    assert await listed(cold, config()) == [f"{number:05}" for number in range(9_999, -1, -1)]
+    assert await listed(cold, config(), before=config(checkpoint_id="05000"), limit=2) == ["04999", "04998"]
+    assert await listed(cold, config(), filter={"step": 17}) == ["00017"]
+    await cold.aprune(["thread"])
+    assert await listed(cold, config()) == ["09999"]
