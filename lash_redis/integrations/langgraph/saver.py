@@ -145,6 +145,8 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
             OutcomeUnknown: the reply was lost; put it again.
         """
         thread_id, ns, parent = _place(config)
+        if not isinstance(checkpoint["id"], str) or not checkpoint["id"]:
+            raise InvalidRecord("checkpoint", f"expected an id that is a text, got {checkpoint['id']!r}")
         merged = get_serializable_checkpoint_metadata(config, metadata)
         await self._writer(thread_id).put(ns, parent, checkpoint, merged, new_versions)
         return _config(thread_id, ns, checkpoint["id"])

@@ -243,8 +243,12 @@ class ThreadWriter:
             index = WRITES_IDX_MAP.get(channel, at)
             record = WriteRecord(task_id, index, channel, self._typed(value), task_path)
             (add if index >= 0 else put)[names.write(ns, checkpoint_id, task_id, index)] = record.encode()
-        is_stored = self._memory.checkpoints.get((self._thread_id, ns, checkpoint_id)) is not None
-        expects = {names.checkpoint(ns, checkpoint_id): True} if is_stored else {}
+        place = self._thread_id, ns
+        expects: dict[bytes, bytes | bool] = {}
+        if self._memory.checkpoints.get((*place, checkpoint_id)) is not None:
+            expects[names.checkpoint(ns, checkpoint_id)] = True
+        elif (stored := pointer_of(ns, self._memory.pointers.get(place))) is not None:  # an earlier one of the run
+            expects[names.checkpoint(ns, stored.latest)] = True
         try:
             await self._documents.write(DocumentWrite(put=put, add=add, expects=expects))
         except DocumentsChanged as changed:

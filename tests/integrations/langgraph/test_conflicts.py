@@ -129,6 +129,7 @@ async def test_a_deleted_thread_is_usable_at_once_and_takes_no_late_writes(open_
             lambda: put(one, "3", {"a": 3}, on=found.config),
             lambda: one.aput_writes(own, [("a", 1)], "task"),
             lambda: one.aput_writes(at, [("a", 1)], "task"),
+            lambda: one.aput_writes(config(checkpoint_id="3"), [("a", 1)], "task"),
         ):
             with pytest.raises(CheckpointConflict):
                 await work()

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from lash_redis import SessionExists
+from lash_redis import Documents, SessionExists
 from lash_redis.integrations.langgraph import CheckpointConflict, LashCheckpointSaver
+from lash_redis.integrations.langgraph import maintenance as pruning
 from tests.integrations.langgraph.test_checkpoints import messages
 from tests.support.checkpoints import config, listed, load, part_count, put
 
@@ -134,3 +135,45 @@ async def test_ten_thousand_checkpoints_are_listed_in_pages_and_pruned(saver, op
     assert await listed(cold, config(), filter={"step": 17}) == ["00017"]
     await cold.aprune(["thread"])
     assert await listed(cold, config()) == ["09999"]
+
+
+async def test_a_part_that_is_used_again_while_its_thread_is_pruned_stays(saver, open_cache, monkeypatch):
+    at = await put(saver, "1", {"state": "A" * 2_000})
+    at = await put(saver, "2", {"state": "B" * 2_000}, on=at)
+    other, read = LashCheckpointSaver(open_cache()), pruning.read_thread
+    reads = 0
+
+    async def overtaken(documents, *args):
+        nonlocal reads
+        found = await read(documents, *args)
+        reads += 1
+        if reads == 1:
+            await put(other, "3", {"state": "A" * 2_000}, on=at)
+        return found
+
+    monkeypatch.setattr(pruning, "read_thread", overtaken)
+    await saver.aprune(["thread"])
+    assert reads == 2
+    assert (await load(LashCheckpointSaver(open_cache()))).checkpoint["channel_values"] == {"state": "A" * 2_000}
+
+
+async def test_parts_that_are_removed_before_their_checkpoint_is_stored_return(cache, open_cache, monkeypatch):
+    """A checkpoint of very many parts is stored in several calls."""
+    saver = LashCheckpointSaver(cache)
+    at = await put(saver, "1", {"a": 1})
+    write, calls = Documents.write, 0
+
+    async def overtaken(self, made):
+        nonlocal calls
+        result = await write(self, made)
+        calls += 1
+        if calls == 3:
+            monkeypatch.setattr(Documents, "write", write)
+            await LashCheckpointSaver(open_cache()).adelete_for_runs(["never"])
+        return result
+
+    monkeypatch.setattr(Documents, "write", overtaken)
+    await put(saver, "2", {"messages": messages(2_500, 80)}, on=at)
+    assert (await load(LashCheckpointSaver(open_cache()))).checkpoint["channel_values"]["messages"] == messages(
+        2_500, 80
+    )
