@@ -124,9 +124,7 @@ def main() -> None:
         head["seconds"] = round(perf_counter() - started)
         print(", ".join(f"{name} {value}" for name, value in head.items()), report.table(rows), sep="\n\n", end="\n\n")
         if {"peers", "chats"} & {*groups} and not _has_peers():
-            print(
-                "The groups `peers` and `chats` need other stores: run them by .venv-peers/bin/python.\n"
-            )
+            print("The groups `peers` and `chats` need other stores: run them by .venv-peers/bin/python.\n")
         runs.append({"header": head, "rows": [row.json() for row in rows]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -63,11 +63,12 @@ if is_live then deadline = math.max(deadline, lease.deadline) end
 local lapsed = lease and lease.token ~= '' and not is_live
 local before = lapsed and {'lapsed', lease.owner, lease.generation, lease.deadline} or {'', '', '0', 0}
 local is_alone = not (facts or is_begun(head))
-local left = is_alone and redis.call('PTTL', head) -- the record of a past session may expire later than the lease
+-- The record of a past session may expire later than the lease.
+local expires = math.max(deadline + remains, now + redis.call('PTTL', head))
 local lives = lives_until(head, facts, is_alone, now)
 
 -- WRITE
 
 redis.call('HSET', head, 'lease', write_lease(generation, deadline, token, owner))
-if is_alone then redis.call('PEXPIREAT', head, math.max(deadline + remains, now + left)) end
+if is_alone then redis.call('PEXPIREAT', head, expires) end
 return {'acquired', session, generation, deadline, lives, unpack(before)}

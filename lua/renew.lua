@@ -39,11 +39,11 @@ local now = milliseconds()
 local why = lost(lease, token, owner, now)
 if why then return {'lost', session, why} end
 local deadline = math.max(lease.deadline, now + ttl)
-local left = holder.is_alone and redis.call('PTTL', head)
+local expires = math.max(deadline + remains, now + redis.call('PTTL', head))
 local lives = lives_until(head, holder.facts, holder.is_alone, now)
 
 -- WRITE
 
 redis.call('HSET', head, 'lease', write_lease(lease.generation, deadline, token, owner))
-if holder.is_alone then redis.call('PEXPIREAT', head, math.max(deadline + remains, now + left)) end
+if holder.is_alone then redis.call('PEXPIREAT', head, expires) end
 return {'renewed', session, lease.generation, deadline, lives}
