@@ -3,7 +3,8 @@
 The graph has one node. Its state is N messages of 500 bytes and 20 KB of tools that do not change. A *turn* adds two
 messages: it loads the thread, stores three checkpoints and the writes of the node. A *get* loads the latest checkpoint.
 The savers take turns in random order in one run. *Beyond* is what a turn takes more than with `InMemorySaver` in the
-same round. A *cold* get is that of a saver that has seen nothing. It needs the packages of `peers-requirements.txt`:
+same round. *CPU* is the least processor time of a turn in this process, which other work on the machine does not
+change. A *cold* get is that of a saver that has seen nothing. It needs the packages of `peers-requirements.txt`:
 
     .venv-peers/bin/python -m bench.langgraph_turns [--rounds 60] [--json FILE]
 """
@@ -21,6 +22,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from time import process_time
 from typing import Annotated, Any, TypedDict
 
 import redis.asyncio as redis
@@ -93,6 +95,17 @@ async def savers(url: str, folder: str) -> AsyncIterator[tuple[Any, dict[str, An
         yield cache, {"InMemorySaver": InMemorySaver(), OURS: LashCheckpointSaver(cache), "SQLite": sqlite}
 
 
+async def cpu_of_a_turn(saver: Any, size: int) -> float:
+    """Return the least processor time of a turn, in ms."""
+    turn, taken = turn_of(saver, size), []
+    for _ in range(TURNS):
+        arguments = await turn.prepare()
+        begun = process_time()
+        await turn.run(*arguments)
+        taken.append(process_time() - begun)
+    return min(taken) * 1000
+
+
 async def kib_of_a_turn(saver: Any, size: int, stored: Callable[[], Awaitable[int]]) -> float:
     """Return the mean KiB that a turn stores."""
     thread_id = f"grown-{size}"
@@ -128,6 +141,8 @@ async def measure(rounds: int) -> list[dict[str, Any]]:
                 makes["cold"] = partial(LashCheckpointSaver, cache)
                 gets = await interleaved({name: get_of(make, size) for name, make in makes.items()}, rounds)
                 rows += [row(name, size, times, gets) for name in every]
+                for each in rows[-3:]:
+                    each["cpu"] = await cpu_of_a_turn(every[each["saver"]], size)
                 rows[-2] |= await counted(wired, admin, wire, size)
                 rows[-2]["KiB"] = await kib_of_a_turn(every[OURS], size, in_server)
                 rows[-1]["KiB"] = await kib_of_a_turn(every["SQLite"], size, in_files)
@@ -156,8 +171,10 @@ async def counted(cache: Any, admin: Any, wire: Wire, size: int) -> dict[str, An
 
 
 def shown(rows: list[dict[str, Any]]) -> str:
-    names = "saver, messages, turn p50 / p99 ms, beyond ms, get p50 ms, cold get ms, KiB a turn, trips, up / down KiB"
-    lines = ["| " + names.replace(", ", " | ") + " |", "|---" * 9 + "|"]
+    names = (
+        "saver, messages, turn p50 / p99 ms, beyond ms, CPU ms, get ms, cold get ms, KiB a turn, trips, up / down KiB"
+    )
+    lines = ["| " + names.replace(", ", " | ") + " |", "|---" * 10 + "|"]
     for each in rows:
         turn, beyond = each["turn"], each["beyond"]
         cells = [
@@ -165,6 +182,7 @@ def shown(rows: list[dict[str, Any]]) -> str:
             str(each["messages"]),
             f"{turn[0]:.1f} / {turn[1]:.1f}",
             f"{beyond[1]:.1f} ({beyond[0]:.1f} to {beyond[2]:.1f})",
+            f"{each['cpu']:.1f}",
             f"{each['get']:.2f}",
             f"{each['cold']:.2f}, {each['cold trips']:.0f} trips" if "cold" in each else "-",
             f"{each['KiB']:.1f}" if "KiB" in each else "-",
