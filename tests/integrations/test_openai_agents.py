@@ -97,7 +97,7 @@ ITEMS: dict[str, dict[str, Any]] = {
     "nested": {"type": "x", "v": nested(255)},
     "nested content": user([nested(250)]),
     "nested message": user("hi", v=nested(246)),
-    "nested beside a large number": {"type": "x", "v": nested(255), "n": 2**70},
+    "nested with a large number": {"type": "x", "v": nested(255), "n": 2**70},
     "megabytes": {**OUTPUT, "output": "A" * 3_000_000},
 }  # fmt: skip
 

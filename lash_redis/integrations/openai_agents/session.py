@@ -179,6 +179,8 @@ class LashSession:
         Raises:
             HeadRevisionConflict: other workers wrote first, `POP_ATTEMPTS` times; nothing was removed.
             OutcomeUnknown: the reply was lost; load the items to see whether one was removed.
+            CommitTooLarge: another branch is attached to what is removed, and the session is over a limit of
+                `StoreOptions`; nothing was removed.
             OwnerMismatch, Corrupt, SessionEvicted: as `RedisSessionStore.update` does.
         """
         popped: list[Item] = []
