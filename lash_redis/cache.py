@@ -245,6 +245,7 @@ class SessionCache:
         *,
         owner: str | None = None,
         reusable: bool = False,
+        builds_on: str | None = None,
         durability: Durability | None = None,
     ) -> DeleteReport:
         """Delete a session atomically: its graph, ledger and meta, its holds on blobs, and its place in the list.
@@ -260,15 +261,20 @@ class SessionCache:
         `deletion_marker_ttl`, and as long as the next session if it begins before. A late call that compares nothing
         begins the next session, as any other caller's does: a commit to any revision, meta, an input, a stream.
 
+        With `builds_on`, the id of a commit (`read.commit_id`), the session is deleted only if that commit is its last
+        one. So a caller that decides by a read does not delete what another worker has committed since.
+
         A failover can undo a deletion that only a lost primary had. `durability` (default: `StoreOptions.durability`)
         waits for replicas or the disk in the same round trip. The report's `durable` is False if that was not confirmed
         in time. Delete again until it is True: a further deletion confirms the earlier one while its marker exists.
 
         Raises:
             OwnerMismatch: the session is another's than `owner`; nothing was deleted.
+            HeadRevisionConflict: another commit than `builds_on` is the session's last one; nothing was deleted.
             OutcomeUnknown: the reply was lost; call again.
         """
-        return await self.session(session_id, owner=owner).delete(reusable=reusable, durability=durability)
+        store = self.session(session_id, owner=owner)
+        return await store.delete(reusable=reusable, builds_on=builds_on, durability=durability)
 
     async def delete_owned(self, owner: str, *, durability: Durability | None = None) -> DeleteOwnedReport:
         """Delete all sessions of an owner, as `delete` does. Run it again after a failure: it deletes the rest.

@@ -29,13 +29,15 @@
 --                          none
 --        9 reusable str    1: the id may be used again at once, and `past` (see receipts.lua) refuses late commits; 0: a
 --                          marker refuses every write
---       10 generations  str  those whose events are in KEYS
+--       10 builds_on  bytes  tag of the commit that must be the session's last one; '' for any
+--       11 generations  str  those whose events are in KEYS
 --
 -- Reply  removed <session> <nodes> <blobs> <whole>   deleted, with the numbers of its live nodes and components; whole
 --                                                    is 1 if no part was missing or unreadable, so that a marker is set
 --        absent <session>                            the session does not exist; nothing written
 --        freed <session>                             with reusable: only a deletion marker was there; it is removed
 --        foreign <session>                           the session is another owner's than `access`; nothing written
+--        conflict <session> <revision>                      another commit is the session's last one; nothing written
 --        refs <session> <refs> <owner> <generation> ...
 --                                                    the head holds other refs than `before`, or another owner than a
 --                                                    trusted caller expects, or there is a stream of a generation that
@@ -68,7 +70,8 @@ local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local streams, documents, names, blobs = KEYS[12], KEYS[13], KEYS[14], 15
 local session, before, grace, marker, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local sharded, access, owner, reusable, generations = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9] == '1', 10
+local sharded, access, owner, reusable, builds_on = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10]
+local generations = 11
 local events = #KEYS + generations - #ARGV
 
 -- CHECK
@@ -93,6 +96,9 @@ local is_past = stored[6] and not (stored[1] or stored[9] or stored[10] or lease
 local is_free = present == 0 or present == 1 and is_past
 local is_marker = present == 1 and stored[4]
 if is_free or is_marker and not reusable then return {'absent', session} end
+if builds_on ~= '' and not (stored[8] and is_last(stored[8], builds_on)) then
+  return {'conflict', session, string.match(stored[1] or '', '^%d+') or '0'}
+end
 local refs, parent, held_by = stored[2] or '', stored[3], stored[5] or not stored[1] and owner or ''
 if not count_private(refs) then refs = '' end
 local named = {}

@@ -846,9 +846,13 @@ class RedisSessionStore:
         """
         return await self._leasing.load()
 
-    async def delete(self, *, reusable: bool = False, durability: Durability | None = None) -> DeleteReport:
+    async def delete(
+        self, *, reusable: bool = False, builds_on: str | None = None, durability: Durability | None = None
+    ) -> DeleteReport:
         """Delete this session. See `SessionCache.delete`."""
         require_type("reusable", reusable, bool)
+        if builds_on is not None:
+            require_id("builds_on", builds_on)
         namespace, request, earlier = self._namespace, uuid4().hex, Earlier()
         generations: Sequence[str] = ()
         durability = require_durability("durability", durability) or namespace.options.durability
@@ -862,6 +866,7 @@ class RedisSessionStore:
                 generations=generations,
                 sharded=namespace.sharded,
                 reusable=reusable,
+                builds_on=builds_on,
             )
             reply, durable = await namespace.run_durably(call, durability, earlier)
             outcome = commands.lifecycle.delete_reply(call, self._keys, reply)

@@ -630,3 +630,37 @@ async def test_an_audit_reports_an_unreadable_record_of_a_former_session(open_ca
     await client.hset(await key_of(client, "head"), "past", "x")
     (problem,) = (await open_cache(role="auditor").audit()).problems
     assert "former session" in problem.reason
+
+
+@broken_by(Lua("delete", "builds_on ~= '' and not (stored[8] and is_last(stored[8], builds_on))", "false"))
+async def test_a_deletion_that_builds_on_a_commit_leaves_a_session_with_a_later_one(open_cache, keyspace):
+    cache = open_cache()
+    store = await full_session(cache)
+    earlier = (await store.load_head()).commit_id
+    await open_cache().session("chat").commit_runtime_state(commit(None, append("d")))
+    before = await keyspace()
+    for reusable in (False, True):
+        with pytest.raises(HeadRevisionConflict) as refused:
+            await open_cache().delete("chat", reusable=reusable, builds_on=earlier)
+        assert refused.value.actual == 3
+    assert await keyspace() == before
+    last = (await store.load_head()).commit_id
+    assert (await open_cache().delete("chat", reusable=True, builds_on=last)).existed
+    assert await open_cache().delete("chat", reusable=True, builds_on=last) == DeleteReport()
+
+
+async def test_a_deletion_that_builds_on_a_commit_leaves_a_session_without_one(cache, keyspace):
+    await cache.create(SessionStoreCreateRequest("chat"))
+    before = await keyspace()
+    with pytest.raises(HeadRevisionConflict):
+        await cache.delete("chat", builds_on="c1")
+    assert await keyspace() == before
+    with pytest.raises(InvalidRecord, match="builds_on"):
+        await cache.delete("chat", builds_on="")
+
+
+async def test_a_retried_deletion_that_builds_on_a_commit_reports_what_it_deleted(proxy, through_proxy):
+    cache = through_proxy(retry_max_delay=0.01)
+    last = (await (await full_session(cache)).load_head()).commit_id
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA", 2)
+    assert (await cache.delete("chat", builds_on=last)).node_count == 2

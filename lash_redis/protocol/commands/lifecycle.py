@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lash_redis._validate import require_id
+from lash_redis.errors import HeadRevisionConflict
 from lash_redis.models import DeleteReport, SessionMeta
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import OwnerMoved, RefsMoved, ScriptCall, refs_moved, require_size, status
 from lash_redis.protocol.component_refs import ComponentRefs
-from lash_redis.protocol.heads import encode_meta
+from lash_redis.protocol.heads import encode_meta, tag_of
 from lash_redis.protocol.keys import SessionKeys
 
 
@@ -108,12 +109,13 @@ def delete_call(
     generations: Sequence[str] = (),
     sharded: bool = False,
     reusable: bool = False,
+    builds_on: str | None = None,
 ) -> ScriptCall:
     """Delete the session.
 
     `before`, `owner` and `generations`: the refs, the owner and the streams that the client expects it to have.
     `request`: letters and digits that are unique to this deletion, so that a retry is recognised. `sharded`: the server
-    is a cluster. `reusable`: the id takes writes at once.
+    is a cluster. `reusable`: the id takes writes at once. `builds_on`: the commit that must be its last one.
     """
     events = [keys.stream(generation).events for generation in generations]
     return ScriptCall(
@@ -129,16 +131,23 @@ def delete_call(
             keys.access,
             owner,
             int(reusable),
+            "" if builds_on is None else tag_of(builds_on),
             *generations,
         ],
     )
 
 
 def delete_reply(call: ScriptCall, keys: SessionKeys, reply: Any) -> DeleteReport | RefsMoved:
-    """Return what was deleted; or the refs with which the client must send the call again."""
+    """Return what was deleted; or the refs with which the client must send the call again.
+
+    Raises:
+        HeadRevisionConflict: the last commit is another one than `builds_on`.
+    """
     match status(call, reply, keys):
         case "refs":
             return refs_moved(keys, reply)
+        case "conflict":
+            raise HeadRevisionConflict(None, int(reply[2]))
         case "absent" | "freed":
             return DeleteReport()
     _, _, nodes, blobs, whole = reply
