@@ -34,6 +34,7 @@ class BlockingSessionStore(Twin[RedisSessionStore]):
     load_session = call(RedisSessionStore.load_session)
     refresh = call(RedisSessionStore.refresh)
     load_head = call(RedisSessionStore.load_head)
+    load_checkpoint = call(RedisSessionStore.load_checkpoint)
     load_node = call(RedisSessionStore.load_node)
     load_nodes = call(RedisSessionStore.load_nodes)
     load_session_meta = call(RedisSessionStore.load_session_meta)

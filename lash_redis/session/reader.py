@@ -88,6 +88,28 @@ class Reader:
         trip = commands.reads.head_read(self._keys)
         return commands.reads.head_reply(self._keys, *await self._namespace.read(trip, atomic=True))
 
+    async def checkpoint(self) -> Snapshot | None:
+        """Return the head and the components without nodes, None if there is no head.
+
+        One round trip, and one for blobs that this process does not have.
+
+        Raises:
+            BackendError, Corrupt, SessionEvicted: as `snapshot` does.
+        """
+        keys = self._keys
+
+        async def decode(replies: Sequence[Any]) -> commands.reads.StoredRead | None:
+            return commands.reads.checkpoint_reply(keys, replies)
+
+        for _ in self._attempts():
+            stored = await self._at_one_revision(commands.reads.checkpoint_read(keys), decode)
+            if stored is None:
+                return None
+            held = await self._held(stored.head)
+            if held is not None:
+                return Snapshot(stored, held)
+        raise self._changed()
+
     async def head_and_index(self, node_id: str) -> tuple[commands.reads.StoredHead | None, bool]:
         """Return the head, and whether a node has that id at the same revision, tombstoned or not. One round trip."""
         trip = [*commands.reads.head_read(self._keys), commands.reads.index_read(self._keys, node_id)]

@@ -42,6 +42,7 @@ from lash_redis.models import (
     DeleteReport,
     FullGraph,
     GcReport,
+    HydratedSessionCheckpoint,
     LeaseInfo,
     PendingInput,
     PersistedSessionRead,
@@ -232,11 +233,29 @@ class RedisSessionStore:
             Corrupt, SessionEvicted: the head is damaged, or missing while other keys of the session remain.
         """
         head = await self._ask(Reader.head)
-        if head is None:
-            return None
+        return None if head is None else self._seen_head(head)
+
+    def _seen_head(self, head: commands.reads.StoredHead) -> SessionHeadMeta:
         seen = Seen.of(head)
         self._last = replace(seen, base=self._last.base) if seen.head == self._last.head else seen
         return head.meta()
+
+    async def load_checkpoint(self) -> tuple[SessionHeadMeta, HydratedSessionCheckpoint] | None:
+        """Load the head and the checkpoint with its components, without the graph; None if there is no head.
+
+        None also if the session is another owner's. Treat both as immutable. The components are decoded when they are
+        accessed. One round trip if this process has the tool state cached, else two. The cost does not depend on the
+        nodes.
+
+        Raises:
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
+        """
+        found = await self._ask(Reader.checkpoint)
+        if found is None:
+            return None
+        checkpoint = found.read().checkpoint
+        assert checkpoint is not None
+        return self._seen_head(found.stored.head), checkpoint
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
         """Load a live node, on the active path or not; None if it is unknown or tombstoned.

@@ -17,6 +17,7 @@ from lash_redis import (
     InvalidRecord,
     MissingBlob,
     PersistedTurnState,
+    RuntimeCommit,
     SessionCache,
     SessionEvicted,
     StoreGcPolicy,
@@ -37,6 +38,45 @@ async def publish(store, expected: int | None = None, /, **components):
 
 async def components(store):
     return (await store.load_session(FullGraph())).checkpoint
+
+
+# Loading
+
+CHECKPOINT = Checkpoint(
+    PersistedTurnState(turn_index=3), tool_state=tools(), plugin_snapshot=plugins(), execution_state=b"1"
+)
+
+
+@broken_by(Python("session.store:RedisSessionStore._seen_head", lambda _: lambda _, head: head.meta(), "forgets it"))
+async def test_a_checkpoint_is_loaded_without_the_graph(open_cache):
+    store = open_cache().session("chat")
+    assert await store.load_checkpoint() is None
+    await store.commit_runtime_state(commit(0, append("a", "b"), checkpoint=CHECKPOINT))
+    other = open_cache().session("chat")
+    head, checkpoint = await other.load_checkpoint()
+    assert (head.head_revision, head.leaf_node_id, head.graph_node_count) == (1, "b", 2)
+    assert (checkpoint.turn_state.turn_index, checkpoint.execution_state) == (3, b"1")
+    assert (checkpoint.tool_state, checkpoint.plugin_snapshot) == (tools(), plugins())
+    assert checkpoint == await components(open_cache().session("chat"))
+    assert await store.load_head() == head
+    result = await other.commit_runtime_state(RuntimeCommit("chat", graph=append("c", parent="b")))
+    assert result.head_revision == 2
+    assert (await store.load_checkpoint())[1] == checkpoint
+
+
+async def test_the_cost_of_a_checkpoint_does_not_depend_on_the_nodes(proxy, through_proxy):
+    cache = through_proxy()
+    traffic = []
+    for session_id, nodes in (("few", 2), ("many", 400)):
+        store = cache.session(session_id)
+        graph = append(*(f"n{at}" for at in range(nodes)))
+        await store.commit_runtime_state(commit(0, graph, session_id=session_id, checkpoint=CHECKPOINT))
+        await store.load_checkpoint()
+        with proxy.measure() as measured:
+            await store.load_checkpoint()
+        traffic.append(measured)
+    assert [each.round_trips for each in traffic] == [1, 1]
+    assert traffic[1].bytes_received < traffic[0].bytes_received + 50
 
 
 # Carrying

@@ -59,6 +59,7 @@ METHODS: dict[str, Method] = {
     "load a path": lambda cache, _: cache.session("chat").load_session(ActivePath("a")),
     "load a page": lambda cache, _: cache.session("chat").load_session(ActivePath(limit=1)),
     "load the head": lambda cache, _: cache.session("chat").load_head(),
+    "load the checkpoint": lambda cache, _: cache.session("chat").load_checkpoint(),
     "load a node": lambda cache, _: cache.session("chat").load_node("a"),
     "load an unknown node": lambda cache, _: cache.session("chat").load_node("zzz"),
     "load the meta": lambda cache, _: cache.session("chat").load_session_meta(),
@@ -79,7 +80,9 @@ METHODS: dict[str, Method] = {
         commit(None, append("d", parent="c"), checkpoint=carried(manifest))
     ),
 }
-COMPONENT_METHODS = ("load the graph", "load the path", "load a path", "load a page", "touch", "fork")
+COMPONENT_METHODS = (
+    *("load the graph", "load the path", "load a path", "load a page", "load the checkpoint", "touch", "fork"),
+)
 """The methods that return components or extend their lifetime. A commit raises `MissingBlob` instead."""
 
 

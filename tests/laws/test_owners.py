@@ -146,6 +146,7 @@ async def test_anothers_session_reads_as_absent(open_cache):
             assert await other.load_session(ActivePath(limit=1)) is None
             assert await other.load_session(ActivePath(before="b")) is None
             assert await other.load_head() is None
+            assert await other.load_checkpoint() is None
             assert await other.load_node("a") is None
             assert await other.load_nodes(["a", "b"]) == [None, None]
             assert await other.load_session_meta() is None

@@ -162,6 +162,7 @@ async def reads(store: RedisSessionStore) -> None:
     assert_type(PersistedSessionRead.from_json({}), PersistedSessionRead)
     assert_type(await store.refresh(read), PersistedSessionRead | None)
     assert_type(await store.load_head(), SessionHeadMeta | None)
+    assert_type(await store.load_checkpoint(), tuple[SessionHeadMeta, HydratedSessionCheckpoint] | None)
     assert_type(await store.load_session_meta(), SessionMeta | None)
     node = await store.load_node("m1")
     assert_type(node, SessionNodeRecord | None)

@@ -12,6 +12,7 @@ from lash_redis import (
     DeleteOwnedReport,
     DeleteReport,
     FullGraph,
+    HydratedSessionCheckpoint,
     LeaseClaim,
     LeaseInfo,
     PendingInput,
@@ -65,6 +66,7 @@ def stores(store: BlockingSessionStore, read: PersistedSessionRead) -> None:
     assert_type(store.load_session(FullGraph(), decode=True), PersistedSessionRead | None)
     assert_type(store.refresh(read), PersistedSessionRead | None)
     assert_type(store.load_head(), SessionHeadMeta | None)
+    assert_type(store.load_checkpoint(), tuple[SessionHeadMeta, HydratedSessionCheckpoint] | None)
     assert_type(store.load_nodes(["m1"]), list[SessionNodeRecord | None])
 
     def turn(seen: PersistedSessionRead | None) -> RuntimeCommit:

@@ -295,6 +295,23 @@ def full_read(keys: SessionKeys) -> list[Command]:
     ]
 
 
+def checkpoint_read(keys: SessionKeys) -> list[Command]:
+    log, nodes, jumps, dead, _ = size_read(keys)
+    return [("HGETALL", keys.head), log, nodes, jumps, dead, ("HGETALL", keys.state)]
+
+
+def checkpoint_reply(keys: SessionKeys, replies: Sequence[Any]) -> StoredRead | None:
+    """Decode a head with its private components and without nodes; None without a head.
+
+    Raises:
+        SessionEvicted: some of the session's keys are missing, others remain.
+        Corrupt: the stored data violates an invariant.
+    """
+    fields, *sizes, state = replies
+    head = head_reply(keys, fields, *sizes, len(state))
+    return None if head is None else StoredRead(FullGraph(), head, None, private=private_components(head, state))
+
+
 def private_components(head: StoredHead, state: Mapping[bytes, bytes]) -> dict[str, bytes]:
     """Return the stored contents of the private components, by ref, from the session's `state`.
 
