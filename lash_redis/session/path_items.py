@@ -27,9 +27,11 @@ class PathItems(Generic[Item]):
         self._items_of = items_of
 
     async def load(
-        self, limit: int | None = None, before: str | None = None
+        self, limit: int | None = None, before: str | None = None, *, leaf: str | None = None
     ) -> tuple[PersistedSessionRead | None, list[Item]]:
         """Return the last `limit` items, or all, and the read that has the last of them; None if there is no session.
+
+        The path ends at the node `leaf`, by default at the head's leaf. It is empty if `leaf` is unknown.
 
         `before` returns those before the node with that id. A page costs the same in a session of any length: one round
         trip, two if the path has branched near its end, and further ones if some of its nodes have no item. All items
@@ -41,8 +43,8 @@ class PathItems(Generic[Item]):
             InvalidLeaf, Corrupt, SessionEvicted: as `RedisSessionStore.load_session` does.
         """
         if limit is None:
-            return await self._all(before)
-        first = read = await self._store.load_session(ActivePath(None, limit, before))
+            return await self._all(before, leaf)
+        first = read = await self._store.load_session(ActivePath(leaf, limit, before))
         if first is None:
             return None, []
         found, size = await in_turns(self._items_of(first)), limit
@@ -51,7 +53,7 @@ class PathItems(Generic[Item]):
             size *= 2
             read = await self._earlier(ActivePath(first.graph.leaf_node_id, size, read.graph.nodes[0].node_id))
             if read is None or read.commit_id != first.commit_id:  # the pages may be of different histories
-                first, found = await self._all(before)
+                first, found = await self._all(before, leaf)
                 break
             found = await in_turns(self._items_of(read)) + found
         return first, found[-limit:]
@@ -63,20 +65,20 @@ class PathItems(Generic[Item]):
         except InvalidRecord:
             return None
 
-    async def _all(self, before: str | None) -> tuple[PersistedSessionRead | None, list[Item]]:
-        """Return all items of the active path, or all before a node, of one revision."""
-        read = await self._store.load_session(ActivePath(None, SHORT if before is None else None, before))
+    async def _all(self, before: str | None, leaf: str | None) -> tuple[PersistedSessionRead | None, list[Item]]:
+        """Return all items of a path, or all before a node, of one revision."""
+        read = await self._store.load_session(ActivePath(leaf, SHORT if before is None else None, before))
         if read is not None and read.is_partial:
-            read = await self._load_whole(read)
+            read = await self.load_whole(read, leaf)
         return read, [] if read is None else await in_turns(self._items_of(read))
 
-    async def _load_whole(self, page: PersistedSessionRead) -> PersistedSessionRead | None:
-        """Load the active path. A session without branches is loaded as a whole graph, which saves a round trip."""
+    async def load_whole(self, page: PersistedSessionRead, leaf: str | None) -> PersistedSessionRead | None:
+        """Load the path. A session without branches is loaded as a whole graph, which saves a round trip."""
         if _is_of_one_line(page):
             read = await self._store.load_session(FullGraph())
-            if read is None or _is_of_one_line(read):
+            if read is None or (_is_of_one_line(read) and leaf in (None, read.graph.leaf_node_id)):
                 return read
-        return await self._store.load_session(ActivePath())
+        return await self._store.load_session(ActivePath(leaf))
 
 
 def _is_of_one_line(read: PersistedSessionRead) -> bool:
