@@ -1,7 +1,7 @@
 -- delete: delete all keys of a session, and refuse late writes of its handles for a while; a refusal deletes nothing.
 --
--- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion marker, or what the next
---                              session continues and the replies to retries of deletions
+-- KEYS   1 head            hash  the session's head; afterwards, for a while, only the deletion marker, or what the
+--                              next session continues and the replies to retries of deletions
 --        2 log             list  node records
 --        3 nodes           hash  node id -> position
 --        4 jumps           list  position:parent position
@@ -27,8 +27,8 @@
 --        7 access   str    owner for whom the caller acts; '' for a trusted caller
 --        8 owner    str    owner that the caller expects the session to have, whose catalogue is in KEYS; '' for
 --                          none
---        9 reusable str    1: the id may be used again at once, and `past` (see receipts.lua) refuses late commits; 0: a
---                          marker refuses every write
+--        9 reusable str    1: the id may be used again at once, and `past` (see receipts.lua) refuses late commits;
+--                          0: a marker refuses every write
 --       10 builds_on  bytes  tag of the commit that must be the session's last one; '' for any
 --       11 generations  str  those whose events are in KEYS
 --
@@ -140,6 +140,8 @@ end
 epoch = string.format('%.0f', past.epoch)
 local is_sound = not broken and not broken_receipts(past.receipts, past.revision) and add64(past.revision, '1')
 local earlier = string.match(stored[6] or '', '^[^,]*,?[^,]*,?[^,]*')
+local done = {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}
+if is_marker then done = {'freed', session} end
 
 -- WRITE
 
@@ -158,7 +160,6 @@ if marker > 0 and (reusable or whole) then
   if lease then redis.call('HSET', head, 'lease', write_lease(lease.generation, 0, '', '')) end
   redis.call('PEXPIRE', head, marker)
 end
-if is_marker then return {'freed', session} end
 redis.call('UNLINK', streams, unpack(KEYS, events))
 drop_entry(catalogues, entry_of(session, parent), now)
 local free = {}
@@ -168,4 +169,4 @@ end
 list_orphans(orphans, free, waiting, grace, now)
 announce(sharded, head, 'deleted')
 for index = events, #KEYS do announce(sharded, KEYS[index], 'deleted') end
-return {'removed', session, facts and facts.live or 0, released, whole and 1 or 0}
+return done

@@ -3,13 +3,12 @@
 
 -- Returns the reply that ends the script, or nil if the commit may continue; then the facts of the session (nil for a
 -- new one), the values of its head (see open_head), the revision, the time (ms) and the lease (false for none). The
--- values also have the revision that the commit follows and the receipts until then, those of a former session of the id
--- included: `counted` and `known`; and `began`, the epoch of a new session's log. `moves`: the session is imported, with
--- revisions and receipts of its own.
+-- values also have the revision that the commit follows and the receipts until then, those of a former session of the
+-- id included: `counted` and `known`; and `began`, the epoch of a new session's log. `moves`: the session is imported,
+-- with revisions and receipts of its own.
 -- `others` are the session's other keys: log, nodes, jumps, dead, state. `access` is the owner for whom the caller
 -- acts. `rows` are ledger fields to read with the head, or false.
-local function admit(session, head, others, access, rows, tag, meaning, lease, adds_nodes, adds_state,
-  moves)
+local function admit(session, head, others, access, rows, tag, meaning, lease, adds_nodes, adds_state, moves)
   local facts, broken, stored = open_head(head, others, access, rows)
   if broken then return refuse(session, broken) end
   if stored.deleted then return {'deleted', session} end
@@ -45,5 +44,6 @@ local function misplaced(session, head, stored, expected, builds_on, actual)
   if (expected == '' or expected == actual) and (builds_on == '' or is_last(stored.receipts, builds_on)) then
     return nil
   end
-  return {is_former(expected ~= '' and past_of(head), expected) and 'gone' or 'conflict', session, actual}
+  if is_former(expected ~= '' and past_of(head), expected) then return {'gone', session, actual} end
+  return {'conflict', session, actual}
 end

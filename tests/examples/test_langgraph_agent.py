@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow  # each of its processes imports LangGraph
 
 
 def run(*args: str) -> str:
-    command = [sys.executable, str(ROOT / "examples" / "langgraph_agent.py"), *args]
+    command = [sys.executable, str(ROOT / "examples" / "langgraph_agent" / "agent.py"), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -28,4 +28,4 @@ def test_another_process_resumes_the_agent_at_its_question(url):
 
 
 def test_the_example_has_less_than_100_lines():
-    assert len((ROOT / "examples" / "langgraph_agent.py").read_text(encoding="utf-8").splitlines()) < 100
+    assert len((ROOT / "examples" / "langgraph_agent" / "agent.py").read_text(encoding="utf-8").splitlines()) < 100

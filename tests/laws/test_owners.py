@@ -272,7 +272,9 @@ def with_the_owner_of_the_reply(_: object) -> Callable[..., Awaitable[None]]:
     return correct
 
 
-@broken_by(Python("session.publish:Publisher._correct", with_the_owner_of_the_reply, "lists nobody's session"))
+@broken_by(
+    Python("session.publish:Publisher._correct", with_the_owner_of_the_reply, "lists a session without an owner")
+)
 @pytest.mark.parametrize("way", ["reusable", "expired marker"])
 async def test_a_session_that_its_owner_begins_again_is_in_the_owners_list(way, open_cache):
     cache = open_cache(deletion_marker_ttl=0.05)

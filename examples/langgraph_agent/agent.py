@@ -1,7 +1,7 @@
 """A LangGraph agent with a tool that needs approval. Any process resumes it: the state is in Redis or Valkey.
 
-    $ python examples/langgraph_agent.py redis://localhost:6379 trip "Book a flight to Oslo"
-    $ python examples/langgraph_agent.py redis://localhost:6379 trip --approve yes
+    $ python examples/langgraph_agent/agent.py redis://localhost:6379 trip "Book a flight to Oslo"
+    $ python examples/langgraph_agent/agent.py redis://localhost:6379 trip --approve yes
 
 The model is scripted, so that the example needs no key. Replace `model` by a call of your provider.
 """
