@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 from lash_redis.errors import BackendError, Corrupt, LayoutMismatch, OutcomeUnknown, SessionEvicted
@@ -75,6 +76,15 @@ class Namespace:
             self._replicas = copy(self)
             self._replicas._asks_replicas = True
         return self._replicas
+
+    def with_options(self, **options: Any) -> Self:
+        """Return the same namespace with other options of its reads and commits. Connections and caches are shared.
+
+        Do not follow streams of it: only those of the namespace itself are closed with it.
+        """
+        other = copy(self)
+        other.options = replace(self.options, **options)
+        return other
 
     async def close(self, *, after: BaseException | None = None) -> None:
         hub = states_of_the_running_loop().get(self)  # `stream_hub` makes it
