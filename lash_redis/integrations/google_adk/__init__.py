@@ -1,0 +1,8 @@
+"""Sessions of Google's Agent Development Kit: `Runner(agent=..., session_service=LashSessionService(cache))`.
+
+Install the extra `google-adk`.
+"""
+
+from lash_redis.integrations.google_adk.service import LashSessionService
+
+__all__ = ["LashSessionService"]
