@@ -18,7 +18,7 @@ import fakeredis
 import redis
 
 from lash_redis import SessionCache
-from lash_redis.blocking import BlockingContext, BlockingLease, BlockingSessionCache
+from lash_redis.blocking import BlockingContext, BlockingLease, BlockingSessionCache, BlockingStreamWriter
 from lash_redis.blocking.twins import Twin
 from tests.support.servers import Server
 
@@ -103,6 +103,28 @@ class AsAsyncLease(BlockingLease):
         return AsAsyncContext(partial(super().renewing, every))
 
     async def __aenter__(self) -> AsAsyncLease:
+        await in_thread(super().__enter__)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await in_thread(super().__exit__, kind, error, at)
+
+
+class AsAsyncWriter(BlockingStreamWriter):
+    """A producer whose methods are coroutine functions again. It stays a claim that a commit accepts."""
+
+    __slots__ = ()
+
+    async def send(self, data: Any) -> None:  # type: ignore[override]
+        await in_thread(super().send, data)
+
+    async def flush(self) -> None:  # type: ignore[override]
+        await in_thread(super().flush)
+
+    async def __aenter__(self) -> AsAsyncWriter:
+        await in_thread(super().__enter__)
         return self
 
     async def __aexit__(
@@ -131,6 +153,8 @@ def _wrapped(value: Any) -> Any:
         return AsAsync(value)
     if isinstance(value, BlockingLease) and not isinstance(value, AsAsyncLease):
         value.__class__ = AsAsyncLease  # the same record
+    if isinstance(value, BlockingStreamWriter) and not isinstance(value, AsAsyncWriter):
+        value.__class__ = AsAsyncWriter
     return value
 
 

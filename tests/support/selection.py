@@ -22,9 +22,13 @@ CANCELS = "cancels the task of the caller, which a thread is not"
 REPLACES = "replaces a method of the object that the caller has, which is not the one that the core calls"
 SHARES = "runs a coroutine with the raw client of the test inside of the core, which has a loop of its own"
 ORDER = "relies on the order in which tasks of one event loop begin, which threads do not have"
+STREAMS = "follows streams by tasks of the event loop of the test; tests/blocking/test_streams.py has the blocking ones"
 ASYNC_FILES = {
     "test_broken_twins.py": "each broken store fails its test over the async client",
     "test_cleanup.py": CANCELS,
+    "test_large.py": "measures what large work leaves of the event loop of the test, and counts its bytes",
+    "test_stream_commits.py": STREAMS,
+    "test_streams.py": STREAMS,
 }
 """The files of `tests/laws` that `--client=blocking` leaves out, and why."""
 ASYNC_TESTS = {
