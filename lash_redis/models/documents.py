@@ -11,7 +11,8 @@ class DocumentWrite:
     """Changes to the documents of a session, which are made together or not at all.
 
     A name is bytes: one letter, the kind of the document, and its key. Documents of the kind `p` are parts: they are
-    not listed, and their content never changes. Another content under the name of a part is refused.
+    not listed, and their content never changes. Another content under the name of a part is refused. One write has at
+    most 4,000 names: those to put, to add, to remove and to expect.
     """
 
     put: Mapping[bytes, bytes] = field(default_factory=dict)
@@ -48,4 +49,4 @@ class DocumentsRead:
     revision: int
     """The number of writes to the documents; 0 if there are none."""
     documents: tuple[Document, ...] = ()
-    """Those that were found."""
+    """Those that were found, in the order that the read describes."""

@@ -33,7 +33,7 @@ from lash_redis.transport.turns import in_turns
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """Where a session stands: the revision, the commit that made it, and the leaf."""
+    """The head of a session as a handle saw it: the revision, the commit that made it, and the leaf."""
 
     revision: int = 0
     commit_id: str | None = None
@@ -81,13 +81,17 @@ class Appender:
         """`is_same(stored, added)` decides whether a stored node with the id of an added one has its content."""
         self.store = store
         self.tip: Tip | None = None
-        """Where this handle saw the session last; None if it must load the head before it appends."""
+        """The head that this handle saw last; None if it must load the head before it appends."""
         self._queues = namespace.appends
         self._patience = namespace.options.contention_seconds
         self._is_same = is_same
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait for the additions of this process that were called before; for use with `async with`."""
+        """Wait for the additions of this process that were called before; for use with `async with`.
+
+        Raises:
+            BackendError: they took `StoreOptions.contention_seconds`; nothing was written.
+        """
         return self._queues.turn(self.store.session_id, self._patience)
 
     async def add(self, addition: Addition) -> None:
@@ -96,7 +100,8 @@ class Appender:
         Raises:
             InvalidParent: the chain continues a node that is not live; nothing was appended.
             NodeIdCollision: a node with an added id and other content is stored; nothing was appended.
-            HeadRevisionConflict: other processes wrote first until the time was over.
+            HeadRevisionConflict: other processes wrote first, for `StoreOptions.contention_seconds`; nothing was
+                appended. Its subclass SessionGone is raised at the first attempt.
             Everything else that `RedisSessionStore.commit_runtime_state` raises.
         """
         try:

@@ -36,6 +36,7 @@ class Documents:
 
     @property
     def session_id(self) -> str:
+        """The id of the session."""
         return self._keys.session_id
 
     async def write(self, write: DocumentWrite) -> int:
@@ -48,7 +49,10 @@ class Documents:
             PartTaken: a part of that name has other content; nothing was written.
             SessionExists: the session has a graph; nothing was written.
             OwnerMismatch, SessionDeleted: the session is another's, or was deleted; nothing was written.
-            InvalidRecord, CommitTooLarge: a name or a content is invalid, or the write is too large.
+            InvalidRecord: a name or a content is invalid, or the write has more than 4,000 names; nothing was sent.
+            CommitTooLarge: the contents exceed `StoreOptions.max_commit_bytes`; nothing was sent.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing; nothing was written.
+            BackendError: the server failed, or the owner changed during each attempt; nothing was written.
             OutcomeUnknown: the reply was lost; read, and decide.
         """
         require_type("write", write, DocumentWrite)
@@ -68,16 +72,22 @@ class Documents:
         )
 
     async def read(self, names: Sequence[bytes], *, children: str = "") -> DocumentsRead:
-        """Read documents by their names, those that exist, in this order. One round trip, one moment.
+        """Read those of the named documents that exist, in this order. One round trip, one moment.
 
-        `children` is the kind of the children to read with each; empty for none.
+        `children` is the kind of the children to read with each; empty for none. A session that does not exist, was
+        deleted or is another owner's has no documents and the revision 0.
+
+        Raises:
+            InvalidRecord: a name is invalid; nothing was sent.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
+            BackendError: the server refused or could not be reached.
         """
         return await self._read(commands.documents.names_call(self._keys, names, children))
 
     async def page(self, low: bytes, high: bytes, *, limit: int, children: str = "") -> DocumentsRead:
-        """Read at most `limit` listed documents with names from `low` on, below `high`, the last one first.
+        """Read listed documents with names from `low` on, below `high`: the last `limit` (1 to 1,000), last one first.
 
-        One round trip, one moment.
+        One round trip, one moment. Otherwise as `read`.
         """
         require_int("limit", limit, 1, MAX_PAGE)
         return await self._read(commands.documents.page_call(self._keys, low, high, limit, children))
@@ -85,7 +95,7 @@ class Documents:
     async def pointed(self, pointer: bytes, kind: str, *, children: str = "") -> DocumentsRead:
         """Read a document, the pointer, and the document of a kind that it names. One round trip, one moment.
 
-        The key of that document is the content of the pointer up to two NUL bytes.
+        The key of that document is the content of the pointer up to two NUL bytes. Otherwise as `read`.
         """
         return await self._read(commands.documents.pointed_call(self._keys, pointer, kind, children))
 
@@ -93,6 +103,10 @@ class Documents:
         """Return the contents of parts; None for one that does not exist. Parts never change, so a cache stays valid.
 
         One round trip for every 2,000. It does not compare the owner: names of parts come from documents.
+
+        Raises:
+            InvalidRecord: a name is not that of a part; nothing was sent.
+            BackendError: the server refused or could not be reached.
         """
         if any(not name.startswith(PART) for name in names):
             raise InvalidRecord("names", "expected names of parts, which begin with 'p'")
@@ -103,7 +117,7 @@ class Documents:
         return found
 
     async def part_names(self) -> list[bytes]:
-        """Return the names of all parts. One round trip, O(documents)."""
+        """Return the names of all parts. One round trip and one command, O(documents). The owner is not compared."""
         (names,) = await self._namespace.read([commands.documents.part_names_read(self._keys)], atomic=False)
         return [name for name in names if name.startswith(PART)]
 

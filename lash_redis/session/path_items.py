@@ -36,7 +36,7 @@ class PathItems(Generic[Item]):
         `before` returns those before the node with that id. A page costs the same in a session of any length: one round
         trip, two if the path has branched near its end, and further ones if some of its nodes have no item. All items
         take one round trip if the path has at most `SHORT` nodes. Else they take two, or three if the session has
-        branches. One more if this process does not know the tool state.
+        branches. If this process does not have the tool state cached, it takes one more.
 
         Raises:
             InvalidRecord: the session exists and `before` is not the id of a node of its path.
