@@ -1,11 +1,6 @@
-"""The checkpointer of LangGraph on Redis or Valkey: `pip install 'lash-redis[langgraph]'`.
+"""Checkpoints of LangGraph: `builder.compile(checkpointer=LashCheckpointSaver(cache))`.
 
-from lash_redis import connect
-from lash_redis.integrations.langgraph import LashCheckpointSaver
-
-async with connect("redis://localhost:6379") as cache:
-    graph = builder.compile(checkpointer=LashCheckpointSaver(cache))
-    await graph.ainvoke(inputs, {"configurable": {"thread_id": "thread-1"}})
+Install the extra `langgraph`.
 """
 
 from lash_redis.integrations.langgraph.conflicts import CheckpointConflict

@@ -31,7 +31,7 @@ class CheckpointConflict(Refused):
 class SeenId(str):
     """The id of a checkpoint that a saver has returned, with what it knew of the thread at that moment.
 
-    It is carried in the config of a run to the run's first `put`, and is a plain `str` to everyone else.
+    The config of a run passes it to the run's first `put`. Other code, copies by pickle included, gets a plain `str`.
     """
 
     __slots__ = ("is_latest",)
@@ -54,7 +54,7 @@ class SeenId(str):
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Where a namespace of a thread stands."""
+    """The latest checkpoint of a namespace of a thread, and its run."""
 
     latest: str
     """The id of its latest checkpoint."""

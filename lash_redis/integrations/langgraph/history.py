@@ -1,4 +1,4 @@
-"""What a delta channel gained since its last stored value, along the parents of a checkpoint."""
+"""Collect the writes to a delta channel since its last stored value, along the parents of a checkpoint."""
 
 from __future__ import annotations
 

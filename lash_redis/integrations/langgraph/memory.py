@@ -1,4 +1,4 @@
-"""What a saver remembers of threads: hints that save reads. The server compares each with what is stored."""
+"""What a saver remembers of threads, to avoid reads. The server compares each value with what is stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from lash_redis.integrations.langgraph.records import Value
 
 MAX_THREADS: Final = 10_000
-"""Maximum number of checkpoints, pointers and beginnings that are remembered, each."""
+"""Maximum number of entries in each of the three mappings of a `Memory`."""
 
 Key = TypeVar("Key")
 Kept = TypeVar("Kept")
@@ -57,6 +57,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
+    """The checkpoints and pointers that a saver has seen last."""
+
     checkpoints: Recent[tuple[str, str, str], Known] = field(default_factory=Recent)
     """By thread, namespace and checkpoint id."""
     pointers: Recent[tuple[str, str], bytes | None] = field(default_factory=Recent)

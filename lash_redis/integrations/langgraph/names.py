@@ -6,9 +6,10 @@
 | `c` | namespace, checkpoint id | checkpoint |
 | `w` | namespace, checkpoint id, task id, index | pending write |
 | `s` | | a random text that each removal of parts replaces |
-| `p` | hash, or log and number | part: a value of a channel, or one element of a list |
+| `p` | `b` and a hash; or `e`, a log and a number | part: a value of a channel; or one element of a list |
 
-A NUL separates the parts of a key. NUL and 0x01 inside of a part are escaped, so a part may have any characters.
+In the keys of the first three kinds, a NUL separates the components. NUL and 0x01 inside of a component are escaped,
+so it may have any characters. The key of a part has a fixed length.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def key(*parts: str) -> bytes:
 
 
 def parts_of(name: bytes) -> list[str]:
-    """Return the parts of the key in a name."""
+    """Return the components of the key in a name."""
     return [_plain(part) for part in name[1:].split(b"\0")]
 
 

@@ -41,7 +41,7 @@ class Loaded:
 
 
 def loaded(document: Document) -> Loaded:
-    """Decode a checkpoint. Raises Corrupt."""
+    """Decode a checkpoint with its pending writes. Raises Corrupt if one is damaged."""
     ns, checkpoint_id = names.parts_of(document.name)
     writes = [WriteRecord.decode(name, content) for name, content in document.children]
     writes.sort(key=lambda write: writes_sort_key(write.task_path, write.task_id, write.index))

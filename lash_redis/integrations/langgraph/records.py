@@ -76,7 +76,7 @@ class CheckpointRecord:
 
     @classmethod
     def decode(cls, name: bytes, content: bytes) -> CheckpointRecord:
-        """Raises Corrupt."""
+        """Decode the checkpoint of that name. Raises Corrupt if it is damaged."""
         _, parent, form, head, metadata_form, metadata, values = _unpacked(name, content, 7)
         try:
             decoded = {channel: _decoded_value(value) for channel, value in values.items()}
@@ -100,7 +100,7 @@ class WriteRecord:
 
     @classmethod
     def decode(cls, name: bytes, content: bytes) -> WriteRecord:
-        """Raises Corrupt."""
+        """Decode the pending write of that name. Raises Corrupt if it is damaged."""
         _, task_id, index, channel, form, data, task_path = _unpacked(name, content, 7)
         return cls(task_id, index, channel, (form, data), task_path)
 
@@ -110,7 +110,7 @@ def encode_pointer(ns: str, pointer: Pointer) -> bytes:
 
 
 def decode_pointer(name: bytes, content: bytes) -> Pointer:
-    """Raises Corrupt."""
+    """Decode the pointer of that name. Raises Corrupt if it is damaged."""
     key, found, run = content.partition(b"\0\0")
     try:
         _, latest = names.parts_of(b"l" + key)

@@ -46,8 +46,8 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
 
     A checkpoint stores what changed: a list by its new elements, any other value of a channel if it is new.
 
-    A run that was overtaken by another one on the same thread gets `CheckpointConflict`, and writes nothing. A run that
-    names an older checkpoint makes a branch.
+    If another run has continued the thread, the next `put` of a run raises `CheckpointConflict` and writes nothing. A
+    run that names an older checkpoint makes a branch.
 
     `serde` is by default LangGraph's `JsonPlusSerializer` in its strict mode: a value of an unknown class is returned
     as plain data. For your own classes pass `JsonPlusSerializer(allowed_msgpack_modules=[...])`, or use
@@ -60,6 +60,11 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
     def __init__(
         self, cache: SessionCache, *, owner: str | None = None, serde: SerializerProtocol | None = None
     ) -> None:
+        """No I/O.
+
+        Raises:
+            InvalidRecord: `cache` is no `SessionCache`.
+        """
         require_type("cache", cache, SessionCache)
         super().__init__(serde=serde or JsonPlusSerializer(allowed_msgpack_modules=None))
         self._cache = cache
@@ -105,6 +110,10 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
 
         `filter` compares values of the metadata. Two round trips for 100 checkpoints; memory is bounded. A thread of
         which no namespace is given has the names of all its checkpoints read first.
+
+        Raises:
+            Corrupt, SessionEvicted: a checkpoint is unreadable, or a part of it is missing.
+            BackendError: the server refused or could not be reached.
         """
         if limit is not None:
             require_int("limit", limit, 0)
@@ -162,13 +171,24 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
             await self._writer(thread_id).put_writes(ns, checkpoint_id, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Delete a thread. Its id is usable at once. A run in progress gets `CheckpointConflict`."""
+        """Delete a thread. Its id is usable at once. A run in progress gets `CheckpointConflict`. Two round trips.
+
+        Raises:
+            OwnerMismatch: the thread is another owner's; nothing was deleted.
+            OutcomeUnknown: the reply was lost; call again.
+        """
         await self._cache.delete(str(thread_id), owner=self._owner, reusable=True)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints whose metadata has one of these `run_id`s. It reads every thread, in pages.
 
-        Delta channels of later checkpoints that are rebuilt from deleted ones become incomplete.
+        Delta channels of later checkpoints that are rebuilt from deleted ones become incomplete. After an error, call
+        again: the threads that were processed before stay changed.
+
+        Raises:
+            TypeError: `run_ids` is a str.
+            BackendError: the server failed, or a thread changed during each of 16 attempts.
+            Corrupt, SessionEvicted: a thread is damaged.
         """
         if isinstance(run_ids, str):
             raise TypeError("run_ids must be a sequence of run ids, not a str")
@@ -181,15 +201,26 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy every checkpoint, branch and pending write of a thread to another id, which must have none.
 
+        O(thread), in pages and calls of bounded size. After an error, call again: an unfinished copy has no latest
+        checkpoint, and does not count as one.
+
         Raises:
-            SessionExists: the target has checkpoints.
+            SessionExists: the target has checkpoints or a graph.
+            SessionEvicted: a part of the source is missing.
+            BackendError: the server failed, or the source changed during each of 16 attempts.
         """
         await maintenance.copy_thread(self._documents(str(source_thread_id)), self._documents(str(target_thread_id)))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads: keep the latest checkpoint of each namespace (`keep_latest`), or nothing (`delete`).
 
-        The ancestors from which delta channels of a kept checkpoint are rebuilt stay, too.
+        The ancestors from which delta channels of a kept checkpoint are rebuilt stay, too. It reads each thread, in
+        pages. After an error, threads that were pruned before stay pruned; call again.
+
+        Raises:
+            TypeError, ValueError: `thread_ids` is a str, or `strategy` is unknown.
+            BackendError: the server failed, or a thread changed during each of 16 attempts.
+            Corrupt, SessionEvicted: a thread is damaged.
         """
         if isinstance(thread_ids, str):
             raise TypeError("thread_ids must be a sequence of thread ids, not a str")
@@ -208,6 +239,9 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
         """Return the writes to each channel since its last stored value, along the parents of a checkpoint.
 
         About one round trip for 200 ancestors.
+
+        Raises:
+            Corrupt, SessionEvicted: an ancestor is unreadable, or a part of it is missing.
         """
         if not channels:
             return {}

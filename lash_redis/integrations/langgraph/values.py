@@ -18,7 +18,7 @@ from lash_redis.integrations.langgraph.records import Blob, Elements, Inline, Ty
 MAX_INLINE_BYTES: Final = 256
 MIN_LIST_BYTES: Final = 1024
 MIN_ELEMENT_BYTES: Final = 64
-"""The mean size of elements from which on a list is stored by its elements. Each costs about 60 bytes more."""
+"""Minimum mean size of the elements of a list that is stored by its elements. Each costs about 60 bytes more."""
 MAX_SEGMENTS: Final = 8
 """A list of more segments is stored again as one. Each edit in the middle of a list adds one."""
 MSGPACK: Final = "msgpack"

@@ -148,7 +148,8 @@ class ThreadWriter:
 
         Raises:
             PartTaken: another branch has appended to a log that this checkpoint appends to.
-            AlreadyStored, Swept: see there.
+            AlreadyStored: a checkpoint with this id is stored.
+            Swept: parts of the checkpoint may have been removed; store them again.
             CheckpointConflict: the checkpoint conflicts with what is stored.
         """
         claim, place, pointer_name = put.claim, (self._thread_id, put.ns), names.pointer(put.ns)
