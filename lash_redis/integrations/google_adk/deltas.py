@@ -15,7 +15,7 @@ from lash_redis.integrations.google_adk.shared_state import Change, LoadedState,
 from lash_redis.integrations.google_adk.stores import Stores
 
 Places = tuple[Place | None, Place | None]
-"""Where the states of the app and of the user are."""
+"""The places of the states of the app and of the user; None if unknown."""
 
 
 class Deltas:
@@ -36,9 +36,9 @@ class Deltas:
         return await asyncio.gather(self.app(names).load(), self.user(names).load())
 
     async def apply(self, names: UserNames, session: str, entry: Entry, places: Places) -> Places:
-        """Apply the delta of an entry that was just appended; return where the states are then.
+        """Apply the delta of an entry that was just appended; return the new places of the states.
 
-        `places` is where the states were before that.
+        `places` are those before the entry was appended.
 
         Raises:
             SessionNotFoundError: the session was deleted meanwhile.

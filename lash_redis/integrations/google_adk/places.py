@@ -29,7 +29,7 @@ MAX_REACH: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The revision of a stored session, and how far its entries lie behind the snapshot of its state."""
+    """The revision of a stored session, and the number and size of the entries that its snapshot does not contain."""
 
     revision: int = 0
     commit_id: str | None = None
@@ -59,10 +59,10 @@ async def commit(
     checkpoint: HydratedSessionCheckpoint | Keep = KEEP,
     ttl: float | Keep | None = KEEP,
 ) -> Place:
-    """Commit to a session that is at `place`, and return where it is then, as if no entry were behind the snapshot.
+    """Commit to a session whose head is that of `place`, and return the new place, with a `reach` and `size` of 0.
 
     Raises:
-        HeadRevisionConflict: the session is elsewhere; nothing was written.
+        HeadRevisionConflict: the session has another head; nothing was written.
         Everything else that `RedisSessionStore.commit_runtime_state` raises.
     """
     made = RuntimeCommit(

@@ -59,10 +59,15 @@ class LashSessionService(BaseSessionService):
     applied to them exactly once, also if a worker dies in between.
 
     A session belongs to the owner `user_id` (see `SessionCache.session`), and expires with the ttl of the cache.
-    One service for each cache is enough. It does no I/O when it is made.
+    One service for each cache is enough.
     """
 
     def __init__(self, cache: SessionCache) -> None:
+        """No I/O.
+
+        Raises:
+            InvalidRecord: `cache` is no `SessionCache`.
+        """
         require_type("cache", cache, SessionCache)
         self._cache = cache
         self._stores = Stores(cache)
@@ -76,7 +81,7 @@ class LashSessionService(BaseSessionService):
         Raises:
             AlreadyExistsError: the user has a session of that id in the app.
             InvalidRecord: an argument cannot be stored; the error names it.
-            SessionDeleted: the id was deleted by `SessionCache.delete` or `delete_owned`, a day ago at most.
+            SessionDeleted: `SessionCache.delete` or `delete_owned` has deleted the id within `deletion_marker_ttl`.
             BackendError: the server was unreachable; nothing was created.
             OutcomeUnknown: the reply was lost; load the session to see whether it was created.
         """
@@ -141,7 +146,8 @@ class LashSessionService(BaseSessionService):
         They are ordered by `last_update_time`, then user and id. A user's sessions are found by the index of the
         owner. The users of an app have an index, too, so the sessions of other apps cost nothing.
 
-        Two round trips for each 16 sessions, and for each user two for the list and the state.
+        One or two round trips for every 16 sessions; for each user one for the list and one for the state; one for the
+        state of the app, and one for its list of users if `user_id` is None.
 
         Raises:
             Corrupt, SessionEvicted: a session or state is damaged, or a key is missing.
@@ -193,7 +199,11 @@ class LashSessionService(BaseSessionService):
         raise BackendError(f"{log.store!r} changed during each of {MAX_ATTEMPTS} attempts; nothing was deleted")
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
-        """Load the state of a user, without the prefix `user:`; empty if there is none. One round trip."""
+        """Load the state of a user, without the prefix `user:`; empty if there is none. One round trip.
+
+        Raises:
+            Corrupt, SessionEvicted: the state is damaged, or a key is missing.
+        """
         return (await self._deltas.user(UserNames(app_name, user_id)).load()).state
 
     async def append_event(self, session: Session, event: Event) -> Event:
@@ -348,7 +358,7 @@ class LashSessionService(BaseSessionService):
         return SessionLog(self._stores.get(names.session(session_id), names.owner))
 
     async def _keep_alive(self, names: UserNames) -> None:
-        """Let what sessions share expire later than this session, if a touch of it is due."""
+        """Touch the states and the list entry that this session shares with others, each if that is due."""
         _, _, is_listed = await asyncio.gather(
             self._stores.keep_alive(names.app_state, None),
             self._stores.keep_alive(names.user_state, names.owner),

@@ -105,13 +105,14 @@ class SessionLog:
         return None if found is None else found[0]
 
     async def append(self, place: Place, entry: Entry) -> Place:
-        """Append an entry, whose `node_id` is set, to a session that is at `place`, and return where it is then.
+        """Append an entry, whose `node_id` is set, to a session whose head is that of `place`; return the new place.
 
         One round trip if the store knows the head. The cost grows with the entry, not with the session: see `places`.
 
         Raises:
-            HeadRevisionConflict: the session is elsewhere; SessionGone: it is gone. Nothing was written.
-            NodeIdCollision: the session has a node of that id. Nothing was written.
+            HeadRevisionConflict: the session has another head; nothing was written.
+            SessionGone: the session does not exist any more; nothing was written.
+            NodeIdCollision: the session has a node of that id; nothing was written.
         """
         if entry.node_id == place.leaf:  # a node cannot be its own parent, which the server would refuse first
             raise NodeIdCollision(entry.node_id)

@@ -1,4 +1,4 @@
-"""Make the `Session` objects of ADK out of what is stored, with a marker of where that stood."""
+"""Make the `Session` objects of ADK out of what is stored, with a marker that has the places of what was read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lash_redis.protocol.steps import Steps
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Where a session and the states of its app and user stood when a `Session` was made. The `Session` carries it."""
+    """The places of a session and of the states of its app and user when a `Session` was made, which stores it."""
 
     session: Place
     app: Place | None

@@ -74,7 +74,7 @@ class LoadedState:
     place: Place = field(default_factory=Place)
     state: dict[str, Any] = field(default_factory=dict)
     applied: dict[str, str] = field(default_factory=dict)
-    """By the id of a stored session: the last entry whose delta the state contains, as long as that can matter."""
+    """By the id of a stored session: the last entry whose delta the state contains, until that entry is settled."""
 
     def has(self, change: Change) -> bool:
         return self.applied.get(change.session) == change.entry
@@ -93,10 +93,10 @@ class SharedState:
         return _decode(await self.store.load_session(FullGraph()))
 
     async def apply(self, change: Change, place: Place | None, sessions: Sessions) -> Place:
-        """Apply a change unless it was applied, and return where the state is then.
+        """Apply a change unless it was applied, and return the new place of the state.
 
-        `place` is where the state was before the entry was committed, so that it cannot contain the change; None if
-        that is unknown. One round trip if it is still there, else three or more.
+        `place` is the one before the entry was committed, so the state of that place cannot contain the change; None if
+        it is unknown. One round trip if the state is still at that place, else three or more.
 
         Raises:
             SessionNotFoundError: the session of the change does not exist any more.

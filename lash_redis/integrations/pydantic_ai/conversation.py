@@ -57,7 +57,7 @@ class ConversationCall(ConversationStore):
         self.__store: RedisSessionStore | None = None
         """The store of the session that was read last."""
         self.__point: Point | None = None
-        """Where that session stood; None if it did not exist."""
+        """The head and the checkpoint of that session; None if it did not exist."""
         self.__read: PersistedSessionRead | None = None
         """The page that was read with it."""
 

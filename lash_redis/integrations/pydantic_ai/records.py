@@ -41,7 +41,7 @@ def id_of(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where the session of a conversation stands."""
+    """The head and the checkpoint of a conversation's session, as they were read."""
 
     session_id: str
     revision: int

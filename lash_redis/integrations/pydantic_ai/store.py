@@ -25,19 +25,21 @@ MAX_PAGE: Final = 500
 
 
 class LashConversationStore(ConversationStore):
-    """The conversations of Pydantic AI as sessions of a cache: `await store.save(result)`.
+    """Stores the conversations of Pydantic AI as sessions of a cache: `await store.save(result)`.
 
     It behaves as the SDK's `InMemoryConversationStore`, across processes. A conversation is one session, with the
     conversation's id and the `ttl` of the cache. A scope is the owner of its sessions, so `cache.delete_owned(scope)`
     deletes all of them. An entry is one node, stored once for all branches of its conversation. A fork copies the
     entries that it keeps, with their ids, and is independent afterwards.
 
-    Make one store for the whole process. No I/O.
+    Make one store for the whole process.
     """
 
     def __init__(self, cache: SessionCache) -> None:
-        """Raises:
-        InvalidRecord: `cache` is no `SessionCache`.
+        """No I/O.
+
+        Raises:
+            InvalidRecord: `cache` is no `SessionCache`.
         """
         require_type("cache", cache, SessionCache)
         self.__cache = cache
@@ -202,7 +204,14 @@ class LashConversationStore(ConversationStore):
         return await call.read_entry(entry_id)
 
     async def read_history(self, head_id: str | None, *, limit: int | None = None) -> list[ConversationEntry]:
-        """Read the entries up to `head_id`. It searches as `read_entry` does, so prefer `load_entries`."""
+        """Read the entries up to `head_id`, or the last `limit` of them. An empty list without a `head_id`.
+
+        It searches for the conversation as `read_entry` does. `load_entries` knows it.
+
+        Raises:
+            LookupError: there is no such entry.
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of a session is missing.
+        """
         return await self.__call().read_history(head_id, limit=limit)
 
     def __call(self, page: int | None = None) -> ConversationCall:
