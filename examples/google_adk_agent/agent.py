@@ -4,7 +4,8 @@
     python agent.py alice chat-42 "And tomorrow?"
 
 Each call is a process of its own. The model is Gemini if GOOGLE_API_KEY is set, otherwise a scripted one. Without
-AGENT_REDIS_URL the sessions lie in an embedded server in the directory `sessions`.
+AGENT_REDIS_URL an embedded server stores the sessions in the directory `sessions`. Install the extras `google-adk` and
+`embedded` of lash-redis.
 """
 
 import asyncio

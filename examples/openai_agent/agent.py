@@ -4,7 +4,8 @@
     python agent.py chat-42 "And tomorrow?"
 
 Each call is a process of its own and continues the session. The model is OpenAI's if OPENAI_API_KEY is set, otherwise
-a scripted one. Without AGENT_REDIS_URL the sessions lie in an embedded server in the directory `sessions`.
+a scripted one. Without AGENT_REDIS_URL an embedded server stores the sessions in the directory `sessions`. Install the
+extras `openai-agents` and `embedded` of lash-redis.
 """
 
 import asyncio

@@ -6,7 +6,8 @@
 
 Each call is a process of its own and continues the conversation. `--again` answers the last question once more, and the
 earlier answer stays as a branch. The model is OpenAI's if OPENAI_API_KEY is set, otherwise a function. Without
-AGENT_REDIS_URL the conversations are stored by an embedded server in the directory `sessions`.
+AGENT_REDIS_URL an embedded server stores the conversations in the directory `sessions`. Install the extras
+`pydantic-ai` and `embedded` of lash-redis, and `pydantic-ai-slim[openai]` for OpenAI's model.
 """
 
 import asyncio
