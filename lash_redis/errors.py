@@ -110,7 +110,10 @@ class NodesTombstoned(HeadRevisionConflict):
 
 
 class SessionExists(HeadRevisionConflict):
-    """A fork or an import would create a session that exists already. Use another id."""
+    """A fork or an import would create a session that exists already, or a copy of a thread would overwrite one.
+
+    A commit to a session with documents raises it, and a write of documents to a session with a graph. Use another id.
+    """
 
     def __str__(self) -> str:
         return f"the session exists already, at revision {self.actual}; use another id, or delete it first"

@@ -77,7 +77,8 @@
 --                                              uses again; nothing written
 --        foreign <session>                     the session is another owner's than `access`; nothing written
 --        deleted <session>                     the session was deleted; nothing written
---        exists <session> <revision>           the session must be new, but exists; nothing written
+--        exists <session> <revision>           the session must be new, but exists; or it has documents and no graph;
+--                                              nothing written
 --        refs <session> <refs> <owner>         the head has other refs than `before`, or another owner than a trusted
 --                                              caller expects; nothing written
 --        missing <session> <index> ...         blobs that are neither sent nor stored; nothing written

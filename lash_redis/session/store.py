@@ -389,6 +389,7 @@ class RedisSessionStore:
             HeadRevisionConflict, SessionGone: the head is not the one that the commit was built on. Load, and make a
                 new commit.
             NodesTombstoned: a replacement's graph was read before nodes were tombstoned, which it would bring back.
+            SessionExists: the session has documents, and therefore no graph.
             CommitIdReused: the commit id was used for other content.
             NodeIdCollision, InvalidParent, InvalidLeaf: the nodes do not fit the stored graph.
             MissingBlob: a component is named by a ref that is not stored.
