@@ -116,7 +116,9 @@ class SessionExists(HeadRevisionConflict):
     """
 
     def __str__(self) -> str:
-        return f"the session exists already, at revision {self.actual}; use another id, or delete it first"
+        if self.actual:
+            return f"the session exists already, at revision {self.actual}; use another id, or delete it first"
+        return "the session exists already, with meta alone, or with documents; use another id, or delete it first"
 
 
 class DocumentsChanged(Refused):

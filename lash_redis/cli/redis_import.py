@@ -77,7 +77,7 @@ def redis_session(prefix: str | None) -> Library:
         session = LashSession(session_id, cache)
         return Target(session.get_items, session.add_items)
 
-    return Library(f"{prefix or 'agents:session'}:", ":messages", _objects, target)
+    return Library(f"{'agents:session' if prefix is None else prefix}:", ":messages", _objects, target)
 
 
 def langchain(prefix: str | None) -> Library:
@@ -102,7 +102,7 @@ def langchain(prefix: str | None) -> Library:
 
         return Target(read, add)
 
-    return Library(prefix or "message_store:", "", decode, target)
+    return Library("message_store:" if prefix is None else prefix, "", decode, target)
 
 
 def _objects(elements: Sequence[bytes]) -> Items:
@@ -125,7 +125,7 @@ async def import_histories(url: str, namespace: str, library: Library, source: s
     try:
         client = redis.Redis.from_url(source)
     except ValueError as error:
-        raise CommandError(USAGE, f"{source}: {error}") from error
+        raise CommandError(USAGE, f"the source's URL is invalid: {error}") from error
     async with client, opened(url, namespace, ttl=ttl) as cache:
         try:
             return await _Import(library, client, cache).run()

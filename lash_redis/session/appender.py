@@ -14,7 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lash_redis.errors import HeadRevisionConflict, InvalidParent, NodeIdCollision, SessionGone
+from lash_redis.errors import HeadRevisionConflict, InvalidParent, NodeIdCollision, SessionExists, SessionGone
 from lash_redis.models import (
     Append,
     LeaseClaim,
@@ -106,14 +106,15 @@ class Appender:
         """
         try:
             await self._add_once(addition)
-        except SessionGone:
+        except (SessionGone, SessionExists):
             raise
         except HeadRevisionConflict:
             # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
             retrying = AsyncRetrying(
                 stop=stop_after_delay(self._patience),
                 wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionGone),
+                retry=retry_if_exception_type(HeadRevisionConflict)
+                & retry_if_not_exception_type((SessionGone, SessionExists)),
                 reraise=True,
             )
             await retrying(self._add_once, addition)

@@ -35,6 +35,7 @@ from lash_redis.errors import (
     SessionBindingMismatch,
     SessionDeleted,
     SessionEvicted,
+    SessionExists,
     StoreError,
 )
 from lash_redis.models import (
@@ -425,7 +426,7 @@ class RedisSessionStore:
         try:
             return await self._commit(basis, own_ttl, options)
         except HeadRevisionConflict as conflict:
-            if not basis.is_implied or isinstance(conflict, NodesTombstoned):
+            if not basis.is_implied or isinstance(conflict, NodesTombstoned | SessionExists):
                 raise
         return await self._commit_on_any(commit, own_ttl, options)
 
@@ -440,7 +441,8 @@ class RedisSessionStore:
         retrying = AsyncRetrying(
             stop=stop_after_delay(options.contention_seconds),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
-            retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(NodesTombstoned),
+            retry=retry_if_exception_type(HeadRevisionConflict)
+            & retry_if_not_exception_type((NodesTombstoned, SessionExists)),
         )
         try:
             async for attempt in retrying:
@@ -561,7 +563,7 @@ class RedisSessionStore:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(require_int("attempts", attempts, 1)),
             wait=wait_random_exponential(multiplier=0.01, max=self._namespace.options.retry_max_delay),
-            retry=retry_if_exception_type(HeadRevisionConflict),
+            retry=retry_if_exception_type(HeadRevisionConflict) & retry_if_not_exception_type(SessionExists),
             reraise=True,
         )
         read, refused = since, dict[str, HeadRevisionConflict]()

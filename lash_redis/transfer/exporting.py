@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from lash_redis.transfer.json_steps import dump_in_steps
 from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_head, encode_line
 from lash_redis.transport.turns import in_turns
 
+log = logging.getLogger("lash_redis")
+
 Found = TypeVar("Found")
 
 
@@ -29,22 +32,34 @@ async def export_sessions(
     """Export sessions as lines of JSON without newlines; all sessions of the namespace if no ids are given.
 
     A session is exported at one revision. A session that receives commits during the export is exported once, at a
-    later revision. A session that expires during the export is left out. Pending inputs are not exported.
+    later revision. A session that expires during the export is left out. Pending inputs are not exported. Nor are
+    sessions with documents: an export of all logs a warning for each.
     `progress(sessions)` is called after every few sessions. Cost: two round trips for each session, up to 16 sessions
     at the same time. Memory holds at most these sessions; refs of exported blobs are kept on disk.
 
     Raises:
         SessionGone: a given id has no session.
+        InvalidRecord: a given session has documents.
         Corrupt, SessionEvicted: a session cannot be read. The lines before it are valid; the end is missing.
     """
     require_callable(progress)
     if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
         raise InvalidRecord("session_ids", f"expected session ids, or None for all, got {type(session_ids).__name__}")
+
+    async def read(session_id: str) -> tuple[Line, dict[str, bytes]] | None:
+        try:
+            return await read_session(cache, session_id)
+        except InvalidRecord as error:
+            if session_ids is not None:
+                raise
+            log.warning("left out of the export: %s", error.reason)
+            return None
+
     yield encode_line({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
     session_count = blob_count = 0
     with BlobSpool.opened() as spool:
         async for batch in batches(cache, session_ids):
-            found_of = await read_batch(batch, lambda session_id: read_session(cache, session_id))
+            found_of = await read_batch(batch, read)
             for session_id, found in zip(batch, found_of, strict=True):
                 if found is None:
                     if session_ids is None:
@@ -88,6 +103,7 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
     """Return a session's line and the blobs that it names, by ref; None if the session does not exist.
 
     Raises:
+        InvalidRecord: it has documents, which an export does not contain.
         Corrupt, SessionEvicted: the session cannot be read.
         BackendError: it was created and lost during each of `MAX_ATTEMPTS` reads.
     """
@@ -98,7 +114,10 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
             return await _line_of(found), found.components
         (created,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
         if created[0] is None:  # else the first commit came between the two reads
-            return _line_of_created(keys, *created[1:])
+            if created[4] is not None:
+                reason = f"session {session_id!r} has documents, which an export does not contain; back up the server"
+                raise InvalidRecord("session_ids", reason)
+            return _line_of_created(keys, *created[1:4])
     raise BackendError(f"session {session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -22,6 +23,7 @@ from lash_redis import (
     SessionExists,
     SessionStoreCreateRequest,
 )
+from lash_redis.transfer import export_sessions
 from tests.support.breaking import Lua, broken_by
 from tests.support.builders import append, commit, key_of
 from tests.support.proxy import Action, on
@@ -198,6 +200,11 @@ async def test_a_session_has_either_a_graph_or_documents(open_cache, keyspace):
             await cache.session("thread").commit_runtime_state(made)
     with pytest.raises(SessionExists):
         await cache.fork("chat", "thread")
+    async with asyncio.timeout(2):  # neither is repeated, as after a conflict with another writer
+        with pytest.raises(SessionExists, match="with documents"):
+            await cache.chat("thread").append({"role": "user", "content": "hi"})
+        with pytest.raises(SessionExists):
+            await cache.session("thread").update(lambda _: commit(None, append("a"), session_id="thread"))
     assert await keyspace() == before
     assert await cache.session("thread").load_session(FullGraph()) is None
     assert await cache.documents("chat").read([b"ca"]) == DocumentsRead(0)
@@ -299,3 +306,14 @@ async def test_thousands_of_documents_are_written_and_paged(open_cache):
     assert found == names[::-1]
     await documents.write(DocumentWrite(remove=names[:2_999]))
     assert (await documents.page(b"c", b"d", limit=9)).documents == (Document(b"c02999", b"x"),)
+
+
+async def test_an_export_names_the_sessions_with_documents_that_it_leaves_out(open_cache, caplog):
+    cache = open_cache()
+    await cache.session("chat").commit_runtime_state(commit(None, append("a")))
+    await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
+    lines = [json.loads(line) async for line in export_sessions(cache)]
+    assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["chat"]
+    assert "session 'thread' has documents" in caplog.text
+    with pytest.raises(InvalidRecord, match="session 'thread' has documents"):
+        [line async for line in export_sessions(cache, ["chat", "thread"])]

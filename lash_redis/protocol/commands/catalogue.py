@@ -41,7 +41,7 @@ def to_ms(score: Any) -> int:
 
 
 def created_read(keys: SessionKeys) -> Command:
-    return ("HMGET", keys.head, "facts", "meta", "ttl", "owner")
+    return ("HMGET", keys.head, "facts", "meta", "ttl", "owner", "documents")
 
 
 def catalogue_keys(shard: ShardKeys, access: str) -> CatalogueKeys:
