@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lash_redis.cli.connection import opened, opened_if_used
+from lash_redis.cli.connection import opened, opened_if_used, require_no_documents
 from lash_redis.cli.output import UNFIT, CommandError, no_session, one_line, plain, print_table
 from lash_redis.errors import SessionExists, SessionGone
 from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
@@ -108,11 +108,14 @@ async def watch(url: str, namespace: str, session_id: str, since: int | None, re
     """Call `report` with each new revision of a session, until the session ends. Several commits may be one call.
 
     Raises:
+        CommandError: the session has documents.
         SessionDeleted, SessionGone, Corrupt, BackendError: as of `RedisSessionStore.watch`.
     """
-    async with opened(url, namespace) as cache, aclosing(cache.session(session_id).watch(since)) as revisions:
-        async for revision in revisions:
-            report(revision)
+    async with opened(url, namespace) as cache:
+        await require_no_documents(cache, session_id)
+        async with aclosing(cache.session(session_id).watch(since)) as revisions:
+            async for revision in revisions:
+                report(revision)
 
 
 def print_revision(revision: int) -> None:
@@ -136,6 +139,7 @@ async def fork(
         try:
             store = await cache.fork(source, new_id, leaf, ttl=KEEP if ttl is None else ttl)
         except SessionGone as error:
+            await require_no_documents(cache, source)
             raise no_session(source, namespace) from error
         except SessionExists as error:
             raise CommandError(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lash_redis._validate import require_id
 from lash_redis.cache import SessionCache
-from lash_redis.cli.connection import Connection
+from lash_redis.cli.connection import Connection, require_no_documents
 from lash_redis.cli.graph_drawing import graph_lines, label_of
 from lash_redis.cli.messages import message_lines, message_texts, tool_names
 from lash_redis.cli.output import no_session, plain, print_table, shown_bytes
@@ -106,6 +106,7 @@ async def load(url: str, namespace: str, session_id: str) -> Shown:
         keys = cache.layout.session(require_id("session_id", session_id))
         found = await Reader(cache.shared, keys).snapshot()
         if found is None:
+            await require_no_documents(cache, session_id)
             raise no_session(session_id, namespace)
         read = found.read()
         head = found.stored.head

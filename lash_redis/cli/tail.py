@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lash_redis.cli.connection import opened
+from lash_redis.cli.connection import opened, require_no_documents
 from lash_redis.cli.messages import message_lines, message_text_of, tool_names
 from lash_redis.cli.output import UNFIT, CommandError, no_session, plain
 from lash_redis.errors import SessionDeleted, SessionGone, StreamFailed, StreamGap, StreamGone
@@ -27,14 +27,16 @@ async def tail(url: str, namespace: str, session_id: str, last: int, report: Rep
     revision whose active path has it.
 
     Raises:
-        CommandError: the session does not exist, was deleted, or is gone.
+        CommandError: the session does not exist, has documents, was deleted, or is gone.
         Corrupt, SessionEvicted, BackendError: as of `RedisSessionStore.watch`.
     """
     async with opened(url, namespace) as cache:
         store = cache.session(session_id)
         read = await store.load_session(FullGraph())
-        if read is None and await store.load_session_meta() is None:
-            raise no_session(session_id, namespace)
+        if read is None:
+            await require_no_documents(cache, session_id)
+            if await store.load_session_meta() is None:
+                raise no_session(session_id, namespace)
         try:
             await _follow(store, read, last, _Reported(report))
         except SessionDeleted as error:

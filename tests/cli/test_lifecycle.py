@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import lash_redis
 from lash_redis import (
     Append,
+    DocumentWrite,
     EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
@@ -1014,3 +1015,15 @@ def test_ctrl_c_ends_an_export_with_130_and_leaves_no_output_file(url: str, tmp_
         reader.join()
     assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
     assert not out.exists()
+
+
+def test_a_session_with_documents_is_refused_by_the_commands_that_show_a_graph(url: str) -> None:
+    async def write() -> None:
+        async with lash_redis.connect(url) as cache:
+            await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
+
+    asyncio.run(write())
+    for arguments in (("show", "thread"), ("tail", "thread"), ("watch", "thread"), ("fork", "thread", "copy")):
+        ended = runner.invoke(app, [*arguments, "--url", url])
+        assert ended.exit_code == 1, ended.output
+        assert "session 'thread' has documents" in " ".join(ended.output.split())

@@ -220,7 +220,7 @@ def fault_of(command: str) -> str | None:
     match shlex.split(command, comments=True):
         case ["make", target, *_]:
             return None if target in TARGETS else f"no target {target}"
-        case ["pip", "install", package] if found := re.fullmatch(r"\.\[([a-z,-]+)\]", package):
+        case ["pip", "install", package, *_] if found := re.fullmatch(r"\.\[([a-z,-]+)\]", package):
             unknown = set(found[1].split(",")) - EXTRAS.keys()
             return f"no extra {unknown}" if unknown else None
         case [".venv/bin/pytest", *words]:
