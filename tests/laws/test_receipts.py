@@ -80,8 +80,8 @@ async def test_a_retry_may_expect_another_revision(store, keyspace):
 
 
 def with_timestamp(encode):
-    def whole(node, path):
-        record, _ = encode(node, path)
+    def whole(*node):
+        record, _ = encode(*node)
         return record, record
 
     return whole
@@ -208,7 +208,7 @@ async def test_the_last_32_commits_of_a_session_can_be_retried(store):
     assert (await store.load_head()).token_ledger == (used(input=40),)
 
 
-@broken_by(Lua("commit", "if expected ~= '' and expected ~= actual or", "if"))
+@broken_by(Lua("commit", "(expected == '' or expected == actual) and ", ""))
 async def test_a_retry_of_the_33rd_last_commit_is_a_conflict(store, keyspace):
     made = [commit(revision, usage_deltas=[used(input=1)]) for revision in range(33)]
     for each in made:
