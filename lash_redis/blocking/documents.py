@@ -15,6 +15,7 @@ class BlockingDocuments(Twin[Documents]):
 
     @property
     def session_id(self) -> str:
+        """The id of the session."""
         return self._inner.session_id
 
     write = call(Documents.write)

@@ -23,8 +23,8 @@ def test_a_thread_follows_what_another_one_produces_and_finds_the_answer(url: st
                 out.send(number)
             out.flush()
             assert chat.store.request_stop("gen")
+            wait_until(lambda: out.stop_requested)
             chat.append({"role": "assistant", "content": "done"}, finishes=out)
-            assert out.stop_requested
         assert [follower.result() for follower in followers] == [list(range(5))] * 3
         assert [message["content"] for message in chat.messages()] == ["done"]
 
