@@ -48,6 +48,7 @@ async def test_a_worker_killed_at_any_command_leaves_a_thread_that_another_resum
         if is_executed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(proxy.holding(), 0.3)
+            proxy.on_command = lambda _: Action.CUT_BEFORE  # what its background tasks would still send is lost
             run.cancel()
             proxy.release()
         with suppress(asyncio.CancelledError, StoreError):
