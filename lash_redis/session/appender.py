@@ -6,14 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
-
 from lash_redis.errors import HeadRevisionConflict, InvalidParent, NodeIdCollision, SessionExists, SessionGone
 from lash_redis.models import (
     Append,
@@ -26,6 +18,7 @@ from lash_redis.models import (
     TokenLedgerEntry,
 )
 from lash_redis.protocol.steps import Steps
+from lash_redis.session.contention import repeated_after_conflicts
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.transport.turns import in_turns
@@ -110,13 +103,7 @@ class Appender:
             raise
         except HeadRevisionConflict:
             # AsyncRetrying takes 60 µs even if nothing is repeated, so the first attempt does without it.
-            retrying = AsyncRetrying(
-                stop=stop_after_delay(self._patience),
-                wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                retry=retry_if_exception_type(HeadRevisionConflict)
-                & retry_if_not_exception_type((SessionGone, SessionExists)),
-                reraise=True,
-            )
+            retrying = repeated_after_conflicts(self._patience, SessionGone, reraise=True)
             await retrying(self._add_once, addition)
 
     async def _add_once(self, addition: Addition, *, again: bool = True) -> None:

@@ -18,7 +18,6 @@ from tenacity import (
     retry_if_exception_type,
     retry_if_not_exception_type,
     stop_after_attempt,
-    stop_after_delay,
     wait_random_exponential,
 )
 
@@ -67,6 +66,7 @@ from lash_redis.protocol.commands.estimates import is_larger
 from lash_redis.protocol.commands.prepared_commit import prepare_in_steps
 from lash_redis.protocol.component_refs import NO_REFS
 from lash_redis.session.basis import Basis, basis_of
+from lash_redis.session.contention import repeated_after_conflicts
 from lash_redis.session.in_flight import LARGE_BYTES
 from lash_redis.session.inputs import Inputs
 from lash_redis.session.lease import Lease
@@ -438,12 +438,7 @@ class RedisSessionStore:
         Raises:
             BackendError: other commits came first for `StoreOptions.contention_seconds`.
         """
-        retrying = AsyncRetrying(
-            stop=stop_after_delay(options.contention_seconds),
-            wait=wait_random_exponential(multiplier=0.005, max=0.2),
-            retry=retry_if_exception_type(HeadRevisionConflict)
-            & retry_if_not_exception_type((NodesTombstoned, SessionExists)),
-        )
+        retrying = repeated_after_conflicts(options.contention_seconds, NodesTombstoned)
         try:
             async for attempt in retrying:
                 with attempt:

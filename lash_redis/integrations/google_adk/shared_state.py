@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryError
 
 from lash_redis.errors import BackendError, HeadRevisionConflict, SessionDeleted
 from lash_redis.integrations.google_adk.places import Place, checkpoint_of, commit, snapshot_of
@@ -30,6 +30,7 @@ from lash_redis.models import (
 )
 from lash_redis.models.node import new_message_id, text_at, timestamp_now
 from lash_redis.options import Keep
+from lash_redis.session.contention import repeated_after_conflicts
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.store import RedisSessionStore
 
@@ -111,11 +112,7 @@ class SharedState:
                     return await self._append(place, change, sessions)
                 except (HeadRevisionConflict, SessionDeleted):
                     pass
-            retrying = AsyncRetrying(
-                stop=stop_after_delay(patience),
-                wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                retry=retry_if_exception_type(HeadRevisionConflict),
-            )
+            retrying = repeated_after_conflicts(patience)
             try:
                 return await retrying(self._apply_once, change, sessions)
             except RetryError as error:
