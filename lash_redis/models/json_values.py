@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from math import isfinite
 from types import NoneType
@@ -115,6 +116,26 @@ _ATOMS: Final = frozenset({bool, NoneType})
 """Types of which every value is JSON."""
 
 CONTAINERS: Final[dict[type, Callable[[Any, int], Any]]] = {dict: _canonical_object, list: _canonical_array}
+
+
+def text_of_json(value: object) -> str | None:
+    """Return a value as JSON text that `json.loads` reads as an equal value; None if there is none.
+
+    For values that `check_json` refuses and JSON text can represent: lone surrogates, and integers beyond 64 bits.
+    """
+    try:
+        return json.dumps(value, allow_nan=False) if _is_json(value) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _is_json(value: object, depth: int = 1) -> bool:
+    """Whether `json.dumps` writes the value as it is: it would also write tuples, and keys that are not strings."""
+    if isinstance(value, dict | list):
+        keys, values = (value, value.values()) if isinstance(value, dict) else ((), value)
+        is_known = depth <= MAX_JSON_DEPTH and all(isinstance(key, str) for key in keys)
+        return is_known and all(_is_json(inner, depth + 1) for inner in values)
+    return value is None or isinstance(value, str | int | float)
 
 
 def plain_text(value: str) -> str:

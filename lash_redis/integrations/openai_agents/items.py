@@ -22,7 +22,7 @@ from lash_redis.models.chat_messages import (
     is_chat_message,
     parts_of,
 )
-from lash_redis.models.json_values import MAX_JSON_DEPTH, Fault, canonical
+from lash_redis.models.json_values import Fault, canonical, text_of_json
 from lash_redis.models.node import inside, is_transient, text_at
 
 Item: TypeAlias = dict[str, Any]
@@ -60,31 +60,14 @@ def payload_of_item(item: Any, message_id: str, where: str) -> EventPayload | Pl
     try:
         plain: Item = canonical(item, 1 + ENVELOPE)
     except Fault as fault:
-        return _payload_of_text(item, fault.at(where))
+        text = text_of_json(item)
+        if text is None:
+            raise fault.at(where) from None
+        return PluginPayload(PLUGIN_TEXT, {"json": text})
     record = _record_of(plain, message_id, where)
     if record is None:
         return PluginPayload(PLUGIN, {"item": plain})
     return EventPayload({"Conversation": record})
-
-
-def _payload_of_text(item: Item, refused: InvalidRecord) -> PluginPayload:
-    """Encode an item with lone surrogates, integers beyond 64 bits or deep nesting as JSON text."""
-    try:
-        text = json.dumps(item, allow_nan=False) if _is_json(item) else None
-    except (TypeError, ValueError, RecursionError):
-        raise refused from None
-    if text is None:
-        raise refused
-    return PluginPayload(PLUGIN_TEXT, {"json": text})
-
-
-def _is_json(value: Any, depth: int = 1) -> bool:
-    """Whether `json.dumps` writes the value as it is: it would also write tuples, and keys that are not strings."""
-    if isinstance(value, dict | list):
-        keys, values = (value, value.values()) if isinstance(value, dict) else ((), value)
-        is_known = depth <= MAX_JSON_DEPTH and all(isinstance(key, str) for key in keys)
-        return is_known and all(_is_json(inner, depth + 1) for inner in values)
-    return value is None or isinstance(value, str | int | float)
 
 
 def _record_of(item: Item, message_id: str, where: str) -> dict[str, Any] | None:

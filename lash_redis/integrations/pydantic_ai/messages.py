@@ -26,7 +26,7 @@ from pydantic_core import PydanticSerializationError
 from lash_redis.errors import InvalidRecord
 from lash_redis.models import EventPayload, PluginPayload
 from lash_redis.models.chat_messages import decode_message, encode_message
-from lash_redis.models.json_values import check_json
+from lash_redis.models.json_values import check_json, text_of_json
 from lash_redis.models.node import inside, is_transient, text_at
 
 Form: TypeAlias = dict[str, Any]
@@ -57,11 +57,11 @@ def payload_of_message(message: ModelMessage, node_id: str, where: str) -> Event
         raise InvalidRecord(where, str(error)) from error
     try:
         form: Form = check_json(_shortened(given, message), where)
-    except InvalidRecord as refused:  # lone surrogates, or integers beyond 64 bits
-        try:
-            return PluginPayload(PLUGIN_TEXT, {"json": json.dumps(given, allow_nan=False)})
-        except (TypeError, ValueError, RecursionError):
-            raise refused from None
+    except InvalidRecord:
+        text = text_of_json(given)
+        if text is None:
+            raise
+        return PluginPayload(PLUGIN_TEXT, {"json": text})
     role, kind = _SPOKEN[form["kind"]]
     texts = [part["content"] for part in form["parts"] if _is_spoken(part, kind)]
     if not texts:
