@@ -88,7 +88,22 @@ class AsAsync:
         return item
 
 
-class AsAsyncLease(BlockingLease):
+class _AsAsyncBlock:
+    """The block of a blocking context manager, entered and left by `async with`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Any:
+        await in_thread(super().__enter__)  # type: ignore[misc]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await in_thread(super().__exit__, kind, error, at)  # type: ignore[misc]
+
+
+class AsAsyncLease(_AsAsyncBlock, BlockingLease):
     """A lease whose methods are coroutine functions again. It stays a record that a commit accepts."""
 
     __slots__ = ()
@@ -102,17 +117,8 @@ class AsAsyncLease(BlockingLease):
     def renewing(self, every: float | None = None) -> Any:  # type: ignore[override]
         return AsAsyncContext(partial(super().renewing, every))
 
-    async def __aenter__(self) -> AsAsyncLease:
-        await in_thread(super().__enter__)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await in_thread(super().__exit__, kind, error, at)
-
-
-class AsAsyncWriter(BlockingStreamWriter):
+class AsAsyncWriter(_AsAsyncBlock, BlockingStreamWriter):
     """A producer whose methods are coroutine functions again. It stays a claim that a commit accepts."""
 
     __slots__ = ()
@@ -122,15 +128,6 @@ class AsAsyncWriter(BlockingStreamWriter):
 
     async def flush(self) -> None:  # type: ignore[override]
         await in_thread(super().flush)
-
-    async def __aenter__(self) -> AsAsyncWriter:
-        await in_thread(super().__enter__)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await in_thread(super().__exit__, kind, error, at)
 
 
 class AsAsyncContext:
