@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
-from lash_redis.cli.output import USAGE, CommandError
+from lash_redis.cli.output import UNFIT, USAGE, CommandError
 from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
 from lash_redis.models import ImportReport
 from lash_redis.models.chat_messages import canonical_json
@@ -119,7 +119,7 @@ async def import_histories(url: str, namespace: str, library: Library, source: s
     """Store every history of the library on the server `source` as a session with the history's id.
 
     Raises:
-        CommandError: the source cannot be read.
+        CommandError: the source cannot be read, or has no history.
         BackendError, OutcomeUnknown: the target failed; run the import again.
     """
     try:
@@ -142,7 +142,10 @@ class _Import:
         self._failures: list[str] = []
 
     async def run(self) -> ImportReport:
-        keys = [key async for key in self._source.scan_iter(self._library.pattern, 1000, "list")]
+        pattern = self._library.pattern
+        keys = [key async for key in self._source.scan_iter(pattern, 1000, "list")]
+        if not keys:
+            raise CommandError(UNFIT, f"no list on the source matches {pattern!r}; check its database and --prefix")
         free = asyncio.Semaphore(WINDOW)
         with progress_bar() as bar:
             bar.start("sessions", len(keys))

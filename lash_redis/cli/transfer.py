@@ -133,7 +133,7 @@ def is_whole(report: ImportReport) -> bool:
     return report.is_complete and not report.failed_count
 
 
-def print_imported(report: ImportReport, screen: Console) -> None:
+def print_imported(report: ImportReport, screen: Console, source: str = "the file") -> None:
     for failure in report.failures[:SHOWN_FAILURES]:
         screen.print(plain(failure, "red"), soft_wrap=True)
     if omitted := report.failed_count - len(report.failures[:SHOWN_FAILURES]):
@@ -141,6 +141,6 @@ def print_imported(report: ImportReport, screen: Console) -> None:
     present = f", {report.present_count} of them were stored before" if report.present_count else ""
     failed = f"; {report.failed_count} failed" if report.failed_count else ""
     style = "bold green" if is_whole(report) else "bold red"
-    screen.print(Text(f"{report.session_count} sessions stored as in the file{present}{failed}", style))
+    screen.print(Text(f"{report.session_count} sessions stored as in {source}{present}{failed}", style))
     if not report.is_complete:
         screen.print(Text("the file is incomplete: its end line is missing; export again", "bold red"))

@@ -62,7 +62,7 @@ def test_the_sessions_of_redis_session_are_imported_item_by_item(url: str) -> No
     for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
         write_items(url, session_id, ITEMS)
     write_items(url, "long", ITEMS * 600)
-    assert "5 sessions stored as in the file" in run("--redis-session", url, url=url).output
+    assert "5 sessions stored as in the source" in run("--redis-session", url, url=url).output
     for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
         assert items_of(url, session_id) == ITEMS
     assert items_of(url, "long") == ITEMS * 600
@@ -137,3 +137,9 @@ def test_the_sources_exclude_each_other_and_one_is_needed(url: str) -> None:
 def test_a_source_that_does_not_answer_is_reported(url: str) -> None:
     for source in ("redis://127.0.0.1:1", "ftp://host"):
         assert run("--redis-session", source, url=url, code=2).output
+
+
+def test_a_source_without_histories_is_reported(url: str) -> None:
+    write_items(url, "chat-1", ITEMS)
+    output = run("--redis-session", url, "--prefix", "nope", url=url, code=1).output
+    assert "no list on the source matches 'nope:*:messages'" in " ".join(output.split())

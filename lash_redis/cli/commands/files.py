@@ -113,5 +113,5 @@ def import_sessions(
         if as_json:
             print_json({"ok": whole, **report.to_json()})
         else:
-            transfer.print_imported(report, screen())
+            transfer.print_imported(report, screen(), "the file" if files else "the source")
     raise typer.Exit(OK if whole else UNFIT)
