@@ -1,9 +1,9 @@
 """The audit of a namespace: check every stored session and blob against the invariants of storage, and repair counts.
 
 The audit reads shard by shard, in bounded steps. It reads each session at one moment, so concurrent traffic causes no
-false alarms. It compares a shared blob first with the heads that it read. If they differ, one script recounts the heads
-of the shard at one moment, and only a difference that the script finds is a problem. SCAN finds blobs and sessions that
-no head or catalogue names. It shows the account the names of all keys of the database, those of other namespaces, too.
+false alarms. It compares a shared blob first with the heads that it read. If they differ, it reads the blob and all
+heads of the shard at one moment, and only a difference that remains is a problem. SCAN finds blobs and sessions that no
+head or catalogue names. It shows the account the names of all keys of the database, those of other namespaces, too.
 An audit without SCAN sends no command that names or returns a key of another namespace.
 """
 
@@ -35,7 +35,7 @@ MAX_PROBLEMS = 10_000
 GROUP_SESSIONS = 100_000
 """Maximum number of sessions in the shards of one SCAN of the keyspace. Their ids and refs are kept in memory."""
 ATTEMPTS = 20
-"""Maximum number of recounts of a shard whose sessions change during the recount."""
+"""Maximum number of recounts of blobs that other clients change during the recount."""
 
 Progress = Callable[[int, int], None]
 
@@ -297,7 +297,7 @@ class Audit:
         doubtful: list[bytes] = []
         for chunk in _chunks(sorted(shard.expected), STEP_BLOBS):
             trip = [commands.audit.time_read()]
-            trip += [command for ref in chunk for command in commands.audit.blob_fields_read(shard.keys, ref)]
+            trip += [command for ref in chunk for command in commands.blob_audit.blob_fields_read(shard.keys, ref)]
             time, *stored = await self._namespace.read(trip, atomic=True, faults=True)
             now = int(time[0]) * 1000 + int(time[1]) // 1000
             for ref, fields, left in zip(chunk, stored[::2], stored[1::2], strict=True):
@@ -305,39 +305,61 @@ class Audit:
                     self._add(commands.audit.problem_of(fields))
                     continue
                 self._counts["blobs"] += bool(fields)
-                problems, is_doubtful = commands.audit.blob_fields_reply(
+                problems, is_doubtful = commands.blob_audit.blob_fields_reply(
                     shard.keys, ref, fields, left, shard.expected[ref], now
                 )
                 for problem in problems:
                     self._add(problem)
                 if is_doubtful:
                     doubtful.append(ref)
-        for chunk in _chunks(doubtful, 20 * STEP_BLOBS):
+        for chunk in _chunks(doubtful, STEP_BLOBS):
             await self._recount(shard, chunk)
 
     async def _recount(self, shard: _Shard, refs: Sequence[bytes]) -> None:
-        """Recount the holders of some blobs at one moment, from the heads of all sessions of the shard.
+        """Compare the holders of some blobs with the heads of all sessions of the shard, and repair them.
 
         These are the listed sessions, and those that SCAN found. Without SCAN nothing is repaired, because a session
         that no catalogue names may hold the blobs.
         """
-        repair = self._repair and shard.is_sound and self._scans
-        prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
+        options = self._namespace.options
         for _ in range(ATTEMPTS):
-            heads: list[tuple[bytes, SessionKeys]] = []
-            async for entries in walk(self._namespace, shard.keys):
-                heads += [(entry.entry, SessionKeys(prefix, entry_ids(entry.entry)[0])) for entry in entries]
-            unlisted = shard.session_ids.difference(keys.session_id for _, keys in heads)
-            heads += [(b"", SessionKeys(prefix, session_id)) for session_id in sorted(unlisted)]
-            call = commands.audit.recount_call(shard.keys, refs, heads, self._namespace.options, repair=repair)
-            reply = await self._namespace.run(call, writes=repair)
-            problems = commands.audit.recount_reply(call, shard.keys, refs, reply)
-            if problems is not None:
-                for problem in problems:
-                    self._add(problem)
+            sessions = await self._sessions_of(shard)
+            trip = commands.blob_audit.recount_read(shard.keys, refs, sessions)
+            replies = await self._namespace.read(trip, atomic=True, faults=True)
+            recounted = await in_turns(commands.blob_audit.recount_reply(shard.keys, refs, sessions, replies, options))
+            if recounted is None:
+                continue
+            repairs = self._repair and self._scans and shard.is_sound and recounted.is_whole
+            stored = [miscount for miscount in recounted.miscounts if repairs and miscount.fields]
+            moved = await self._write_counts(shard, stored)
+            for miscount in recounted.miscounts:
+                if miscount.ref not in moved:
+                    self._add(miscount.problem(shard.keys, repaired=miscount in stored))
+            refs = sorted(moved)
+            if not refs:
                 return
-        reason = f"{len(refs)} blobs could not be recounted while sessions are created and deleted; audit again"
+        reason = f"{len(refs)} blobs could not be recounted while other clients change them; audit again"
         self._add(AuditProblem("blob", shard.keys.prefix, reason))
+
+    async def _sessions_of(self, shard: _Shard) -> list[commands.blob_audit.Holding]:
+        """Return the sessions that the catalogue lists now, and the others that the audit has found."""
+        prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
+        sessions: list[commands.blob_audit.Holding] = []
+        async for entries in walk(self._namespace, shard.keys):
+            for entry in entries:
+                keys = SessionKeys(prefix, entry_ids(entry.entry)[0])
+                sessions.append(commands.blob_audit.Holding(keys, entry.entry))
+        unlisted = shard.session_ids.difference(session.keys.session_id for session in sessions)
+        sessions += [commands.blob_audit.Holding(SessionKeys(prefix, each), b"") for each in sorted(unlisted)]
+        return sessions
+
+    async def _write_counts(self, shard: _Shard, miscounts: Sequence[commands.blob_audit.Miscount]) -> set[bytes]:
+        """Repair the holders of blobs; return the refs of those that changed since they were read."""
+        if not miscounts:
+            return set()
+        call = commands.blob_audit.repair_call(shard.keys, miscounts, self._namespace.options)
+        reply = await self._namespace.run(call)
+        return commands.blob_audit.repair_reply(call, shard.keys, miscounts, reply)
 
 
 def _groups(shards: Sequence[ShardKeys], sizes: Sequence[int]) -> list[list[ShardKeys]]:

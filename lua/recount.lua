@@ -1,127 +1,71 @@
--- recount: compare the holders that blobs count with the heads of their shard; repair them if asked to, else only read.
+-- recount: write the holders of blobs as a client counted them; a blob that changed since then stays as it is.
 --
--- KEYS   1 sessions  zset  catalogue entry -> last commit (ms)
---        2 orphans   zset  blobs without a holder -> ms
---        3 blobs     hash  the blobs to check; then the head of every session of the shard
+-- KEYS   1 orphans  zset  blobs without a holder -> ms
+--        2 blobs    hash  c content, u promised until (ms), number of holders by deadline (ms)
 --
 -- ARGV   1 scope    str    echoed
---        2 mode     str    check or repair
---        3 grace    int    ms a blob outlives its last holder
---        4 count    int    number of blobs
---        5 values   bytes  the refs of the blobs, 32 bytes each, then for every head its catalogue entry, '' for a
---                          session that is not listed
+--        2 grace    int    ms that a blob outlives its last holder
+--        3 values   any    for each blob: the number of all its fields; the number of its fields except c, then these
+--                          fields and their values as the client read them; the number of times until which sessions
+--                          hold it, then each time (ms; 0: for ever) and the number of these sessions
 --
--- Reply  recounted <scope> <repaired> <index> <stored> <counted> ...
---                                           the blobs (index from 0) whose holders differ from the heads, with both
---                                           counts as `time*holders` words; stored is `gone` for a blob that is not
---                                           stored, `lasts` for an unheld one that does not expire; repaired is 1 if
---                                           all blobs except the gone ones were repaired
---        moved <scope>                      the shard has other sessions than the given ones; nothing written
---        corrupt <scope> <family> <reason>  a key holds another type; nothing written
+-- Reply  recounted <scope> <index> ...       the blobs (index from 0) that changed since the client read them, or are
+--                                            gone; all others are repaired
+--        corrupt <scope> <family> <reason>   a key holds another type; nothing written
 --
--- Order  the script reads every head of the shard and the blobs in one step, so it cannot miscount commits in flight.
---        It repairs nothing if it cannot read a head, because the blobs of that head are unknown, or if the catalogue
---        lacks a session, because it may lack others.
---        The work is not divided. A hold that a commit moves between two steps would be counted twice or not at all,
---        and a repair by such a count would delete a blob in use. Steps would need a journal of the holds that move
---        meanwhile: one more key in every script that writes a hold.
--- Cost   one round trip, O(sessions of the shard + blobs); it blocks the server for 5 to 6 us a session.
+-- Order  the client reads the blobs and every head of the shard at one moment. A commit changes the count of a blob and
+--        the holds of its head together, so their difference stays, and a blob with the same fields as then has it.
+--        Two repairs at once would apply it twice, if a commit restored the count between them. So a repair also
+--        raises `u`, and the second one finds another value.
+-- Cost   one round trip, O(fields of the blobs).
 
 --@include refuse
 --@include numbers
 --@include clock
 --@include holders
 
-local sessions, orphans, blobs = KEYS[1], KEYS[2], 3
-local scope, mode, grace, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local values, CHUNK = 5, 1000
--- Matches facts (see head.lua) and captures the deadline and the hold.
-local TIMES = '^%d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %-?%d+ %d+ [01] (%d+) (%d+) %d+ %d+ %-?%d+ %d+ %d+$'
+local orphans, blobs = KEYS[1], 2
+local scope, grace, values = ARGV[1], tonumber(ARGV[2]), 3
+local at = values
+
+-- Takes the next number of `values`, then as many pairs. Returns a flat list, and the two halves of the pairs.
+local function take_pairs()
+  local last = at + 2 * tonumber(ARGV[at])
+  local flat, firsts, seconds = {}, {}, {}
+  for index = at + 1, last, 2 do
+    flat[#flat + 1], flat[#flat + 2] = ARGV[index], ARGV[index + 1]
+    firsts[#firsts + 1], seconds[#seconds + 1] = ARGV[index], ARGV[index + 1]
+  end
+  at = last + 1
+  return flat, firsts, seconds
+end
+
+-- Whether a blob has these fields with these values, and `size` fields in all.
+local function is_unchanged(blob, size, names, contents)
+  if redis.call('HLEN', blob) ~= size then return false end
+  if #names == 0 then return true end
+  for index, value in ipairs(redis.call('HMGET', blob, unpack(names))) do
+    if value ~= contents[index] then return false end
+  end
+  return true
+end
 
 -- CHECK
 
-local heads = blobs + count
-local entries = values + count
-local listed = redis.pcall('ZCARD', sessions)
-if type(listed) == 'table' then return refuse(scope, unusable('sessions', listed)) end
 local waiting = redis.pcall('ZCARD', orphans)
 if type(waiting) == 'table' then return refuse(scope, unusable('orphans', waiting)) end
-local unlisted = 0
-for index = entries, #ARGV do
-  if ARGV[index] == '' then unlisted = unlisted + 1 end
-end
-if listed ~= #KEYS - heads + 1 - unlisted then return {'moved', scope} end
-
--- A session that was started again with another parent has two entries for a while. It is counted once.
-local now, counted, repairs, checked = milliseconds(), {}, mode == 'repair' and 1 or 0, {}
-for index = 0, count - 1 do counted[ARGV[values + index]] = {} end
-for from = entries, #ARGV, CHUNK do
-  local scores = redis.call('ZMSCORE', sessions, unpack(ARGV, from, math.min(from + CHUNK - 1, #ARGV)))
-  for index, score in ipairs(scores) do
-    if not score and ARGV[from + index - 1] ~= '' then return {'moved', scope} end
-  end
-end
-for index = 0, #KEYS - heads do
-  local entry = ARGV[entries + index]
-  local head = KEYS[heads + index]
-  local stored = checked[head] and {} or redis.pcall('HMGET', head, 'facts', 'refs')
-  checked[head] = true
-  if stored.err then unusable('head', stored) end -- raises for a missing right; ignores a key of another type
-  if not stored[1] and (stored.err or stored[2]) then repairs = 0 end
-  if stored[1] and (entry == '' or not stored[2] or #stored[2] % 99 ~= 0) then repairs = 0 end
-  local deadline, hold = string.match(stored[1] or '', TIMES)
-  if stored[1] and not hold then repairs = 0 end
-  if hold and (deadline == '0' or tonumber(hold) > now) then
-    local refs, seen = stored[2] or '', {}
-    for at = 1, #refs, 33 do
-      local ref = string.byte(refs, at) == 104 and string.sub(refs, at + 1, at + 32)
-      if ref and counted[ref] and not seen[ref] then
-        counted[ref][hold] = (counted[ref][hold] or 0) + 1
-        seen[ref] = true
-      end
-    end
-  end
-end
-
-local function words(counts)
-  local listing = {}
-  for hold, holders in pairs(counts) do listing[#listing + 1] = hold .. '*' .. holders end
-  table.sort(listing)
-  return table.concat(listing, ' ')
-end
-
-local reply, wrong = {'recounted', scope, repairs}, {}
-for index = 0, count - 1 do
-  local blob, found = KEYS[blobs + index], {}
+local now, moved, plan = milliseconds(), {}, {}
+for index = 0, #KEYS - blobs do
+  local blob, size = KEYS[blobs + index], tonumber(ARGV[at])
+  at = at + 1
+  local _, names, contents = take_pairs()
+  local holds, times = take_pairs()
   local stored, failed = is_stored(blob)
   if failed then return refuse(scope, failed) end
-  local counts = counted[ARGV[values + index]]
-  for _, field in ipairs(redis.call('HKEYS', blob)) do
-    local hold = is_whole(field) and tonumber(field)
-    if hold == 0 or hold and hold > now then
-      local holders = redis.call('HGET', blob, field)
-      found[field] = holders
-      -- An expired session's holds last for less than the grace (at least a minute). They cannot be counted any more,
-      -- so counts of such times are accepted as they are.
-      if hold > 0 and hold <= now + math.max(grace, 60000) and (tonumber(holders) or 0) > (counts[field] or 0) then
-        counts[field] = holders
-      end
-    end
-  end
-  local said, known = words(found), words(counts)
-  if not stored and known ~= '' then said = 'gone' end
-  local left = stored and redis.call('PTTL', blob)
-  if left == -1 and said == '' and known == '' then said = 'lasts' end
-  if stored and known ~= '' and left ~= -1 then
-    for hold in pairs(counts) do
-      if hold == '0' or now + left < tonumber(hold) - 1000 then said = said .. ' expiring early' break end
-    end
-  end
-  if said ~= known then
-    reply[#reply + 1] = index
-    reply[#reply + 1] = said
-    reply[#reply + 1] = known
-    if stored and repairs == 1 then wrong[index] = found end
+  if stored and is_unchanged(blob, size, names, contents) then
+    plan[#plan + 1] = {blob = blob, names = names, holds = holds, times = times}
+  else
+    moved[#moved + 1] = index
   end
 end
 
@@ -130,15 +74,15 @@ end
 --@include holding
 
 local free = {}
-for index, found in pairs(wrong) do
-  local blob, longest, lasts = KEYS[blobs + index], nil, false
-  for field in pairs(found) do redis.call('HDEL', blob, field) end
-  for hold, holders in pairs(counted[ARGV[values + index]]) do
-    redis.call('HSET', blob, hold, holders)
+for _, each in ipairs(plan) do
+  local blob, longest, lasts = each.blob, nil, false
+  local promised = tonumber(redis.call('HGET', blob, 'u') or '') or 0
+  if #each.names > 0 then redis.call('HDEL', blob, unpack(each.names)) end
+  redis.call('HSET', blob, 'u', string.format('%.0f', math.max(now, promised + 1)), unpack(each.holds))
+  for _, hold in ipairs(each.times) do
     lasts = lasts or hold == '0'
     longest = math.max(longest or 0, tonumber(hold))
   end
-  local promised = tonumber(redis.call('HGET', blob, 'u') or '') or 0
   if lasts then
     redis.call('PERSIST', blob)
   else
@@ -150,4 +94,4 @@ for index, found in pairs(wrong) do
   end
 end
 list_orphans(orphans, free, waiting, grace, now)
-return reply
+return {'recounted', scope, unpack(moved)}

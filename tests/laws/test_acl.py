@@ -276,7 +276,6 @@ async def test_a_missing_hmget_right_is_a_backend_error_and_not_corruption(real_
         assert await snapshot(admin) == before, name
 
 
-@broken_by(Lua("recount", "if stored.err then unusable('head', stored) end", ""))
 async def test_an_audit_without_the_hmget_right_fails_and_repairs_nothing(real_server):
     admin = real_server.client()
     store = SessionCache(admin, "acme", options=StoreOptions(shards=2)).session("chat")

@@ -6,6 +6,7 @@ There is no I/O here. A write is a `ScriptCall`. A read is a list of native comm
 
 from lash_redis.protocol.commands import (
     audit,
+    blob_audit,
     calls,
     catalogue,
     commit,
@@ -28,6 +29,7 @@ from lash_redis.protocol.commands import (
 
 __all__ = [
     "audit",
+    "blob_audit",
     "calls",
     "catalogue",
     "commit",

@@ -10,10 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
-from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
-from lash_redis.protocol.blobs import decode_blob
-from lash_redis.protocol.commands.calls import Command, ScriptCall, status
+from lash_redis.protocol.commands.calls import Command, ScriptCall
 from lash_redis.protocol.commands.paths import jump_list
 from lash_redis.protocol.commands.reads import StoredHead, full_reply, positions
 from lash_redis.protocol.heads import (
@@ -315,88 +313,6 @@ def _of_deadlines(keys: SessionKeys, head: StoredHead, now: int, ttls: Sequence[
             expiry = "never" if lasts else f"at {now + left}"
             wanted = "never" if deadline == 0 else f"at {deadline}"
             yield AuditProblem("deadline", key, f"expires {expiry}, the session {wanted}")
-
-
-# Blobs
-
-
-def blob_fields_read(shard: ShardKeys, ref: bytes) -> list[Command]:
-    key = shard.blob(ref.hex())
-    return [("HGETALL", key), ("PTTL", key)]
-
-
-def blob_fields_reply(
-    shard: ShardKeys, ref: bytes, fields: Mapping[bytes, bytes], left: int, expected: Mapping[int, int], now: int
-) -> tuple[list[AuditProblem], bool]:
-    """Check a blob: return the problems of its content, and whether its holders must be recounted.
-
-    They must be if they differ from `expected`, or if the blob expires too early. `left`: its PTTL in ms.
-    """
-    key = shard.blob(ref.hex())
-    problems: list[AuditProblem] = []
-    if fields:
-        try:
-            decode_blob(ref.hex(), fields.get(b"c", b""), key)
-        except Corrupt as error:
-            problems.append(problem_of(error))
-    try:
-        holders = {name: count for name, count in fields.items() if name not in (b"c", b"u")}
-        counted = {decode_number(hold): decode_number(count) for hold, count in holders.items()}
-        decode_number(fields.get(b"u", b"0"))
-    except ValueError as error:
-        return [*problems, AuditProblem("blob", key, f"its numbers are unreadable: {error}")], False
-    counted = {hold: count for hold, count in counted.items() if hold == 0 or hold > now}
-    wanted = {hold: count for hold, count in expected.items() if hold == 0 or hold > now}
-    is_early = left != -1 and any(hold == 0 or now + left < hold - 1000 for hold in wanted)
-    return problems, counted != wanted or not counted or is_early
-
-
-def recount_call(
-    shard: ShardKeys,
-    refs: Sequence[bytes],
-    heads: Sequence[tuple[bytes, SessionKeys]],
-    options: StoreOptions,
-    *,
-    repair: bool,
-) -> ScriptCall:
-    """Recount the holders of some blobs.
-
-    `heads`: every session of the shard, each with its catalogue entry, or b"" if it is not listed.
-    """
-    keys = [shard.sessions, shard.orphans, *(shard.blob(ref.hex()) for ref in refs)]
-    return ScriptCall(
-        scripts.RECOUNT,
-        [*keys, *(each.head for _, each in heads)],
-        [
-            shard.prefix,
-            "repair" if repair else "check",
-            options.blob_grace_ms,
-            len(refs),
-            *refs,
-            *(entry for entry, _ in heads),
-        ],
-    )
-
-
-def recount_reply(
-    call: ScriptCall, shard: ShardKeys, refs: Sequence[bytes], reply: Sequence[Any]
-) -> list[AuditProblem] | None:
-    """Return the problems of the blobs' holders; None if the shard's sessions are not the given ones."""
-    if status(call, reply, shard) == "moved":
-        return None
-    repaired = reply[2] == 1
-    problems = []
-    for at in range(3, len(reply), 3):
-        index, stored, counted = reply[at], reply[at + 1].decode(), reply[at + 2].decode()
-        key = shard.blob(refs[index].hex())
-        if stored == "lasts":
-            problems.append(AuditProblem("blob", key, "no session holds it, and it does not expire", repaired))
-        elif stored == "gone":
-            problems.append(AuditProblem("blob", key, f"evicted: is gone, but heads hold it: {counted}"))
-        else:
-            text = f"counts the holders {stored or 'none'}, the heads count {counted or 'none'}"
-            problems.append(AuditProblem("blob", key, text, repaired))
-    return problems
 
 
 def relist_call(listed: Listed) -> ScriptCall:

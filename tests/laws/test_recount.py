@@ -1,0 +1,192 @@
+"""An audit recounts the holders of a blob by all heads of its shard. Other clients may commit meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import pytest
+
+from lash_redis import HydratedSessionCheckpoint
+from lash_redis.audit import Audit
+from tests.support.breaking import Lua, Python, broken_by, one_by_one
+from tests.support.builders import append, blob_keys, commit, holders, holds, tools
+
+STATES = HydratedSessionCheckpoint(tool_state=tools())
+UNCHANGED = "return redis.call('HLEN', blob) >= 0 or #names + #contents + size > 0"
+
+
+async def begin(cache, session_id: str, *, ttl: float | None = None, label: str = "") -> None:
+    """Begin a session that holds the tool state of this label."""
+    states = HydratedSessionCheckpoint(tool_state=tools(label)) if label else STATES
+    turn = commit(None, append("a"), session_id=session_id, checkpoint=states)
+    await cache.session(session_id).commit_runtime_state(turn, ttl=ttl)
+
+
+@pytest.fixture
+def before_writing(monkeypatch) -> Callable[..., None]:
+    """`before_writing(deed)` calls `deed` once, after an audit counted and before it writes the counts."""
+    return lambda deed: _once(monkeypatch, "_write_counts", deed, after=False)
+
+
+@pytest.fixture
+def after_listing(monkeypatch) -> Callable[..., None]:
+    """`after_listing(deed)` calls `deed` once, after an audit listed the sessions and before it reads their heads."""
+    return lambda deed: _once(monkeypatch, "_sessions_of", deed, after=True)
+
+
+def _once(monkeypatch, name: str, deed: Callable[[], Awaitable[object]], *, after: bool) -> None:
+    step, calls = getattr(Audit, name), []
+
+    async def disturbed(self, *given):
+        result = await step(self, *given) if after else None
+        calls.append(name)
+        if len(calls) == 1:
+            await deed()
+        return result if after else await step(self, *given)
+
+    monkeypatch.setattr(Audit, name, disturbed)
+
+
+async def audited(open_cache, **more):
+    return await open_cache(role="auditor", shards=1).audit(repair=True, **more)
+
+
+@broken_by(
+    Lua("recount", "#holds", "0"),
+    Lua("recount", "if #each.names > 0 then redis.call('HDEL', blob, unpack(each.names)) end", ""),
+    Lua("recount", "redis.call('PERSIST', blob)", "redis.call('PTTL', blob)"),
+)
+async def test_a_repair_corrects_wrong_holder_counts_and_keeps_correct_ones(open_cache, client):
+    cache = open_cache(shards=1)
+    for name in ("one", "two", "three"):
+        await begin(cache, name)
+    await begin(cache, "timed", ttl=500)
+    (blob,) = await blob_keys(client)
+    sound = await holds(client, blob)
+    (hold,) = [until for until in sound if until]
+    assert sound == {0: 3, hold: 1}
+    await client.pexpire(blob, 600_000)
+    damages = [{"0": 9}, {"0": 1, str(hold): 4, str(hold + 60_000): 2}, {"0": 2}, {str(hold): 2}]
+    for damage in damages:
+        await client.hset(blob, mapping=damage)
+        assert (await open_cache(role="auditor", shards=1).audit()).problem_count == 1
+        report = await audited(open_cache)
+        assert (report.problem_count, report.repaired_count) == (1, 1)
+        assert await holds(client, blob) == sound
+        assert await client.pttl(blob) == -1
+    await client.hdel(blob, "0", str(hold))
+    assert (await audited(open_cache)).repaired_count == 1
+    assert await holds(client, blob) == sound
+    assert (await open_cache(role="auditor", shards=1).audit()).problems == ()
+
+
+async def test_a_check_writes_nothing(open_cache, client, keyspace):
+    await begin(open_cache(shards=1), "one")
+    (blob,) = await blob_keys(client)
+    await client.hincrby(blob, "0", 1)
+    before = await keyspace()
+    assert (await open_cache(role="auditor", shards=1).audit()).problem_count == 1
+    assert await keyspace() == before
+
+
+async def test_a_repair_of_60_blobs_corrects_each(open_cache, client):
+    """An audit recounts 50 blobs at once."""
+    cache = open_cache(shards=1)
+    for number in range(60):
+        await begin(cache, f"s{number}", label=f"tool-{number}")
+    for blob in await blob_keys(client):
+        await client.hincrby(blob, "0", 1)
+    assert (await audited(open_cache)).repaired_count == 60
+    assert await holders(client) == [1] * 60
+
+
+@broken_by(Lua("recount", "if redis.call('HLEN', blob) ~= size then return false end", UNCHANGED))
+async def test_a_session_begun_before_the_counts_are_written_is_counted(open_cache, client, before_writing):
+    cache = open_cache(shards=1)
+    for name in ("one", "two"):
+        await begin(cache, name)
+    (blob,) = await blob_keys(client)
+    await client.hincrby(blob, "0", 1)
+    before_writing(lambda: begin(cache, "three"))
+    report = await audited(open_cache)
+    assert (report.problem_count, report.repaired_count) == (1, 1)
+    assert await holders(client) == [3]
+
+
+async def test_a_session_that_replaced_another_before_the_counts_are_written_is_counted(
+    open_cache, client, before_writing
+):
+    cache = open_cache(shards=1)
+    for name in ("one", "two"):
+        await begin(cache, name)
+    (blob,) = await blob_keys(client)
+    await client.hincrby(blob, "0", 1)
+
+    async def replaced() -> None:
+        await cache.delete("two")
+        await begin(cache, "three")
+
+    before_writing(replaced)
+    assert (await audited(open_cache)).repaired_count == 1
+    assert await holders(client) == [2]
+
+
+def without_comparison(reply):
+    def believing(shard, refs, sessions, replies, options):
+        time, _, *others = replies
+        listed = [session.entry for session in sessions if session.entry]
+        return reply(shard, refs, sessions, [time, listed, *others], options)
+
+    return believing
+
+
+@broken_by(Python("protocol.commands.blob_audit:recount_reply", without_comparison, "compares no catalogue"))
+async def test_a_session_begun_before_the_heads_are_read_is_counted(open_cache, client, after_listing):
+    cache = open_cache(shards=1)
+    await begin(cache, "one")
+    (blob,) = await blob_keys(client)
+    await client.hincrby(blob, "0", 1)
+    after_listing(lambda: begin(cache, "two"))
+    assert (await audited(open_cache)).repaired_count == 1
+    assert await holders(client) == [2]
+
+
+@broken_by(Lua("recount", "math.max(now, promised + 1)", "promised"))
+async def test_two_repairs_at_once_correct_a_count_once(open_cache, client, before_writing):
+    """Between them another session begins, so the second repair finds the count that it read."""
+    cache = open_cache(shards=1)
+    await begin(cache, "one")
+    (blob,) = await blob_keys(client)
+    await client.hset(blob, mapping={"0": 2, "u": 1})
+
+    async def repaired() -> None:
+        assert (await open_cache(role="auditor", shards=1).audit(repair=True)).repaired_count == 1
+        await begin(cache, "two")
+
+    before_writing(repaired)
+    await audited(open_cache)
+    assert await holders(client) == [2]
+    assert (await open_cache(role="auditor", shards=1).audit()).problems == ()
+
+
+@broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads one command at a time"))
+async def test_sessions_that_take_turns_to_hold_a_blob_are_no_problem(open_cache):
+    """At each moment the blob has as many holders as heads name it, one or two. Each audit has to recount it."""
+    cache = open_cache(shards=1)
+    names = [f"s{number}" for number in range(20)]
+    done = asyncio.Event()
+
+    async def take_turns() -> None:
+        while not done.is_set():
+            for last, name in pairwise([*names, names[0]]):
+                await begin(cache, name)
+                await cache.delete(last, reusable=True)
+
+    await begin(cache, names[0])
+    turns = asyncio.create_task(take_turns())
+    for _ in range(20):
+        assert (await open_cache(role="auditor", shards=1).audit()).problems == ()
+    done.set()
+    await turns
