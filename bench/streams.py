@@ -93,23 +93,29 @@ async def publishing(url: str, name: str, count: int) -> AsyncIterator[Contender
 
 
 async def measure(client: redis.Redis, url: str, *, quick: bool) -> list[Row]:
-    rows = []
-    for count, rounds in ((1, 200 if quick else 1000), (1000, 15 if quick else 60)):
-        times = await _times(url, count, rounds)
-        who = "1 follower" if count == 1 else f"all of {count:,} followers"
-        rows.append(time_row(f"an event, from send to {who} / plain pub/sub", times, "stream", "publish"))
+    rows = await time_rows(url, url, quick=quick)
     async with connect(url, namespace=NAMESPACE) as cache:
         rows += await _throughput_rows(client, cache, 5_000 if quick else 20_000)
         rows.append(await _memory_row(client, cache))
     return rows + await _cost_rows(client, url)
 
 
-async def _times(url: str, count: int, rounds: int) -> Times:
+async def time_rows(url: str, node: str, *, quick: bool) -> list[Row]:
+    """Compare streams at `url` with messages that are published to the server `node`."""
+    rows = []
+    for count, rounds in ((1, 200 if quick else 1000), (1000, 15 if quick else 60)):
+        times = await _times(url, node, count, rounds)
+        who = "1 follower" if count == 1 else f"all of {count:,} followers"
+        rows.append(time_row(f"an event, from send to {who} / plain pub/sub", times, "stream", "publish"))
+    return rows
+
+
+async def _times(url: str, node: str, count: int, rounds: int) -> Times:
     async with (
         connect(url, namespace=NAMESPACE) as writing,
         connect(url, namespace=NAMESPACE) as reading,
         streaming(writing, reading, f"latency-{count}", count) as stream,
-        publishing(url, f"bench-streams-{count}", count) as publish,
+        publishing(node, f"bench-streams-{count}", count) as publish,
     ):
         return await interleaved({"stream": stream, "publish": publish}, rounds)
 
