@@ -322,11 +322,14 @@ class Audit:
         that no catalogue names may hold the blobs.
         """
         options = self._namespace.options
+        (entries,) = await self._namespace.read([commands.blob_audit.entries_read(shard.keys)], atomic=False)
         for _ in range(ATTEMPTS):
-            sessions = await self._sessions_of(shard)
+            sessions = _holdings(shard, entries)
             trip = commands.blob_audit.recount_read(shard.keys, refs, sessions)
-            replies = await self._namespace.read(trip, atomic=True, faults=True)
-            recounted = await in_turns(commands.blob_audit.recount_reply(shard.keys, refs, sessions, replies, options))
+            entries, *replies = await self._namespace.read(trip, atomic=True, faults=True)
+            recounted = await in_turns(
+                commands.blob_audit.recount_reply(shard.keys, refs, sessions, entries, replies, options)
+            )
             if recounted is None:
                 continue
             repairs = self._repair and self._scans and shard.is_sound and recounted.is_whole
@@ -341,18 +344,6 @@ class Audit:
         reason = f"{len(refs)} blobs could not be recounted while other clients change them; audit again"
         self._add(AuditProblem("blob", shard.keys.prefix, reason))
 
-    async def _sessions_of(self, shard: _Shard) -> list[commands.blob_audit.Holding]:
-        """Return the sessions that the catalogue lists now, and the others that the audit has found."""
-        prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
-        sessions: list[commands.blob_audit.Holding] = []
-        async for entries in walk(self._namespace, shard.keys):
-            for entry in entries:
-                keys = SessionKeys(prefix, entry_ids(entry.entry)[0])
-                sessions.append(commands.blob_audit.Holding(keys, entry.entry))
-        unlisted = shard.session_ids.difference(session.keys.session_id for session in sessions)
-        sessions += [commands.blob_audit.Holding(SessionKeys(prefix, each), b"") for each in sorted(unlisted)]
-        return sessions
-
     async def _write_counts(self, shard: _Shard, miscounts: Sequence[commands.blob_audit.Miscount]) -> set[bytes]:
         """Repair the holders of blobs; return the refs of those that changed since they were read."""
         if not miscounts:
@@ -360,6 +351,15 @@ class Audit:
         call = commands.blob_audit.repair_call(shard.keys, miscounts, self._namespace.options)
         reply = await self._namespace.run(call)
         return commands.blob_audit.repair_reply(call, shard.keys, miscounts, reply)
+
+
+def _holdings(shard: _Shard, entries: Sequence[bytes]) -> list[commands.blob_audit.Holding]:
+    """Return the sessions that the catalogue lists, and the others that the audit has found."""
+    prefix = shard.keys.prefix  # also for a head that is stored in the wrong shard
+    listed = [(entry_ids(entry)[0], entry) for entry in entries]
+    unlisted = shard.session_ids.difference(session_id for session_id, _ in listed)
+    found = [*listed, *((session_id, b"") for session_id in sorted(unlisted))]
+    return [commands.blob_audit.Holding(SessionKeys(prefix, session_id), entry) for session_id, entry in found]
 
 
 def _groups(shards: Sequence[ShardKeys], sizes: Sequence[int]) -> list[list[ShardKeys]]:

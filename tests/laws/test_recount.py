@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from itertools import pairwise
 
 import pytest
 
-from lash_redis import HydratedSessionCheckpoint
+from lash_redis import HydratedSessionCheckpoint, Unchanged
 from lash_redis.audit import Audit
+from lash_redis.session.namespace import Namespace
 from tests.support.breaking import Lua, Python, broken_by, one_by_one
 from tests.support.builders import append, blob_keys, commit, holders, holds, tools
 
@@ -27,26 +27,33 @@ async def begin(cache, session_id: str, *, ttl: float | None = None, label: str 
 @pytest.fixture
 def before_writing(monkeypatch) -> Callable[..., None]:
     """`before_writing(deed)` calls `deed` once, after an audit counted and before it writes the counts."""
-    return lambda deed: _once(monkeypatch, "_write_counts", deed, after=False)
+    return lambda deed: _before(monkeypatch, Audit, "_write_counts", deed, lambda *_: True)
 
 
 @pytest.fixture
 def after_listing(monkeypatch) -> Callable[..., None]:
     """`after_listing(deed)` calls `deed` once, after an audit listed the sessions and before it reads their heads."""
-    return lambda deed: _once(monkeypatch, "_sessions_of", deed, after=True)
+    return lambda deed: _before(monkeypatch, Namespace, "read", deed, lambda trip, **_: _reads_heads(trip))
 
 
-def _once(monkeypatch, name: str, deed: Callable[[], Awaitable[object]], *, after: bool) -> None:
-    step, calls = getattr(Audit, name), []
+def _reads_heads(trip) -> bool:
+    return any(command[0] == "HMGET" and command[2:] == ("facts", "refs") for command in trip)
 
-    async def disturbed(self, *given):
-        result = await step(self, *given) if after else None
-        calls.append(name)
-        if len(calls) == 1:
-            await deed()
-        return result if after else await step(self, *given)
 
-    monkeypatch.setattr(Audit, name, disturbed)
+def _before(
+    monkeypatch, owner: type, name: str, deed: Callable[[], Awaitable[object]], is_meant: Callable[..., bool]
+) -> None:
+    """Call `deed` once, before the first call of that method that is meant."""
+    step, calls = getattr(owner, name), []
+
+    async def disturbed(self, *given, **more):
+        if is_meant(*given, **more):
+            calls.append(name)
+            if len(calls) == 1:
+                await deed()
+        return await step(self, *given, **more)
+
+    monkeypatch.setattr(owner, name, disturbed)
 
 
 async def audited(open_cache, **more):
@@ -134,10 +141,8 @@ async def test_a_session_that_replaced_another_before_the_counts_are_written_is_
 
 
 def without_comparison(reply):
-    def believing(shard, refs, sessions, replies, options):
-        time, _, *others = replies
-        listed = [session.entry for session in sessions if session.entry]
-        return reply(shard, refs, sessions, [time, listed, *others], options)
+    def believing(shard, refs, sessions, entries, replies, options):
+        return reply(shard, refs, sessions, [], replies, options)
 
     return believing
 
@@ -151,6 +156,17 @@ async def test_a_session_begun_before_the_heads_are_read_is_counted(open_cache, 
     after_listing(lambda: begin(cache, "two"))
     assert (await audited(open_cache)).repaired_count == 1
     assert await holders(client) == [2]
+
+
+async def test_a_session_deleted_before_the_heads_are_read_is_not_counted(open_cache, client, after_listing):
+    cache = open_cache(shards=1)
+    for name in ("one", "two"):
+        await begin(cache, name)
+    (blob,) = await blob_keys(client)
+    await client.hincrby(blob, "0", 1)
+    after_listing(lambda: cache.delete("two"))
+    assert (await audited(open_cache)).repaired_count == 1
+    assert await holders(client) == [1]
 
 
 @broken_by(Lua("recount", "math.max(now, promised + 1)", "promised"))
@@ -173,20 +189,27 @@ async def test_two_repairs_at_once_correct_a_count_once(open_cache, client, befo
 
 @broken_by(Python("session.namespace:Namespace.read", one_by_one, "reads one command at a time"))
 async def test_sessions_that_take_turns_to_hold_a_blob_are_no_problem(open_cache):
-    """At each moment the blob has as many holders as heads name it, one or two. Each audit has to recount it."""
-    cache = open_cache(shards=1)
-    names = [f"s{number}" for number in range(20)]
-    done = asyncio.Event()
+    """At each moment the blob has as many holders as heads name it, one or two. Audits have to recount it."""
+    cache, names, done = open_cache(shards=1), ("one", "two", "three"), asyncio.Event()
+    for name in names:
+        await begin(cache, name)
 
     async def take_turns() -> None:
         while not done.is_set():
-            for last, name in pairwise([*names, names[0]]):
-                await begin(cache, name)
-                await cache.delete(last, reusable=True)
+            for name in names:
+                await hold(cache, name, "mine")
+                await hold(cache, name, "other")
 
-    await begin(cache, names[0])
+    await hold(cache, "one", "mine")
     turns = asyncio.create_task(take_turns())
     for _ in range(20):
         assert (await open_cache(role="auditor", shards=1).audit()).problems == ()
     done.set()
     await turns
+
+
+async def hold(cache, session_id: str, label: str) -> None:
+    """Make the session hold the tool state of this label instead of the one that it held."""
+    states = HydratedSessionCheckpoint(tool_state=tools(label))
+    turn = commit(None, Unchanged("a"), session_id=session_id, checkpoint=states)
+    await cache.session(session_id).commit_runtime_state(turn)

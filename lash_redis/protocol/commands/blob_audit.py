@@ -116,34 +116,47 @@ class Recounted:
     """Whether every head could be read and is listed. Otherwise other heads may hold the blobs, too."""
 
 
+def entries_read(shard: ShardKeys) -> Command:
+    """Read all entries of the catalogue. The server takes about 0.1 µs for each."""
+    return ("ZRANGE", shard.sessions, 0, -1)
+
+
 def recount_read(shard: ShardKeys, refs: Sequence[bytes], sessions: Sequence[Holding]) -> list[Command]:
     """Read some blobs and the heads of a shard. The commands must be run at one moment.
 
     `sessions` are all sessions of the shard. The server works for about 1 µs a session.
     """
     return [
+        entries_read(shard),
         ("TIME",),
-        ("ZRANGE", shard.sessions, 0, -1),
         *(command for ref in refs for command in blob_fields_read(shard, ref)),
         *(("HMGET", session.keys.head, "facts", "refs") for session in sessions),
     ]
 
 
 def recount_reply(
-    shard: ShardKeys, refs: Sequence[bytes], sessions: Sequence[Holding], replies: Sequence[Any], options: StoreOptions
+    shard: ShardKeys,
+    refs: Sequence[bytes],
+    sessions: Sequence[Holding],
+    entries: Any,
+    replies: Sequence[Any],
+    options: StoreOptions,
 ) -> Steps[Recounted | None]:
-    """Compare the holders of the blobs with the heads; None if the shard has other sessions than the given ones.
+    """Compare the holders of the blobs with the heads. `entries`: the catalogue of that moment.
+
+    None if it lists a session that is not among `sessions`, because it has begun since they were listed. A session that
+    has ended since then has no head, and counts as none.
 
     Raises:
         Corrupt: the catalogue or a blob is unreadable.
     """
-    time, entries, *rest = replies
+    time, *rest = replies
     now = int(time[0]) * 1000 + int(time[1]) // 1000
     blobs, heads = rest[: 2 * len(refs)], rest[2 * len(refs) :]
     for reply in (entries, *blobs):
         if isinstance(reply, Corrupt):
             raise reply
-    if set(entries) != {session.entry for session in sessions if session.entry}:
+    if not {session.entry for session in sessions}.issuperset(entries):
         return None
     recounted = Recounted()
     counted = yield from _count(refs, sessions, heads, now, recounted)
