@@ -226,13 +226,14 @@ class Audit:
 
         Only keys of one slot can be read at one moment, and a key may be stored in a shard where it does not belong.
         """
-        reads = (commands.reads.facts_read, commands.audit.owner_read)
+        reads = (commands.reads.facts_read, commands.audit.owner_read, commands.documents.account_read)
         trip = [read(keys) for keys, _ in sessions for read in reads]
         stored = await self._namespace.read(trip, atomic=False, faults=True)
         steps: list[list[commands.audit.Listed]] = [[]]
         room = STEP_BYTES
-        for (keys, entry), facts, owner in zip(sessions, stored[::2], stored[1::2], strict=True):
-            room -= commands.audit.counted_bytes(facts)
+        for at, (keys, entry) in enumerate(sessions):
+            facts, owner, account = stored[3 * at : 3 * at + 3]
+            room -= commands.audit.counted_bytes(facts, account)
             if steps[-1] and (room < 0 or keys.prefix != steps[-1][-1].keys.prefix):
                 steps.append([])
                 room = STEP_BYTES

@@ -23,4 +23,5 @@ class BlockingDocuments(Twin[Documents]):
     page = call(Documents.page)
     pointed = call(Documents.pointed)
     parts = call(Documents.parts)
+    all = call(Documents.all)
     part_names = call(Documents.part_names)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from lash_redis._validate import require_id, require_int, require_type
 from lash_redis.errors import BackendError, InvalidRecord
 from lash_redis.models import DocumentsRead, DocumentWrite
+from lash_redis.options import StoreOptions
 from lash_redis.protocol import commands
-from lash_redis.protocol.commands.documents import PART
+from lash_redis.protocol.commands.documents import MAX_IMPORT, MAX_WRITE, is_part
 from lash_redis.session.meta import new_meta
 from lash_redis.session.namespace import Namespace
 from lash_redis.session.reader import MAX_ATTEMPTS
@@ -56,11 +58,23 @@ class Documents:
             OutcomeUnknown: the reply was lost; read, and decide.
         """
         require_type("write", write, DocumentWrite)
+        return await self._write(write, self._namespace.options, MAX_WRITE)
+
+    async def begin(self, contents: Mapping[bytes, bytes]) -> int:
+        """Store all documents of a session that has none, for an import; return their revision.
+
+        One write, although they may exceed the limits of `StoreOptions` and be 250,000. It takes the server some 3 µs
+        for each. Otherwise as `write`.
+        """
+        unlimited = replace(self._namespace.options, max_commit_bytes=None)
+        return await self._write(DocumentWrite(put=contents, revision=0), unlimited, MAX_IMPORT)
+
+    async def _write(self, write: DocumentWrite, options: StoreOptions, max_count: int) -> int:
         namespace = self._namespace
         meta = commands.lifecycle.encoded_meta(new_meta(self.session_id), namespace.options)
         for _ in range(MAX_ATTEMPTS):
             call = commands.documents.write_call(
-                self._keys, write, self._owner, meta, namespace.ttl_ms, namespace.options
+                self._keys, write, self._owner, meta, namespace.ttl_ms, options, max_count
             )
             outcome = commands.documents.write_reply(call, self._keys, write, await namespace.run(call, is_large=True))
             if isinstance(outcome, int):
@@ -108,7 +122,7 @@ class Documents:
             InvalidRecord: a name is not that of a part; nothing was sent.
             BackendError: the server refused or could not be reached.
         """
-        if any(not name.startswith(PART) for name in names):
+        if not all(map(is_part, names)):
             raise InvalidRecord("names", "expected names of parts, which begin with 'p'")
         found: list[bytes | None] = []
         for at in range(0, len(names), PARTS_CHUNK):
@@ -116,10 +130,22 @@ class Documents:
             found += (await self._namespace.read(trip, atomic=False))[0]
         return found
 
+    async def all(self) -> Mapping[bytes, bytes]:
+        """Return the content of every document by name, parts included; empty without documents.
+
+        One round trip, one moment, O(bytes of all documents).
+
+        Raises:
+            Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
+            BackendError: the server refused or could not be reached.
+        """
+        replies = await self._namespace.read(commands.documents.all_read(self._keys), atomic=True)
+        return commands.documents.all_reply(self._keys, replies)
+
     async def part_names(self) -> list[bytes]:
         """Return the names of all parts. One round trip and one command, O(documents). The owner is not compared."""
         (names,) = await self._namespace.read([commands.documents.part_names_read(self._keys)], atomic=False)
-        return [name for name in names if name.startswith(PART)]
+        return [name for name in names if is_part(name)]
 
     async def _read(self, call: commands.calls.ScriptCall) -> DocumentsRead:
         reply = await self._namespace.run(call, writes=False, is_large=True)

@@ -34,6 +34,7 @@ NAMES = {
 
 LEFT_OUT = {
     (RedisSessionStore, "begin"): "for forks and imports, inside of the package",
+    (Documents, "begin"): "for imports, inside of the package",
     (RedisSessionStore, "create_meta"): "for SessionCache.create, inside of the package",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
@@ -23,8 +22,7 @@ from lash_redis import (
     SessionExists,
     SessionStoreCreateRequest,
 )
-from lash_redis.transfer import export_sessions
-from tests.support.breaking import Lua, broken_by
+from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, key_of
 from tests.support.proxy import Action, on
 
@@ -308,12 +306,37 @@ async def test_thousands_of_documents_are_written_and_paged(open_cache):
     assert (await documents.page(b"c", b"d", limit=9)).documents == (Document(b"c02999", b"x"),)
 
 
-async def test_an_export_names_the_sessions_with_documents_that_it_leaves_out(open_cache, caplog):
-    cache = open_cache()
-    await cache.session("chat").commit_runtime_state(commit(None, append("a")))
-    await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
-    lines = [json.loads(line) async for line in export_sessions(cache)]
-    assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["chat"]
-    assert "session 'thread' has documents" in caplog.text
-    with pytest.raises(InvalidRecord, match="session 'thread' has documents"):
-        [line async for line in export_sessions(cache, ["chat", "thread"])]
+DAMAGES = {
+    "a lost document": ("documents", lambda client, key: client.hdel(key, b"ca"), "documents"),
+    "lost documents": ("documents", lambda client, key: client.delete(key), "documents"),
+    "a document too many": ("documents", lambda client, key: client.hset(key, b"cz", b""), "documents"),
+    "a lost name": ("names", lambda client, key: client.zrem(key, b"ca"), "names"),
+    "another name": ("names", lambda client, key: _rename(client, key), "names"),
+    "lost names": ("names", lambda client, key: client.delete(key), "names"),
+    "a lost head": ("head", lambda client, key: client.delete(key), "head"),
+    "an unreadable account": ("head", lambda client, key: client.hset(key, "documents", b"1 02 3 4"), "head"),
+    "a lost account": ("head", lambda client, key: client.hdel(key, "documents"), "documents"),
+    "documents that never expire": ("documents", lambda client, key: client.persist(key), "deadline"),
+    "names that expire early": ("names", lambda client, key: client.pexpire(key, 5_000), "deadline"),
+}
+
+
+async def _rename(client, key) -> None:
+    await client.zrem(key, b"ca")
+    await client.zadd(key, {b"cx": 0})
+
+
+@broken_by(Python("protocol.commands.audit:_of_the_documents", lambda _: lambda *_: [], "checks no documents"))
+async def test_an_audit_reports_damaged_documents_and_nothing_else(open_cache, client):
+    cache = open_cache(shards=1, ttl=500)
+    auditor = open_cache(role="auditor", shards=1)
+    for what, (family, damage, kind) in DAMAGES.items():
+        await client.flushall()
+        for name in ("thread", "sound"):
+            await cache.documents(name).write(DocumentWrite(put={b"ca": b"1", b"cb": b"2", b"p1": b"3"}))
+        assert (await auditor.audit()).problems == (), what
+        key = await key_of(client, family, "thread")
+        await damage(client, key)
+        report = await auditor.audit()
+        assert {problem.kind for problem in report.problems} == {kind}, what
+        assert all(problem.key.endswith(":thread") for problem in report.problems), what

@@ -12,6 +12,7 @@ from lash_redis.errors import Corrupt, SessionEvicted
 from lash_redis.models import AuditProblem, SessionMeta, SessionNodeRecord
 from lash_redis.protocol import scripts
 from lash_redis.protocol.commands.calls import Command, ScriptCall
+from lash_redis.protocol.commands.documents import decode_account, require_agreement
 from lash_redis.protocol.commands.paths import jump_list
 from lash_redis.protocol.commands.reads import StoredHead, full_reply, positions
 from lash_redis.protocol.heads import (
@@ -73,6 +74,8 @@ def listed_read(shard: ShardKeys) -> Command:
     return ("ZCARD", shard.sessions)
 
 
+NAME_BYTES: Final = 100
+"""The assumed size of the name of a document."""
 ORPHAN_CHUNK: Final = 1000
 """Maximum number of orphans read in one round trip."""
 
@@ -82,10 +85,14 @@ def orphans_read(shard: ShardKeys, at: int) -> Command:
     return ("ZRANGE", shard.orphans, at, at + ORPHAN_CHUNK - 1)
 
 
-def counted_bytes(facts: object) -> int:
-    """Return the bytes of node records that these facts count; 0 if they are unreadable, which the audit reports."""
+def counted_bytes(facts: object, account: object) -> int:
+    """Return about the bytes of node records and of names of documents that a head counts.
+
+    0 if it is unreadable, which the audit reports.
+    """
     try:
-        return decode_facts(facts, "").bytes if isinstance(facts, bytes) else 0
+        documents = decode_account(account, "").size * NAME_BYTES if isinstance(account, bytes) else 0
+        return documents + (decode_facts(facts, "").bytes if isinstance(facts, bytes) else 0)
     except Corrupt:
         return 0
 
@@ -116,21 +123,23 @@ def session_read(listed: Listed) -> list[Command]:
         ("ZSCORE", keys.shard.expiries, entry),
         ("ZSCORE", owned.sessions, entry),
         ("ZSCORE", owned.expiries, entry),
+        ("HKEYS", keys.documents),
+        ("ZRANGE", keys.names, 0, -1),
         ("TIME",),
-        *(("PTTL", key) for key in keys.own),
+        *(("PTTL", key) for key in (*keys.own, keys.documents, keys.names)),
     ]
 
 
-SESSION_READS: Final = 17
+SESSION_READS: Final = 21
 """Number of commands of `session_read`."""
 
 
 def session_reply(listed: Listed, replies: Sequence[Any]) -> Steps[Audited]:
     """Check every invariant that concerns one session alone, in steps. Faults are reported, never raised."""
-    fields, records, dead, state, nodes, jumps, *scores, time = replies[:11]
-    keys, ttls = listed.keys, replies[11:]
+    fields, records, dead, state, nodes, jumps, *scores, documents, names, time = replies[:13]
+    keys, ttls = listed.keys, replies[13:]
     audited = Audited()
-    if b"deleted" in fields or not (fields or records or nodes or jumps or dead or state):
+    if b"deleted" in fields or not any((fields, records, nodes, jumps, dead, state, documents, names)):
         audited.is_gone = True
         return audited
     now = int(time[0]) * 1000 + int(time[1]) // 1000
@@ -139,6 +148,8 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Steps[Audited]:
         decode_lease(fields.get(b"lease"), keys.head)
         decode_ttl(fields.get(b"ttl"), keys.head)
         audited.problems += _of_the_inputs(keys, fields)
+        if documents or names or b"documents" in fields:
+            audited.problems += _of_the_documents(keys, fields, documents, names, [ttls[0], *ttls[6:]])
         found = yield from full_reply(keys, [fields, records, dead, state, len(nodes), len(jumps)])
         if found is not None:
             head = found.head
@@ -158,7 +169,7 @@ def session_reply(listed: Listed, replies: Sequence[Any]) -> Steps[Audited]:
                     yield
                 else:
                     audited.problems.append(problem)
-            audited.problems += _of_deadlines(keys, head, now, ttls)
+            audited.problems += _of_deadlines(keys, head, now, ttls[:6])
             audited.wrong_catalogue = _wrong_catalogue(listed, head, scores)
             expected = Listed(keys, _entry(keys, fields), head.owner)
             if audited.wrong_catalogue or expected != listed:
@@ -218,6 +229,30 @@ def _of_the_inputs(keys: SessionKeys, fields: Mapping[bytes, bytes]) -> Iterator
         decode_inputs(fields, keys.head)
     except Corrupt as error:
         yield problem_of(error)
+
+
+def _of_the_documents(
+    keys: SessionKeys,
+    fields: Mapping[bytes, bytes],
+    documents: Sequence[bytes],
+    names: Sequence[bytes],
+    ttls: Sequence[int],
+) -> Iterator[AuditProblem]:
+    """Compare the documents and their names with the account in the head, and their expiry with the head's.
+
+    `ttls`: the PTTL of the head, the documents and the names.
+    """
+    if not fields:
+        yield AuditProblem("head", keys.head, "evicted: is gone, documents of the session remain")
+        return
+    try:
+        account = decode_account(fields.get(b"documents"), keys.head)
+        require_agreement(keys, account, documents, names)
+    except Corrupt as error:
+        yield problem_of(error)
+    for key, left in zip((keys.documents, keys.names), ttls[1:], strict=True):
+        if left != -2 and ((left == -1) != (ttls[0] == -1) or abs(left - ttls[0]) > CLOCK_TOLERANCE_MS):
+            yield AuditProblem("deadline", key, f"expires in {left} ms, the head in {ttls[0]} ms (-1: never)")
 
 
 def _of_the_graph(

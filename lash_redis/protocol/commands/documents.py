@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from lash_redis.errors import BackendError, DocumentsChanged, InvalidRecord, PartTaken, SessionExists
+from lash_redis.errors import (
+    BackendError,
+    Corrupt,
+    DocumentsChanged,
+    InvalidRecord,
+    PartTaken,
+    SessionEvicted,
+    SessionExists,
+)
 from lash_redis.models import Document, DocumentsRead, DocumentWrite
 from lash_redis.options import StoreOptions
 from lash_redis.protocol import scripts
-from lash_redis.protocol.commands.calls import Command, OwnerMoved, ScriptCall, require_size, status
+from lash_redis.protocol.commands.calls import Command, OwnerMoved, ScriptCall, is_foreign, require_size, status
 from lash_redis.protocol.keys import SessionKeys
 
 MAX_NAME_BYTES: Final = 64 * 1024
@@ -17,6 +26,37 @@ PART: Final = b"p"
 """The kind of parts."""
 MAX_WRITE: Final = 4_000
 """Maximum number of documents in one write. It bounds the time for which a script occupies the server."""
+MAX_IMPORT: Final = 250_000
+"""Maximum number of documents of an imported session, which are one write. A request has at most 2^20 arguments."""
+
+
+class Account(NamedTuple):
+    """The head's account of a session's documents. `lua/include/documents.lua` describes it."""
+
+    revision: int = 0
+    size: int = 0
+    listed: int = 0
+    hold: int = 0
+
+
+_ACCOUNT: Final = re.compile(rb"(?:(?:0|[1-9][0-9]{0,14})(?: |$)){4}(?<! )").fullmatch
+
+
+def decode_account(data: bytes | None, key: str) -> Account:
+    """Decode the account; zeros without documents.
+
+    Raises:
+        Corrupt: it is unreadable, for the scripts too.
+    """
+    if data is None:
+        return Account()
+    if not _ACCOUNT(data):
+        raise Corrupt("head", key, f"its account of documents is unreadable: {data[:200]!r}")
+    return Account._make(map(int, data.split(b" ")))
+
+
+def is_part(name: bytes) -> bool:
+    return name.startswith(PART)
 
 
 def require_name(field: str, name: object) -> bytes:
@@ -28,7 +68,13 @@ def require_name(field: str, name: object) -> bytes:
 
 
 def write_call(
-    keys: SessionKeys, write: DocumentWrite, owner: str, meta: bytes, ttl_ms: int, options: StoreOptions
+    keys: SessionKeys,
+    write: DocumentWrite,
+    owner: str,
+    meta: bytes,
+    ttl_ms: int,
+    options: StoreOptions,
+    max_count: int = MAX_WRITE,
 ) -> ScriptCall:
     """Make a write. `owner`: the one that the session is expected to have, empty for none. `meta`: a new session's.
 
@@ -50,9 +96,9 @@ def write_call(
     require_size("the bytes of a write of documents", size, options)
     values += [require_name("DocumentWrite.remove", name) for name in write.remove]
     count = len(write.expects) + len(write.put) + len(write.add) + len(write.remove)
-    if count > MAX_WRITE:
+    if count > max_count:
         raise InvalidRecord(
-            "DocumentWrite", f"expected at most {MAX_WRITE} documents, got {count}; write them in parts"
+            "DocumentWrite", f"expected at most {max_count} documents, got {count}; write them in parts"
         )
     return ScriptCall(
         scripts.DOCUMENT_WRITE,
@@ -145,3 +191,47 @@ def parts_read(keys: SessionKeys, names: Sequence[bytes]) -> Command:
 
 def part_names_read(keys: SessionKeys) -> Command:
     return ("HKEYS", keys.documents)
+
+
+def account_read(keys: SessionKeys) -> Command:
+    return ("HGET", keys.head, "documents")
+
+
+def all_read(keys: SessionKeys) -> list[Command]:
+    """Read all documents. The commands must be run at one moment."""
+    head = ("HMGET", keys.head, "documents", "owner", "facts", "meta")
+    return [head, ("HGETALL", keys.documents), ("ZRANGE", keys.names, 0, -1)]
+
+
+def all_reply(keys: SessionKeys, replies: Sequence[Any]) -> Mapping[bytes, bytes]:
+    """Return the content of each document by name. Another owner's session has none.
+
+    Raises:
+        Corrupt, SessionEvicted: the account, the documents and their names do not agree.
+    """
+    (account, owner, facts, meta), documents, names = replies
+    if is_foreign(keys, owner, facts or meta):
+        return {}
+    require_agreement(keys, decode_account(account, keys.head), documents, names)
+    contents: Mapping[bytes, bytes] = documents
+    return contents
+
+
+def require_agreement(
+    keys: SessionKeys, account: Account, stored: Sequence[bytes] | Mapping[bytes, bytes], names: Sequence[bytes]
+) -> None:
+    """Require that a session has as many documents and names as its account counts, and the names of its documents.
+
+    Raises:
+        Corrupt, SessionEvicted: it does not.
+    """
+    for family, key, size, expected in (
+        ("documents", keys.documents, len(stored), account.size),
+        ("names", keys.names, len(names), account.listed),
+    ):
+        if size == 0 < expected:
+            raise SessionEvicted(family, key, f"is gone, expected {expected} entries")
+        if size != expected:
+            raise Corrupt(family, key, f"has {size} entries, expected {expected}")
+    if {name for name in stored if not is_part(name)} != set(names):
+        raise Corrupt("names", keys.names, "does not have the names of the documents")
