@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lash_redis._validate import require_callable, require_id
@@ -16,12 +15,20 @@ from lash_redis.models import SessionHead
 from lash_redis.protocol import commands
 from lash_redis.protocol.heads import decode_meta, decode_ttl, own_receipts
 from lash_redis.protocol.keys import SessionKeys
+from lash_redis.protocol.steps import Steps
 from lash_redis.session.reader import MAX_ATTEMPTS, Reader, Snapshot
 from lash_redis.transfer.json_steps import dump_in_steps
-from lash_redis.transfer.lines import FORMAT, WINDOW, BlobSpool, Line, Progress, encode_head, encode_line
+from lash_redis.transfer.lines import (
+    FORMAT,
+    WINDOW,
+    BlobSpool,
+    Line,
+    Progress,
+    encode_documents,
+    encode_head,
+    encode_line,
+)
 from lash_redis.transport.turns import in_turns
-
-log = logging.getLogger("lash_redis")
 
 Found = TypeVar("Found")
 
@@ -32,34 +39,24 @@ async def export_sessions(
     """Export sessions as lines of JSON without newlines; all sessions of the namespace if no ids are given.
 
     A session is exported at one revision. A session that receives commits during the export is exported once, at a
-    later revision. A session that expires during the export is left out. Pending inputs are not exported. Nor are
-    sessions with documents: an export of all logs a warning for each.
+    later revision. A session that expires during the export is left out. Pending inputs are not exported. A session
+    with documents, such as a thread of LangGraph, has all of them in its line.
     `progress(sessions)` is called after every few sessions. Cost: two round trips for each session, up to 16 sessions
     at the same time. Memory holds at most these sessions; refs of exported blobs are kept on disk.
 
     Raises:
         SessionGone: a given id has no session.
-        InvalidRecord: a given session has documents.
         Corrupt, SessionEvicted: a session cannot be read. The lines before it are valid; the end is missing.
     """
     require_callable(progress)
     if isinstance(session_ids, str | bytes) or not isinstance(session_ids, Iterable | None):
         raise InvalidRecord("session_ids", f"expected session ids, or None for all, got {type(session_ids).__name__}")
 
-    async def read(session_id: str) -> tuple[Line, dict[str, bytes]] | None:
-        try:
-            return await read_session(cache, session_id)
-        except InvalidRecord as error:
-            if session_ids is not None:
-                raise
-            log.warning("left out of the export: %s", error.reason)
-            return None
-
     yield encode_line({"kind": "lash-redis", "format": FORMAT, "namespace": cache.namespace})
     session_count = blob_count = 0
     with BlobSpool.opened() as spool:
         async for batch in batches(cache, session_ids):
-            found_of = await read_batch(batch, read)
+            found_of = await read_batch(batch, lambda session_id: read_session(cache, session_id))
             for session_id, found in zip(batch, found_of, strict=True):
                 if found is None:
                     if session_ids is None:
@@ -103,7 +100,6 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
     """Return a session's line and the blobs that it names, by ref; None if the session does not exist.
 
     Raises:
-        InvalidRecord: it has documents, which an export does not contain.
         Corrupt, SessionEvicted: the session cannot be read.
         BackendError: it was created and lost during each of `MAX_ATTEMPTS` reads.
     """
@@ -112,12 +108,12 @@ async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict
         found = await Reader(cache.shared, keys).snapshot()
         if found is not None:
             return await _line_of(found), found.components
-        (created,) = await cache.shared.read([commands.catalogue.created_read(keys)], atomic=False)
+        trip = [commands.catalogue.created_read(keys), *commands.documents.all_read(keys)]
+        created, *stored = await cache.shared.read(trip, atomic=True)
         if created[0] is None:  # else the first commit came between the two reads
-            if created[4] is not None:
-                reason = f"session {session_id!r} has documents, which an export does not contain; back up the server"
-                raise InvalidRecord("session_ids", reason)
-            return _line_of_created(keys, *created[1:4])
+            _, meta, own_ttl, owner, _ = created
+            documents = commands.documents.all_reply(keys, stored)
+            return await in_turns(_line_of_created(keys, meta, own_ttl, owner, documents))
     raise BackendError(f"session {session_id!r} changed during each of {MAX_ATTEMPTS} reads; retry later")
 
 
@@ -144,16 +140,23 @@ async def _line_of(found: Snapshot) -> Line:
 
 
 def _line_of_created(
-    keys: SessionKeys, record: bytes | None, own_ttl: bytes | None, owner: bytes | None
-) -> tuple[Line, dict[str, bytes]] | None:
-    """Return the line of a session that has a meta record and no commit; None if it has no meta either."""
+    keys: SessionKeys,
+    record: bytes | None,
+    own_ttl: bytes | None,
+    owner: bytes | None,
+    documents: Mapping[bytes, bytes],
+) -> Steps[tuple[Line, dict[str, bytes]] | None]:
+    """Return the line of a session without a commit, in steps; None if it has no meta record either."""
     if record is None:
         return None
-    return {
+    line: Line = {
         "kind": "session",
         "session_id": keys.session_id,
         "head": None,
         "ttl_ms": decode_ttl(own_ttl, keys.head),
         "meta": decode_meta(record, keys.head).to_json(),
         "owner": None if owner is None else owner.decode(errors="replace"),
-    }, {}
+    }
+    if documents:
+        line["documents"] = yield from encode_documents(documents)
+    return line, {}

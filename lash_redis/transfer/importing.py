@@ -18,13 +18,14 @@ from lash_redis.errors import (
     SessionGone,
     StoreError,
 )
-from lash_redis.models import ImportReport
+from lash_redis.models import ImportReport, RuntimeCommit
+from lash_redis.protocol import commands
 from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.steps import Steps
 from lash_redis.transfer.exporting import read_session
 from lash_redis.transfer.json_steps import are_equal_in_steps, parse_in_steps
-from lash_redis.transfer.lines import FORMAT, NODES, WINDOW, BlobSpool, Line, Progress
-from lash_redis.transfer.records import SessionRecord, decode_base64, decode_session
+from lash_redis.transfer.lines import DOCUMENTS, FORMAT, NODES, WINDOW, BlobSpool, Line, Progress, decode_base64
+from lash_redis.transfer.records import SessionRecord, decode_session
 from lash_redis.transport.turns import in_turns
 
 MAX_FAILURES: Final = 1000
@@ -150,7 +151,7 @@ def _parsed(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Line] | None]:
         if not text.strip():
             continue
         try:
-            line = yield from parse_in_steps(text, NODES)
+            line = yield from parse_in_steps(text, NODES, DOCUMENTS)
         except (ValueError, RecursionError) as error:
             raise InvalidRecord(f"line {number}", f"is not JSON: {error}") from error
         if not isinstance(line, dict):
@@ -201,17 +202,39 @@ async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> 
         SessionExists: another session has this id; nothing was written.
         Corrupt: the stored session differs from its line.
     """
+    if record.commit is None or record.origin is None:
+        is_present = await _store_without_commit(cache, record)
+    else:
+        is_present = await _store_commit(cache, record, record.commit, record.origin)
+    state.count(present_count=int(is_present), session_count=1)
+
+
+async def _store_without_commit(cache: SessionCache, record: SessionRecord) -> bool:
+    """Store a session that has only a meta record and perhaps documents; return whether it was stored already."""
+    assert record.meta is not None
+    store = cache.session(record.session_id, owner=record.owner)
+    head, meta = await store.load_head(), await store.load_session_meta()
+    documents = cache.documents(record.session_id, owner=record.owner)
+    stored = await documents.all()
+    if head is not None or meta not in (None, record.meta) or (stored and stored != record.documents):
+        raise SessionExists(0, 0 if head is None else head.head_revision)
+    await store.create_meta(record.meta, record.ttl)
+    if not record.documents:
+        return meta is not None
+    if not stored:
+        await documents.begin(record.documents)
+    if await documents.all() != record.documents:
+        raise Corrupt("documents", cache.layout.session(record.session_id).documents, "differs from the imported line")
+    return bool(stored)
+
+
+async def _store_commit(
+    cache: SessionCache, record: SessionRecord, commit: RuntimeCommit, origin: commands.commit.Origin
+) -> bool:
+    """Store a session with a head; return whether it was stored already."""
     store = cache.session(record.session_id, owner=record.owner)
     head = await store.load_head()
-    if record.commit is None or record.origin is None:
-        assert record.meta is not None
-        meta = await store.load_session_meta()
-        if head is not None or meta not in (None, record.meta):
-            raise SessionExists(0, 0 if head is None else head.head_revision)
-        await store.create_meta(record.meta, record.ttl)
-        state.count(present_count=int(meta is not None), session_count=1)
-        return
-    is_present = head is not None and head.commit_id == record.commit.commit_id
+    is_present = head is not None and head.commit_id == commit.commit_id
     if not is_present:
         options = replace(
             cache.options,
@@ -219,10 +242,10 @@ async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> 
             max_commit_bytes=None,
             graph_checks="lenient" if record.is_lenient else "strict",
         )
-        result = await store.begin(record.commit, record.origin, record.blobs, options=options, ttl=record.ttl)
+        result = await store.begin(commit, origin, record.blobs, options=options, ttl=record.ttl)
         is_present = result.replayed
     await _compare(cache, record)
-    state.count(present_count=int(is_present), session_count=1)
+    return is_present
 
 
 async def _compare(cache: SessionCache, record: SessionRecord) -> None:

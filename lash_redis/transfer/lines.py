@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ FORMAT: Final = 1
 """The version of the format; the header names it."""
 NODES: Final = ("head", "graph", "nodes")
 """The path of the nodes in the line of a session."""
+DOCUMENTS: Final = ("documents",)
+"""The path of the documents in the line of a session."""
 WINDOW: Final = 16
 """Maximum number of sessions in flight."""
 
@@ -42,6 +45,42 @@ def encode_head(head: SessionHead) -> Steps[Any]:
         texts.append(dump(node.to_json(f"SessionHead.graph.nodes[{at}]")))
         yield
     return encoded
+
+
+def encode_documents(documents: Mapping[bytes, bytes]) -> Steps[JsonTexts]:
+    """Encode documents as pairs of name and content in base64, in the order of their names; each pair is a step."""
+    pairs = JsonTexts()
+    for name in sorted(documents):
+        pairs.append(dump([b64encode(name).decode(), b64encode(documents[name]).decode()]))
+        yield
+    return pairs
+
+
+def decode_documents(value: Any, path: str) -> Steps[dict[bytes, bytes]]:
+    """Decode documents; each is a step.
+
+    Raises:
+        InvalidRecord: it is not as an export writes it.
+    """
+    if not isinstance(value, list) or not value:
+        raise InvalidRecord(path, f"expected a list of pairs, got {value!r:.100}")
+    documents: dict[bytes, bytes] = {}
+    for at, pair in enumerate(decoded(value)):
+        yield
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise InvalidRecord(f"{path}[{at}]", f"expected a name and a content, got {pair!r:.100}")
+        name, content = (decode_base64(f"{path}[{at}]", each) for each in pair)
+        if not name or name in documents:
+            raise InvalidRecord(f"{path}[{at}]", f"expected another name than those before it, got {name!r}")
+        documents[name] = content
+    return documents
+
+
+def decode_base64(path: str, value: Any) -> bytes:
+    try:
+        return b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise InvalidRecord(path, f"is not base64: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from lash_redis._validate import MAX_SECONDS, require_id, require_ref
 from lash_redis.errors import Corrupt, InvalidRecord
@@ -28,7 +26,15 @@ from lash_redis.protocol.components import StoredComponent
 from lash_redis.protocol.heads import RECEIPT_BYTES, RECEIPTS, TAG_BYTES, tag_of
 from lash_redis.protocol.packing import pack
 from lash_redis.protocol.steps import Steps
-from lash_redis.transfer.lines import BlobSpool, DecodedHead, Line, decode_head, require_same
+from lash_redis.transfer.lines import (
+    BlobSpool,
+    DecodedHead,
+    Line,
+    decode_base64,
+    decode_documents,
+    decode_head,
+    require_same,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class SessionRecord:
     """The bytes of the components, by ref."""
     is_lenient: bool = False
     """Whether the graph needs lenient checks."""
+    documents: Mapping[bytes, bytes] = field(default_factory=dict)
+    """The content of each document by name. A session with documents has no commit."""
 
 
 def decode_session(line: Line, number: int, spool: BlobSpool) -> Steps[SessionRecord]:
@@ -69,7 +77,12 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> Steps[SessionRe
         if meta is None:
             raise InvalidRecord(where, "has neither head nor meta")
         yield from require_same(meta.to_json(), line["meta"], f"{where}.meta")
-        return SessionRecord(session_id, line, meta, ttl, owner)
+        documents: dict[bytes, bytes] = {}
+        if line.get("documents") is not None:
+            documents = yield from decode_documents(line["documents"], f"{where}.documents")
+        return SessionRecord(session_id, line, meta, ttl, owner, documents=documents)
+    if line.get("documents") is not None:
+        raise InvalidRecord(f"{where}.documents", "expected none in a session with a head")
     decoded = yield from decode_head(line["head"], f"{where}.head")
     head = decoded.head
     if head.session_id != session_id:
@@ -103,13 +116,6 @@ def decode_session(line: Line, number: int, spool: BlobSpool) -> Steps[SessionRe
         blobs,
         is_lenient=line.get("links_by_id") is True or not _has_leaf(decoded),
     )
-
-
-def decode_base64(path: str, value: Any) -> bytes:
-    try:
-        return b64decode(value, validate=True)
-    except (ValueError, TypeError) as error:
-        raise InvalidRecord(path, f"is not base64: {error}") from error
 
 
 def _decode_ttl(line: Line, where: str) -> float | Keep | None:

@@ -9,6 +9,7 @@ import pytest
 from lash_redis import Documents, SessionExists
 from lash_redis.integrations.langgraph import CheckpointConflict, LashCheckpointSaver
 from lash_redis.integrations.langgraph import maintenance as pruning
+from lash_redis.transfer import export_sessions, import_sessions
 from tests.integrations.langgraph.test_checkpoints import messages
 from tests.support.checkpoints import config, listed, load, part_count, put
 
@@ -177,3 +178,19 @@ async def test_parts_that_are_removed_before_their_checkpoint_is_stored_return(c
     assert (await load(LashCheckpointSaver(open_cache()))).checkpoint["channel_values"]["messages"] == messages(
         2_500, 80
     )
+
+
+async def test_an_exported_thread_goes_on_in_another_namespace(saver, cache, open_cache):
+    await thread(saver)
+    await thread(saver, 3, ns="child:1")
+    lines = [line async for line in export_sessions(cache)]
+    target = open_cache(namespace="elsewhere", shards=3)
+    assert (await import_sessions(target, lines)).session_count == 1
+    moved = LashCheckpointSaver(target)
+    where = {"configurable": {"thread_id": "thread"}}
+    assert await listed(moved, where) == await listed(saver, where)
+    found = await load(moved)
+    assert found == await load(saver)
+    await put(moved, "010", {"messages": messages(30)}, on=found.config)
+    assert (await load(moved)).checkpoint["channel_values"] == {"messages": messages(30)}
+    assert (await load(saver)).checkpoint["channel_values"]["messages"] == messages(29)
