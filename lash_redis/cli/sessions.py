@@ -166,13 +166,14 @@ def print_fork(document: dict[str, Any], screen: Console) -> None:
 
 
 async def delete(
-    url: str, namespace: str, session_ids: Sequence[str], screen: Console | None
+    url: str, namespace: str, session_ids: Sequence[str], screen: Console | None, *, reusable: bool
 ) -> dict[str, DeleteReport]:
     """Delete sessions one after the other, and print each deletion on `screen`. An error leaves the rest undeleted."""
     reports: dict[str, DeleteReport] = {}
     async with opened_if_used(url, namespace) as cache:
         for session_id in session_ids:
-            reports[session_id] = DeleteReport() if cache is None else await cache.delete(session_id)
+            deleted = DeleteReport() if cache is None else await cache.delete(session_id, reusable=reusable)
+            reports[session_id] = deleted
             if screen is not None:
                 _print_deletion(session_id, reports[session_id], screen)
     return reports

@@ -16,6 +16,7 @@ from lash_redis.cli.output import plain, shown_bytes
 from lash_redis.cli.transfer import listed_count
 from lash_redis.errors import BackendError, Corrupt
 from lash_redis.listing import walk_ids
+from lash_redis.protocol.commands.documents import decode_account
 from lash_redis.protocol.heads import decode_components, decode_facts
 from lash_redis.protocol.keys import SessionKeys
 
@@ -54,6 +55,8 @@ class Stats:
     """Nodes of all sessions, without tombstoned ones."""
     record_bytes: int = 0
     """Bytes of the records of all nodes."""
+    document_count: int = 0
+    """Documents of all sessions, parts included."""
     unreadable_count: int = 0
     """Sessions whose head cannot be read; their nodes are not counted."""
     sample: Sample = field(default_factory=Sample)
@@ -77,6 +80,7 @@ class Stats:
             "session_count": self.session_count,
             "node_count": self.node_count,
             "record_bytes": self.record_bytes,
+            "document_count": self.document_count,
             "unreadable_count": self.unreadable_count,
             "memory": None if sample.refusal else memory,
             "memory_refusal": sample.refusal or None,
@@ -108,7 +112,7 @@ async def _count(cache: SessionCache, stats: Stats, step: int, bar: Bar) -> list
     chosen: list[_Chosen] = []
     async for ids in walk_ids(cache.shared):
         every = [cache.layout.session(session_id) for session_id in ids]
-        trip = [("HMGET", keys.head, "facts", "meta", "refs") for keys in every]
+        trip = [("HMGET", keys.head, "facts", "meta", "refs", "documents") for keys in every]
         for keys, head in zip(every, await cache.shared.read(trip, atomic=False, faults=True), strict=True):
             if isinstance(head, Corrupt) or head[0] is not None or head[1] is not None:  # otherwise it expired
                 held = _count_one(stats, keys, head)
@@ -124,8 +128,9 @@ def _count_one(stats: Stats, keys: SessionKeys, head: Sequence[bytes | None] | C
     try:
         if isinstance(head, Corrupt):
             raise head
-        stored, _, refs = head
-        if stored is None:  # created, without a commit
+        stored, _, refs, account = head
+        if stored is None:  # without a commit
+            stats.document_count += decode_account(account, keys.head).size
             return []
         facts = decode_facts(stored, keys.head)
         held = [keys.blob(ref) for ref in decode_components(refs or b"", keys.head).held]
@@ -141,7 +146,7 @@ async def _measure(cache: SessionCache, chosen: Sequence[_Chosen], sample: Sampl
     """Measure the keys of the chosen sessions; if the server refuses, only note its reason."""
     for at in range(0, len(chosen), CHUNK):
         group = chosen[at : at + CHUNK]
-        own = [key for keys, _ in group for key in keys.own]
+        own = [key for keys, _ in group for key in (*keys.own, keys.documents, keys.names)]
         blobs = list(dict.fromkeys(key for _, held in group for key in held if key not in sample.blobs))
         try:
             sizes = await cache.shared.read([("MEMORY", "USAGE", key) for key in (*own, *blobs)], atomic=False)
@@ -162,6 +167,8 @@ def print_stats(stats: Stats, screen: Console) -> None:
         ("sessions", f"{stats.session_count:,}"),
         ("nodes", f"{stats.node_count:,}, {shown_bytes(stats.record_bytes)} of records"),
     ]
+    if stats.document_count:
+        rows.append(("documents", f"{stats.document_count:,}"))
     if sample.refusal:
         rows.append(("memory", f"not measured: {sample.refusal}"))
         rows.append(("", "use an account that may run MEMORY USAGE: the checker of lash-redis acl"))

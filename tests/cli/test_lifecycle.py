@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lash_redis import (
     HydratedSessionCheckpoint,
     RuntimeCommit,
     SessionCache,
+    SessionDeleted,
     SessionNodeRecord,
     SessionPolicy,
     SessionStoreCreateRequest,
@@ -348,6 +350,18 @@ def test_delete_reports_each_session_and_exits_with_1_if_one_is_missing(url: str
         "node_count": 0,
         "released_blob_count": 0,
     }
+
+
+@pytest.mark.parametrize("options", [[], ["--reusable"]], ids=str)
+def test_the_id_of_a_deletion_with_reusable_can_be_used_again(options: list[str], url: str) -> None:
+    within(url, commit_four_sessions)
+    assert run("delete", "one", *options, "--yes", "--url", url).exit_code == 0
+
+    async def begin_again(cache: SessionCache) -> None:
+        await cache.session("one").commit_runtime_state(RuntimeCommit("one"))
+
+    with nullcontext() if options else pytest.raises(SessionDeleted):
+        within(url, begin_again)
 
 
 def test_show_and_fork_refuse_the_id_of_a_deleted_session(url: str) -> None:

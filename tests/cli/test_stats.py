@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lash_redis import (
     Append,
+    DocumentWrite,
     EventPayload,
     HydratedSessionCheckpoint,
     RuntimeCommit,
@@ -29,7 +30,7 @@ runner = CliRunner(env={"COLUMNS": "80"})
 
 
 async def sessions(cache: SessionCache) -> None:
-    """Seven sessions of three nodes, one of them with a tombstone; and one session without a commit."""
+    """Seven sessions of three nodes, one of them with a tombstone; one session without a commit; one with documents."""
     for number in range(7):
         name = f"s{number}"
         nodes = [SessionNodeRecord(f"m{at}", f"m{at - 1}" if at else None, "", EventPayload(at)) for at in range(3)]
@@ -39,6 +40,7 @@ async def sessions(cache: SessionCache) -> None:
         )
     await cache.session("s3").tombstone_nodes(["m1"])
     await cache.create(SessionStoreCreateRequest("created", SessionPolicy(model="m")))
+    await cache.documents("thread").write(DocumentWrite(put={b"ca": b"x" * 1000, b"p1": b"y"}))
 
 
 def measured(url: str, *more: str) -> dict[str, Any]:
@@ -51,12 +53,13 @@ def measured(url: str, *more: str) -> dict[str, Any]:
 def test_stats_count_sessions_and_nodes_and_measure_a_sample(url: str) -> None:
     within(url, sessions, shards=3)
     found = measured(url)
-    assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (8, 20, 0)
+    assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (9, 20, 0)
+    assert found["document_count"] == 2
     with redis.Redis.from_url(url) as client:
         own = [key for key in client.keys("*") if b":blob:" not in key and key.rpartition(b"}:")[2].count(b":") == 1]
         blobs = client.keys("*:blob:*")
         memory = {
-            "sample_session_count": 8,
+            "sample_session_count": 9,
             "sample_bytes": sum(client.memory_usage(key) or 0 for key in own if b"lash2" in key),
             "sample_blob_count": len(blobs),
             "sample_blob_bytes": sum(client.memory_usage(key) or 0 for key in blobs),
@@ -68,10 +71,10 @@ def test_the_sample_is_bounded_and_its_size_is_named(url: str) -> None:
     within(url, sessions, shards=3)
     memory = measured(url, "--sample", "3")["memory"]
     assert memory["sample_session_count"] == 3
-    assert memory["estimated_bytes"] == round(memory["sample_bytes"] / 3 * 8)
+    assert memory["estimated_bytes"] == round(memory["sample_bytes"] / 3 * 9)
     printed = runner.invoke(app, ["stats", "--sample", "3", "--url", url]).stdout
     assert [line[:12].rstrip() for line in printed.splitlines()] == [
-        *("namespace", "sessions", "nodes", "memory", "blobs")
+        *("namespace", "sessions", "nodes", "documents", "memory", "blobs")
     ]
     assert "the mean of a sample of 3 sessions is" in printed
 
@@ -95,7 +98,7 @@ def test_an_expired_session_is_not_counted_and_an_unreadable_one_is(url: str) ->
         client.hset(broken, "facts", b"nonsense")
         client.delete(*client.keys("*:s2"))
     found = measured(url)
-    assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (7, 14, 1)
+    assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (8, 14, 1)
     assert "unreadable  1 sessions; run lash-redis audit" in runner.invoke(app, ["stats", "--url", url]).stdout
 
 
@@ -129,7 +132,7 @@ def test_only_checker_and_auditor_may_measure_and_the_others_get_the_rest(
     with account(url, role) as address:
         found = measured(address)
         printed = runner.invoke(app, ["stats", "--url", address]).stdout
-    assert (found["session_count"], found["node_count"]) == (8, 20)
+    assert (found["session_count"], found["node_count"]) == (9, 20)
     assert (found["memory"] is not None, found["memory_refusal"] is None) == (may_measure, may_measure)
     assert ("memory      not measured: " in printed) is not may_measure
     assert ("use an account that may run MEMORY USAGE: the checker" in printed) is not may_measure

@@ -170,6 +170,9 @@ def fork(
 @command("delete", example="delete chat-42 chat-43 --yes")
 def delete(
     session: Annotated[list[str], typer.Argument(metavar="SESSION", help="The sessions' ids.")],
+    reusable: Annotated[
+        bool, typer.Option("--reusable", help="Let the ids be used again at once. Late commits are refused.")
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal, the command never asks.")
     ] = False,
@@ -179,7 +182,8 @@ def delete(
 ) -> None:
     """Delete sessions permanently, one after the other.
 
-    Writes to their ids are refused for a day. Exit code 1 if one of the sessions did not exist; the others are deleted.
+    Writes to their ids are refused for a day, unless --reusable is given. Exit code 1 if one of the sessions did not
+    exist; the others are deleted.
     """
     with ending(as_json):
         require_stored_data(url)
@@ -188,7 +192,7 @@ def delete(
             what = sessions.named(ids)
             if not typer.confirm(f"Delete {what} of namespace {namespace} permanently?", err=True):
                 raise CommandError(UNFIT, "nothing was deleted")
-        reports = asyncio.run(sessions.delete(url, namespace, ids, None if as_json else screen()))
+        reports = asyncio.run(sessions.delete(url, namespace, ids, None if as_json else screen(), reusable=reusable))
         existed = all(report.existed for report in reports.values())
         if as_json:
             documents = [{"session_id": name, **report.to_json()} for name, report in reports.items()]
