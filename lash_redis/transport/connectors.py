@@ -223,11 +223,22 @@ def by_url(url: str) -> Connector:
 def _embedded(rest: str) -> Connector:
     if "?" in rest or "#" in rest:
         raise InvalidRecord("url", "embedded:// has no options; in a directory write %3F for '?', %23 for '#'")
-    if not rest:
-        return Embedded()
+    directory = directory_of(f"embedded://{rest}")
+    return Embedded() if directory is None else EmbeddedDirectory(directory)
+
+
+def directory_of(url: str) -> Path | None:
+    """Return the directory of an `embedded://` URL; None for one without a directory, and for another URL.
+
+    Raises:
+        InvalidRecord: it names the home directory of an unknown user.
+    """
+    rest = url.removeprefix("embedded://")
+    if rest in ("", url):
+        return None
     try:
         directory = Path(unquote(rest))
-        return EmbeddedDirectory(directory.expanduser() if rest.startswith("~") else directory)
+        return directory.expanduser() if rest.startswith("~") else directory
     except RuntimeError:
         raise InvalidRecord("url", "names the home directory of an unknown user; write %7E for a literal '~'") from None
 

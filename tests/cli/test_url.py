@@ -49,6 +49,15 @@ def test_list_and_import_report_the_empty_server(tmp_path: Path) -> None:
         assert f"lash-redis: using {EMPTY}, which ends with this command; {REMEDY}\n" in ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [*NEEDS_DATA, ["list"]], ids=" ".join)
+def test_a_command_that_reads_makes_no_directory(arguments: list[str], tmp_path: Path) -> None:
+    ended = runner.invoke(app, [*arguments, "--url", f"embedded://{tmp_path}/mistyped"])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert f"{tmp_path}/mistyped does not exist" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_is_not_an_empty_server(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
     ended = runner.invoke(app, ["list", "--url", f"embedded://{tmp_path}/db"])
     assert (ended.exit_code, ended.stderr) == (0, "")

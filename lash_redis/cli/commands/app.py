@@ -21,6 +21,7 @@ from lash_redis.cli.output import (
     print_json,
 )
 from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
+from lash_redis.transport.connectors import directory_of
 
 NO_URL = "embedded://"
 """The default of `--url`: a server that the command starts, that is empty, and that ends with the command."""
@@ -73,12 +74,24 @@ def require_stored_data(url: str) -> None:
     """Refuse a URL of a server that starts empty. For a command that has nothing to do on an empty server.
 
     Raises:
-        CommandError: the server would be empty; it was not started.
+        CommandError: the server would be empty; it was not started, and no directory was made.
     """
+    require_directory(url)
     if url in _EMPTY:
         raise CommandError(
             USAGE, f"--url: expected a server with stored sessions, got {_EMPTY[url]} ({url}); {_GIVE_URL}"
         )
+
+
+def require_directory(url: str) -> None:
+    """Refuse the URL of an embedded server in a directory that does not exist. For a command that only reads.
+
+    Raises:
+        CommandError: the directory does not exist; it was not made.
+    """
+    directory = directory_of(url)
+    if directory is not None and not directory.exists():
+        raise CommandError(USAGE, f"--url: expected a directory with stored sessions, but {directory} does not exist")
 
 
 def warn_of_empty_server(url: str) -> None:

@@ -20,6 +20,7 @@ from lash_redis.cli.commands.app import (
     Url,
     command,
     ending,
+    require_directory,
     require_stored_data,
     warn_of_empty_server,
 )
@@ -44,6 +45,7 @@ def list_sessions(
     Owner, title and parent follow if a session of the page has one, and its fault if a session cannot be read.
     """
     with ending(as_json):
+        require_directory(url)
         warn_of_empty_server(url)
         page = asyncio.run(sessions.load_page(url, namespace, limit=limit, after=after, parent=parent, owner=owner))
         if as_json:
