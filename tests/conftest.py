@@ -25,6 +25,7 @@ from tests.support import selection
 from tests.support.as_async import as_async, synchronous
 from tests.support.groups import Cluster, RunningGroups, SentinelGroup
 from tests.support.paths import DATA
+from tests.support.postgres import new_database, running_postgres
 from tests.support.proxy import Proxy
 from tests.support.servers import Kind, RunningServers, Server, Snapshot, every, require, snapshot, table
 
@@ -216,6 +217,18 @@ async def full(real_server: Server) -> AsyncIterator[Callable[[], Awaitable[None
 
     yield fill
     await admin.config_set("maxmemory", 0)
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def database(_postgres: str) -> str:
+    """The URL of a new database of PostgreSQL."""
+    return new_database(_postgres)
 
 
 @pytest.fixture(scope="module")

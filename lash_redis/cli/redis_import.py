@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,7 @@ class Library:
     @property
     def pattern(self) -> str:
         """The pattern of SCAN that matches its keys."""
-        before, after = (re.sub(r"([*?\[\]\\^-])", r"\\\1", text) for text in (self.before, self.after))
-        return f"{before}*{after}"
+        return f"{_literal(self.before)}*{_literal(self.after)}"
 
     def session_id(self, key: bytes) -> str:
         """Return the session id in the name of a key. It raises ValueError if that is no UTF-8."""
@@ -113,6 +112,16 @@ def _objects(elements: Sequence[bytes]) -> Items:
             raise InvalidRecord(f"element {at}", f"expected a JSON object, got {type(value).__name__}")
         values.append(value)
     return values
+
+
+def keys_with_prefix(client: redis.Redis, prefix: str, kind: str) -> AsyncIterator[bytes]:
+    """Yield the names of the keys of a type that begin with a text."""
+    return client.scan_iter(f"{_literal(prefix)}*", 1000, kind)
+
+
+def _literal(text: str) -> str:
+    """Escape a text for a pattern of SCAN."""
+    return re.sub(r"([*?\[\]\\^-])", r"\\\1", text)
 
 
 async def import_histories(url: str, namespace: str, library: Library, source: str, ttl: float | None) -> ImportReport:

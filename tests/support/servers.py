@@ -96,7 +96,7 @@ def every() -> tuple[Kind, ...]:
 def require(kind: Kind) -> None:
     """Skip the test that needs a missing server, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
     if kind.missing:
-        _report_missing(str(kind))
+        report_missing(str(kind))
 
 
 def any_real() -> Kind:
@@ -109,15 +109,15 @@ def any_real() -> Kind:
 
 def require_luacheck() -> str:
     """Return the path of luacheck. Without it, skip the test, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
-    return shutil.which("luacheck") or _report_missing("luacheck is not installed: apt-get install lua-check")
+    return shutil.which("luacheck") or report_missing("luacheck is not installed: apt-get install lua-check")
 
 
 def require_chromium() -> str:
     """Return the path of Chromium. Without it, skip the test, or fail it where LASH_REDIS_REQUIRE_SERVERS=all."""
-    return shutil.which("chromium") or _report_missing("chromium is not installed: apt-get install chromium")
+    return shutil.which("chromium") or report_missing("chromium is not installed: apt-get install chromium")
 
 
-def _report_missing(reason: str) -> NoReturn:
+def report_missing(reason: str) -> NoReturn:
     if os.environ.get("LASH_REDIS_REQUIRE_SERVERS") == "all":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import redis_import, transcript_export, transcript_import, transfer
+from lash_redis.cli import langgraph_import, redis_import, transcript_export, transcript_import, transfer
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -76,7 +76,17 @@ def import_sessions(
         typer.Option(metavar="URL", help="The server of openai-agents' RedisSession."),
     ] = None,
     langchain: Annotated[str | None, typer.Option(metavar="URL", help="That of RedisChatMessageHistory.")] = None,
-    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="The prefix of its keys, if changed.")] = None,
+    langgraph_sqlite: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The database of LangGraph's SqliteSaver.")
+    ] = None,
+    langgraph_postgres: Annotated[str | None, typer.Option(metavar="URL", help="That of its PostgresSaver.")] = None,
+    langgraph_redis: Annotated[str | None, typer.Option(metavar="URL", help="The server of its RedisSaver.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The prefix of the keys in that Redis, if changed.")
+    ] = None,
+    thread: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A thread of LangGraph; all threads without it.")
+    ] = None,
     ttl: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Expire after this time, without a ttl of their own."),
@@ -85,19 +95,27 @@ def import_sessions(
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Store the sessions of an export, chat transcripts, or the histories that another library keeps in a Redis.
+    """Store the sessions of an export, chat transcripts, or what another library keeps elsewhere.
 
     Sessions that are stored already are left as they are, so an interrupted import can be run again. Exit code 1 if a
     session was refused or the end of the file is missing. Exit code 2 at an invalid line.
 
-    `--redis-session` and `--langchain` compare both sides. A second run adds what was written meanwhile.
+    Imports from another library compare both sides. A second run adds what was written meanwhile.
     """
     with ending(as_json):
         warn_of_empty_server(url)
-        sources = [bool(files), redis_session is not None, langchain is not None]
-        if sum(sources) != 1 or (openai and not files):
-            raise CommandError(USAGE, "expected a FILE, --redis-session or --langchain")
-        if redis_session is not None:
+        libraries = (redis_session, langchain, langgraph_sqlite, langgraph_postgres, langgraph_redis)
+        if bool(files) + sum(each is not None for each in libraries) != 1 or (openai and not files):
+            raise CommandError(USAGE, "expected a FILE, or one option that names the data of another library")
+        is_langgraph = any(each is not None for each in libraries[2:])
+        if thread and not is_langgraph:
+            raise CommandError(USAGE, "--thread needs --langgraph-sqlite, --langgraph-postgres or --langgraph-redis")
+        if prefix is not None and all(each is None for each in (redis_session, langchain, langgraph_redis)):
+            raise CommandError(USAGE, "--prefix needs --redis-session, --langchain or --langgraph-redis")
+        if is_langgraph:
+            threads = _langgraph_source(langgraph_sqlite, langgraph_postgres, langgraph_redis, prefix)
+            report = asyncio.run(langgraph_import.import_threads(url, namespace, threads, thread or None, ttl))
+        elif redis_session is not None:
             library = redis_import.redis_session(prefix)
             report = asyncio.run(redis_import.import_histories(url, namespace, library, redis_session, ttl))
         elif langchain is not None:
@@ -115,3 +133,14 @@ def import_sessions(
         else:
             transfer.print_imported(report, screen(), "the file" if files else "the source")
     raise typer.Exit(OK if whole else UNFIT)
+
+
+def _langgraph_source(
+    sqlite: Path | None, postgres: str | None, redis: str | None, prefix: str | None
+) -> langgraph_import.Source:
+    """Return the source of the one that is given."""
+    if sqlite is not None:
+        return langgraph_import.sqlite(sqlite)
+    if postgres is not None:
+        return langgraph_import.postgres(postgres)
+    return langgraph_import.redis_saver(redis or "", prefix)

@@ -12,6 +12,7 @@ from lash_redis.integrations.langgraph.conflicts import Claim, Pointer
 from tests.integrations.langgraph import test_checkpoints as checkpoints
 from tests.integrations.langgraph import test_conflicts as conflicts
 from tests.integrations.langgraph import test_deltas as deltas
+from tests.integrations.langgraph import test_importing as importing
 from tests.integrations.langgraph import test_maintenance as maintenance
 from tests.laws import test_broken_twins as laws
 from tests.support.breaking import Breakage, Lua, Python
@@ -19,7 +20,7 @@ from tests.support.breaking import Breakage, Lua, Python
 pytestmark = pytest.mark.slow
 
 server, real_server = laws.server, laws.real_server
-saver, open_saver = checkpoints.saver, conflicts.open_saver
+saver, open_saver, source = checkpoints.saver, conflicts.open_saver, importing.source
 
 PACKAGE = "integrations.langgraph"
 
@@ -67,6 +68,22 @@ def keeps_the_latest_alone(choose: Any) -> Any:
     def broken(thread: Any, serde: Any) -> Any:
         latest = {(ns, max(found for each, found in thread.checkpoints if each == ns)) for ns in thread.pointers}
         return choose(thread, serde) & latest
+
+    return broken
+
+
+def names_the_parent_alone(_: Any) -> Any:
+    async def broken(self: Any, ns: str, parent_id: str | None) -> Any:
+        return self._config(ns, parent_id)
+
+    return broken
+
+
+def adds_to_any_thread(run: Any) -> Any:
+    async def broken(self: Any) -> bool:
+        for place in sorted(await self._places(self._source) - await self._places(self._target)):
+            await self._store(place)
+        return True
 
     return broken
 
@@ -125,6 +142,22 @@ BROKEN: list[tuple[Callable[..., Awaitable[None]], Breakage]] = [
     (
         maintenance.test_parts_that_are_removed_before_their_checkpoint_is_stored_return,
         Python(f"{PACKAGE}.writing:ThreadWriter._store_parts", expects_nothing, "does not expect that they stay"),
+    ),
+    (
+        importing.test_a_thread_that_is_written_to_on_the_target_meanwhile_is_reported_and_keeps_its_turn,
+        Python(f"{PACKAGE}.importing:_ThreadImport.run", adds_to_any_thread, "adds to any thread"),
+    ),
+    (
+        importing.test_branches_are_stored_though_another_branch_is_the_latest,
+        Python(f"{PACKAGE}.importing:_ThreadImport._parent", names_the_parent_alone, "names the parent alone"),
+    ),
+    (
+        importing.test_a_thread_that_was_continued_on_both_sides_is_refused,
+        Python(f"{PACKAGE}.importing:_ThreadImport.run", adds_to_any_thread, "adds to any thread"),
+    ),
+    (
+        importing.test_pending_writes_keep_their_order_and_special_ones_their_place,
+        Python(f"{PACKAGE}.importing:_writes", lambda _: lambda found: {}, "stores no pending writes"),
     ),
 ]
 
