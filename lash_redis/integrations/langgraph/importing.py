@@ -33,8 +33,11 @@ MAX_FAILURES: Final = 1_000
 Saver: TypeAlias = BaseCheckpointSaver[Any]
 Place: TypeAlias = tuple[str, str]
 """The id and the namespace of a checkpoint, which sort from the oldest to the latest."""
-Writes: TypeAlias = dict[str, dict[int, tuple[str, Any]]]
-"""Pending writes, each a channel and a value, by task and index. Tasks are in the order in which a run applies them."""
+Writes: TypeAlias = dict[str, dict[int, list[tuple[str, Any]]]]
+"""Pending writes by task, in the order in which a run applies them, and by kind: what one call of `put_writes` stores.
+
+The kind is 0 for the results of the task, and the index of a special channel, which has one write.
+"""
 
 
 async def import_threads(
@@ -140,20 +143,19 @@ class _ThreadImport:
         """Store a checkpoint, or those of its pending writes that the target lacks, and compare both sides."""
         checkpoint_id, ns = place
         found, config = await self._read(self._source, place), self._config(ns, checkpoint_id)
-        mine = await self._target.aget_tuple(config)
-        if mine is None:
+        if await self._target.aget_tuple(config) is None:
             parent = await self._parent(ns, _parent_id(found))
             # All channels count as new, so that exactly the values of the source are stored.
             versions = found.checkpoint["channel_versions"]
             await self._target.aput(parent, found.checkpoint, found.metadata, versions)
-        present = {} if mine is None else _writes(mine)
-        wanted = _writes(found)
+        # Writes can be stored before their checkpoint, by a `DualWriteSaver` whose old saver alone has the checkpoint.
+        wanted, present = _writes(found), _writes(await self._read(self._target, place))
         paths = {
             task_id: f"{position:08}" for position, task_id in enumerate(each for each in wanted if each != NULL_TASK)
         }
-        for task_id, writes in wanted.items():
-            for call in _calls(writes, present.get(task_id, {})):
-                await self._target.aput_writes(config, call, task_id, paths.get(task_id, ""))
+        for (task_id, kind), writes in _flat(wanted).items():
+            if kind not in present.get(task_id, {}):
+                await self._target.aput_writes(config, writes, task_id, paths.get(task_id, ""))
         if any(await self._compare(place)):
             raise _Differs(
                 f"the pending writes of checkpoint {checkpoint_id!r} changed meanwhile; run the import again"
@@ -215,18 +217,9 @@ def _parent_id(found: CheckpointTuple) -> str | None:
 def _writes(found: CheckpointTuple) -> Writes:
     tasks: Writes = {}
     for task_id, channel, value in found.pending_writes or ():
-        writes = tasks.setdefault(task_id, {})
-        index = WRITES_IDX_MAP.get(channel)
-        writes[sum(at >= 0 for at in writes) if index is None else index] = channel, value
+        tasks.setdefault(task_id, {}).setdefault(WRITES_IDX_MAP.get(channel, 0), []).append((channel, value))
     return tasks
 
 
-def _flat(tasks: Writes) -> dict[tuple[str, int], tuple[str, Any]]:
-    return {(task_id, index): write for task_id, writes in tasks.items() for index, write in writes.items()}
-
-
-def _calls(writes: dict[int, tuple[str, Any]], present: dict[int, tuple[str, Any]]) -> Iterable[list[tuple[str, Any]]]:
-    """Return the calls of `put_writes` that add what is not present. Calls of special channels have one write."""
-    if any(index >= 0 and index not in present for index in writes):
-        yield [writes[index] for index in sorted(writes) if index >= 0]
-    yield from ([write] for index, write in writes.items() if index < 0 and index not in present)
+def _flat(tasks: Writes) -> dict[tuple[str, int], list[tuple[str, Any]]]:
+    return {(task_id, kind): writes for task_id, kinds in tasks.items() for kind, writes in kinds.items()}

@@ -252,9 +252,14 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
             return {channel: {"writes": []} for channel in channels}
         return await delta_history(reader, self.serde, found, channels)
 
-    def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return the next version of a channel: a number that sorts as text, and random digits."""
-        number = 0 if current is None else current if isinstance(current, int) else int(str(current).split(".")[0])
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """Return the next version of a channel: a number that sorts as text, and random digits.
+
+        A thread of another saver whose versions are numbers continues with numbers, because LangGraph compares them.
+        """
+        if isinstance(current, int | float):
+            return current + 1
+        number = 0 if current is None else int(current.split(".")[0])
         return f"{number + 1:032}.{random.random():016}"
 
     # Synchronous

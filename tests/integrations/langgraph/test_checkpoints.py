@@ -355,7 +355,7 @@ async def test_versions_sort_as_they_follow_each_other(saver):
         version = saver.get_next_version(version, None)
         versions.append(version)
     assert versions == sorted(versions)
-    assert saver.get_next_version(7, None).startswith(f"{8:032}.")
+    assert saver.get_next_version(7, None) == 8  # LangGraph compares the versions of a channel
 
 
 def test_a_saver_needs_a_cache():

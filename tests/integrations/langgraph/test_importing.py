@@ -279,6 +279,16 @@ async def test_a_checkpoint_without_its_parent_is_stored(source, saver):
     assert await stored(saver, "thread") == await stored(source, "thread")
 
 
+async def test_a_thread_whose_versions_are_numbers_continues(saver, monkeypatch):
+    """As with a saver that leaves the versions to the base class."""
+    monkeypatch.setattr(InMemorySaver, "get_next_version", BaseCheckpointSaver.get_next_version)
+    source = InMemorySaver()
+    await run(source, "asking", "thread", ["hi"])
+    assert (await import_threads(source, saver)).failures == ()
+    assert (await run(saver, "asking", "thread", {"resume": "yes"}))["answer"] == "yes"
+    assert shown(await run(saver, "chat", "thread", ["b"]))["messages"] == ["hi", "echo hi", "b", "echo b"]
+
+
 async def test_branches_are_stored_though_another_branch_is_the_latest(source, saver):
     root = await put(source, "1", {"a": 1})
     left = await put(source, "2", {"a": 2}, on=root)
