@@ -13,6 +13,7 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
+    get_checkpoint_id,
 )
 
 from lash_redis._validate import require_type
@@ -54,7 +55,11 @@ class DualWriteSaver(BaseCheckpointSaver[Any]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint of the saver that is read from; None if it has none. It reads both."""
         stored = await self.new.aget_tuple(config)
-        return stored if self._read is self.new else _recognised(await self.old.aget_tuple(config), stored)
+        if self._read is self.new:
+            return stored
+        if stored is None and get_checkpoint_id(config):
+            await self.new.aget_tuple(_latest(config))  # so that it takes writes although it may lack the thread
+        return _recognised(await self.old.aget_tuple(config), stored)
 
     async def alist(
         self,
@@ -113,7 +118,11 @@ class DualWriteSaver(BaseCheckpointSaver[Any]):
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`aget_tuple`, outside of an event loop."""
         stored = self.new.get_tuple(config)
-        return stored if self._read is self.new else _recognised(self.old.get_tuple(config), stored)
+        if self._read is self.new:
+            return stored
+        if stored is None and get_checkpoint_id(config):
+            self.new.get_tuple(_latest(config))
+        return _recognised(self.old.get_tuple(config), stored)
 
     def list(
         self,
@@ -162,6 +171,12 @@ def _recognised(found: CheckpointTuple | None, stored: CheckpointTuple | None) -
     if found is None or stored is None or found.checkpoint["id"] != stored.checkpoint["id"]:
         return found
     return found._replace(config=stored.config)
+
+
+def _latest(config: RunnableConfig) -> RunnableConfig:
+    configurable = config["configurable"]
+    names = ("thread_id", "checkpoint_ns")
+    return {"configurable": {name: configurable[name] for name in names if name in configurable}}
 
 
 def _plain(config: RunnableConfig) -> RunnableConfig:

@@ -99,14 +99,17 @@ async def _remove(documents: Documents, thread: Thread, kept: set[tuple[str, str
     gone = [place for place in thread.checkpoints if place not in kept]
     live = {part for place in kept for part in _parts_of(thread.checkpoints[place])}
     removed = [names.checkpoint(*place) for place in gone]
+    pointers = {ns: pointer_of(ns, content) for ns, content in thread.pointers.items()}
     for name in thread.contents:
         if name.startswith(b"w"):
             ns, checkpoint_id = names.parts_of(name)[:2]
-            if (ns, checkpoint_id) in thread.checkpoints and (ns, checkpoint_id) not in kept:
+            current = pointers.get(ns)
+            # The checkpoint of later writes may be on its way. Earlier ones whose checkpoint was refused are removed.
+            is_early = current is not None and checkpoint_id < current.latest
+            if (ns, checkpoint_id) not in kept and ((ns, checkpoint_id) in thread.checkpoints or is_early):
                 removed.append(name)
     put: dict[bytes, bytes] = {}
-    for ns, content in thread.pointers.items():
-        current = pointer_of(ns, content)
+    for ns, current in pointers.items():
         if current is not None and (ns, current.latest) in kept:
             continue
         left = [checkpoint_id for each, checkpoint_id in kept if each == ns]

@@ -33,6 +33,7 @@ from lash_redis.integrations.langgraph.sync import SyncCalls
 from lash_redis.integrations.langgraph.values import PartCache
 from lash_redis.integrations.langgraph.writing import ThreadWriter
 from lash_redis.session.documents import Documents
+from lash_redis.session.store import RedisSessionStore
 
 MAX_READS: Final = 3
 STRATEGIES: Final = ("keep_latest", "delete")
@@ -72,6 +73,14 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
         self._memory = Memory()
         self._parts = PartCache(cache.options.blob_cache_bytes)
         self._sync = SyncCalls(cache)
+
+    def session(self, thread_id: str) -> RedisSessionStore:
+        """Return the session of a thread, for leases and streams. No I/O; it belongs to the saver's owner, if any.
+
+        Raises:
+            InvalidRecord: `thread_id` is no id of a session.
+        """
+        return self._cache.session(str(thread_id), owner=self._owner)
 
     # Asynchronous
 
@@ -163,7 +172,11 @@ class LashCheckpointSaver(BaseCheckpointSaver[str]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store pending writes of a task. One round trip. It raises what `aput` raises."""
+        """Store pending writes of a task. One round trip. It raises what `aput` raises.
+
+        They may come before their checkpoint if this saver has loaded the thread before, as every run does. Writes to a
+        thread without checkpoints that it has not loaded are refused by `CheckpointConflict`.
+        """
         thread_id, ns, checkpoint_id = _place(config)
         if not checkpoint_id:
             raise InvalidRecord("config", "expected a checkpoint_id in config['configurable']")

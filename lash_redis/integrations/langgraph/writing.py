@@ -233,7 +233,7 @@ class ThreadWriter:
     async def put_writes(
         self, ns: str, checkpoint_id: str, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
-        """Store pending writes of a task. One round trip.
+        """Store pending writes of a task. One round trip, and another one if this process has not seen the thread.
 
         A write that is stored stays, except those of the special channels. The checkpoint may not be stored yet,
         because a run stores both at the same time.
@@ -244,18 +244,31 @@ class ThreadWriter:
             index = WRITES_IDX_MAP.get(channel, at)
             record = WriteRecord(task_id, index, channel, self._typed(value), task_path)
             (add if index >= 0 else put)[names.write(ns, checkpoint_id, task_id, index)] = record.encode()
-        place = self._thread_id, ns
-        expects: dict[bytes, bytes | bool] = {}
-        if self._memory.checkpoints.get((*place, checkpoint_id)) is not None:
-            expects[names.checkpoint(ns, checkpoint_id)] = True
-        elif (stored := pointer_of(ns, self._memory.pointers.get(place))) is not None:  # an earlier one of the run
-            expects[names.checkpoint(ns, stored.latest)] = True
+        expected = await self._checkpoint_of_the_run(ns, checkpoint_id)
+        expects: dict[bytes, bytes | bool] = {} if expected is None else {names.checkpoint(ns, expected): True}
         try:
             await self._documents.write(DocumentWrite(put=put, add=add, expects=expects))
         except DocumentsChanged as changed:
             raise CheckpointConflict(
                 self._thread_id, ns, str(checkpoint_id), "that checkpoint was deleted or pruned meanwhile"
             ) from changed
+
+    async def _checkpoint_of_the_run(self, ns: str, checkpoint_id: str) -> str | None:
+        """Return a checkpoint that is stored unless the thread was deleted; None if the run has begun the thread.
+
+        Otherwise writes to a deleted thread would make a session that has no checkpoint.
+        """
+        place = self._thread_id, ns
+        if self._memory.checkpoints.get((*place, checkpoint_id)) is not None:
+            return checkpoint_id
+        stored = pointer_of(ns, self._memory.pointers.get(place))
+        if stored is None and self._memory.empty.get(place) is None:
+            found, pointer = await self._reader.exact(ns, checkpoint_id)
+            self._memory.pointers.put(place, pointer)
+            stored = pointer_of(ns, pointer)
+            if found is not None or stored is None or checkpoint_id < stored.latest:
+                return checkpoint_id
+        return None if stored is None else stored.latest  # an earlier one of the run
 
     def _conflict(self, put: Put, reason: str) -> CheckpointConflict:
         parent = put.claim.parent

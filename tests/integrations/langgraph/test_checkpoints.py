@@ -15,7 +15,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
-from lash_redis import CommitTooLarge, InvalidRecord, OwnerMismatch, SessionEvicted, SessionExists
+from lash_redis import CommitTooLarge, InvalidRecord, LeaseBusy, OwnerMismatch, SessionEvicted, SessionExists
 from lash_redis.integrations.langgraph import LashCheckpointSaver
 from lash_redis.options import StoreOptions
 from tests.support.builders import append, commit, key_of
@@ -213,12 +213,32 @@ async def test_a_stored_write_stays_and_a_special_one_is_replaced(saver):
     assert (await load(saver)).pending_writes == [("task", INTERRUPT, "second"), ("task", "a", 1)]
 
 
-async def test_writes_may_be_stored_before_their_checkpoint(saver):
-    """A run stores both at the same time."""
-    await saver.aput_writes(config(checkpoint_id="1"), [("a", 1)], "task")
-    assert await saver.aget_tuple(config()) is None
-    await put(saver, "1")
-    assert (await load(saver)).pending_writes == [("task", "a", 1)]
+async def test_writes_of_a_run_may_be_stored_before_their_checkpoint(open_cache):
+    """A run loads the thread, and stores both at the same time."""
+    for checkpoint_id in ("1", "2"):
+        saver = LashCheckpointSaver(open_cache())
+        found = await saver.aget_tuple(config())
+        await saver.aput_writes(config(checkpoint_id=checkpoint_id), [("a", 1)], "task")
+        latest = await saver.aget_tuple(config())
+        assert (latest and latest.checkpoint["id"]) == (found and found.checkpoint["id"])
+        await put(saver, checkpoint_id, on=None if found is None else found.config)
+        assert (await load(saver)).pending_writes == [("task", "a", 1)]
+
+
+async def test_the_session_of_a_thread_is_that_of_the_savers_owner(open_cache):
+    alice, bob = (LashCheckpointSaver(open_cache(), owner=owner) for owner in ("alice", "bob"))
+    await put(alice, "1", {"a": 1})
+    async with await alice.session("thread").acquire_lease() as lease:
+        with pytest.raises(LeaseBusy):
+            await LashCheckpointSaver(open_cache(), owner="alice").session("thread").acquire_lease()
+        assert (await alice.session("thread").load_lease()).generation == lease.generation
+        await put(alice, "2", {"a": 2}, on=(await load(alice)).config)
+    assert await bob.session("thread").load_lease() is None
+    with pytest.raises(OwnerMismatch):
+        await bob.session("thread").acquire_lease()
+    async with alice.session("thread").stream("gen-1") as out:
+        await out.send({"delta": "Hel"})
+    assert [event.data async for event in alice.session("thread").follow("gen-1")] == [{"delta": "Hel"}]
 
 
 async def test_a_channel_without_a_value_stays_without(saver, open_cache):

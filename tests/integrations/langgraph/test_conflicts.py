@@ -137,6 +137,20 @@ async def test_a_deleted_thread_is_usable_at_once_and_takes_no_late_writes(open_
     assert await listed(two, config()) == ["7"]
 
 
+async def test_writes_of_a_process_that_has_not_seen_a_deleted_thread_are_refused(open_saver, keyspace):
+    """They would make a session without a checkpoint, which nothing removes if the cache has no ttl."""
+    at = await put(open_saver(), "1", {"a": 1})
+    await open_saver().aput_writes(at, [("a", 1)], "task")
+    await open_saver().adelete_thread("thread")
+    for begins in (False, True):
+        if begins:
+            await put(open_saver(), "7", {"a": 7})
+        before = await keyspace()
+        with pytest.raises(CheckpointConflict):
+            await open_saver().aput_writes(at, [("a", 1)], "task")
+        assert await keyspace() == before
+
+
 async def test_runs_in_different_namespaces_and_threads_do_not_conflict(open_saver):
     saver = open_saver()
     await put(saver, "1", {"a": 1})

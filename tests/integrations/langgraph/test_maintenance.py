@@ -43,6 +43,20 @@ async def test_pruning_keeps_the_latest_and_frees_the_parts_of_the_others(cache,
     assert (await load(saver)).checkpoint["channel_values"] == {"messages": messages(30)}
 
 
+async def test_pruning_removes_the_writes_of_a_refused_checkpoint_and_keeps_those_of_a_coming_one(cache, saver):
+    await put(saver, "1", {"a": 1})
+    first, second = LashCheckpointSaver(cache), LashCheckpointSaver(cache)
+    mine, own = await load(first), await load(second)
+    await first.aput_writes(config(checkpoint_id="2"), [("a", 1)], "refused")
+    await put(second, "3", {"a": 3}, on=own.config)
+    with pytest.raises(CheckpointConflict):
+        await put(first, "2", {"a": 2}, on=mine.config)
+    await second.aput_writes(config(checkpoint_id="4"), [("a", 1)], "coming")
+    await saver.aprune(["thread"])
+    page = await cache.documents("thread").page(b"w", b"x", limit=10)
+    assert [document.name for document in page.documents] == [b"w\x004\x00coming\x000"]
+
+
 async def test_a_run_continues_while_its_thread_is_pruned(cache, saver, open_cache):
     at = await thread(saver, 5)
     pruner = LashCheckpointSaver(open_cache())
