@@ -49,6 +49,7 @@ bench-quick: $(TEST)  ## the same on one server with fewer rounds; under two min
 bench-peers: $(TEST) $(PEERS)/.ready  ## the stores that people use today beside this one, on the same conversations
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
 	$(PEERS)/bin/python -m bench.langgraph_turns
+	$(PEERS)/bin/python -m bench.langgraph_writers
 	$(BIN)/python -m bench.plots bench/results/peers.json
 
 bench-check: $(TEST)  ## this tree against the commit BASE, in one interleaved run

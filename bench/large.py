@@ -27,6 +27,7 @@ from bench.report import Row
 from lash_redis import (
     ActivePath,
     Append,
+    DocumentWrite,
     EventPayload,
     FullGraph,
     HydratedSessionCheckpoint,
@@ -236,6 +237,10 @@ class Bench:
             Work("chat.messages of 10,000 messages", self.messages, self.chatted),
             Work(f"delete of a session of {count} nodes", self.delete, self.stored),
             Work("gc of 10,000 blobs", self.gc, self.orphans),
+            Work("documents: write of 4,000 (the limit)", self.write_documents, self.unwritten, True),
+            Work("documents: page of 1,000 with 8 children each", self.read_documents, self.written_documents),
+            Work(f"documents: names of {dead} parts", self.part_names, self.parts),
+            Work(f"documents: delete of a session of {dead} parts", self.delete, self.parts),
             Work(f"{self.commits:,} concurrent commits of 5 MB", self.many_commits, self.five_mb, True, repeats=1),
         ]
 
@@ -409,6 +414,38 @@ class Bench:
 
     async def gc(self, _: object) -> None:
         await self.cache.gc()
+
+    # Documents
+
+    async def unwritten(self) -> tuple[str, DocumentWrite]:
+        names = {b"c%08d" % at: b"x" * 1_000 for at in range(2_000)}
+        parts = {b"pb%08d" % at: b"x" * 1_000 for at in range(2_000)}
+        return self.fresh(), DocumentWrite(put=names | parts)
+
+    async def write_documents(self, made: tuple[str, DocumentWrite]) -> None:
+        await self.cache.documents(made[0]).write(made[1])
+
+    async def written_documents(self) -> str:
+        session_id = self.fresh()
+        for at in range(0, 1_000, 250):
+            names = {b"c%08d" % number: b"x" * 1_000 for number in range(at, at + 250)}
+            children = {b"w" + name[1:] + b"\0%d" % child: b"x" * 200 for name in names for child in range(8)}
+            await self.cache.documents(session_id).write(DocumentWrite(put=names | children))
+        return session_id
+
+    async def read_documents(self, session_id: str) -> None:
+        read = await self.cache.documents(session_id).page(b"c", b"d", limit=1_000, children="w")
+        assert sum(len(document.children) for document in read.documents) == 8_000
+
+    async def parts(self) -> str:
+        session_id = self.fresh()
+        for at in range(0, self.dead, 4_000):
+            parts = {b"pe%08d" % number: b"x" * 500 for number in range(at, min(at + 4_000, self.dead))}
+            await self.cache.documents(session_id).write(DocumentWrite(put=parts))
+        return session_id
+
+    async def part_names(self, session_id: str) -> None:
+        assert len(await self.cache.documents(session_id).part_names()) == self.dead
 
     # Copies
 

@@ -19,6 +19,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bench import check, report, scale, workers, workload
+from bench.langgraph_savers import OURS, peers
+from bench.langgraph_writers import Outcome, two_writers
 from bench.measure import Contender, Times, in_turn, percentiles, spread, traffic, wire_to
 from bench.network import relay_with_latency
 from lash_redis import SessionCache
@@ -239,6 +241,15 @@ for figure in by_nodes([{"what": f"commit at {at} nodes / bare", "numbers": numb
     figure.draw(Path(sys.argv[1]))
 """
 """The code runs in a separate process, because pygal changes later imports, which causes warnings."""
+
+
+async def test_lost_and_refused_turns_of_two_writers_are_counted(database: str) -> None:
+    async with peers(database, None) as (found, missing):
+        outcomes = {peer.name: await two_writers(peer, 2) for peer in found}
+    assert missing == ["AsyncRedisSaver: not measured; pass --redis-stack URL"]
+    assert outcomes.pop(OURS) == Outcome(acknowledged=2, lost=0, refused=2, kept_after_retry=4)
+    others = ("InMemorySaver", "AsyncSqliteSaver", "AsyncPostgresSaver")
+    assert outcomes == dict.fromkeys(others, Outcome(acknowledged=4, lost=2, refused=0, kept_after_retry=2))
 
 
 def test_a_picture_follows_the_color_scheme_and_is_reproducible(tmp_path: Path) -> None:
