@@ -24,6 +24,7 @@ from lash_redis import connect
 from lash_redis.embedded import EmbeddedServer
 
 try:
+    import aiosqlite
     from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
     from langgraph.checkpoint.base.id import uuid6
     from langgraph.checkpoint.memory import InMemorySaver
@@ -140,6 +141,8 @@ def _sqlite(stack: AsyncExitStack, folder: Path) -> Peer:
         return await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(folder / "threads.db")))
 
     async def stored() -> int:
+        async with aiosqlite.connect(folder / "threads.db") as admin:
+            await admin.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # otherwise a log that is used again hides writes
         return sum(entry.stat().st_size for entry in os.scandir(folder))
 
     return Peer("AsyncSqliteSaver", open_saver, stored)
