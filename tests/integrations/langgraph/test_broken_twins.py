@@ -12,6 +12,7 @@ from lash_redis.integrations.langgraph.conflicts import Claim, Pointer
 from tests.integrations.langgraph import test_checkpoints as checkpoints
 from tests.integrations.langgraph import test_conflicts as conflicts
 from tests.integrations.langgraph import test_deltas as deltas
+from tests.integrations.langgraph import test_dual_write as dual_write
 from tests.integrations.langgraph import test_importing as importing
 from tests.integrations.langgraph import test_maintenance as maintenance
 from tests.laws import test_broken_twins as laws
@@ -20,7 +21,7 @@ from tests.support.breaking import Breakage, Lua, Python
 pytestmark = pytest.mark.slow
 
 server, real_server = laws.server, laws.real_server
-saver, open_saver, source = checkpoints.saver, conflicts.open_saver, importing.source
+saver, open_saver, source, workers = checkpoints.saver, conflicts.open_saver, importing.source, dual_write.workers
 
 PACKAGE = "integrations.langgraph"
 
@@ -84,6 +85,20 @@ def adds_to_any_thread(run: Any) -> Any:
         for place in sorted(await self._places(self._source) - await self._places(self._target)):
             await self._store(place)
         return True
+
+    return broken
+
+
+def expects_no_checkpoint(_: Any) -> Any:
+    async def broken(self: Any, ns: str, checkpoint_id: str) -> None:
+        return None
+
+    return broken
+
+
+def stores_in_the_new_one(_: Any) -> Any:
+    async def broken(self: Any, *args: Any) -> Any:
+        return await self.new.aput(*args)
 
     return broken
 
@@ -154,6 +169,18 @@ BROKEN: list[tuple[Callable[..., Awaitable[None]], Breakage]] = [
     (
         importing.test_a_thread_that_was_continued_on_both_sides_is_refused,
         Python(f"{PACKAGE}.importing:_ThreadImport.run", adds_to_any_thread, "adds to any thread"),
+    ),
+    (
+        conflicts.test_writes_of_a_process_that_has_not_seen_a_deleted_thread_are_refused,
+        Python(f"{PACKAGE}.writing:ThreadWriter._checkpoint_of_the_run", expects_no_checkpoint, "expects nothing"),
+    ),
+    (
+        dual_write.test_of_two_runs_on_one_thread_one_is_refused_whatever_they_read,
+        Python(f"{PACKAGE}.dual_write:_recognised", lambda _: lambda found, stored: found, "recognises no run"),
+    ),
+    (
+        dual_write.test_every_turn_of_a_rolling_change_is_kept,
+        Python(f"{PACKAGE}.dual_write:DualWriteSaver.aput", stores_in_the_new_one, "stores in the new saver alone"),
     ),
     (
         importing.test_pending_writes_keep_their_order_and_special_ones_their_place,

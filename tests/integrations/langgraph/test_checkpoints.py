@@ -225,6 +225,18 @@ async def test_writes_of_a_run_may_be_stored_before_their_checkpoint(open_cache)
         assert (await load(saver)).pending_writes == [("task", "a", 1)]
 
 
+async def test_writes_of_a_task_over_a_limit_are_refused_as_a_whole(open_cache, keyspace):
+    saver = LashCheckpointSaver(open_cache(max_commit_bytes=1_000_000))
+    at = await put(saver, "1", {"a": 1})
+    await saver.aput_writes(at, [("a", 1)] * 3_999, "task")
+    before = await keyspace()
+    with pytest.raises(InvalidRecord, match="at most 4000"):
+        await saver.aput_writes(at, [("a", 1)] * 4_000, "another")
+    with pytest.raises(CommitTooLarge):
+        await saver.aput_writes(at, [("a", "x" * 500_000)] * 3, "another")
+    assert await keyspace() == before
+
+
 async def test_the_session_of_a_thread_is_that_of_the_savers_owner(open_cache):
     alice, bob = (LashCheckpointSaver(open_cache(), owner=owner) for owner in ("alice", "bob"))
     await put(alice, "1", {"a": 1})
