@@ -14,6 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
     BaseCheckpointSaver,
+    Checkpoint,
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
 )
@@ -140,10 +141,12 @@ class _ThreadImport:
         return found
 
     async def _store(self, place: Place) -> None:
-        """Store a checkpoint, or those of its pending writes that the target lacks, and compare both sides."""
+        """Store a checkpoint, or what the target lacks of it, and compare both sides."""
         checkpoint_id, ns = place
         found, config = await self._read(self._source, place), self._config(ns, checkpoint_id)
-        if await self._target.aget_tuple(config) is None:
+        stored = await self._target.aget_tuple(config)
+        own = {} if stored is None else stored.checkpoint["channel_values"]
+        if stored is None or found.checkpoint["channel_values"].keys() - own.keys():
             parent = await self._parent(ns, _parent_id(found))
             # All channels count as new, so that exactly the values of the source are stored.
             versions = found.checkpoint["channel_versions"]
@@ -172,7 +175,10 @@ class _ThreadImport:
         return self._config(ns, parent_id) if last is None else last.config
 
     async def _compare(self, place: Place) -> tuple[bool, bool]:
-        """Read a checkpoint from both sides. Return whether the target lacks pending writes, and whether it has more.
+        """Read a checkpoint from both sides. Return whether the target lacks something, and whether it has more writes.
+
+        It may lack pending writes, or values of channels that did not change: savers differ in which of these they
+        return, so a `DualWriteSaver` that began with this checkpoint has stored it without them.
 
         Raises:
             ValueError: what both have differs, or is gone.
@@ -181,11 +187,16 @@ class _ThreadImport:
         metadata = get_serializable_checkpoint_metadata(self._config(place[1], place[0]), found.metadata)
         one: dict[str, Any] = {**found.checkpoint, "metadata": metadata, "parent": _parent_id(found)}
         two: dict[str, Any] = {**mine.checkpoint, "metadata": mine.metadata, "parent": _parent_id(mine)}
-        for side in (one, two):
-            side |= {f"channel {name}": value for name, value in side.pop("channel_values").items()}
-        for name in one.keys() | two.keys():
-            if name not in one or name not in two or not self._is_equal(one[name], two[name]):
-                raise _Differs(f"checkpoint {place[0]!r} in namespace {place[1]!r} differs in {name!r}")
+        values, own_values = one.pop("channel_values"), two.pop("channel_values")
+        different = [name for name in one.keys() & two.keys() if not self._is_equal(one[name], two[name])]
+        # LangGraph's Redis saver adds a key of its own to a checkpoint, which a `DualWriteSaver` has not seen.
+        different += (one.keys() ^ two.keys()) & Checkpoint.__annotations__.keys()
+        for name, value in own_values.items():
+            expected = [values[name]] if name in values else await self._inherited(found, name)
+            if not self._is_equal(expected, [value]):
+                different.append(f"channel {name}")
+        if different:
+            raise _Differs(f"checkpoint {place[0]!r} in namespace {place[1]!r} differs in {different[0]!r}")
         wanted, stored = _writes(found), _writes(mine)
         if [task for task in wanted if task in stored] != [task for task in stored if task in wanted]:
             raise _Differs(f"the tasks of checkpoint {place[0]!r} have another order; delete the thread, and import it")
@@ -193,7 +204,19 @@ class _ThreadImport:
         for key in left.keys() & right.keys():
             if not self._is_equal(left[key], right[key]):
                 raise _Differs(f"checkpoint {place[0]!r} has another pending write of task {key[0]!r}")
-        return bool(left.keys() - right.keys()), bool(right.keys() - left.keys())
+        lacks = values.keys() - own_values.keys() or left.keys() - right.keys()
+        return bool(lacks), bool(right.keys() - left.keys())
+
+    async def _inherited(self, found: CheckpointTuple, channel: str) -> list[Any]:
+        """Return the value that a channel of the source has kept since an ancestor of a checkpoint, or nothing."""
+        ns, version = found.config["configurable"].get("checkpoint_ns") or "", found.checkpoint["channel_versions"]
+        above: CheckpointTuple | None = found
+        while above is not None and above.checkpoint["channel_versions"].get(channel) == version.get(channel):
+            if channel in above.checkpoint["channel_values"]:
+                return [above.checkpoint["channel_values"][channel]]
+            parent = _parent_id(above)
+            above = None if parent is None else await self._source.aget_tuple(self._config(ns, parent))
+        return []
 
     async def _read(self, saver: Saver, place: Place) -> CheckpointTuple:
         found = await saver.aget_tuple(self._config(place[1], place[0]))

@@ -93,6 +93,27 @@ async def test_a_delta_channel_of_a_rolling_change_is_whole(workers):
     assert state.values["rare"] == ["left", "right"] * count
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_thread_is_whole_wherever_the_dual_saver_begins(workers, kind, tmp_path):
+    """The savers differ in which values of a channel that did not change they return with a checkpoint."""
+    async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "threads.db")) as sqlite:
+        if kind == "sqlite":
+            workers.old = sqlite
+        for before in range(1, 7):
+            for number in range(before + 5):
+                saver = workers.old if number < before else workers.reads_old()
+                await turn(saver, "deltas", {"turn": number}, f"thread-{before}")
+            report = await import_threads(workers.old, workers.new())
+            assert report.failures == ()
+            again = await import_threads(workers.old, workers.new())
+            assert (again.present_count, again.failures) == (before, ())
+            graph = graphs.deltas().compile(checkpointer=workers.new())
+            history = [state.values async for state in graph.aget_state_history(thread(f"thread-{before}"))]
+            old = graphs.deltas().compile(checkpointer=workers.old)
+            assert history == [state.values async for state in old.aget_state_history(thread(f"thread-{before}"))]
+            assert history[0]["rare"] == ["left", "right"] * (before + 5)
+
+
 @pytest.mark.parametrize("name", ["asking", "nested"])
 async def test_an_interrupt_is_resumed_by_a_worker_of_another_phase(workers, name):
     async def talk(make, number):

@@ -272,6 +272,18 @@ async def test_a_thread_that_is_written_to_on_the_target_meanwhile_is_reported_a
         await saver.adelete_thread("thread")
 
 
+async def test_a_key_that_the_source_adds_to_checkpoints_is_stored_and_is_no_difference(source, saver, open_cache):
+    """LangGraph's Redis saver does so."""
+    made: Any = {**checkpoint("1", {"a": 1}), "type": "json"}
+    await source.aput(config(), made, {"step": 0}, {"a": 1})
+    for has_it in (True, False):
+        if not has_it:
+            await saver.adelete_thread("thread")
+            await saver.aput(config(), checkpoint("1", {"a": 1}), {"step": 0}, {"a": 1})
+        assert (await import_threads(source, saver)).failures == ()
+        assert ("type" in (await load(LashCheckpointSaver(open_cache()))).checkpoint) == has_it
+
+
 async def test_a_checkpoint_without_its_parent_is_stored(source, saver):
     at = await put(source, "2", {"a": [1] * 500}, on=config(checkpoint_id="1"))
     await put(source, "3", {"a": [1] * 501}, on=at)
