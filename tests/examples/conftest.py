@@ -14,8 +14,8 @@ from tests.support.services import Service
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     services: list[Service] = []
 
-    def started(name: str, *options: str, **environment: str) -> Service:
-        services.append(Service(name, tmp_path, *options, **environment))
+    def started(name: str | Path, *options: str, kind: type[Service] = Service, **environment: str) -> Service:
+        services.append(kind(name, tmp_path, *options, **environment))
         services[-1].wait()
         return services[-1]
 

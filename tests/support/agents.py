@@ -13,15 +13,15 @@ MODEL_KEYS = ("GOOGLE_API_KEY", "OPENAI_API_KEY")
 """Variables with which an example asks a real model. Without them it has a scripted one."""
 
 
-def ask(name: str, directory: Path, *arguments: str, **environment: str) -> str:
-    """Run `examples/<name>/agent.py` in `directory`, and return what it prints.
+def ask(name: str, directory: Path, *arguments: str, program: str = "agent.py", **environment: str) -> str:
+    """Run a program of `examples/<name>` in `directory`, and return what it prints.
 
     Raises:
         AssertionError: it failed; with what it printed to standard error.
     """
     inherited = {variable: value for variable, value in os.environ.items() if variable not in MODEL_KEYS}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name / "agent.py"), *arguments],
+        [sys.executable, str(ROOT / "examples" / name / program), *arguments],
         cwd=directory,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Services of the folder `examples`, run by real uvicorn processes."""
+"""Services of the folder `examples`, run by real server processes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ START_SECONDS = 30.0
 
 
 class Service:
-    """One uvicorn with its workers, of the example `name`. It uses `directory` for its files."""
+    """One uvicorn with its workers, of the example or the absolute folder `name`. Its files are in `directory`."""
 
-    def __init__(self, name: str, directory: Path, *options: str, **environment: str) -> None:
+    def __init__(self, name: str | Path, directory: Path, *options: str, **environment: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        folder = str(ROOT / "examples" / name)
+        folder = ROOT / "examples" / name  # an absolute path replaces the others
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", folder, "--port", str(self.port), *options],
+            [sys.executable, *self.arguments(folder), *options],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The arguments of Python that start the service of `folder` on its port."""
+        return ["-m", "uvicorn", "app:app", "--app-dir", str(folder), "--port", str(self.port)]
 
     def wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -53,3 +57,10 @@ class Service:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait(30)
+
+
+class DjangoService(Service):
+    """One process of Django's development server, of the example `name`."""
+
+    def arguments(self, folder: Path) -> list[str]:
+        return [str(folder / "app.py"), "runserver", "--noreload", f"127.0.0.1:{self.port}"]

@@ -1,0 +1,40 @@
+"""The sandbox of examples/sandbox, each command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.agents import ask
+from tests.support.paths import ROOT
+
+
+@pytest.mark.slow
+def test_a_sandbox_is_resumed_with_its_files_and_without_those_of_a_killed_command(tmp_path: Path, url: str) -> None:
+    def run(*arguments: str) -> str:
+        return ask("sandbox", tmp_path, *arguments, program="sandbox.py", SANDBOX_REDIS_URL=url)
+
+    assert run("box-1", "echo 'print(6 * 7)' > answer.py") == ""
+    assert run("box-1", f"{sys.executable} answer.py") == "42\n"
+
+    program = str(ROOT / "examples" / "sandbox" / "sandbox.py")
+    started = tmp_path / "started"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SANDBOX_REDIS_URL": url}
+    command = f"rm answer.py; touch {started}; sleep 60"
+    killed = subprocess.Popen([sys.executable, program, "box-1", command], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not started.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    assert run("box-1", "ls") == "answer.py\n"
+    assert run("box-1", "--history").splitlines()[-2:] == ["$ ls", "> answer.py"]
+    assert run("box-2", "ls") == ""
