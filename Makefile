@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes. The
-# demo installs the package alone, the tests add the dependency group `test`, and linters and builds the group `lint`.
+# demo installs the package alone, the tests add the dependency group `test`, linters and builds the group `lint`, and the
+# site the group `docs`.
 # The stores of `bench-peers` and all they need live in one of their own.
 #
 # Many tests wait for timeouts, so three workers keep two cores busy.
@@ -10,10 +11,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST := $(VENV)/.test
 LINT := $(VENV)/.lint
+DOCS := $(VENV)/.docs
 PEERS := .venv-peers
 PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 
-.PHONY: demo test test-rest test-all lint format bench bench-quick bench-peers bench-check bench-scale soak faults chaos dist clean
+.PHONY: demo test test-rest test-all lint format docs bench bench-quick bench-peers bench-check bench-scale soak faults chaos dist clean
 
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
@@ -38,6 +40,10 @@ lint: $(LINT)
 format: $(LINT)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(DOCS)  ## the site, in build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/site
+	@echo 'open build/site/index.html'
 
 bench: $(TEST)  ## every budget on every server
 	$(BIN)/python -m bench --json bench/results/bench.json
@@ -89,6 +95,10 @@ $(LINT): $(READY)
 	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
 $(PEERS)/.ready: bench/peers-requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -96,4 +106,4 @@ $(PEERS)/.ready: bench/peers-requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

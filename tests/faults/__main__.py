@@ -1,4 +1,4 @@
-"""`make faults`: run every fault with large counts and print the tables of docs/guarantees.md.
+"""`make faults`: run every fault with large counts and print the tables of docs/guarantees/evidence.md.
 
 `python -m tests.faults streams inputs` prints only these tables.
 """

@@ -1,4 +1,4 @@
-"""Modules import from lower layers only, without cycles. docs/internals.md draws the same layers."""
+"""Modules import from lower layers only, without cycles. docs/internals/layers.md draws the same layers."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ FILES = [
     ROOT / "SECURITY.md",
     ROOT / "tests" / "README.md",
     ROOT / "bench" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "lua").rglob("*.lua")),
     *sorted((ROOT / "lash_redis").rglob("*.py")),
     *sorted((ROOT / "bench").glob("*.py")),

@@ -1,4 +1,4 @@
-"""Count what became of the turns of worker processes: a row of the fault table in docs/guarantees.md."""
+"""Count what became of the turns of worker processes: a row of the fault table in docs/guarantees/evidence.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count what became of the events of streams and of pending inputs: rows of the fault tables in docs/guarantees.md."""
+"""Count what became of events of streams and of pending inputs: rows of the tables in docs/guarantees/evidence.md."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ Way = Callable[[Work, RedisSessionStore, str], Awaitable[None]]
 
 
 async def by_update(work: Work, store: RedisSessionStore, turn: str) -> None:
-    """Take a turn through `update`, as docs/guide.md describes it."""
+    """Take a turn through `update`, as docs/howto/turns.md describes it."""
     work.acknowledge(turn, await store.update(lambda read: work.answer(turn, store.session_id, base_of(read))))
 
 
@@ -247,7 +247,7 @@ async def enqueue_input(work: Work, session: str) -> None:
 
 
 async def answer_inputs(work: Work, session: str) -> None:
-    """Answer the pending inputs by one turn that consumes them, as docs/guide.md describes it."""
+    """Answer the pending inputs by one turn that consumes them, as docs/howto/pending-input.md describes it."""
     store = work.cache.session(session)
     pending = await store.pending_inputs()
     if pending:
