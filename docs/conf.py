@@ -36,7 +36,7 @@ nitpicky = True
 
 PUBLIC = {name: f"lash_redis.{name}" for name in lash_redis.__all__}
 INNER_TYPE = re.compile(r"~?lash_redis(?:\.\w+)+\.(\w+)")
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[A-Z]+\.md[^)]*\)")
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:\w+/)?[A-Z]+\.md[^)]*\)")
 
 
 def link_public_name(app: Any, env: Any, node: Any, content: Any) -> Any:
