@@ -18,6 +18,7 @@ html_title = f"lash_redis {release}"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
 
 myst_heading_anchors = 4
@@ -31,11 +32,13 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True}
 maximum_signature_line_length = 80
-default_role = "code"  # docstrings put code in single backticks, as Markdown does
+default_role = "py:obj"  # docstrings put code in single backticks, as Markdown does; names become links
 nitpicky = True
 
 PUBLIC = {name: f"lash_redis.{name}" for name in lash_redis.__all__}
 INNER_TYPE = re.compile(r"~?lash_redis(?:\.\w+)+\.(\w+)")
+CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
+NAME = re.compile(r"[\w.]+")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:\w+/)?[A-Z]+\.md[^)]*\)")
 
 
@@ -58,9 +61,13 @@ def hide_inner_constructor(
 
 
 def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn what Markdown accepts into reStructuredText: a list behind a paragraph, and code that letters follow."""
+    """Turn what Markdown accepts into reStructuredText: a list behind a paragraph, and code that letters follow.
+
+    Code that is no name, such as `unix://<path>`, gets double backticks, because a role would read it as a link.
+    """
     for at, line in enumerate(lines):
-        lines[at] = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line)
+        lines[at] = CODE.sub(lambda code: code[0] if NAME.fullmatch(code[1]) else f"`{code[0]}`", line)
+        lines[at] = re.sub(r"(`+[^`]+`+)(?=\w)", r"\1\\ ", lines[at])
     for at in range(len(lines) - 1, 0, -1):
         is_item = re.match(r"\s*([-*]|\d+\.) ", lines[at])
         if is_item and lines[at - 1].strip() and not re.match(r"\s*([-*]|\d+\.) |  ", lines[at - 1]):
