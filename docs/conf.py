@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import lash_redis
@@ -39,7 +40,8 @@ PUBLIC = {name: f"lash_redis.{name}" for name in lash_redis.__all__}
 INNER_TYPE = re.compile(r"~?lash_redis(?:\.\w+)+\.(\w+)")
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 NAME = re.compile(r"[\w.]+")
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:\w+/)?[A-Z]+\.md[^)]*\)")
+PROJECT = re.compile(r"\]\((?:\.\./)*(CONTRIBUTING|SECURITY|CHANGELOG)\.md")
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:(?:\.\./)+|tests/)(?:\w+/)?[A-Z]+\.md[^)]*\)")
 
 
 def link_public_name(app: Any, env: Any, node: Any, content: Any) -> Any:
@@ -74,13 +76,19 @@ def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
             lines.insert(at, "")
 
 
-def unlink_outside(app: Any, page: str, source: list[str]) -> None:
-    """Name the Markdown files of the repository that are no pages of the site, without a link."""
-    source[0] = OUTSIDE.sub(r"\1", source[0])
+def link_pages(app: Any, page: str, source: list[str]) -> None:
+    """Fill the pages of docs/project with CONTRIBUTING.md and the like, and link them.
+
+    Other Markdown files outside of docs/ are no pages of the site. They are named without a link.
+    """
+    if page.startswith("project/"):
+        text = Path(app.srcdir, "..", f"{Path(page).name.upper()}.md").read_text("utf-8")
+        source[0] = text.replace("](docs/README.md", "](/index.rst").replace("](docs/", "](/")
+    source[0] = OUTSIDE.sub(r"\1", PROJECT.sub(lambda found: f"](/project/{found[1].lower()}.md", source[0]))
 
 
 def setup(app: Any) -> None:
     app.connect("missing-reference", link_public_name)
     app.connect("autodoc-process-signature", hide_inner_constructor)
     app.connect("autodoc-process-docstring", as_rest)
-    app.connect("source-read", unlink_outside)
+    app.connect("source-read", link_pages)
