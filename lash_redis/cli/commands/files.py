@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import langgraph_import, redis_import, transcript_export, transcript_import, transfer
+from lash_redis.cli import (
+    adk_import,
+    langgraph_import,
+    redis_import,
+    transcript_export,
+    transcript_import,
+    transfer,
+)
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -81,6 +88,7 @@ def import_sessions(
     ] = None,
     langgraph_postgres: Annotated[str | None, typer.Option(metavar="URL", help="That of its PostgresSaver.")] = None,
     langgraph_redis: Annotated[str | None, typer.Option(metavar="URL", help="The server of its RedisSaver.")] = None,
+    adk: Annotated[str | None, typer.Option(metavar="URL", help="Google ADK's database: URL or file.")] = None,
     prefix: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The prefix of the keys in that Redis, if changed.")
     ] = None,
@@ -104,10 +112,10 @@ def import_sessions(
     """
     with ending(as_json):
         warn_of_empty_server(url)
-        libraries = (redis_session, langchain, langgraph_sqlite, langgraph_postgres, langgraph_redis)
+        libraries = (redis_session, langchain, adk, langgraph_sqlite, langgraph_postgres, langgraph_redis)
         if bool(files) + sum(each is not None for each in libraries) != 1 or (openai and not files):
             raise CommandError(USAGE, "expected a FILE, or one option that names the data of another library")
-        is_langgraph = any(each is not None for each in libraries[2:])
+        is_langgraph = any(each is not None for each in libraries[3:])
         if thread and not is_langgraph:
             raise CommandError(USAGE, "--thread needs --langgraph-sqlite, --langgraph-postgres or --langgraph-redis")
         if prefix is not None and all(each is None for each in (redis_session, langchain, langgraph_redis)):
@@ -121,6 +129,8 @@ def import_sessions(
         elif langchain is not None:
             library = redis_import.langchain(prefix)
             report = asyncio.run(redis_import.import_histories(url, namespace, library, langchain, ttl))
+        elif adk is not None:
+            report = asyncio.run(adk_import.import_database(url, namespace, adk, ttl))
         elif openai:
             report = asyncio.run(transcript_import.import_transcripts(url, namespace, files or [], ttl))
         elif files is not None and len(files) == 1:

@@ -3,6 +3,7 @@
 Install the extra `google-adk`.
 """
 
+from lash_redis.integrations.google_adk.importing import import_sessions
 from lash_redis.integrations.google_adk.service import LashSessionService
 
-__all__ = ["LashSessionService"]
+__all__ = ["LashSessionService", "import_sessions"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final
 
 from google.adk.events import Event
@@ -13,6 +14,7 @@ from google.adk.sessions import State
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from lash_redis.errors import InvalidRecord
+from lash_redis.integrations.google_adk.names import escape
 from lash_redis.models import PersistedSessionRead, PluginPayload
 from lash_redis.models.node import text_at
 from lash_redis.protocol.steps import Steps
@@ -102,6 +104,14 @@ def entry_of_event(event: Event) -> Entry:
         with suppress(PydanticSerializationError):  # the SDK's own conversion makes None of NaN
             content["actions"]["state_delta"] = _json_of(event.actions.state_delta)
     return Entry(EVENT, content)
+
+
+def node_ids_of(event_id: str | None) -> Iterator[str]:
+    """Yield the ids of the nodes of events with one id: the SDK may give several events the same one."""
+    first = f"event/{escape(event_id or '')}"
+    yield first
+    for number in count(2):
+        yield f"{first}/{number}"
 
 
 def entry_of_creation(state: Delta, time: float) -> Entry:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from itertools import count
 from typing import Any, Final
 from uuid import uuid4
 
@@ -33,8 +31,8 @@ from lash_redis.errors import (
     SessionGone,
 )
 from lash_redis.integrations.google_adk.deltas import Deltas
-from lash_redis.integrations.google_adk.entries import Entry, entry_of_creation, entry_of_event
-from lash_redis.integrations.google_adk.names import UserNames, escape, stripped, unescape, users_of
+from lash_redis.integrations.google_adk.entries import Entry, entry_of_creation, entry_of_event, node_ids_of
+from lash_redis.integrations.google_adk.names import UserNames, stripped, unescape, users_of
 from lash_redis.integrations.google_adk.places import Place
 from lash_redis.integrations.google_adk.session_log import SessionLog
 from lash_redis.integrations.google_adk.sessions import Marker, events_of, load_for, merged, session_of, wanted
@@ -42,7 +40,6 @@ from lash_redis.integrations.google_adk.shared_state import LoadedState
 from lash_redis.integrations.google_adk.stored_sessions import stored_sessions
 from lash_redis.integrations.google_adk.stores import Stores
 from lash_redis.listing import prune
-from lash_redis.models import SessionStoreCreateRequest
 from lash_redis.session.store import RedisSessionStore
 from lash_redis.transport.turns import in_turns
 
@@ -92,7 +89,7 @@ class LashSessionService(BaseSessionService):
         app, user, *_ = await asyncio.gather(
             self._deltas.app(names).load(),
             self._deltas.user(names).load(),
-            self._list_user(names),
+            self._stores.list_user(names),
             self._keep_alive(names),
         )
         try:
@@ -271,7 +268,7 @@ class LashSessionService(BaseSessionService):
         Raises:
             HeadRevisionConflict: the stored session has entries that `place` does not have; nothing was written.
         """
-        for node_id in _node_ids(entry):
+        for node_id in node_ids_of(entry.event_id):
             entry = replace(entry, node_id=node_id)
             try:
                 return await self._append_behind(log, place, entry), entry
@@ -302,7 +299,7 @@ class LashSessionService(BaseSessionService):
         )
 
     async def _is_stored(self, log: SessionLog, entry: Entry) -> bool:
-        for node_id in _node_ids(entry):
+        for node_id in node_ids_of(entry.event_id):
             stored = await log.load_entry(node_id)
             if stored is None:
                 return False
@@ -365,12 +362,7 @@ class LashSessionService(BaseSessionService):
             self._stores.keep_alive(names.user_entry, users_of(names.app_name)),
         )
         if not is_listed:
-            await self._list_user(names)
-
-    async def _list_user(self, names: UserNames) -> None:
-        """Enter a user in the app's list of users. Idempotent."""
-        request, owner = SessionStoreCreateRequest(names.user_entry), users_of(names.app_name)
-        await self._cache.create(request, owner=owner, ttl=self._stores.shared_ttl)
+            await self._stores.list_user(names)
 
     async def _users(self, app_name: str) -> list[str]:
         owner = users_of(app_name)
@@ -389,10 +381,3 @@ class LashSessionService(BaseSessionService):
         except SessionNotFoundError:
             return None
         return session_of(names, session_id, loaded, deepcopy(app), deepcopy(user))
-
-
-def _node_ids(entry: Entry) -> Iterator[str]:
-    first = f"event/{escape(entry.event_id or '')}"
-    yield first
-    for number in count(2):
-        yield f"{first}/{number}"

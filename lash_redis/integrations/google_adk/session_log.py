@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -133,13 +134,32 @@ class SessionLog:
         made = await commit(self.store, place, Append([node]), checkpoint)
         return replace(made, reach=reach, size=size)
 
+    async def append_imported(self, place: Place, entries: Sequence[Entry], state: dict[str, Any]) -> Place:
+        """Append entries, whose `node_id`s are set, and replace the session's own state. Return the new place.
+
+        The deltas of the entries count as applied: to `state`, and to the states of the app and the user. One commit.
+
+        Raises:
+            As `append` does.
+        """
+        nodes, parent = [], place.leaf
+        for entry in entries:
+            payload = payload_of_entry(entry, entry.text(), 0, 0)
+            nodes.append(SessionNodeRecord(entry.node_id, parent, timestamp_now(), payload))
+            parent = entry.node_id
+        checkpoint = replace(checkpoint_of(state), turn_state=_settled(entries[-1].node_id))
+        return await commit(self.store, place, Append(nodes), checkpoint)
+
     async def settle(self, loaded: LoadedSession) -> None:
         """Store that the last entry's deltas are applied. It changes the revision, and restarts the session's ttl.
 
         Raises:
             HeadRevisionConflict: the session has changed since it was loaded; nothing was written.
         """
-        options = ModeTurnOptions(MODE, {"settled": loaded.last.node_id})
-        state = PersistedTurnState(mode_turn_options=options)
+        state = _settled(loaded.last.node_id)
         checkpoint = HydratedSessionCheckpoint(state, execution_state_ref=loaded.snapshot_ref)
         await commit(self.store, loaded.place, Unchanged(loaded.place.leaf), checkpoint)
+
+
+def _settled(node_id: str) -> PersistedTurnState:
+    return PersistedTurnState(mode_turn_options=ModeTurnOptions(MODE, {"settled": node_id}))

@@ -40,6 +40,10 @@ BATCH: Final = 16
 """Sessions that are settled at the same time."""
 
 
+class StateDiffersError(ValueError):
+    """A state has other values than the one that was to be imported."""
+
+
 class Sessions(Protocol):
     """What a shared state has to know of the sessions that change it."""
 
@@ -76,6 +80,8 @@ class LoadedState:
     state: dict[str, Any] = field(default_factory=dict)
     applied: dict[str, str] = field(default_factory=dict)
     """By the id of a stored session: the last entry whose delta the state contains, until that entry is settled."""
+    is_imported: bool = False
+    """Whether imports alone have written it, and no session of this cache."""
 
     def has(self, change: Change) -> bool:
         return self.applied.get(change.session) == change.entry
@@ -120,6 +126,26 @@ class SharedState:
                     f"state {self.store.session_id!r}: other changes came first for {patience:g} seconds; the event is "
                     "stored, and its delta is applied when the session is used next"
                 ) from error
+
+    async def replace_imported(self, state: dict[str, Any]) -> bool:
+        """Store a whole state. It replaces an earlier import, but nothing that a session of this cache has written.
+
+        Return False if the state is stored already. Two round trips.
+
+        Raises:
+            StateDiffersError: sessions of this cache have written other values.
+            HeadRevisionConflict: the state changed meanwhile; nothing was written.
+        """
+        loaded = await self.load()
+        if json.dumps(loaded.state, sort_keys=True) == json.dumps(
+            state, sort_keys=True
+        ):  # NaN is equal to itself there
+            return False
+        if loaded.place.revision and not loaded.is_imported:
+            raise StateDiffersError("it is stored already, with other values")
+        checkpoint = checkpoint_of({"state": state, "applied": {}, "imported": True})
+        await commit(self.store, loaded.place, ReplaceFull(SessionGraph()), checkpoint, self._ttl)
+        return True
 
     async def _apply_once(self, change: Change, sessions: Sessions) -> Place:
         loaded = await self.load()
@@ -169,4 +195,5 @@ def _decode(read: PersistedSessionRead | None) -> LoadedState:
         applied.pop(session, None)
         applied[session] = entry
         size += len(text)
-    return LoadedState(Place.of(read, len(deltas), size), state, applied)
+    is_imported = snapshot.get("imported", False) and not deltas
+    return LoadedState(Place.of(read, len(deltas), size), state, applied, is_imported)

@@ -9,6 +9,8 @@ from typing import Final
 
 from lash_redis.cache import SessionCache
 from lash_redis.errors import SessionDeleted
+from lash_redis.integrations.google_adk.names import UserNames, users_of
+from lash_redis.models import SessionStoreCreateRequest
 from lash_redis.options import KEEP, Keep
 from lash_redis.session.store import RedisSessionStore
 
@@ -60,6 +62,11 @@ class Stores:
             exists = True
         handle.touched = now
         return exists
+
+    async def list_user(self, names: UserNames) -> None:
+        """Enter a user in the app's list of users. Idempotent."""
+        request, owner = SessionStoreCreateRequest(names.user_entry), users_of(names.app_name)
+        await self.cache.create(request, owner=owner, ttl=self.shared_ttl)
 
     def _handle(self, session_id: str, owner: str | None) -> _Handle:
         handle = self._handles.get(session_id)
