@@ -245,10 +245,11 @@ class OwnerMismatch(Refused):
 
 
 class LeaseBusy(Refused):
-    """Another claim holds the session's lease. Retry later, or pass `wait` to `acquire_lease`.
+    """Another claim holds the session's lease. Retry later, or give `acquire_lease` a longer `wait`.
 
-    The lease ends at `deadline` unless its owner renews it: seconds since 1970, by the server's clock. `is_own`: its
-    owner has the name that the caller gave. A worker that restarted takes over its own lease with `reenter=True`.
+    `waited` is the `wait` of that call, in seconds. The lease ends at `deadline` unless its owner renews it: seconds
+    since 1970, by the server's clock. `is_own`: its owner has the name that the caller gave. A worker that restarted
+    takes over its own lease with `reenter=True`.
     """
 
     def __init__(
@@ -260,10 +261,15 @@ class LeaseBusy(Refused):
         self.generation = generation
         self.deadline = deadline
         self.is_own = is_own
+        self.waited = 0.0
 
     def __str__(self) -> str:
         until = f" until {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(self.deadline))}" if self.deadline else ""
-        text = f"the lease of session {self.session_id!r} is held by {self.owner!r}{until}; retry later, or pass `wait`"
+        text = f"the lease of session {self.session_id!r} is held by {self.owner!r}{until}"
+        if self.waited:
+            text += f", still after {self.waited:g} seconds; retry later, or pass a longer `wait`"
+        else:
+            text += "; retry later, or pass `wait`"
         if self.is_own:
             return f"{text}; if this worker restarted and lost that lease, pass reenter=True to take it over"
         return text

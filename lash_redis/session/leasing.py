@@ -56,6 +56,9 @@ class Leasing:
         attempt = self._acquire_or_release if is_new else self._acquire
         try:
             return await self._while_busy(wait)(attempt, call, claim)
+        except LeaseBusy as error:
+            error.waited = wait
+            raise
         except OutcomeUnknown as error:
             error.token = token
             error.args = (f"{error}; call acquire_lease again with the same arguments and token={token!r}",)

@@ -110,6 +110,16 @@ def test_a_busy_lease_names_its_holder_its_end_and_the_remedy():
     assert str(own) == (f"{held}; if this worker restarted and lost that lease, pass reenter=True to take it over")
 
 
+async def test_a_lease_that_stays_busy_is_reported_with_the_time_that_the_call_has_waited(store, other):
+    await other.acquire_lease("worker 7", ttl=60)
+    for wait, remedy in ((0.0, "; retry later, or pass `wait`"), (0.05, "; retry later, or pass a longer `wait`")):
+        with pytest.raises(LeaseBusy) as busy:
+            await store.acquire_lease("worker 8", wait=wait)
+        error = pickle.loads(pickle.dumps(busy.value))
+        assert error.waited == wait
+        assert str(error).endswith((", still after 0.05 seconds" if wait else "") + remedy)
+
+
 def forgets_the_token(acquire: Any) -> Any:
     async def broken(self: Any, owner: str | None, ttl: float, token: str | None, *more: Any, **named: Any) -> Any:
         try:
