@@ -8,18 +8,21 @@
 | `adk/users/<app>/<user>` | an entry of the app's list of users: a meta record alone | `adk/users/<app>` |
 
 In a name, `/`, `%`, control characters and lone surrogates are percent-encoded. So names of any characters give
-distinct ids.
+distinct ids. The names of a list are decoded from its ids, so they are not hashed, unlike the owner (see `ids`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from lash_redis.errors import InvalidRecord
+from lash_redis.integrations.ids import id_of
 
+USERS: Final = "adk/users/"
+"""What the owners of the lists of users begin with."""
 _RESERVED = re.compile("[%/\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -36,10 +39,8 @@ class UserNames:
 
     @property
     def owner(self) -> str:
-        """The owner of the user's sessions: the user's id, percent-encoded if it cannot be an owner as it is."""
-        if self.user_id and _is_unicode(self.user_id):
-            return self.user_id
-        return escape(self.user_id) or "%"
+        """The owner of the user's sessions: the user's id, or its hash if it is invalid or begins with `USERS`."""
+        return id_of(self.user_id, reserved=USERS)
 
     @property
     def app_state(self) -> str:
@@ -71,7 +72,7 @@ def user_names_of(session: str) -> UserNames:
 def users_of(app_name: str) -> str:
     """Return the owner of the entries of an app's list of users. An entry's id is this, `/`, and the user's name."""
     require_text("app_name", app_name)
-    return f"adk/users/{escape(app_name)}"
+    return f"{USERS}{escape(app_name)}"
 
 
 def stripped(session_id: str) -> str:
@@ -92,11 +93,3 @@ def require_text(field: str, value: Any) -> None:
     """Raise `InvalidRecord` if a name is no plain string. An Enum that is a string has two texts."""
     if type(value) is not str:
         raise InvalidRecord(field, f"expected a string, got {type(value).__name__}")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

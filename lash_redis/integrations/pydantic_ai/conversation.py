@@ -17,8 +17,9 @@ from pydantic_ai.conversation_store import (
 
 from lash_redis.cache import SessionCache
 from lash_redis.errors import Corrupt, HeadRevisionConflict, InvalidLeaf, InvalidParent, InvalidRecord, OwnerMismatch
+from lash_redis.integrations.ids import id_of
 from lash_redis.integrations.pydantic_ai.messages import message_of_content, payload_of_message
-from lash_redis.integrations.pydantic_ai.records import Point, encode_record, id_of
+from lash_redis.integrations.pydantic_ai.records import Point, encode_record
 from lash_redis.models import (
     ActivePath,
     Append,

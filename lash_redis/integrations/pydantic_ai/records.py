@@ -1,19 +1,18 @@
-"""The record of a conversation in the checkpoint of its session, and the ids of sessions and owners."""
+"""The record of a conversation in the checkpoint of its session."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import sha256
 from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_ai.conversation import Conversation, ConversationTypeAdapter
 from pydantic_ai.conversation_store import ConversationRecord
 
-from lash_redis._validate import require_id
-from lash_redis.errors import Corrupt, InvalidRecord
+from lash_redis.errors import Corrupt
+from lash_redis.integrations.ids import id_of
 from lash_redis.models import HydratedSessionCheckpoint
 from lash_redis.protocol.commands.commit import carried
 
@@ -21,22 +20,6 @@ FORMAT: Final = 1
 """The version of the stored record."""
 _BEGINNING: Final = b'{"pydantic_ai":'
 """The first bytes of the execution state of a session that is a conversation."""
-_HASHED: Final = "sha256:"
-
-
-def id_of(text: str) -> str:
-    """Return the session id of a conversation, or the owner of a scope. Different texts have different ids.
-
-    It is the text itself if that is a valid id. Any other text (empty, with lone surrogates, longer than 65,536 bytes),
-    and one that begins with `sha256:`, becomes `sha256:` and its hash.
-    """
-    plain = str.__str__(text)
-    if not plain.startswith(_HASHED):
-        try:
-            return require_id("id", plain)
-        except InvalidRecord:
-            pass
-    return _HASHED + sha256(plain.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

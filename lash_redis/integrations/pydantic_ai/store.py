@@ -15,8 +15,8 @@ from pydantic_ai.run import AgentRunResult
 
 from lash_redis._validate import require_type
 from lash_redis.cache import SessionCache
+from lash_redis.integrations.ids import id_of
 from lash_redis.integrations.pydantic_ai.conversation import ConversationCall
-from lash_redis.integrations.pydantic_ai.records import id_of
 from lash_redis.session.path_items import SHORT
 from lash_redis.session.store import RedisSessionStore
 

@@ -94,6 +94,8 @@ def test_names_of_any_characters_give_distinct_ids():
     names = [(a, u, s) for a in ODD for u in ODD for s in ODD]
     ids = {UserNames(app, user).session(session_id) for app, user, session_id in names}
     assert len(ids) == len(names)
+    assert len({UserNames("a", user).owner for user in ODD}) == len(ODD)
+    assert UserNames("a", "alice").owner == "alice"
     assert all(unescape(UserNames("a", user).user_entry.split("/", 3)[3]) == user for user in ODD)
 
 
@@ -112,3 +114,13 @@ async def test_sessions_of_odd_names_do_not_mix(service, open_cache):
         assert {each.user_id for each in (await other.list_sessions(app_name=app)).sessions} == set(ODD[:10])
     for user in ODD[:10]:
         assert [each.app_name for each in (await other.list_sessions(app_name="/", user_id=user)).sessions] == ["/"]
+
+
+async def test_the_data_of_a_user_of_any_name_is_deleted_and_no_other(service, cache):
+    names = [*ODD[:-1], "x" * 20_000]
+    for user in names:
+        await service.create_session(app_name="a", user_id=user, session_id="s", state={"user:x": 1})
+    for user in names:
+        report = await cache.delete_owned(UserNames("a", user).owner)
+        assert report.deleted_session_count == 2, ascii(user)[:20]  # the session and the state
+    assert (await service.list_sessions(app_name="a")).sessions == []
