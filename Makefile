@@ -56,6 +56,7 @@ bench-peers: $(TEST) $(PEERS)/.ready  ## the stores that people use today beside
 	$(PEERS)/bin/python -m bench.peers --json bench/results/peers.json
 	$(PEERS)/bin/python -m bench.langgraph_turns
 	$(PEERS)/bin/python -m bench.langgraph_writers
+	$(PEERS)/bin/python -m bench.agent_sessions
 	$(BIN)/python -m bench.plots bench/results/peers.json
 
 bench-check: $(TEST)  ## this tree against the commit BASE, in one interleaved run

@@ -186,16 +186,18 @@ async def measure_pings(url: str, relay: str) -> tuple[float, float]:
     return times.percentile("here", 50), times.percentile("there", 50)
 
 
-async def measure_traffic(url: str, messages: Sequence[stores.Message]) -> dict[str, dict[str, Traffic]]:
-    """Measure round trips, commands, bytes and server time of each store that is on Redis, at 1,000 messages."""
+async def measure_traffic(
+    url: str, messages: Sequence[stores.Message], every: Sequence[stores.Store], size: int = COUNTED_AT
+) -> dict[str, dict[str, Traffic]]:
+    """Measure round trips, commands, bytes and server time of each store that is on Redis, at `size` messages."""
     seen: dict[str, dict[str, Traffic]] = {}
     async with redis.from_url(url) as direct:
-        for store in peer_stores.all_stores():
+        for store in every:
             if not store.on_redis or not store.commits:
                 continue
             with wire_in_thread(url) as (relay, wire):
                 async with store.opened(relay):
-                    work = Work([store], [*messages], COUNTED_AT)
+                    work = Work([store], [*messages], size)
                     await work.begin()
                     seen[store.name] = {
                         what: await traffic(direct, wire, work.contenders(what)[store.name], repeats=5)
@@ -366,7 +368,7 @@ async def measure(
         head |= {"rtt ms": rtt, "PING µs": round(here, 1)} | (
             {"PING µs through the relay": round(there, 1)} if rtt else {}
         )
-        seen = {} if chosen else await measure_traffic(url, messages)
+        seen = {} if chosen else await measure_traffic(url, messages, peer_stores.all_stores())
         found = [] if chosen else await verdicts(url, messages, seen)
         await client.flushall()
     async with AsyncExitStack() as opened:
