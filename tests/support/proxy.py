@@ -72,6 +72,22 @@ def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
     return choose
 
 
+class Death:
+    """From the nth command on, a proxy passes nothing on. That command is executed if the action is DROP_REPLY."""
+
+    def __init__(self, action: Action, nth: int) -> None:
+        self.action = action
+        self.left = nth
+
+    def __call__(self, command: list[bytes]) -> Action:
+        if command[0].upper() in (b"HELLO", b"CLIENT", b"AUTH"):
+            return Action.PASS
+        self.left -= 1
+        if self.left > 0:
+            return Action.PASS
+        return self.action if self.left == 0 else Action.CUT_BEFORE
+
+
 @dataclass
 class Traffic:
     """Traffic, counted as the module describes. `log` keeps the last 10,000 commands."""

@@ -12,26 +12,9 @@ import pytest
 from lash_redis import StoreError
 from lash_redis.integrations.google_adk import LashSessionService
 from tests.support.adk import S1, loaded, said, texts
-from tests.support.proxy import Action, on
+from tests.support.proxy import Action, Death, on
 from tests.support.sending import sends_once
 from tests.support.workers import Crew, Work, Worker
-
-
-class Death:
-    """From the nth command on, a proxy passes nothing on. That command is executed if the action is DROP_REPLY."""
-
-    def __init__(self, action: Action, nth: int) -> None:
-        self.action = action
-        self.left = nth
-
-    def __call__(self, command: list[bytes]) -> Action:
-        if command[0].upper() in (b"HELLO", b"CLIENT", b"AUTH"):
-            return Action.PASS
-        self.left -= 1
-        if self.left > 0:
-            return Action.PASS
-        return self.action if self.left == 0 else Action.CUT_BEFORE
-
 
 DELTA = {"k": "old", "app:x": "old", "user:x": "old"}
 
