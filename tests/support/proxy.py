@@ -72,6 +72,24 @@ def on(action: Action, name: str, nth: int = 1) -> Callable[[Command], Action]:
     return choose
 
 
+SETTING_UP = (b"HELLO", b"CLIENT", b"AUTH")
+"""Commands of a client that prepare a connection."""
+
+
+def nth_of_all(action: Action, nth: int) -> Callable[[Command], Action]:
+    """Apply `action` to the nth command (from 1), not counting those that prepare a connection."""
+    left = nth
+
+    def choose(command: Command) -> Action:
+        nonlocal left
+        if command[0].upper() in SETTING_UP:
+            return Action.PASS
+        left -= 1
+        return action if left == 0 else Action.PASS
+
+    return choose
+
+
 class Death:
     """From the nth command on, a proxy passes nothing on. That command is executed if the action is DROP_REPLY."""
 
@@ -79,8 +97,8 @@ class Death:
         self.action = action
         self.left = nth
 
-    def __call__(self, command: list[bytes]) -> Action:
-        if command[0].upper() in (b"HELLO", b"CLIENT", b"AUTH"):
+    def __call__(self, command: Command) -> Action:
+        if command[0].upper() in SETTING_UP:
             return Action.PASS
         self.left -= 1
         if self.left > 0:

@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 from lash_redis._validate import require_type
 from lash_redis.cache import SessionCache
-from lash_redis.errors import HeadRevisionConflict, InvalidParent, InvalidRecord, OutcomeUnknown
+from lash_redis.errors import HeadRevisionConflict, InvalidParent, InvalidRecord, OutcomeUnknown, SessionDeleted
 from lash_redis.integrations.openai_agents.history import cut, grown, item_of_node, rooted, without_expired
 from lash_redis.integrations.openai_agents.items import Item, item_of_content, payload_of_item
 from lash_redis.models import (
@@ -236,7 +236,7 @@ class LashSession:
                 return False
             try:
                 await self._replace(read, path, ends[base + start], output, prune_prefix)
-            except HeadRevisionConflict:
+            except (HeadRevisionConflict, SessionDeleted):
                 return False
             return True
 
