@@ -12,6 +12,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
+from pydantic import ValidationError
 from pydantic_ai.messages import (
     ModelMessage,
     ModelMessagesTypeAdapter,
@@ -49,11 +50,12 @@ def payload_of_message(message: ModelMessage, node_id: str, where: str) -> Event
     """Encode a message for the node with this id, as exactly as the SDK's `ModelMessagesTypeAdapter` does.
 
     Raises:
-        InvalidRecord: the adapter refuses a value in it; `field` begins with `where`.
+        InvalidRecord: the adapter refuses a value in it, or would not read it again; `field` begins with `where`.
     """
     try:
         (given,) = ModelMessagesTypeAdapter.dump_python([message], mode="json")
-    except PydanticSerializationError as error:
+        _validated(given)
+    except (PydanticSerializationError, ValidationError) as error:
         raise InvalidRecord(where, str(error)) from error
     try:
         form: Form = check_json(_shortened(given, message), where)

@@ -10,9 +10,7 @@ from pydantic_ai.conversation_store import (
     ConversationEntry,
     ConversationRecord,
 )
-from pydantic_ai.messages import (
-    ModelMessagesTypeAdapter,
-)
+from pydantic_ai.messages import ModelMessagesTypeAdapter, TextPart
 
 from lash_redis import (
     InvalidRecord,
@@ -24,6 +22,7 @@ from tests.support.conversations import (
     MESSAGES,
     prompt,
     request,
+    response,
     saved,
     talk,
     texts_of,
@@ -96,6 +95,15 @@ async def test_what_cannot_be_stored_is_refused_by_name_and_nothing_is_written(c
         await conversations.save(talk("c1", user("a"), bad))
     assert refused.value.field == "new_entries[1].message"
     assert await conversations.load("c1") is None
+
+
+async def test_a_message_that_the_sdk_would_not_read_again_is_refused_by_name(conversations):
+    conversation = await saved(conversations, "c1", "a")
+    conversation.messages.append(response(TextPart(5)))
+    with pytest.warns(UserWarning, match="serializ"), pytest.raises(InvalidRecord) as refused:
+        await conversations.save(conversation)
+    assert refused.value.field == "new_entries[0].message"
+    assert texts_of(await conversations.load("c1")) == ["a", "to a"]
 
 
 async def test_a_conversation_keeps_its_scope(conversations):
