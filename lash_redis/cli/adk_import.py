@@ -1,4 +1,4 @@
-"""`lash-redis import --adk`: store the sessions and states that Google's Agent Development Kit keeps in a database."""
+"""`lash-redis import --from adk`: store the sessions and states that Google's ADK keeps in a database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def import_database(url: str, namespace: str, source: str, ttl: float | No
     try:
         from lash_redis.integrations.google_adk import import_sessions
     except ModuleNotFoundError as error:
-        raise CommandError(USAGE, f"--adk: {error}") from error
+        raise CommandError(USAGE, f"--from adk: {error}") from error
     report = ImportReport(is_complete=True)
     async with opened(url, namespace, ttl=ttl) as cache, _opened_database(source) as (service, query):
         apps = [row[0] for row in await query(APPS)]
@@ -82,7 +82,7 @@ async def _opened_database(source: str) -> AsyncIterator[tuple[Any, Query]]:
         from google.adk.sessions import DatabaseSessionService
         from sqlalchemy import exc, inspect, text
     except ImportError as error:
-        raise CommandError(USAGE, "--adk needs SQLAlchemy: pip install 'google-adk[db]'") from error
+        raise CommandError(USAGE, "this source needs SQLAlchemy: pip install 'google-adk[db]'") from error
     try:
         service = DatabaseSessionService(source if path is None else f"sqlite+aiosqlite:///{path}")
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""`lash-redis import --langgraph-sqlite`, `--langgraph-postgres` and `--langgraph-redis`.
+"""`lash-redis import --from langgraph`: store the threads of LangGraph's own savers.
 
-They store the threads of LangGraph's own savers. The package of a saver is imported only if its option is given.
+The package of a saver is imported only if the source needs it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sqlite(path: Path) -> Source:
         from lash_redis.integrations.langgraph import VerbatimSerializer
         from lash_redis.integrations.langgraph.importing import thread_ids_of
     except ModuleNotFoundError as error:
-        raise _missing("--langgraph-sqlite", "langgraph-checkpoint-sqlite") from error
+        raise _missing("langgraph-checkpoint-sqlite") from error
     if not path.is_file():  # SQLite would create it
         raise CommandError(USAGE, f"{path}: no such file")
 
@@ -69,7 +69,7 @@ def postgres(url: str) -> Source:
         from lash_redis.integrations.langgraph import VerbatimSerializer
         from lash_redis.integrations.langgraph.importing import thread_ids_of
     except ImportError as error:  # psycopg without its library raises a bare ImportError
-        raise _missing("--langgraph-postgres", "langgraph-checkpoint-postgres 'psycopg[binary]'") from error
+        raise _missing("langgraph-checkpoint-postgres 'psycopg[binary]'") from error
     return Source(
         lambda: AsyncPostgresSaver.from_conn_string(url, serde=VerbatimSerializer()), (psycopg.Error,), thread_ids_of
     )
@@ -82,7 +82,7 @@ def redis_saver(url: str, prefix: str | None) -> Source:
         from langgraph.checkpoint.redis.base import CHECKPOINT_PREFIX
         from redisvl.exceptions import RedisVLError
     except ModuleNotFoundError as error:
-        raise _missing("--langgraph-redis", "langgraph-checkpoint-redis") from error
+        raise _missing("langgraph-checkpoint-redis") from error
 
     base = CHECKPOINT_PREFIX if prefix is None else prefix
 
@@ -107,8 +107,8 @@ def redis_saver(url: str, prefix: str | None) -> Source:
     return Source(open_saver, (RedisError, RedisVLError), thread_ids)
 
 
-def _missing(option: str, packages: str) -> CommandError:
-    return CommandError(USAGE, f"{option} needs LangGraph's saver: pip install 'lash-redis[langgraph]' {packages}")
+def _missing(packages: str) -> CommandError:
+    return CommandError(USAGE, f"this source needs LangGraph's saver: pip install 'lash-redis[langgraph]' {packages}")
 
 
 async def import_threads(

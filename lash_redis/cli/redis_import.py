@@ -1,4 +1,4 @@
-"""`lash-redis import --redis-session` and `--langchain`: store the histories that other libraries keep in a Redis.
+"""`lash-redis import --from redis-session` and `langchain`: store the histories that other libraries keep in a Redis.
 
 A history is read, what the session lacks of it is added, and both sides are read again and compared. So an interrupted
 import can be run again, and a later run adds what the old application has written meanwhile.
@@ -70,7 +70,7 @@ def redis_session(prefix: str | None) -> Library:
     try:
         from lash_redis.integrations.openai_agents import LashSession
     except ModuleNotFoundError as error:
-        raise CommandError(USAGE, f"--redis-session: {error}") from error
+        raise CommandError(USAGE, f"--from redis-session: {error}") from error
 
     def target(cache: SessionCache, session_id: str) -> Target:
         session = LashSession(session_id, cache)
@@ -84,7 +84,7 @@ def langchain(prefix: str | None) -> Library:
     try:
         from langchain_core.messages import convert_to_openai_messages, messages_from_dict
     except ModuleNotFoundError as error:
-        raise CommandError(USAGE, "--langchain needs langchain-core: pip install langchain-core") from error
+        raise CommandError(USAGE, "--from langchain needs langchain-core: pip install langchain-core") from error
 
     def decode(elements: Sequence[bytes]) -> Items:
         messages: Any = convert_to_openai_messages(messages_from_dict(_objects(elements[::-1])))

@@ -1,4 +1,4 @@
-"""`import --adk` stores the sessions and states of a database that Google's ADK has written."""
+"""`import --from adk` stores the sessions and states of a database that Google's ADK has written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ runner = CliRunner(env={"COLUMNS": "80"})
 
 
 def run(source: str | Path, url: str, *arguments: str, code: int = 0) -> Result:
-    ended = runner.invoke(app, ["import", "--adk", str(source), "--url", url, *arguments])
+    ended = runner.invoke(app, ["import", "--from", "adk", str(source), "--url", url, *arguments])
     assert ended.exit_code == code, ended.output
     return ended
 

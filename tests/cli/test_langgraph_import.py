@@ -1,4 +1,4 @@
-"""`import --langgraph-sqlite` and `--langgraph-postgres` store the threads of LangGraph's savers."""
+"""`import --from langgraph` stores the threads of LangGraph's savers."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def resumed(url: str, name: str, thread_id: str) -> dict[str, Any]:
 
 
 def test_the_threads_of_a_file_are_imported_and_resumed(file: Path, url: str) -> None:
-    assert "3 sessions stored as in the source" in run("--langgraph-sqlite", file, url=url).output
-    report = json.loads(run("--langgraph-sqlite", file, "--json", url=url).output)
+    assert "3 sessions stored as in the source" in run("--from", "langgraph", file, url=url).output
+    report = json.loads(run("--from", "langgraph", file, "--json", url=url).output)
     assert (report["ok"], report["session_count"], report["present_count"]) == (True, 3, 3)
     assert thread_ids(url) == {"thread-1", "ü/2", "thread-3"}
     assert resumed(url, "asking", "thread-1")["answer"] == "yes"
@@ -77,19 +77,19 @@ def test_the_threads_of_a_database_are_imported_and_resumed(database: str, url: 
             await fill(saver)
 
     asyncio.run(write())
-    assert "3 sessions stored as in the source" in run("--langgraph-postgres", database, url=url).output
+    assert "3 sessions stored as in the source" in run("--from", "langgraph", database, url=url).output
     assert resumed(url, "asking", "thread-1")["answer"] == "yes"
     assert resumed(url, "nested", "ü/2")["answer"] == "yes"
 
 
 def test_named_threads_alone_are_imported(file: Path, url: str) -> None:
-    output = run("--langgraph-sqlite", file, "--thread", "thread-1", "--thread", "never", url=url, code=1).output
+    output = run("--from", "langgraph", file, "--thread", "thread-1", "--thread", "never", url=url, code=1).output
     assert "thread 'never': the source has no checkpoint of it" in output
     assert thread_ids(url) == {"thread-1"}
 
 
 def test_a_ttl_is_that_of_the_threads(file: Path, url: str) -> None:
-    run("--langgraph-sqlite", file, "--thread", "thread-1", "--ttl", "60", url=url)
+    run("--from", "langgraph", file, "--thread", "thread-1", "--ttl", "60", url=url)
 
     async def read() -> int:
         async with lash_redis.connect(url) as cache:
@@ -100,18 +100,18 @@ def test_a_ttl_is_that_of_the_threads(file: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "module", "packages"),
+    ("source", "module", "packages"),
     [
-        ("--langgraph-sqlite", "langgraph.checkpoint.sqlite.aio", "langgraph-checkpoint-sqlite"),
-        ("--langgraph-postgres", "psycopg", "langgraph-checkpoint-postgres 'psycopg[binary]'"),
-        ("--langgraph-redis", "langgraph.checkpoint.redis.aio", "langgraph-checkpoint-redis"),
+        ("threads.db", "langgraph.checkpoint.sqlite.aio", "langgraph-checkpoint-sqlite"),
+        ("postgresql://db/threads", "psycopg", "langgraph-checkpoint-postgres 'psycopg[binary]'"),
+        ("redis://old:6379", "langgraph.checkpoint.redis.aio", "langgraph-checkpoint-redis"),
     ],
 )
 def test_a_missing_package_is_named(
-    option: str, module: str, packages: str, file: Path, url: str, monkeypatch: pytest.MonkeyPatch
+    source: str, module: str, packages: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    output = run(option, file, url=url, code=2).output
+    output = run("--from", "langgraph", source, url=url, code=2).output
     assert f"pip install 'lash-redis[langgraph]' {packages}" in " ".join(output.split())
 
 
@@ -120,13 +120,12 @@ def test_a_source_that_cannot_be_read_is_reported(tmp_path: Path, file: Path, ur
     empty = tmp_path / "empty.db"
     empty.touch()
     for arguments, code, reason in (
-        (("--langgraph-sqlite", tmp_path / "never.db"), 2, "no such file"),
-        (("--langgraph-sqlite", tmp_path / "text"), 2, "the source cannot be read: file is not a database"),
-        (("--langgraph-sqlite", empty), 1, "the source has no threads"),
-        (("--langgraph-postgres", "postgresql://127.0.0.1:1/none"), 2, "the source cannot be read"),
-        (("--langgraph-sqlite", file, "--prefix", "x"), 2, "--prefix needs"),
-        (("--redis-session", url, "--thread", "x"), 2, "--thread needs"),
-        (("--langgraph-sqlite", file, "--langchain", url), 2, "expected a FILE, or one option"),
+        (("--from", "langgraph", tmp_path / "never.db"), 2, "no such file"),
+        (("--from", "langgraph", tmp_path / "text"), 2, "the source cannot be read: file is not a database"),
+        (("--from", "langgraph", empty), 1, "the source has no threads"),
+        (("--from", "langgraph", "postgresql://127.0.0.1:1/none"), 2, "the source cannot be read"),
+        (("--from", "langgraph", file, "--prefix", "x"), 2, "--prefix needs"),
+        (("--from", "redis-session", url, "--thread", "x"), 2, "--thread needs"),
     ):
         assert reason in " ".join(run(*arguments, url=url, code=code).output.split()), arguments
     assert not (tmp_path / "never.db").exists()

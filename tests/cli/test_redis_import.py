@@ -1,4 +1,4 @@
-"""`import --redis-session` and `--langchain` store the histories that other libraries keep in a Redis."""
+"""`import --from redis-session` and `--from langchain` store the histories that other libraries keep in a Redis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_sessions_of_redis_session_are_imported_item_by_item(url: str) -> No
     for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
         write_items(url, session_id, ITEMS)
     write_items(url, "long", ITEMS * 600)
-    assert "5 sessions stored as in the source" in run("--redis-session", url, url=url).output
+    assert "5 sessions stored as in the source" in run("--from", "redis-session", url, url=url).output
     for session_id in ("chat-1", "a:b:messages", "[*]", "ü"):
         assert items_of(url, session_id) == ITEMS
     assert items_of(url, "long") == ITEMS * 600
@@ -70,23 +70,23 @@ def test_the_sessions_of_redis_session_are_imported_item_by_item(url: str) -> No
 
 def test_a_second_import_adds_what_was_written_meanwhile(url: str) -> None:
     write_items(url, "chat-1", ITEMS)
-    run("--redis-session", url, url=url)
+    run("--from", "redis-session", url, url=url)
     write_items(url, "chat-1", [{"role": "user", "content": "more"}])
     write_items(url, "chat-2", ITEMS)
-    report = json.loads(run("--redis-session", url, "--json", url=url).output)
+    report = json.loads(run("--from", "redis-session", url, "--json", url=url).output)
     assert (report["session_count"], report["present_count"], report["failed_count"]) == (2, 0, 0)
     assert items_of(url, "chat-1") == [*ITEMS, {"role": "user", "content": "more"}]
-    report = json.loads(run("--redis-session", url, "--json", url=url).output)
+    report = json.loads(run("--from", "redis-session", url, "--json", url=url).output)
     assert (report["session_count"], report["present_count"]) == (2, 2)
 
 
 def test_a_session_with_other_items_is_left_as_it_is_and_reported(url: str) -> None:
     write_items(url, "chat-1", ITEMS)
     write_items(url, "chat-2", ITEMS)
-    run("--redis-session", url, url=url)
+    run("--from", "redis-session", url, url=url)
     with redis.Redis.from_url(url) as client:
         client.lset("agents:session:chat-1:messages", 0, json.dumps({"role": "user", "content": "other"}))
-    output = run("--redis-session", url, url=url, code=1).output
+    output = run("--from", "redis-session", url, url=url, code=1).output
     assert "agents:session:chat-1:messages: the session exists already, with other items" in " ".join(output.split())
     assert items_of(url, "chat-1") == ITEMS
 
@@ -99,7 +99,7 @@ def test_an_invalid_element_is_reported_and_the_other_sessions_are_stored(url: s
     write_items(url, "chat-2", ITEMS)
     with redis.Redis.from_url(url) as client:
         client.rpush("agents:session:chat-1:messages", element)
-    output = run("--redis-session", url, url=url, code=1).output
+    output = run("--from", "redis-session", url, url=url, code=1).output
     assert reason in " ".join(output.split())
     assert (items_of(url, "chat-1"), items_of(url, "chat-2")) == ([], ITEMS)
 
@@ -107,7 +107,7 @@ def test_an_invalid_element_is_reported_and_the_other_sessions_are_stored(url: s
 def test_another_prefix_is_imported_alone(url: str) -> None:
     write_items(url, "chat-1", ITEMS)
     write_items(url, "chat-2", ITEMS, key_prefix="my*app")
-    run("--redis-session", url, "--prefix", "my*app", url=url)
+    run("--from", "redis-session", url, "--prefix", "my*app", url=url)
     assert (items_of(url, "chat-1"), items_of(url, "chat-2")) == ([], ITEMS)
 
 
@@ -115,8 +115,8 @@ def test_the_histories_of_langchain_are_imported_as_chats(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         for message in MESSAGES:  # as RedisChatMessageHistory stores them
             client.lpush("message_store:chat-1", json.dumps(message_to_dict(message)))
-    run("--langchain", url, url=url)
-    report = json.loads(run("--langchain", url, "--json", url=url).output)
+    run("--from", "langchain", url, url=url)
+    report = json.loads(run("--from", "langchain", url, "--json", url=url).output)
     assert (report["session_count"], report["present_count"]) == (1, 1)
 
     async def read() -> list[dict[str, Any]]:
@@ -129,17 +129,25 @@ def test_the_histories_of_langchain_are_imported_as_chats(url: str) -> None:
     assert (found[3]["content"], found[3]["tool_call_id"]) == ("rain", "c1")
 
 
-def test_the_sources_exclude_each_other_and_one_is_needed(url: str) -> None:
-    for arguments in ((), ("file", "--langchain", url), ("--langchain", url, "--redis-session", url), ("--openai",)):
-        assert "expected a FILE" in run(*arguments, url=url, code=2).output
+def test_one_source_is_needed_and_options_that_exclude_each_other_are_refused(url: str) -> None:
+    for arguments, reason in (
+        ((), "Missing argument 'SOURCE'"),
+        (("--from", "redis-session"), "Missing argument 'SOURCE'"),
+        (("file", "--openai", "--from", "langchain"), "expected either --openai or --from, got both"),
+        (("one", "two"), "expected one SOURCE"),
+        ((url, url, "--from", "langchain"), "expected one SOURCE"),
+        (("file", "--prefix", "x"), "--thread and --prefix need --from"),
+        (("file", "--from", "peewee"), "'redis-session', 'langchain', 'langgraph', 'adk'"),
+    ):
+        assert reason in " ".join(run(*arguments, url=url, code=2).output.replace("│", "").split()), arguments
 
 
 def test_a_source_that_does_not_answer_is_reported(url: str) -> None:
     for source in ("redis://127.0.0.1:1", "ftp://host"):
-        assert run("--redis-session", source, url=url, code=2).output
+        assert run("--from", "redis-session", source, url=url, code=2).output
 
 
 def test_a_source_without_histories_is_reported(url: str) -> None:
     write_items(url, "chat-1", ITEMS)
-    output = run("--redis-session", url, "--prefix", "nope", url=url, code=1).output
+    output = run("--from", "redis-session", url, "--prefix", "nope", url=url, code=1).output
     assert "no list on the source matches 'nope:*:messages'" in " ".join(output.split())

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lash_redis.cli import (
-    adk_import,
-    langgraph_import,
-    redis_import,
-    transcript_export,
-    transcript_import,
-    transfer,
-)
+from lash_redis.cli import transcript_export, transcript_import, transfer
 from lash_redis.cli.commands.app import (
     NO_URL,
     AsJson,
@@ -26,6 +19,7 @@ from lash_redis.cli.commands.app import (
     require_stored_data,
     warn_of_empty_server,
 )
+from lash_redis.cli.library_import import OtherStore, import_from
 from lash_redis.cli.output import OK, UNFIT, USAGE, CommandError, print_json, screen
 
 
@@ -73,31 +67,22 @@ def export(
 
 @command("import", example="import sessions.jsonl --namespace other")
 def import_sessions(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="An export; - is standard input.")] = None,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="A file, or a URL with --from; - is standard input.")
+    ],
     openai: Annotated[
         bool,
-        typer.Option("--openai", help='FILEs of transcripts: a line is {"id", "messages"}.'),
+        typer.Option("--openai", help='Transcripts: a line is {"id", "messages"}.'),
     ] = False,
-    redis_session: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The server of openai-agents' RedisSession."),
+    store: Annotated[
+        OtherStore | None,
+        typer.Option("--from", metavar="LIBRARY", help="redis-session, langchain, langgraph or adk."),
     ] = None,
-    langchain: Annotated[str | None, typer.Option(metavar="URL", help="That of RedisChatMessageHistory.")] = None,
-    langgraph_sqlite: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The database of LangGraph's SqliteSaver.")
-    ] = None,
-    langgraph_postgres: Annotated[str | None, typer.Option(metavar="URL", help="That of its PostgresSaver.")] = None,
-    langgraph_redis: Annotated[str | None, typer.Option(metavar="URL", help="The server of its RedisSaver.")] = None,
-    adk: Annotated[str | None, typer.Option(metavar="URL", help="Google ADK's database: URL or file.")] = None,
-    prefix: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The prefix of the keys in that Redis, if changed.")
-    ] = None,
-    thread: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A thread of LangGraph; all threads without it.")
-    ] = None,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="The prefix of the keys in a Redis.")] = None,
+    thread: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this thread of LangGraph.")] = None,
     ttl: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Expire after this time, without a ttl of their own."),
+        typer.Option(metavar="SECONDS", help="Expire after this time."),
     ] = None,
     url: Url = NO_URL,
     namespace: Namespace = "default",
@@ -112,45 +97,23 @@ def import_sessions(
     """
     with ending(as_json):
         warn_of_empty_server(url)
-        libraries = (redis_session, langchain, adk, langgraph_sqlite, langgraph_postgres, langgraph_redis)
-        if bool(files) + sum(each is not None for each in libraries) != 1 or (openai and not files):
-            raise CommandError(USAGE, "expected a FILE, or one option that names the data of another library")
-        is_langgraph = any(each is not None for each in libraries[3:])
-        if thread and not is_langgraph:
-            raise CommandError(USAGE, "--thread needs --langgraph-sqlite, --langgraph-postgres or --langgraph-redis")
-        if prefix is not None and all(each is None for each in (redis_session, langchain, langgraph_redis)):
-            raise CommandError(USAGE, "--prefix needs --redis-session, --langchain or --langgraph-redis")
-        if is_langgraph:
-            threads = _langgraph_source(langgraph_sqlite, langgraph_postgres, langgraph_redis, prefix)
-            report = asyncio.run(langgraph_import.import_threads(url, namespace, threads, thread or None, ttl))
-        elif redis_session is not None:
-            library = redis_import.redis_session(prefix)
-            report = asyncio.run(redis_import.import_histories(url, namespace, library, redis_session, ttl))
-        elif langchain is not None:
-            library = redis_import.langchain(prefix)
-            report = asyncio.run(redis_import.import_histories(url, namespace, library, langchain, ttl))
-        elif adk is not None:
-            report = asyncio.run(adk_import.import_database(url, namespace, adk, ttl))
+        if openai and store is not None:
+            raise CommandError(USAGE, "expected either --openai or --from, got both")
+        if store is None and (thread or prefix is not None):
+            raise CommandError(USAGE, "--thread and --prefix need --from")
+        if len(sources) > 1 and not openai:
+            raise CommandError(USAGE, "expected one SOURCE; only --openai accepts several")
+        files = [Path(source) for source in sources]
+        if store is not None:
+            reading = import_from(store, sources[0], url, namespace, prefix=prefix, threads=thread, ttl=ttl)
         elif openai:
-            report = asyncio.run(transcript_import.import_transcripts(url, namespace, files or [], ttl))
-        elif files is not None and len(files) == 1:
-            report = asyncio.run(transfer.import_export(url, namespace, files[0], ttl))
+            reading = transcript_import.import_transcripts(url, namespace, files, ttl)
         else:
-            raise CommandError(USAGE, "expected one file; only --openai accepts several")
+            reading = transfer.import_export(url, namespace, files[0], ttl)
+        report = asyncio.run(reading)
         whole = transfer.is_whole(report)
         if as_json:
             print_json({"ok": whole, **report.to_json()})
         else:
-            transfer.print_imported(report, screen(), "the file" if files else "the source")
+            transfer.print_imported(report, screen(), "the file" if store is None else "the source")
     raise typer.Exit(OK if whole else UNFIT)
-
-
-def _langgraph_source(
-    sqlite: Path | None, postgres: str | None, redis: str | None, prefix: str | None
-) -> langgraph_import.Source:
-    """Return the source of the one that is given."""
-    if sqlite is not None:
-        return langgraph_import.sqlite(sqlite)
-    if postgres is not None:
-        return langgraph_import.postgres(postgres)
-    return langgraph_import.redis_saver(redis or "", prefix)
