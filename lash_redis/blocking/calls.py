@@ -6,11 +6,14 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeAlias
 
 Inbox: TypeAlias = "SimpleQueue[Call | Callable[[], object]]"
 """What a waiting thread receives: functions to run, and at the end its call."""
+
+SIGNAL_SECONDS: Final = 0.5
+"""The longest time, in seconds, until a waiting thread handles a signal that arrived just before its wait began."""
 
 
 class Call:
@@ -46,6 +49,18 @@ class Call:
     def is_begun(self) -> bool:
         """Whether the loop has run a step of the coroutine."""
         return inspect.getcoroutinestate(self.work) != inspect.CORO_CREATED
+
+    def receive(self) -> Call | Callable[[], object]:
+        """Wait in the thread of the caller for the next function to run, or for the end of the call.
+
+        Python handles a signal between two instructions, and a signal wakes a thread only from a wait that has begun.
+        So the wait is renewed every `SIGNAL_SECONDS`.
+        """
+        while True:
+            try:
+                return self.inbox.get(timeout=SIGNAL_SECONDS)
+            except Empty:
+                continue
 
     async def run(self) -> None:
         """Run the coroutine, and store its outcome for the thread of the caller."""

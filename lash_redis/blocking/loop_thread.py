@@ -77,7 +77,7 @@ class LoopThread:
             raise
         try:  # around `submit`, too, because a signal may interrupt this thread as soon as the loop has the call
             is_accepted = running.submit(call)
-            while is_accepted and (message := call.inbox.get()) is not call:
+            while is_accepted and (message := call.receive()) is not call:
                 message()  # type: ignore[operator]  # a function, because it is not the call
             if is_accepted and call.error is None:
                 return call.result if call.wrap is None else call.wrap(call.result)

@@ -172,6 +172,21 @@ def test_an_interrupt_ends_a_waiting_call_and_the_cache_works_afterwards(wait: s
     assert process.returncode == 0
 
 
+def test_an_interrupt_just_before_the_wait_of_a_call_ends_the_call_too(url: str) -> None:
+    """A signal that arrives when the interpreter is about to wait does not end that wait, nor does `interrupt_main`."""
+    code = """
+import _thread
+held = cache.session("other").acquire_lease(ttl=600.0)
+try:
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    cache.session("other").acquire_lease(wait=60.0)
+except KeyboardInterrupt:
+    print("interrupted", len(chat.messages()))
+held.release()
+"""
+    assert output_of(BEGIN + code, url) == "interrupted 1\n"
+
+
 @pytest.mark.slow
 def test_an_interrupted_claim_holds_no_lease(url: str) -> None:
     """A claim is interrupted at any moment of its wait, also when the server has given it the lease already."""
