@@ -143,7 +143,7 @@ def test_a_watch_and_a_renewed_lease_of_the_parent_survive_forks(cache: Blocking
     store = cache.session("chat")
     revisions = store.watch(0)
     assert next(revisions) == 1
-    with store.acquire_lease(ttl=0.6) as lease, lease.renewing():
+    with store.acquire_lease(ttl=60.0) as lease, lease.renewing(every=0.1):
         first = lease.deadline
         assert in_child(lambda: say(cache, "in the child"))() == 2
         assert next(revisions) == 2
@@ -185,8 +185,8 @@ def held_lease(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], b
 
 @contextmanager
 def held_renewal(cache: BlockingSessionCache, url: str) -> Iterator[Callable[[], bool]]:
-    lease = cache.session("chat").acquire_lease(ttl=0.6)
-    with lease.renewing():
+    lease = cache.session("chat").acquire_lease(ttl=60.0)
+    with lease.renewing(every=0.1):
         ends = lease.deadline + 0.3
 
         def is_renewed() -> bool:

@@ -18,6 +18,7 @@ import lash_redis.blocking
 from lash_redis.blocking import BlockingSessionCache
 from lash_redis.blocking.calls import Call
 from tests.blocking.test_threads import opened
+from tests.support import blocking as support
 from tests.support.blocking import connections, wait_until
 from tests.support.builders import append, commit
 
@@ -31,17 +32,16 @@ class Alarm(Exception):
 
 
 @contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    """Raise `Alarm` in the block after some seconds."""
+def alarm() -> Iterator[Callable[[float], object]]:
+    """Give the block a function that lets `Alarm` be raised in the main thread so many seconds later."""
 
     def ring(*_: object) -> None:
         raise Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with pytest.raises(Alarm):
-            yield
+            yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -50,7 +50,8 @@ def alarm(seconds: float) -> Iterator[None]:
 def test_an_interrupted_claim_does_not_get_the_lease_later(opened: Opened) -> None:
     cache = opened()
     held = cache.session("chat").acquire_lease("first", ttl=60.0)
-    with alarm(0.1):
+    with alarm() as ring_in:
+        ring_in(0.1)
         cache.session("chat").acquire_lease("second", wait=60.0)
     held.release()
     until = time.monotonic() + 1.5  # a claim that waits tries again within a second
@@ -65,7 +66,8 @@ def test_an_interrupted_watch_ends_its_connection(opened: Opened, url: str) -> N
     store.commit_runtime_state(commit(0, append("a")))
     before = connections(url)
     revisions = store.watch()
-    with alarm(0.2):
+    with alarm() as ring_in:
+        ring_in(0.2)
         next(revisions)
     wait_until(lambda: connections(url) == before)
     with pytest.raises(StopIteration):
@@ -77,9 +79,10 @@ def test_an_interrupted_function_of_update_writes_nothing(opened: Opened) -> Non
     store = cache.session("chat")
 
     def turn(read: Any) -> Any:
+        ring_in(0.1)
         time.sleep(60)
 
-    with alarm(0.1):
+    with alarm() as ring_in:
         store.update(turn)
     assert store.load_head() is None
     assert store.update(lambda read: commit(None, append("a"))).head_revision == 1
@@ -92,19 +95,21 @@ def test_an_interrupted_coroutine_ends_its_cleanup_first(opened: Opened) -> None
 
     async def turn(read: Any) -> Any:
         try:
+            ring_in(0.1)
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0.1)
             done.append("cleaned up")
 
-    with alarm(0.1):
+    with alarm() as ring_in:
         cache.session("chat").update(turn)
     assert done == ["cleaned up"]
 
 
 def test_an_interrupt_in_a_block_leaves_its_context_managers(opened: Opened) -> None:
     store = opened().session("chat")
-    with alarm(0.2), store.acquire_lease() as lease, lease.renewing():
+    with alarm() as ring_in, store.acquire_lease() as lease, lease.renewing():
+        ring_in(0.2)
         time.sleep(60)
     assert store.load_lease() is None
 
@@ -116,7 +121,7 @@ def test_a_call_that_is_cancelled_before_its_first_step_ends_at_once(opened: Ope
     running.post(time.sleep, 0.2)  # so that the loop begins and cancels the call in the same iteration
     running.submit(call)
     running.cancel(call)
-    assert call.inbox.get(timeout=2) is call
+    assert call.inbox.get(timeout=support.PATIENCE) is call
     assert isinstance(call.error, asyncio.CancelledError)
 
 

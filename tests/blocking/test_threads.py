@@ -276,7 +276,7 @@ def test_a_lease_is_a_record_that_another_process_adopts(opened: Opened) -> None
 
 def test_a_lease_is_renewed_while_the_block_runs(opened: Opened) -> None:
     store = opened().session("chat")
-    with store.acquire_lease(ttl=0.6) as lease, lease.renewing() as same:
+    with store.acquire_lease(ttl=60.0) as lease, lease.renewing(every=0.1) as same:
         assert same is lease
         first = lease.deadline
         wait_until(lambda: lease.deadline > first + 0.5)

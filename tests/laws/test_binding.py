@@ -20,7 +20,18 @@ from lash_redis import (
     connect,
 )
 from tests.support.breaking import Lua, Python, broken_by
-from tests.support.builders import append, blob_keys, commit, facts_of, holds, ids_of, key_of, tools, used
+from tests.support.builders import (
+    append,
+    blob_keys,
+    commit,
+    facts_of,
+    holds,
+    ids_of,
+    key_of,
+    let_all_expire,
+    tools,
+    used,
+)
 from tests.support.sending import sends_once
 
 Checkpoint = HydratedSessionCheckpoint
@@ -447,12 +458,9 @@ async def test_a_session_with_a_longer_ttl_extends_the_deadline_of_a_shared_blob
 
 
 async def test_an_expired_session_leaves_no_keys(open_cache, client, keyspace):
-    store = open_cache(ttl=0.3, blob_grace=0.05).session("chat")
+    store = open_cache(ttl=60, blob_grace=0.05).session("chat")
     await full_session(store)
-    for _ in range(200):
-        if len(await keyspace()) == 1:
-            break
-        await asyncio.sleep(0.01)
+    await let_all_expire(client, within=61)
     assert set(await keyspace()) == {b"lash1:layout:laws"}
     assert await store.load_session(FullGraph()) is None
     assert (await store.commit_runtime_state(commit(0, append("a")))).head_revision == 1

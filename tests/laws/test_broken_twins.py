@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lash_redis import BackendError, StoreError
+from tests.laws import test_watch
 from tests.support.breaking import Breakage, Lua
 from tests.support.servers import Kind, RunningServers, Server, any_real, require, table
 
@@ -52,6 +53,8 @@ def marked_tests() -> Iterator[tuple[str, Callable[..., Awaitable[None]], Breaka
                 yield name, check, breakage
 
 
+PATIENCE = 10.0
+"""Seconds that a test waits for what a broken store never does."""
 FAILURES = (AssertionError, StoreError, pytest.fail.Exception)
 
 
@@ -60,6 +63,7 @@ def broken_twin(check: Callable[..., Awaitable[None]], breakage: Breakage) -> Ca
     async def twin(**fixtures: Any) -> None:
         failure: BaseException | None = None
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(test_watch, "PATIENCE", PATIENCE)
             breakage.apply(patch)
             try:
                 await check(**fixtures)

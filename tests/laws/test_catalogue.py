@@ -249,10 +249,12 @@ async def test_a_list_by_parent_contains_exactly_the_children(open_cache):
 async def test_an_expired_session_is_not_listed_and_its_entry_is_removed(open_cache, client):
     cache = open_cache(shards=1)
     await write(cache, "lasting")
-    brief = open_cache(ttl=0.1, shards=1)
+    brief = open_cache(ttl=60, shards=1)
     await write(brief, "brief-1", "brief-2")
     await brief.create(SessionStoreCreateRequest("brief-3"))
     assert len(await listed(cache)) == 4
+    for number in (1, 2, 3):
+        assert await brief.session(f"brief-{number}").touch(ttl=0.1)
     await asyncio.sleep(0.2)
     assert await listed(cache) == ["lasting"]
     assert await client.zrange(cache.layout.shard_keys(0).sessions, 0, -1) == [b"lasting"]

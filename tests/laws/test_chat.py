@@ -28,6 +28,7 @@ from lash_redis import (
     SessionGone,
     SessionNodeRecord,
     SessionUsageReport,
+    StoreOptions,
     TokenLedgerEntry,
     TokenUsage,
     UsageTotals,
@@ -224,8 +225,9 @@ async def test_a_failed_or_cancelled_append_does_not_hold_up_the_next(cache):
     assert texts(await chat.messages()) == ["a", "t0", "t1", "t3", "t4"]
 
 
-async def test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time(open_cache):
-    chat = open_cache(call_timeout=0.1).chat("chat")
+async def test_an_append_waits_in_the_queue_of_its_process_for_a_bounded_time(open_cache, monkeypatch):
+    monkeypatch.setattr(StoreOptions, "contention_seconds", 0.1)
+    chat = open_cache().chat("chat")
     async with chat._appender.turn():
         with pytest.raises(BackendError):
             await chat.append(user("a"))
@@ -241,8 +243,11 @@ async def test_an_append_keeps_the_state_of_the_session(chat, store):
     assert (read.config, read.checkpoint.execution_state) == (config, b"x")
 
 
-async def test_an_append_that_never_comes_first_ends_with_the_conflict(open_cache):
-    chat, rival = open_cache(call_timeout=0.2).chat("chat"), open_cache().chat("chat")
+async def test_an_append_that_never_comes_first_ends_with_the_conflict(open_cache, monkeypatch):
+    rival = open_cache().chat("chat")
+    await rival.append(user("rival"))
+    monkeypatch.setattr(StoreOptions, "contention_seconds", 0.2)
+    chat = open_cache().chat("chat")
     make = chat.store.commit_runtime_state
 
     async def late(made):

@@ -347,11 +347,8 @@ async def test_a_blob_without_holders_expires_after_its_grace_period(open_cache,
     await publish(store, tool_state=tools())
     assert len(await blob_keys(client)) == 1
     await publish(store, 1)
-    for _ in range(100):
-        if not await blob_keys(client):
-            break
+    while await blob_keys(client):  # noqa: ASYNC110 - no event reports an expiry
         await asyncio.sleep(0.01)
-    assert await blob_keys(client) == []
 
 
 async def test_gc_stops_at_an_undecodable_head(store, client, keyspace):

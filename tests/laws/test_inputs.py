@@ -698,7 +698,7 @@ async def test_a_session_with_an_evicted_head_takes_and_shows_no_input(store, cl
     )
 )
 async def test_a_full_server_refuses_an_input_as_a_whole(real_server, full, open_real_cache):
-    cache, client = open_real_cache(call_timeout=0.2), real_server.client()
+    cache, client = open_real_cache(), real_server.client()
     for name in ("chat", "new"):
         await cache.session("chat").enqueue_input(HELLO, name)
     await cache.session("chat").commit_runtime_state(

@@ -35,6 +35,7 @@ from lash_redis import (
 from lash_redis.models import LeaseClaim
 from lash_redis.session.lease import HeldLease
 from lash_redis.session.leasing import Leasing
+from tests.laws.test_watch import until
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, facts_of, ids_of, key_of, tools
 from tests.support.proxy import Action, on
@@ -524,13 +525,13 @@ async def test_a_session_recreated_after_deletion_starts_at_generation_1(open_ca
 
 @broken_by(Python("session.leasing:Leasing._outlive", lambda _: _do_nothing, "touches nothing"))
 async def test_acquiring_and_renewing_a_lease_extend_the_deadline_of_its_session(open_cache, client):
-    store = open_cache(ttl=10).session("chat")
+    store = open_cache(ttl=60).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
-    await client.pexpire(await key_of(client, "head"), 2_000)
+    await client.pexpire(await key_of(client, "head"), 30_000)
     before = (await facts_of(client))["deadline"]
     await asyncio.sleep(0.01)
-    lease = await store.acquire_lease("worker", ttl=60)
-    assert await client.pttl(await key_of(client, "head")) > 9_000
+    lease = await store.acquire_lease("worker", ttl=600)
+    assert await client.pttl(await key_of(client, "head")) > 500_000
     acquired = (await facts_of(client))["deadline"]
     await asyncio.sleep(0.01)
     await lease.renew()
@@ -543,29 +544,29 @@ async def test_acquiring_and_renewing_a_lease_extend_the_deadline_of_its_session
 )
 async def test_a_session_with_a_short_ttl_does_not_expire_before_its_lease(cache, client):
     store = cache.session("chat")
-    await store.commit_runtime_state(commit(None, append("a")), ttl=0.3)
-    lease = await store.acquire_lease("worker", ttl=60)
-    assert await client.pttl(await key_of(client, "log")) > 50_000
+    await store.commit_runtime_state(commit(None, append("a")), ttl=60)
+    lease = await store.acquire_lease("worker", ttl=600)
+    assert await client.pttl(await key_of(client, "log")) > 500_000
     await store.commit_runtime_state(commit(1, append("b", parent="a"), lease=lease))
-    assert await client.pttl(await key_of(client, "head")) > 50_000
+    assert await client.pttl(await key_of(client, "head")) > 500_000
     assert await store.touch()
-    assert await client.pttl(await key_of(client, "head")) > 50_000
+    assert await client.pttl(await key_of(client, "head")) > 500_000
     with pytest.raises(LeaseBusy):
         await cache.session("chat").acquire_lease("other")
     await store.commit_runtime_state(commit(2, append("c", parent="b"), releases=lease))
-    assert await client.pttl(await key_of(client, "head")) <= 300
+    assert await client.pttl(await key_of(client, "head")) <= 60_000
 
 
 @broken_by(Python("session.leasing:Leasing._outlive", lambda _: _do_nothing, "touches nothing"))
 async def test_a_session_with_only_meta_does_not_expire_before_its_lease(cache, client):
-    store = await cache.create(SessionStoreCreateRequest("chat"), ttl=0.3)
-    lease = await store.acquire_lease("worker", ttl=60)
-    assert await client.pttl(await key_of(client, "head")) > 50_000
+    store = await cache.create(SessionStoreCreateRequest("chat"), ttl=60)
+    lease = await store.acquire_lease("worker", ttl=600)
+    assert await client.pttl(await key_of(client, "head")) > 500_000
     await store.save_session_meta(await store.load_session_meta())
-    assert await client.pttl(await key_of(client, "head")) > 50_000
-    await client.pexpire(await key_of(client, "head"), 1_000)
+    assert await client.pttl(await key_of(client, "head")) > 500_000
+    await client.pexpire(await key_of(client, "head"), 30_000)
     await lease.renew()
-    assert await client.pttl(await key_of(client, "head")) > 50_000
+    assert await client.pttl(await key_of(client, "head")) > 500_000
 
 
 async def _do_nothing(*arguments):
@@ -684,42 +685,49 @@ def test_lease_errors_survive_pickling():
 
 
 @pytest.mark.slow
-async def test_a_renewing_block_keeps_its_lease_beyond_the_ttl(store):
-    async with await store.acquire_lease("worker", ttl=1.5) as lease:
+async def test_a_renewing_block_keeps_its_lease_beyond_the_ttl(store, client):
+    async with await store.acquire_lease("worker", ttl=6) as lease:
+        deadline = lease.deadline
         async with lease.renewing():
-            await asyncio.sleep(3)
+            await until(lambda: _is_past(client, deadline), "the first deadline")
             await store.commit_runtime_state(commit(None, append("a"), lease=lease))
         assert lease.remaining > 0
     assert await store.load_lease() is None
 
 
-async def test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken(store, client):
-    lease = await store.acquire_lease("worker", ttl=0.3)
-    reached: list[Lease | str] = []
+async def _is_past(client, deadline: float) -> bool:
+    seconds, micros = await client.time()
+    return seconds + micros / 1e6 > deadline
+
+
+async def test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    reached: list[str] = []
 
     async def work() -> None:
-        async with lease.renewing():
-            await expire_lease(client)
-            reached.append(await store.acquire_lease("other", ttl=60))
-            await asyncio.sleep(20)
+        async with lease.renewing(every=0.05):
+            reached.append("the block")
+            await asyncio.sleep(60)
             reached.append("the end")
 
+    working = asyncio.create_task(work())
+    await until(lambda: reached)
+    held = await store.acquire_lease("worker", ttl=60, reenter=True)
     with pytest.raises(LeaseLost) as lost:
-        await work()
-    (held,) = reached
-    assert lost.value.reason == "taken"
+        await working
+    assert (lost.value.reason, reached) == ("taken", ["the block"])
     await held.renew()
     assert asyncio.current_task().cancelling() == 0
 
 
 async def test_a_renewing_block_raises_session_deleted_when_its_session_is_deleted(store, cache):
     await store.commit_runtime_state(commit(None, append("a")))
-    lease = await store.acquire_lease("worker", ttl=0.3)
+    lease = await store.acquire_lease("worker", ttl=60)
 
     async def work() -> None:
-        async with lease.renewing():
+        async with lease.renewing(every=0.05):
             await cache.delete("chat")
-            await asyncio.sleep(20)
+            await asyncio.sleep(60)
 
     with pytest.raises(SessionDeleted):
         await work()
@@ -727,22 +735,27 @@ async def test_a_renewing_block_raises_session_deleted_when_its_session_is_delet
 
 async def test_a_renewing_block_raises_corrupt_when_its_lease_becomes_undecodable(store, client):
     await store.commit_runtime_state(commit(None, append("a")))
-    lease = await store.acquire_lease("worker", ttl=0.3)
+    lease = await store.acquire_lease("worker", ttl=60)
 
     async def work() -> None:
-        async with lease.renewing():
+        async with lease.renewing(every=0.05):
             await client.hset(await key_of(client, "head"), "lease", b"nonsense")
-            await asyncio.sleep(20)
+            await asyncio.sleep(60)
 
     with pytest.raises(Corrupt):
         await work()
 
 
 @broken_by(Python("session.lease:HeldLease._extend", lambda _: _unreachable, "never reaches the server"))
-async def test_a_renewing_block_does_not_lose_its_lease_at_the_first_deadline(store):
-    lease = await store.acquire_lease("worker", ttl=0.5)
-    async with lease.renewing():
-        await asyncio.sleep(0.9)
+async def test_a_renewing_block_moves_the_deadline_of_its_lease(store):
+    lease = await store.acquire_lease("worker", ttl=60)
+    deadline = lease.deadline
+    async with lease.renewing(every=0.05):
+        await until(lambda: _is_extended(store, deadline + 0.2), "renewals")
+
+
+async def _is_extended(store, deadline: float) -> bool:
+    return (await store.load_lease()).deadline > deadline
 
 
 async def _unreachable(lease, ttl=None):
@@ -759,7 +772,7 @@ async def test_a_renewing_block_raises_lease_lost_when_renewals_fail_until_the_d
 
 
 async def test_a_renewing_block_propagates_errors_and_cancellation_unchanged(store):
-    lease = await store.acquire_lease("worker", ttl=0.3)
+    lease = await store.acquire_lease("worker", ttl=60)
     with pytest.raises(ZeroDivisionError):
         async with lease.renewing():
             raise ZeroDivisionError
@@ -790,7 +803,7 @@ async def test_a_renewing_block_ends_when_a_cancellation_is_swallowed(is_lost, s
         await _swallow_cancellation()
 
     monkeypatch.setattr(HeldLease, "_extend", renew)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         async with lease.renewing(0.01):
             await (_swallow_cancellation() if is_lost else reached.wait())
     assert asyncio.current_task().cancelling() == 0
@@ -798,7 +811,7 @@ async def test_a_renewing_block_ends_when_a_cancellation_is_swallowed(is_lost, s
 
 async def _swallow_cancellation():
     with suppress(asyncio.CancelledError):
-        await asyncio.sleep(20)
+        await asyncio.sleep(600)
 
 
 @pytest.mark.parametrize("every", [0, -1, 0.2, "x", float("nan")])

@@ -25,6 +25,7 @@ from lash_redis import (
     PersistedTurnState,
     RuntimeCommit,
     SessionGone,
+    StoreOptions,
     Unchanged,
 )
 from lash_redis.protocol.heads import NO_HEAD
@@ -287,10 +288,11 @@ async def test_values_of_one_head_are_not_committed_on_another(store, open_cache
 
 
 async def test_a_commit_that_other_commits_always_precede_reports_the_time_and_that_nothing_was_written(
-    store, open_cache
+    store, open_cache, monkeypatch
 ):
     await store.commit_runtime_state(rich("a"))
-    handle = open_cache(call_timeout=0.2).session("chat")
+    monkeypatch.setattr(StoreOptions, "contention_seconds", 0.2)
+    handle = open_cache().session("chat")
     publish, mine = handle._publisher.publish, [used(input=1)]
 
     async def overtaken(*args):

@@ -30,6 +30,7 @@ from lash_redis import (
     SessionStoreCreateRequest,
 )
 from lash_redis.transfer import export_sessions, import_sessions
+from tests.laws.test_watch import next_change
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, ids_of, key_of, tools
 from tests.support.proxy import Action, on
@@ -247,16 +248,14 @@ async def test_a_watch_of_anothers_session_reports_nothing(open_cache):
         await cache.session("theirs").commit_runtime_state(commit(1, append("c"), session_id="theirs"))
         await asyncio.sleep(0.15)
         await begin(cache, "own", "bob")
-        async with asyncio.timeout(5):
-            change = await anext(watch)
+        change = await next_change(watch)
     assert (change.session_id, change.revision, change.ended) == ("own", 1, None)
 
 
 async def test_the_store_of_an_owner_watches_its_own_session(open_cache):
     store = await begin(open_cache())
     revisions = store.watch(0)
-    async with asyncio.timeout(5):
-        assert await anext(revisions) == 1
+    assert await next_change(revisions) == 1
     await revisions.aclose()
 
 

@@ -22,7 +22,7 @@ from lash_redis import (
     StreamFailed,
 )
 from lash_redis.session.stream import StreamWriter
-from tests.laws.test_streams import data_of, end_signs_of_life, following, keys_of, produced, state_of
+from tests.laws.test_streams import data_of, end_signs_of_life, following, keys_of, lose, produced, state_of
 from tests.laws.test_watch import until
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, numbered, replace_full
@@ -125,10 +125,10 @@ async def test_finishes_is_not_part_of_the_json_or_the_meaning_of_a_commit(store
 
 @broken_by(Lua("commit", "if state == 'r' and deadline + 0 <= now then state = 'l' end", ""))
 async def test_a_commit_is_made_although_its_stream_was_lost_and_the_stream_stays_lost(store, open_cache):
-    async with store.stream("gen", ttl=0.1) as out:
+    async with store.stream("gen") as out:
         await out.send("a")
         await out.flush()
-        await end_signs_of_life(out)
+        await lose(out)
         await until(lambda: _is(store, "lost"), "the loss of the stream")
         await store.commit_runtime_state(commit(0, append("a"), finishes=out))
     async with following(open_cache().session("chat")) as followed:

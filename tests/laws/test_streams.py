@@ -9,6 +9,7 @@ import pickle
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,16 +35,17 @@ from lash_redis import (
 )
 from lash_redis.protocol.commands.streams import MAX_STREAMS
 from lash_redis.protocol.keys import Layout, generation_of
-from lash_redis.session import stream_hub
+from lash_redis.session import stream, stream_hub
 from lash_redis.transport.cleanup import GRACE
 from lash_redis.transport.loop_state import states_of_the_running_loop
+from tests.laws import test_watch
 from tests.laws.test_watch import until
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit
 from tests.support.cancelling import WAYS, Way, at_each_step
 
-SOON = 10.0
-"""Seconds that a follower may take in a test."""
+SOON = 60.0
+"""Seconds that a follower may take in a test, and that it waits for a stream."""
 LONG = 120.0
 """The same if there are 5,000."""
 
@@ -53,11 +55,11 @@ class Failure(Exception):
 
 
 async def events_of(
-    store: RedisSessionStore, generation: str = "gen", *, limit: float = SOON, **more: Any
+    store: RedisSessionStore, generation: str = "gen", *, limit: float | None = None, **more: Any
 ) -> list[StreamEvent]:
     found: list[StreamEvent] = []
     try:
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(test_watch.PATIENCE if limit is None else limit):
             async for event in store.follow(generation, **more):
                 found.append(event)
     except TimeoutError:
@@ -374,6 +376,7 @@ async def test_the_bound_on_events_is_exact_and_a_gap_is_reported_with_the_oldes
 async def test_a_follower_that_is_overtaken_gets_a_gap(store, other):
     async with store.stream("gen", max_events=100) as out, aclosing(other.follow("gen")) as events:
         await out.send("first")
+        await out.flush()  # the follower reads it from the server, and shares no window yet
         assert (await anext(events)).data == "first"
         for number in range(400):
             await out.send(number)
@@ -644,8 +647,16 @@ async def test_a_pickled_writer_is_a_claim(store):
 async def end_signs_of_life(out: StreamWriter) -> None:
     """Let the producer give no further sign of life, as a process that is frozen."""
     assert out._pump_task is not None
-    out._pump_task.cancel()
-    await asyncio.gather(out._pump_task, return_exceptions=True)
+    async with out._lock:
+        out._pump_task.cancel()
+        await asyncio.gather(out._pump_task, return_exceptions=True)
+
+
+async def lose(out: StreamWriter, ttl_ms: int = 100) -> None:
+    """Let the producer give a last sign of life, after which the stream counts as lost so many ms later."""
+    await end_signs_of_life(out)
+    out._bounds = replace(out._bounds, ttl_ms=ttl_ms)
+    await out._send_batch()
 
 
 @broken_by(
@@ -655,12 +666,12 @@ async def end_signs_of_life(out: StreamWriter) -> None:
 async def test_followers_learn_that_a_silent_producer_is_lost(store, other, monkeypatch):
     monkeypatch.setattr(stream_hub, "POLL", 600.0)
     with pytest.raises(StreamFailed):
-        async with store.stream("gen", ttl=0.5) as out:
+        async with store.stream("gen") as out:
             await out.send("a")
             await out.flush()
             async with following(other) as followed:
                 await followed.reach(1)
-                await end_signs_of_life(out)
+                await lose(out, ttl_ms=500)
                 lost = await followed.end()
     assert isinstance(lost, StreamFailed)
     assert lost.state == "lost"
@@ -671,8 +682,8 @@ async def test_followers_learn_that_a_silent_producer_is_lost(store, other, monk
 @broken_by(Lua("stream_send", "if state == 'r' and deadline + 0 <= now then state = 'l' end", ""))
 async def test_a_producer_that_was_lost_writes_nothing_more(store, other):
     with pytest.raises(StreamFailed) as failed:
-        async with store.stream("gen", ttl=0.1) as out:
-            await end_signs_of_life(out)
+        async with store.stream("gen") as out:
+            await lose(out)
             await until(lambda: _is_state(other, "lost"), "the loss of the stream")
             for _ in range(2):
                 with pytest.raises(StreamFailed):
@@ -691,10 +702,11 @@ async def _is_state(store: RedisSessionStore, state: str) -> bool:
 
 
 @broken_by(Python("session.stream:StreamWriter._pump", lambda _: _do_nothing, "gives no signs of life"))
-async def test_a_producer_without_events_gives_signs_of_life(store):
-    async with store.stream("gen", ttl=2.0) as out:
+async def test_a_producer_without_events_gives_signs_of_life(store, monkeypatch):
+    monkeypatch.setattr(stream, "SIGNS_PER_TTL", 300)
+    async with store.stream("gen", ttl=30) as out:
         deadline = (await store.load_stream("gen")).deadline
-        await until(lambda: _is_later(store, deadline + 1), "further signs of life")
+        await until(lambda: _is_later(store, deadline + 0.3), "further signs of life")
         await out.send("late")
     assert await data_of(store) == ["late"]
 
@@ -709,8 +721,8 @@ async def _is_later(store: RedisSessionStore, deadline: float) -> bool:
 @broken_by(Lua("stream_send", "if stream.token ~= token then return {'taken', session} end", ""))
 async def test_a_former_producer_cannot_write_to_a_later_stream_of_the_same_generation(store, other):
     with pytest.raises(StreamBusy):
-        async with store.stream("gen", ttl=0.1, keep=0.1) as former:
-            await end_signs_of_life(former)
+        async with store.stream("gen", keep=0.1) as former:
+            await lose(former)
             await until(lambda: _is_none(other.load_stream("gen")), "the expiry of the stream")
             async with other.stream("gen") as out:
                 await out.send("new")

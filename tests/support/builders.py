@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,15 @@ async def holds(client: redis.asyncio.Redis, blob: bytes | str) -> dict[int, int
 async def facts_of(client: redis.asyncio.Redis, session_id: str = "chat") -> dict[str, int]:
     stored = await client.hget(await key_of(client, "head", session_id), "facts")
     return dict(zip(FACTS, map(int, stored.split()), strict=True))
+
+
+async def let_all_expire(client: redis.asyncio.Redis, within: float) -> None:
+    """Check that every key expires within so many seconds, except the layout; then let them expire at once."""
+    for key in set(await client.keys("*")) - {b"lash1:layout:laws"}:
+        assert 0 < await client.pttl(key) <= within * 1000, key
+        await client.pexpire(key, 1)
+    while await client.keys("*") != [b"lash1:layout:laws"]:  # noqa: ASYNC110 - no event reports an expiry
+        await asyncio.sleep(0.002)
 
 
 async def plant_fact(client: redis.asyncio.Redis, name: str, value: object) -> None:

@@ -307,3 +307,8 @@ async def test_a_timeout_fails_its_own_call_only() -> None:
         assert [await one, await three] == [[b"one"], [b"three"]]
         await first.wait_closed()
         assert not second.closed.is_set()
+
+
+@pytest.mark.parametrize(("call_timeout", "seconds"), [(None, 8.0), (0.5, 0.5), (30.0, 30.0)])
+def test_a_call_is_repeated_behind_other_writers_for_as_long_as_it_may_take(call_timeout, seconds):
+    assert StoreOptions(call_timeout=call_timeout).contention_seconds == seconds
