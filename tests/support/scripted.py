@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -201,6 +202,12 @@ def connected() -> tuple[Connection, Wire]:
 
 def backend_of(cache: SessionCache) -> Backend:
     return cache.shared._backend
+
+
+def limit_calls(cache: SessionCache, seconds: float | None) -> None:
+    """Set the `call_timeout` of a cache that is in use, so that only calls that must time out are short."""
+    backend = backend_of(cache)
+    backend._options = replace(backend._options, call_timeout=seconds)
 
 
 def echo(token: bytes, **more: Any) -> Request:

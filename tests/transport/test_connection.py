@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio as redis
 
 import lash_redis
-from lash_redis import BackendError, FullGraph, OutcomeUnknown, SessionCache, StoreOptions
+from lash_redis import BackendError, FullGraph, OutcomeUnknown, RuntimeCommitResult, SessionCache, StoreOptions
 from lash_redis.transport.failures import ConnectionLost, NotSent
 from lash_redis.transport.request import Request
 from tests.support.builders import append, commit, ids_of
@@ -29,6 +29,7 @@ from tests.support.scripted import (
     connected,
     echo,
     echoed,
+    limit_calls,
     name_of,
     newest_server,
     once_sent,
@@ -200,7 +201,7 @@ async def test_a_huge_reply_that_never_arrives_times_out_without_using_memory(
     data: bytes, call: Callable[[SessionCache], Awaitable[Any]], kind: type[Exception]
 ) -> None:
     before = peak_bytes()
-    options = StoreOptions(call_timeout=0.5)
+    options = StoreOptions(call_timeout=1.0)
     async with (
         asyncio.timeout(PATIENCE),
         Scripted(after_the_layout(data)) as server,
@@ -304,9 +305,9 @@ async def test_a_timeout_after_a_lost_connection_reports_whether_the_call_was_se
     real_server: Server, proxy: Proxy
 ) -> None:
     """A sent call raises OutcomeUnknown. A call that had no connection raises BackendError."""
-    options = StoreOptions(call_timeout=1)
-    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
         commits = await with_revisions(cache, 50)
+        limit_calls(cache, 3.0)
         proxy.on_command, are_sent = once_sent(50, on(Action.HALF_REPLY, "EVALSHA", 25))
         calls = sending(cache, commits)
         await proxy.holding()
@@ -315,10 +316,12 @@ async def test_a_timeout_after_a_lost_connection_reports_whether_the_call_was_se
         (unsent,) = sending(cache, [commit(None, append("n", text="x" * 100_000), session_id="unsent")])
         proxy.release()
         ended = await asyncio.gather(*calls, return_exceptions=True)
-        assert [getattr(each, "head_revision", None) for each in ended[:24]] == [at % 5 + 2 for at in range(24)]
-        assert Counter(map(type, ended[24:])) == {OutcomeUnknown: 26}
+        # Commits need not be sent in the order of their calls, so any 24 may have got their replies.
+        assert Counter(map(type, ended)) == {RuntimeCommitResult: 24, OutcomeUnknown: 26}
+        assert all(getattr(each, "head_revision", at % 5 + 2) == at % 5 + 2 for at, each in enumerate(ended))
         assert type((await asyncio.gather(unsent, return_exceptions=True))[0]) is BackendError
         await proxy.accept()
+        limit_calls(cache, None)
         results = await asyncio.gather(*sending(cache, commits))
         assert await cache.session("unsent").load_head() is None
     assert [result.head_revision for result in results] == [at % 5 + 2 for at in range(50)]
@@ -333,7 +336,7 @@ async def test_10000_cancelled_calls_among_100000_calls_shift_no_reply(any_serve
     dice = random.Random(5)
     seen: Counter[str] = Counter()
     url = f"{any_server.url}?client_name=busy"
-    async with lash_redis.connect(url) as cache, redis.Redis.from_url(any_server.url) as admin, asyncio.timeout(60):
+    async with lash_redis.connect(url) as cache, redis.Redis.from_url(any_server.url) as admin, asyncio.timeout(250):
         backend = backend_of(cache)
 
         async def cancel(call: Awaitable[Any]) -> Any:

@@ -21,7 +21,7 @@ from lash_redis import (
 )
 from tests.support.builders import append, commit, ids_of, numbered
 from tests.support.proxy import Action, Proxy, on
-from tests.support.scripted import PATIENCE, once_sent, sending
+from tests.support.scripted import PATIENCE, limit_calls, once_sent, sending
 from tests.support.servers import Server
 
 DURABLE = Replicas(1, 5_000)
@@ -168,8 +168,9 @@ async def test_another_commit_loads_the_script_if_the_first_commit_is_cancelled(
 async def test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent(real_server: Server, proxy: Proxy) -> None:
     await real_server.client().script_flush()
     proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
-    options = StoreOptions(call_timeout=0.5)
-    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
+        await cache.session("warm").load_head()
+        limit_calls(cache, 0.9)
         with proxy.measure() as seen:
             ended = await asyncio.gather(*sending(cache, firsts(10)), return_exceptions=True)
         assert Counter(map(type, ended)) == {OutcomeUnknown: 1, BackendError: 9}

@@ -227,12 +227,12 @@ async def test_a_late_reply_is_dropped_with_its_connection(any_server):
     """The waiting call times out, its connection is closed, and the next call uses another connection."""
     async with (
         Proxy(any_server.tcp_url) as proxy,
-        sends_once(lash_redis.connect(f"{proxy.url}?socket_timeout=0.3")) as cache,
+        sends_once(lash_redis.connect(f"{proxy.url}?socket_timeout=0.9")) as cache,
     ):
         await commit_first(cache, "late")
         late = commit(1, append("late.1", parent="late.0"), session_id="late")
         proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
-        with pytest.raises(OutcomeUnknown, match=r"no reply from 127\.0\.0\.1:\d+ within 0\.3 seconds"):
+        with pytest.raises(OutcomeUnknown, match=r"no reply from 127\.0\.0\.1:\d+ within 0\.9 seconds"):
             await cache.session("late").commit_runtime_state(late)
         proxy.release()
         assert (await cache.session("late").load_head()).head_revision == 2
@@ -290,7 +290,7 @@ async def test_a_call_cancelled_at_any_moment_leaves_no_reply_to_another_call(pr
         await asyncio.gather(*(worker(f"w{number}") for number in range(6)))
         assert cancelled > 100
         # Every connection is still available for later calls.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(cache.session(f"w{at % 6}").load_head() for at in range(60)))
 
 

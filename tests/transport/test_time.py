@@ -17,7 +17,7 @@ from lash_redis.transport.dialer import Dialer
 from lash_redis.transport.failures import Unreachable
 from tests.support.builders import append, commit, ids_of
 from tests.support.proxy import Action, Proxy, on
-from tests.support.scripted import PATIENCE, Scripted, backend_of, bulk, echo, once_sent
+from tests.support.scripted import PATIENCE, Scripted, backend_of, bulk, echo, limit_calls, once_sent
 from tests.support.servers import Server
 
 Call = Callable[[SessionCache], Awaitable[Any]]
@@ -99,9 +99,10 @@ CAUSES: dict[Endpoint, str] = {
 async def test_the_error_of_an_unusable_endpoint_names_its_address_and_the_likely_cause(
     endpoint: Endpoint, cause: str, call: Call
 ) -> None:
-    options = StoreOptions(call_timeout=1)
+    options = StoreOptions(call_timeout=2)
+    connect_timeout = 0.2 if "0.2 seconds" in cause else 30
     async with asyncio.timeout(PATIENCE), endpoint() as address:
-        url = f"redis://{address}?socket_connect_timeout=0.2"
+        url = f"redis://{address}?socket_connect_timeout={connect_timeout}"
         async with lash_redis.connect(url, options=options) as cache:
             with pytest.raises(BackendError) as caught:
                 await call(cache)
@@ -138,9 +139,9 @@ async def test_the_error_of_tls_to_a_plain_port_names_the_plain_scheme(
     real_server: Server, proxy: Proxy, call: Call
 ) -> None:
     url = proxy.url.replace("redis://", "rediss://")
-    options = StoreOptions(call_timeout=1.5)
+    options = StoreOptions(call_timeout=3)
     async with asyncio.timeout(PATIENCE):
-        async with lash_redis.connect(f"{url}?socket_connect_timeout=0.5", options=options) as cache:
+        async with lash_redis.connect(f"{url}?socket_connect_timeout=1", options=options) as cache:
             with pytest.raises(BackendError, match="use redis://") as caught:
                 await call(cache)
     assert proxy.url.removeprefix("redis://") in caught.value.message
@@ -269,26 +270,28 @@ async def test_a_call_is_retried_until_the_server_has_a_free_connection(real_ser
 
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.HOLD_REPLY, Action.HALF_REPLY])
 async def test_a_retry_settles_the_unknown_outcome_of_a_commit_without_a_reply(action: Action, proxy: Proxy) -> None:
-    options = StoreOptions(call_timeout=0.5)
-    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url, options=options) as cache:
+    async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
         store = cache.session("chat")
         await commit_first(cache)
         sent = commit(1, append("b", parent="chat.0"))
         await proxy.refuse()
         proxy.on_command = on(action, "EVALSHA")
+        limit_calls(cache, 0.5)
         with pytest.raises(OutcomeUnknown, match=proxy.url.removeprefix("redis://")):
             await store.commit_runtime_state(sent)
         proxy.release()
         await proxy.accept()
+        limit_calls(cache, None)
         again = await store.commit_runtime_state(sent)
         assert (again.head_revision, again.replayed) == (2, True)
 
 
+@pytest.mark.slow
 async def test_a_timeout_fails_its_own_call_only() -> None:
     """The connection accepts no further calls, delivers the replies in flight, and is closed."""
     async with asyncio.timeout(PATIENCE), Scripted() as server, lash_redis.connect(server.url) as cache:
         now = asyncio.get_running_loop().time()
-        deadlines = {b"one": now + PATIENCE, b"late": now + 0.3, b"three": now + PATIENCE}
+        deadlines = {b"one": now + PATIENCE, b"late": now + 2.0, b"three": now + PATIENCE}
         requests = [echo(token, deadline=deadline) for token, deadline in deadlines.items()]
         one, late, three = [asyncio.create_task(backend_of(cache).send(request)) for request in requests]
         first = await server.link()
