@@ -9,7 +9,7 @@ import pty
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -37,12 +37,14 @@ from lash_redis import (
     ToolStateEntry,
     Unchanged,
 )
-from lash_redis.cli import app, connection
+from lash_redis.cli import app, connection, sessions
 from lash_redis.cli.connection import Connection
 from lash_redis.cli.conversations import SHIPPED, conversations_in, message_of, read_conversations
 from lash_redis.cli.replay.worker import Settings, play
 from lash_redis.cli.sessions import ago
 from lash_redis.models.chat_messages import canonical_json
+from tests.laws.test_watch import until
+from tests.support.blocking import wait_until
 from tests.support.command_line import lash_redis_program, meanwhile, within, written
 from tests.support.paths import DATA
 from tests.support.servers import Server
@@ -233,24 +235,47 @@ def test_an_age_is_shown_in_its_largest_unit(seconds: float, words: str) -> None
 # watch
 
 
-async def commit_and_delete(cache: SessionCache) -> None:
+Printed = Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
+    """`await printed(revision)` returns when `watch` has printed the revision."""
+    watch, revisions = sessions.watch, set()
+
+    def noting(url: str, namespace: str, session_id: str, since: int | None, report: Callable[[int], None]) -> Any:
+        def report_and_note(revision: int) -> None:
+            report(revision)
+            revisions.add(revision)
+
+        return watch(url, namespace, session_id, since, report_and_note)
+
+    monkeypatch.setattr(sessions, "watch", noting)
+    return lambda revision: until(lambda: revision in revisions, f"revision {revision}")
+
+
+async def commit_and_delete(cache: SessionCache, printed: Printed) -> None:
     await cache.session("one").update(lambda read: RuntimeCommit("one", graph=Unchanged("m1")))
-    await asyncio.sleep(0.2)
+    await printed(2)
     await cache.delete("one")
 
 
-def test_watch_prints_each_revision_until_the_session_is_deleted(url: str) -> None:
+def test_watch_prints_each_revision_until_the_session_is_deleted(url: str, printed: Printed) -> None:
+    async def body(cache: SessionCache) -> None:
+        await printed(1)
+        await commit_and_delete(cache, printed)
+
     within(url, lambda cache: commit_texts(cache, "one", "hello", "and so on"))
-    with meanwhile(url, commit_and_delete):
+    with meanwhile(url, body):
         ended = run("watch", "one", "--since", "0", "--url", url)
     assert ended.exit_code == 1
     assert [line.split("  ")[1] for line in ended.stdout.splitlines()] == ["revision 1", "revision 2"]
     assert ended.stderr == "lash-redis: SessionDeleted: session 'one' was deleted\n"
 
 
-def test_watch_prints_one_document_per_line(url: str) -> None:
+def test_watch_prints_one_document_per_line(url: str, printed: Printed) -> None:
     within(url, lambda cache: commit_texts(cache, "one", "hello", "and so on"))
-    with meanwhile(url, commit_and_delete):
+    with meanwhile(url, lambda cache: commit_and_delete(cache, printed)):
         ended = run("watch", "one", "--json", "--url", url)
     assert [json.loads(line) for line in ended.stdout.splitlines()] == [
         {"ok": True, "session_id": "one", "head_revision": 2},
@@ -985,12 +1010,10 @@ def test_ctrl_c_ends_a_waiting_import_with_130_and_the_import_can_continue(url: 
     read_end, write_end = os.pipe()
     with lash_redis_program("import", "--openai", "-", "--url", url, stdin=read_end, start_new_session=True) as program:
         os.write(write_end, path.read_bytes().splitlines(keepends=True)[0])
-        deadline = time.monotonic() + 20
-        while not document_of("list", "--url", url)["sessions"] and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: document_of("list", "--url", url)["sessions"])
         time.sleep(0.3)
         os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=20)
+        _, err = program.communicate(timeout=60)
     os.close(read_end)
     os.close(write_end)
     assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
@@ -1014,7 +1037,7 @@ def test_ctrl_c_ends_an_export_with_130_and_leaves_no_output_file(url: str, tmp_
         with (tmp_path / "out.part").open("rb") as file:
             file.read(10_000)
             begun.set()
-            program.wait(timeout=20)
+            program.wait(timeout=60)
 
     out = tmp_path / "out"
     with lash_redis_program(
@@ -1022,10 +1045,10 @@ def test_ctrl_c_ends_an_export_with_130_and_leaves_no_output_file(url: str, tmp_
     ) as program:
         reader = threading.Thread(target=read)
         reader.start()
-        assert begun.wait(20)
+        assert begun.wait(60)
         time.sleep(0.3)
         os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=20)
+        _, err = program.communicate(timeout=60)
         reader.join()
     assert (program.returncode, err) == (130, "lash-redis: interrupted\n")
     assert not out.exists()

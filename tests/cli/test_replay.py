@@ -56,6 +56,7 @@ from lash_redis.embedded import EmbeddedServer
 from lash_redis.errors import Corrupt
 from lash_redis.models import PersistedSessionRead
 from lash_redis.models.chat_messages import canonical_json
+from tests.support.blocking import wait_until
 from tests.support.command_line import lash_redis_program, written
 from tests.support.paths import DATA
 from tests.support.servers import Server
@@ -681,18 +682,13 @@ def test_ctrl_c_ends_workers_and_server_and_exits_with_130(tmp_path: Path) -> No
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
     with lash_redis_program("replay", str(path), env=env, start_new_session=True) as program:
-        deadline = time.monotonic() + 20
-        while not list(temporary.glob("lash-redis-*/socket")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: list(temporary.glob("lash-redis-*/socket")))
         time.sleep(1.5)
         os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=20)
+        _, err = program.communicate(timeout=60)
     assert program.returncode == 130
     assert err.strip() == "lash-redis: interrupted"
-    deadline = time.monotonic() + 5
-    while list(temporary.glob("lash-redis-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert list(temporary.glob("lash-redis-*")) == []
+    wait_until(lambda: not list(temporary.glob("lash-redis-*")))
 
 
 @pytest.mark.slow

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from lash_redis import (
     Append,
     EventPayload,
+    PersistedSessionRead,
     PluginPayload,
     RuntimeCommit,
     SessionCache,
@@ -21,7 +23,8 @@ from lash_redis import (
     SessionStoreCreateRequest,
     Unchanged,
 )
-from lash_redis.cli import app
+from lash_redis.cli import app, tail
+from tests.laws.test_watch import until
 from tests.support.command_line import lash_redis_program, meanwhile, within
 
 runner = CliRunner(env={"COLUMNS": "80"})
@@ -42,13 +45,29 @@ async def three(cache: SessionCache) -> None:
     await add(cache, message("m0", None), message("m1", "m0", "Assistant"), message("m2", "m1"))
 
 
-async def continued_and_deleted(cache: SessionCache) -> None:
+Shown = Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """`await shown(revision)` returns when `tail` has printed what a revision has."""
+    advance, revisions = tail._Reported.advance, set()
+
+    def noted(self: tail._Reported, read: PersistedSessionRead, last: int | None = None) -> None:
+        advance(self, read, last)
+        revisions.add(read.head_revision)
+
+    monkeypatch.setattr(tail._Reported, "advance", noted)
+    return lambda revision: until(lambda: revision in revisions, f"revision {revision}")
+
+
+async def continued_and_deleted(cache: SessionCache, shown: Shown) -> None:
     call = message("m3", "m2", "Assistant", kind="ToolCall", content="{}", tool_name="find", tool_call_id="c1")
     result = message("m4", "m3", "Assistant", kind="ToolResult", content="seen", tool_call_id="c1")
     await add(cache, call, SessionNodeRecord("p", "m3", "", PluginPayload("notes", {})), result)
-    await asyncio.sleep(0.2)
+    await shown(2)
     await add(cache, message("n1", "m0", "Assistant"))
-    await asyncio.sleep(0.2)
+    await shown(3)
     await cache.delete("s")
 
 
@@ -56,9 +75,9 @@ def lines_of(ended: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
-def test_tail_prints_the_last_messages_and_then_each_new_one(url: str) -> None:
+def test_tail_prints_the_last_messages_and_then_each_new_one(url: str, shown: Shown) -> None:
     within(url, three)
-    with meanwhile(url, continued_and_deleted):
+    with meanwhile(url, lambda cache: continued_and_deleted(cache, shown)):
         ended = runner.invoke(app, ["tail", "s", "--last", "2", "--url", url])
     assert (ended.exit_code, ended.stderr) == (1, "lash-redis: session 's' was deleted\n")
     assert [line.rstrip() for line in ended.stdout.splitlines() if line.strip()] == [
@@ -68,9 +87,9 @@ def test_tail_prints_the_last_messages_and_then_each_new_one(url: str) -> None:
     ]
 
 
-def test_tail_prints_a_document_for_each_message(url: str) -> None:
+def test_tail_prints_a_document_for_each_message(url: str, shown: Shown) -> None:
     within(url, three)
-    with meanwhile(url, continued_and_deleted):
+    with meanwhile(url, lambda cache: continued_and_deleted(cache, shown)):
         ended = runner.invoke(app, ["tail", "s", "--last", "1", "--json", "--url", url])
     documents = lines_of(ended)
     assert documents[0] == {
@@ -89,13 +108,13 @@ def test_tail_prints_a_document_for_each_message(url: str) -> None:
     assert documents[-1] == {"ok": False, "exit_code": 1, "error": "session 's' was deleted"}
 
 
-def test_tail_of_a_session_without_a_commit_waits_for_the_first(url: str) -> None:
+def test_tail_of_a_session_without_a_commit_waits_for_the_first(url: str, shown: Shown) -> None:
     async def create(cache: SessionCache) -> None:
         await cache.create(SessionStoreCreateRequest("s", SessionPolicy(model="m")))
 
     async def commit_and_delete(cache: SessionCache) -> None:
         await three(cache)
-        await asyncio.sleep(0.2)
+        await shown(1)
         await cache.delete("s")
 
     within(url, create)
@@ -127,5 +146,5 @@ def test_tail_exits_with_130_on_ctrl_c(url: str) -> None:
         assert program.stdout is not None
         assert program.stdout.readline() == "User\n"
         os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=20)
+        _, err = program.communicate(timeout=60)
     assert (program.returncode, err) == (130, "lash-redis: interrupted\n")

@@ -22,7 +22,7 @@ PATIENCE = 30.0
 PREFIX = "lash_redis-"
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(is_so: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not is_so():
         assert time.monotonic() < deadline, "it did not happen"

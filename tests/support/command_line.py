@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import redis
 
 import lash_redis
 from lash_redis import SessionCache, StoreOptions
+from tests.support.blocking import wait_until
 
 Answer = TypeVar("Answer")
 
@@ -40,9 +40,7 @@ def meanwhile(url: str, body: Callable[[SessionCache], Awaitable[Any]]) -> Itera
 
     def run_body() -> None:
         with redis.Redis.from_url(url) as client:
-            deadline = time.monotonic() + 20
-            while not client.pubsub_channels() and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(client.pubsub_channels)
         within(url, body)
 
     thread = threading.Thread(target=run_body)
