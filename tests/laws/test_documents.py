@@ -21,6 +21,7 @@ from lash_redis import (
     SessionEvicted,
     SessionExists,
     SessionStoreCreateRequest,
+    StoreOptions,
 )
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, key_of
@@ -186,7 +187,7 @@ async def test_other_writes_of_the_session_leave_one_deadline(open_cache, client
     Lua("document_write", "if facts then return {'graph', session} end", ""),
     Lua("commit", "if not facts and redis.call('HEXISTS', head, 'documents') == 1 then", "if false then"),
 )
-async def test_a_session_has_either_a_graph_or_documents(open_cache, keyspace):
+async def test_a_session_has_either_a_graph_or_documents(open_cache, keyspace, monkeypatch):
     cache = open_cache()
     await cache.session("chat").commit_runtime_state(commit(None, append("a")))
     await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
@@ -198,7 +199,8 @@ async def test_a_session_has_either_a_graph_or_documents(open_cache, keyspace):
             await cache.session("thread").commit_runtime_state(made)
     with pytest.raises(SessionExists):
         await cache.fork("chat", "thread")
-    async with asyncio.timeout(2):  # neither is repeated, as after a conflict with another writer
+    monkeypatch.setattr(StoreOptions, "contention_seconds", 600.0)
+    async with asyncio.timeout(60):  # neither is repeated, as after a conflict with another writer
         with pytest.raises(SessionExists, match="with documents"):
             await cache.chat("thread").append({"role": "user", "content": "hi"})
         with pytest.raises(SessionExists):

@@ -8,13 +8,14 @@ from contextlib import suppress
 import pytest
 from langchain_core.messages import HumanMessage
 
-from lash_redis import BackendError, StoreError
+from lash_redis import BackendError, OutcomeUnknown, StoreError
 from lash_redis.integrations.langgraph import LashCheckpointSaver
 from tests.integrations.langgraph.test_checkpoints import messages
 from tests.support import graphs
 from tests.support.checkpoints import config, listed, load, put
 from tests.support.graphs import shown, thread
-from tests.support.proxy import Action, Fault, on
+from tests.support.proxy import Action, on
+from tests.support.sending import sends_once
 
 
 @pytest.fixture
@@ -46,8 +47,9 @@ async def test_a_worker_killed_at_any_command_leaves_a_thread_that_another_resum
         graph = graphs.asking().compile(checkpointer=saver)
         run = asyncio.create_task(graph.ainvoke({"messages": [HumanMessage("hi", id="hi")]}, place))
         if is_executed:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(proxy.holding(), 0.3)
+            holding = asyncio.create_task(proxy.holding())
+            await asyncio.wait([run, holding], return_when=asyncio.FIRST_COMPLETED)
+            holding.cancel()
             proxy.on_command = lambda _: Action.CUT_BEFORE  # what its background tasks would still send is lost
             run.cancel()
             proxy.release()
@@ -67,10 +69,10 @@ async def test_a_worker_killed_at_any_command_leaves_a_thread_that_another_resum
 
 
 async def test_a_put_whose_outcome_is_unknown_can_be_sent_again(proxy, through_proxy, open_saver):
-    saver = LashCheckpointSaver(through_proxy(call_timeout=0.2))
+    saver = LashCheckpointSaver(sends_once(through_proxy()))
     at = await put(saver, "1", {"messages": messages(20)})
-    proxy.on_command = on(Fault(Action.HOLD_REPLY, 1.0), "EVALSHA", 1)  # type: ignore[arg-type]
-    with pytest.raises(StoreError):
+    proxy.on_command = on(Action.DROP_REPLY, "EVALSHA")
+    with pytest.raises(OutcomeUnknown):
         await put(saver, "2", {"messages": messages(22)}, on=at)
     proxy.on_command = lambda _: Action.PASS
     await put(saver, "2", {"messages": messages(22)}, on=at)

@@ -12,6 +12,7 @@ from lash_redis import (
     SessionGone,
 )
 from lash_redis.integrations.openai_agents import LashSession
+from tests.support.builders import let_all_expire
 from tests.support.items import answer, user
 from tests.support.proxy import Action, on
 from tests.support.sending import sends_once
@@ -121,10 +122,10 @@ async def test_another_owners_session_reads_as_absent_and_refuses_writes(cache, 
     assert await LashSession("s1", cache, owner="alice").get_items() == [user("a")]
 
 
-async def test_a_session_expires_with_the_ttl_of_its_cache(open_cache):
-    session = LashSession("s1", open_cache(ttl=0.2))
+async def test_a_session_expires_with_the_ttl_of_its_cache(open_cache, client):
+    session = LashSession("s1", open_cache(ttl=60, blob_grace=0.1))
     await session.add_items([user("a")])
-    await asyncio.sleep(0.3)
+    await let_all_expire(client, within=61)
     assert await session.get_items() == []
     await session.add_items([user("b")])
     assert await session.get_items() == [user("b")]

@@ -23,7 +23,7 @@ from lash_redis import (
     SessionNodeRecord,
 )
 from lash_redis.integrations.pydantic_ai import LashConversationStore
-from tests.support.builders import plugins, tools
+from tests.support.builders import let_all_expire, plugins, tools
 from tests.support.conversations import (
     AT,
     MESSAGES,
@@ -95,10 +95,10 @@ async def test_a_scope_is_the_owner_of_its_sessions(conversations, cache, open_s
     assert [record.conversation_id for record in await conversations.list_conversations()] == ["c6", "c4", "c3"]
 
 
-async def test_a_conversation_expires_with_the_ttl_of_its_cache(open_store):
-    store = open_store(ttl=0.3)
+async def test_a_conversation_expires_with_the_ttl_of_its_cache(open_store, client):
+    store = open_store(ttl=60, blob_grace=0.1)
     stale = await saved(store, "c1", "a")
-    await asyncio.sleep(0.4)
+    await let_all_expire(client, within=61)
     assert await store.load("c1") is None
     assert await store.list_conversations() == []
     with pytest.raises(ConversationConflict):
