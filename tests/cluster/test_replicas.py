@@ -104,7 +104,7 @@ async def test_a_commit_that_builds_on_a_stale_read_of_a_replica_is_refused(sent
 
 @pytest.mark.parametrize("how", ["it lacks the session", "it lacks a part", "it is frozen", "it is killed"])
 async def test_a_read_falls_back_to_the_primary_if_a_replica_lacks_data_or_is_down(how, sentinels: SentinelGroup):
-    url = f"{sentinels.url}?socket_timeout=0.5"
+    url = f"{sentinels.url}?socket_timeout=2"
     async with lash_redis.connect(url, options=OPTIONS) as cache:
         await commit_session(cache)
         store = cache.session("chat")

@@ -134,11 +134,12 @@ async def test_a_commit_without_a_free_connection_is_reported_as_not_applied(rea
     client = redis.Redis(connection_pool=pool)
     store = without_retries(client).session("chat")
     await store.commit_runtime_state(commit(None, append("a")))
-    busy = asyncio.create_task(client.blpop("nothing", timeout=1))
+    busy = asyncio.create_task(client.blpop("nothing", timeout=60))
     while not (await real_server.client().info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - the server's event
         await asyncio.sleep(0.001)
     with pytest.raises(BackendError):
         await store.commit_runtime_state(commit(1, append("b", parent="a")))
+    await real_server.client().rpush("nothing", "x")
     await busy
     await pool.aclose()
 

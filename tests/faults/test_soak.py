@@ -43,7 +43,7 @@ async def test_a_soak_causes_no_problems_and_all_its_keys_expire(real_server, ca
     finally:
         for each in workers:
             each.join(SECONDS + 60)
-    results = [queue.get(timeout=5) for _ in workers]
+    results = [queue.get(timeout=60) for _ in workers]
     assert all(isinstance(each, Counter) for each in results), results
     counts = sum(results, Counter[str]())
     assert min(counts[name] for name in ("turn", "path", "touch", "fork", "delete", "tombstone")) > 0, counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from itertools import product
 from types import SimpleNamespace
@@ -36,6 +37,12 @@ def runs_in_the_holders_task(_: Any) -> Any:
 CLEANS_UP_IN_THE_HOLDER = Python("transport.cleanup:run_to_end", runs_in_the_holders_task, "is cancelled with it")
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine does not cut a cleanup short."""
+    monkeypatch.setattr(cleanup, "GRACE", 60.0)
+
+
 def tasks_of(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """The tasks that were started since `before`, without the caller's own."""
     return asyncio.all_tasks() - before - {asyncio.current_task()}
@@ -43,7 +50,7 @@ def tasks_of(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
 
 async def until(read: Callable[[], Awaitable[Any]], expected: Any) -> None:
     """Wait until `read` returns the expected value."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await read() != expected:  # noqa: ASYNC110 - no event reports what another connection changed
             await asyncio.sleep(0.005)
 
@@ -195,12 +202,23 @@ async def test_an_embedded_server_ends_with_a_cancelled_scope():
 
 
 @broken_by(Python("transport.backend:Backend._close", lambda _: _do_nothing, "closes nothing"))
-async def test_a_cache_that_is_closed_while_it_opens_its_server_ends_the_server():
+async def test_a_cache_that_is_closed_while_it_opens_its_server_ends_the_server(monkeypatch):
     cache = lash_redis.connect("embedded://")
     server = cache.shared._backend._connector._server
+    start, is_starting, may_start = server.start, threading.Event(), threading.Event()
+
+    def start_later() -> None:
+        is_starting.set()
+        may_start.wait(60)
+        start()
+
+    monkeypatch.setattr(server, "start", start_later)
     opening = asyncio.create_task(cache.session("chat").load_head())
-    await asyncio.sleep(0.005)
-    await cache.aclose()
+    assert await asyncio.to_thread(is_starting.wait, 60)
+    closing = asyncio.create_task(cache.aclose())
+    await steps(20)
+    may_start.set()
+    await closing
     with pytest.raises(BackendError, match="closed"):
         await opening
     assert not server.running

@@ -495,7 +495,7 @@ async def test_a_retried_deletion_does_not_delete_the_next_session(
     await cache.preload()
     proxy.on_command = on(Action.HALF_REPLY, "EVALSHA", 2 if former == "whole" else 1)
     deletion = asyncio.create_task(cache.delete("chat", reusable=True))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await proxy.holding()
     await BEGINNINGS[beginning](open_real_cache())
     proxy.release()

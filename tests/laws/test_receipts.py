@@ -406,7 +406,7 @@ class Overtaken:
 
     async def overtake(self, leaf: str, begin: Callable[[], Awaitable[object]] | None = None) -> int:
         """Call `begin`, then commit until the receipt of the first commit is dropped. Return the last revision."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._again.wait()
         if begin is not None:
             await begin()

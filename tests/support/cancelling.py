@@ -50,7 +50,7 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def at_each_step(work: Work, way: Way, limit: int = 2_000) -> AsyncIterator[int]:
+async def at_each_step(work: Work, way: Way, limit: int = 20_000) -> AsyncIterator[int]:
     """Run some work again and again, cancelled one step later each time, until it ends before its cancellation.
 
     Yield the step after each cancelled run.
