@@ -66,8 +66,9 @@ def chat(request: HttpRequest, chat_id: str) -> HttpResponse:
         chat.append({"role": "user", "content": asked["content"], "id": asked["id"]}, lease=lease)
         messages = chat.messages()
         at = [message["id"] for message in messages].index(asked["id"])
-        if messages[at + 1 :]:
-            return JsonResponse(messages[at + 1])  # it was sent before, and answered
+        for later in messages[at + 1 :]:
+            if later["role"] == "assistant":
+                return JsonResponse(later)  # the message was sent before, and answered
         (reply,) = chat.append(call_model(messages), lease=lease)
     return JsonResponse(reply)
 

@@ -61,10 +61,14 @@ async def answer(chat: Chat, message_id: str, lease: Lease, *, again: bool = Fal
     at = next((at for at, message in enumerate(messages) if message["id"] == message_id), None)
     if at is None:
         raise HTTPException(409, "the message is not on the active path")
-    if messages[at + 1 :] and not again:
-        return messages[at + 1]  # an earlier request answered it
+    if not again:
+        for later in messages[at + 1 :]:
+            if later["role"] == "assistant":
+                return later  # an earlier request answered it
+        at = len(messages) - 1  # messages that follow have no answer either, and get the same one
     reply, used = await call_model(messages[: at + 1])
-    (reply,) = await chat.append(reply, usage=[TokenLedgerEntry("turn", "echo", used)], after=message_id, lease=lease)
+    usage = [TokenLedgerEntry("turn", "echo", used)]
+    (reply,) = await chat.append(reply, usage=usage, after=messages[at]["id"], lease=lease)
     return reply
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lash_redis import blocking
 from lash_redis.embedded import EmbeddedServer
 from tests.support.services import START_SECONDS, Service
 
@@ -78,3 +79,25 @@ def test_the_turn_of_a_killed_worker_is_continued_by_another(start: Callable[...
         repeated = httpx.post(f"{second.url}{chat}/messages", json=question, headers=ANN, timeout=60).json()
         assert repeated == answer
         assert contents(httpx.get(f"{second.url}{chat}", headers=ANN).json()) == ["hello", "Echo: hello"]
+
+
+@pytest.mark.slow
+def test_a_message_of_a_killed_worker_is_answered_by_an_answer_and_never_by_a_later_message(
+    start: Callable[..., Service],
+) -> None:
+    with EmbeddedServer() as server:
+        service = start("fastapi", CHAT_REDIS_URL=server.url)
+        chat_id = httpx.post(f"{service.url}/chats", json={"title": "t"}, headers=ANN).json()["id"]
+        with blocking.connect(server.url, namespace="chat-service") as cache:  # a worker that was killed behind this
+            cache.chat(chat_id, owner="ann").append({"role": "user", "content": "hello", "id": "m1"})
+
+        def sent(content: str, message_id: str) -> dict[str, Any]:
+            url, question = f"{service.url}/chats/{chat_id}/messages", {"content": content, "id": message_id}
+            answer: dict[str, Any] = httpx.post(url, json=question, headers=ANN, timeout=60).json()
+            return answer
+
+        answer = sent("anybody there?", "m2")
+        assert (answer["role"], answer["content"]) == ("assistant", "Echo: anybody there?")
+        assert sent("hello", "m1") == answer
+        found = httpx.get(f"{service.url}/chats/{chat_id}", headers=ANN).json()
+        assert contents(found) == ["hello", "anybody there?", "Echo: anybody there?"]
