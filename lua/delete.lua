@@ -65,6 +65,7 @@
 --@include receipts
 --@include holders
 --@include catalogue
+--@include documents
 
 local head, log, nodes, jumps, dead, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local sessions, expiries, orphans, owned, owned_expiries = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
@@ -121,6 +122,7 @@ if wrong then return refuse(session, wrong) end
 
 local facts, broken = open_head(head, {log, nodes, jumps, dead, state}, access)
 local whole = not broken and not (facts and torn(facts, log, nodes, jumps, dead, state))
+  and open_documents(head, documents, names) ~= nil
 local now, numbers, released = milliseconds(), {}, facts and whole and facts.private or 0
 for index = blobs, events - 1 do
   local found = facts and numbers_of(KEYS[index], facts.hold, 'u')

@@ -342,3 +342,15 @@ async def test_an_audit_reports_damaged_documents_and_nothing_else(open_cache, c
         report = await auditor.audit()
         assert {problem.kind for problem in report.problems} == {kind}, what
         assert all(problem.key.endswith(":thread") for problem in report.problems), what
+
+
+@broken_by(Lua("delete", "\n  and open_documents(head, documents, names) ~= nil", ""))
+async def test_the_id_of_a_deleted_session_that_had_lost_documents_is_usable_at_once(open_cache, client):
+    cache = open_cache()
+    for family in KEYS:
+        await client.flushall()
+        await cache.documents("thread").write(DocumentWrite(put={b"ca": b"1"}))
+        await client.delete(await key_of(client, family, "thread"))
+        report = await cache.delete("thread")
+        assert (report.existed, report.closed) == (True, False), family
+        await cache.documents("thread").write(DocumentWrite(put={b"ca": b"2"}))
