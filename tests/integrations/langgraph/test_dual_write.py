@@ -93,6 +93,7 @@ async def test_a_delta_channel_of_a_rolling_change_is_whole(workers):
     assert state.values["rare"] == ["left", "right"] * count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_thread_is_whole_wherever_the_dual_saver_begins(workers, kind, tmp_path):
     """The savers differ in which values of a channel that did not change they return with a checkpoint."""
@@ -114,6 +115,7 @@ async def test_a_thread_is_whole_wherever_the_dual_saver_begins(workers, kind, t
             assert history[0]["rare"] == ["left", "right"] * (before + 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["asking", "nested"])
 async def test_an_interrupt_is_resumed_by_a_worker_of_another_phase(workers, name):
     async def talk(make, number):
