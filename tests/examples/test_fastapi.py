@@ -96,8 +96,8 @@ def test_a_message_of_a_killed_worker_is_answered_by_an_answer_and_never_by_a_la
             answer: dict[str, Any] = httpx.post(url, json=question, headers=ANN, timeout=60).json()
             return answer
 
-        answer = sent("anybody there?", "m2")
-        assert (answer["role"], answer["content"]) == ("assistant", "Echo: anybody there?")
+        answer = sent("are you there?", "m2")
+        assert (answer["role"], answer["content"]) == ("assistant", "Echo: are you there?")
         assert sent("hello", "m1") == answer
         found = httpx.get(f"{service.url}/chats/{chat_id}", headers=ANN).json()
-        assert contents(found) == ["hello", "anybody there?", "Echo: anybody there?"]
+        assert contents(found) == ["hello", "are you there?", "Echo: are you there?"]
