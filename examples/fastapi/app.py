@@ -4,18 +4,18 @@ Without CHAT_REDIS_URL the workers share an embedded server in the directory `ch
 authentication: a user sees no chat of another user.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Body, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Body, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
+from turns import answer, turn
 
 import lash_redis
-from lash_redis import Chat, InvalidRecord, Lease, NodeIdCollision, OwnerMismatch, SessionDeleted, TokenLedgerEntry
+from lash_redis import Chat, InvalidRecord, NodeIdCollision, OwnerMismatch, SessionDeleted
 
 
 @asynccontextmanager
@@ -41,35 +41,6 @@ def chat_of(request: Request, chat_id: str, user: User) -> Chat:
 
 
 UsersChat = Annotated[Chat, Depends(chat_of)]
-
-
-async def call_model(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], lash_redis.TokenUsage]:
-    await asyncio.sleep(float(os.environ.get("CHAT_MODEL_SECONDS", "0")))
-    asked = messages[-1]["content"]
-    return {"role": "assistant", "content": f"Echo: {asked}"}, lash_redis.TokenUsage(len(messages), len(asked))
-
-
-@asynccontextmanager
-async def turn(chat: Chat) -> AsyncIterator[Lease]:
-    """Let one request at a time work on a chat. If its worker is killed, the chat is free again after 10 seconds."""
-    async with await chat.store.acquire_lease(ttl=10.0, wait=60.0) as lease, lease.renewing():
-        yield lease
-
-
-async def answer(chat: Chat, message_id: str, lease: Lease, *, again: bool = False) -> dict[str, Any]:
-    messages = await chat.messages()
-    at = next((at for at, message in enumerate(messages) if message["id"] == message_id), None)
-    if at is None:
-        raise HTTPException(409, "the message is not on the active path")
-    if not again:
-        for later in messages[at + 1 :]:
-            if later["role"] == "assistant":
-                return later  # an earlier request answered it
-        at = len(messages) - 1  # messages that follow have no answer either, and get the same one
-    reply, used = await call_model(messages[: at + 1])
-    usage = [TokenLedgerEntry("turn", "echo", used)]
-    (reply,) = await chat.append(reply, usage=usage, after=messages[at]["id"], lease=lease)
-    return reply
 
 
 @app.post("/chats")

@@ -47,9 +47,9 @@ def test_a_langgraph_agent_is_resumed_at_its_question_by_another_process(tmp_pat
     assert asked("--approve", "no") == "Done: not approved\n"
 
 
-SHORT = sorted(path for path in (ROOT / "examples").glob("*/*.py") if not path.parent.name.startswith("fastapi"))
+PROGRAMS = sorted((ROOT / "examples").glob("*/*.py"))
 
 
-@pytest.mark.parametrize("program", SHORT, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_an_example_has_less_than_100_lines(program: Path) -> None:
     assert len(program.read_text(encoding="utf-8").splitlines()) < 100
