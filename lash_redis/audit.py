@@ -334,7 +334,7 @@ class Audit:
             if recounted is None:
                 continue
             repairs = self._repair and self._scans and shard.is_sound and recounted.is_whole
-            stored = [miscount for miscount in recounted.miscounts if repairs and miscount.fields]
+            stored = [miscount for miscount in recounted.miscounts if repairs and b"c" in miscount.fields]
             moved = await self._write_counts(shard, stored)
             for miscount in recounted.miscounts:
                 if miscount.ref not in moved:
@@ -346,7 +346,7 @@ class Audit:
         self._add(AuditProblem("blob", shard.keys.prefix, reason))
 
     async def _write_counts(self, shard: _Shard, miscounts: Sequence[commands.blob_audit.Miscount]) -> set[bytes]:
-        """Repair the holders of blobs; return the refs of those that changed since they were read."""
+        """Repair the holders of blobs; return the refs of those that must be read again."""
         if not miscounts:
             return set()
         call = commands.blob_audit.repair_call(shard.keys, miscounts, self._namespace.options)

@@ -9,6 +9,7 @@ import pytest
 
 from lash_redis import HydratedSessionCheckpoint, Unchanged
 from lash_redis.audit import Audit
+from lash_redis.protocol.commands.blob_audit import Miscount, repair_call
 from lash_redis.session.namespace import Namespace
 from tests.support.breaking import Lua, Python, broken_by, one_by_one
 from tests.support.builders import append, blob_keys, commit, holders, holds, tools
@@ -213,3 +214,53 @@ async def hold(cache, session_id: str, label: str) -> None:
     states = HydratedSessionCheckpoint(tool_state=tools(label))
     turn = commit(None, Unchanged("a"), session_id=session_id, checkpoint=states)
     await cache.session(session_id).commit_runtime_state(turn)
+
+
+async def test_a_blob_that_sessions_hold_until_thousands_of_times_is_repaired(open_cache, client):
+    """The ttl of a session divided by `blob_grace` is the number of times, 43,200 in 30 days."""
+    cache = open_cache(shards=1)
+    await begin(cache, "one")
+    (blob,) = await blob_keys(client)
+    times = [4_000_000_000_000 + 60_000 * at for at in range(9_000)]
+    await client.hset(blob, mapping={"u": 1, **dict.fromkeys(map(str, times), 1)})
+    shard = cache.layout.shard_keys(0)
+    ref, fields = bytes.fromhex(blob.decode()[-64:]), await client.hgetall(blob)
+    wanted = Miscount(ref, "", fields, dict.fromkeys(times, 2))
+    await cache.shared.run(repair_call(shard, [wanted], cache.options))
+    assert await holds(client, blob) == dict.fromkeys(times, 2)
+    await client.hset(blob, "0", 2)
+    assert (await audited(open_cache)).repaired_count == 1
+    assert await holds(client, blob) == {0: 1}
+
+
+@broken_by(Lua("recount", "redis.call('HEXISTS', blob, 'u') == 0", "false"))
+async def test_a_blob_that_was_deleted_and_stored_again_before_the_counts_are_written_is_counted(
+    open_cache, client, before_writing
+):
+    """Its fields are those that the audit read, but another session holds it."""
+    cache = open_cache(shards=1)
+    await begin(cache, "one")
+    (blob,) = await blob_keys(client)
+    await cache.delete("one")
+    await client.hset(blob, "0", 1)
+    await client.persist(blob)
+
+    async def replaced() -> None:
+        assert (await open_cache(role="auditor", shards=1).audit(repair=True)).repaired_count == 1
+        assert (await open_cache(role="auditor", shards=1).gc()).deleted_blob_count == 1
+        await begin(cache, "two")
+
+    before_writing(replaced)
+    await audited(open_cache)
+    assert await holds(client, blob) == {0: 1}
+    assert await client.pttl(blob) == -1
+
+
+async def test_a_blob_without_content_is_reported_once_and_not_repaired(open_cache, client):
+    await begin(open_cache(shards=1), "one")
+    (blob,) = await blob_keys(client)
+    await client.hdel(blob, "c")
+    await client.hset(blob, "0", 2)
+    report = await audited(open_cache)
+    assert [(each.key, each.repaired) for each in report.problems] == [(blob.decode(), False)] * 2
+    assert await holds(client, blob) == {0: 2}

@@ -239,7 +239,10 @@ def _words(holders: Mapping[int, int]) -> str:
 
 
 def repair_call(shard: ShardKeys, miscounts: Sequence[Miscount], options: StoreOptions) -> ScriptCall:
-    """Write the holders of stored blobs as the heads count them, unless a blob has changed since it was read."""
+    """Write the holders of stored blobs as the heads count them, unless a blob has changed since it was read.
+
+    A blob without `u` counts as changed: it could be deleted and stored again with the same fields. It gets a `u`.
+    """
     values: list[Any] = []
     for each in miscounts:
         counts = _counts(each.fields)
@@ -250,6 +253,6 @@ def repair_call(shard: ShardKeys, miscounts: Sequence[Miscount], options: StoreO
 
 
 def repair_reply(call: ScriptCall, shard: ShardKeys, miscounts: Sequence[Miscount], reply: Sequence[Any]) -> set[bytes]:
-    """Return the refs of the blobs that changed since they were read. All others are repaired."""
+    """Return the refs of the blobs that must be read again. All others are repaired."""
     status(call, reply, shard)
     return {miscounts[index].ref for index in reply[2:]}
