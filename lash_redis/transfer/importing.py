@@ -12,6 +12,7 @@ from lash_redis.cache import SessionCache
 from lash_redis.errors import (
     BackendError,
     Corrupt,
+    DocumentsChanged,
     InvalidRecord,
     OutcomeUnknown,
     SessionExists,
@@ -221,11 +222,17 @@ async def _store_without_commit(cache: SessionCache, record: SessionRecord) -> b
     await store.create_meta(record.meta, record.ttl)
     if not record.documents:
         return meta is not None
+    is_present = bool(stored)
     if not stored:
-        await documents.begin(record.documents)
+        try:
+            await documents.begin(record.documents)
+        except DocumentsChanged:  # by this call, whose reply was lost, or by another client
+            if await documents.all() != record.documents:
+                raise SessionExists(0, 0) from None
+            return True
     if await documents.all() != record.documents:
         raise Corrupt("documents", cache.layout.session(record.session_id).documents, "differs from the imported line")
-    return bool(stored)
+    return is_present
 
 
 async def _store_commit(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from lash_redis import BackendError, Corrupt, DocumentWrite, ImportReport, InvalidRecord, SessionEvicted
+from lash_redis import BackendError, Corrupt, DocumentWrite, ImportReport, InvalidRecord, SessionCache, SessionEvicted
 from lash_redis.session.documents import Documents
 from lash_redis.transfer import export_sessions, import_sessions
 from lash_redis.transfer.json_steps import JsonTexts
 from tests.support.breaking import Python, broken_by
 from tests.support.builders import append, commit, key_of
+from tests.support.proxy import Action, on
 
 THREAD = {
     b"p\x00\xff": b"part",
@@ -93,6 +95,46 @@ async def test_an_import_that_ended_before_its_documents_is_completed_by_the_nex
     assert await target.documents("thread").all() == {}
     assert (await import_sessions(target, lines)).session_count == 1
     assert await target.documents("thread").all() == THREAD
+
+
+@pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
+async def test_a_thread_whose_import_loses_a_reply_is_stored_and_counted(action, real_server, through_proxy, proxy):
+    source, lines_of = SessionCache(real_server.client(), "elsewhere"), {}
+    for name in ("1", "2"):
+        await source.documents(name).write(DocumentWrite(put=THREAD))
+        lines_of[name] = await exported(source, name)
+    for nth, name in enumerate(lines_of, 1):  # the first script stores the meta record, the second the documents
+        proxy.on_command = on(action, "EVALSHA", nth)
+        report = await import_sessions(through_proxy(), lines_of[name])
+        assert (report.session_count, report.failures) == (1, ())
+        proxy.on_command = lambda command: Action.PASS
+        assert await through_proxy().documents(name).all() == THREAD
+
+
+async def test_two_imports_at_once_store_each_thread_once(open_cache):
+    source = open_cache(namespace="elsewhere")
+    for number in range(20):
+        await source.documents(f"thread-{number}").write(DocumentWrite(put=THREAD))
+    lines = await exported(source)
+    reports = await asyncio.gather(*(import_sessions(open_cache(), lines) for _ in range(2)))
+    assert [(report.session_count, report.failures) for report in reports] == [(20, ()), (20, ())]
+    assert sum(report.present_count for report in reports) >= 20
+
+
+async def test_a_thread_that_another_client_begins_during_its_import_stays(open_cache, monkeypatch):
+    source, target = open_cache(namespace="elsewhere"), open_cache()
+    await source.documents("thread").write(DocumentWrite(put=THREAD))
+    lines, begin = await exported(source), Documents.begin
+
+    async def late(self, contents):
+        await open_cache().documents("thread").write(DocumentWrite(put={b"cc": b"1"}))
+        return await begin(self, contents)
+
+    monkeypatch.setattr(Documents, "begin", late)
+    report = await import_sessions(target, lines)
+    assert report.failed_count == 1
+    assert "SessionExists" in report.failures[0]
+    assert await target.documents("thread").all() == {b"cc": b"1"}
 
 
 async def test_a_thread_of_10000_documents_is_imported_by_one_write(open_cache, keyspace):
