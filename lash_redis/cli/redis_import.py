@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,19 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.output import UNFIT, USAGE, CommandError
-from lash_redis.errors import BackendError, InvalidRecord, OutcomeUnknown, StoreError
-from lash_redis.models import ImportReport
-from lash_redis.models.chat_messages import canonical_json
+from lash_redis.errors import BackendError, HeadRevisionConflict, InvalidRecord, OutcomeUnknown, StoreError
+from lash_redis.models import Append, EventPayload, ImportReport, RuntimeCommit, SessionNodeRecord
+from lash_redis.models.chat_messages import canonical_json, record_of_chat_message
+from lash_redis.models.node import NodePayload, new_message_id, timestamp_now
+from lash_redis.session.appender import chained
+from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
 """Maximum number of sessions in flight."""
 CHUNK = 1000
 """Maximum number of items that are added in one commit."""
+CHUNK_BYTES = 8 * 1024 * 1024
+"""Bytes of items after which a commit ends."""
 MAX_FAILURES = 1000
 """Maximum number of failures that a report describes; all are counted."""
 
@@ -61,20 +66,31 @@ class Library:
 class Target:
     """The session that gets a history."""
 
+    store: RedisSessionStore
     read: Callable[[], Awaitable[Items]]
-    add: Callable[[Items], Awaitable[object]]
+    payload: Callable[[dict[str, Any], str, str], NodePayload]
+    """Encodes an item for a node, with the node's id and the place of the item for errors."""
+
+    def nodes(self, items: Items) -> list[SessionNodeRecord]:
+        """Return a node without a parent for each item."""
+        now, nodes = timestamp_now(), []
+        for at, item in enumerate(items):
+            node_id = new_message_id()
+            nodes.append(SessionNodeRecord(node_id, None, now, self.payload(item, node_id, f"items[{at}]")))
+        return nodes
 
 
 def redis_session(prefix: str | None) -> Library:
     """The lists of `RedisSession` of the OpenAI Agents SDK. `prefix` is its `key_prefix`."""
     try:
         from lash_redis.integrations.openai_agents import LashSession
+        from lash_redis.integrations.openai_agents.items import payload_of_item
     except ModuleNotFoundError as error:
         raise CommandError(USAGE, f"--from redis-session: {error}") from error
 
     def target(cache: SessionCache, session_id: str) -> Target:
         session = LashSession(session_id, cache)
-        return Target(session.get_items, session.add_items)
+        return Target(session.store, session.get_items, payload_of_item)
 
     return Library(f"{'agents:session' if prefix is None else prefix}:", ":messages", _objects, target)
 
@@ -87,7 +103,11 @@ def langchain(prefix: str | None) -> Library:
         raise CommandError(USAGE, "--from langchain needs langchain-core: pip install langchain-core") from error
 
     def decode(elements: Sequence[bytes]) -> Items:
-        messages: Any = convert_to_openai_messages(messages_from_dict(_objects(elements[::-1])))
+        values = _objects(elements[::-1])
+        try:
+            messages: Any = convert_to_openai_messages(messages_from_dict(values))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"an element is no message of LangChain: {error!r}") from error
         return list(messages)
 
     def target(cache: SessionCache, session_id: str) -> Target:
@@ -96,18 +116,22 @@ def langchain(prefix: str | None) -> Library:
         async def read() -> Items:
             return [{key: value for key, value in each.items() if key != "id"} for each in await chat.messages()]
 
-        async def add(items: Items) -> None:
-            await chat.append(*items)
-
-        return Target(read, add)
+        return Target(chat.store, read, _payload_of_message)
 
     return Library("message_store:" if prefix is None else prefix, "", decode, target)
+
+
+def _payload_of_message(message: dict[str, Any], message_id: str, where: str) -> EventPayload:
+    return EventPayload({"Conversation": record_of_chat_message(message, message_id)})
 
 
 def _objects(elements: Sequence[bytes]) -> Items:
     values = []
     for at, element in enumerate(elements):
-        value = json.loads(element)
+        try:
+            value = json.loads(element)
+        except RecursionError as error:
+            raise InvalidRecord(f"element {at}", f"is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise InvalidRecord(f"element {at}", f"expected a JSON object, got {type(value).__name__}")
         values.append(value)
@@ -188,15 +212,26 @@ class _Import:
     async def _copy(self, key: bytes) -> bool:
         """Add to the session what it lacks of a history, and compare both sides. Return whether anything was added.
 
+        Nothing is added behind what another client, such as a second import, has added meanwhile.
+
         Raises:
-            ValueError: the history is invalid, the session has other items, or the history changed meanwhile.
+            ValueError: the history is invalid, the session has other items, or either changed meanwhile.
         """
         target = self._library.target(self._cache, self._library.session_id(key))
+        head = await target.store.load_head()
+        revision, leaf = (0, None) if head is None else (head.head_revision, head.leaf_node_id)
         wanted, stored = await self._read(key), await target.read()
         if not _is_equal(wanted[: len(stored)], stored):
             raise ValueError("the session exists already, with other items")
-        for at in range(len(stored), len(wanted), CHUNK):
-            await target.add(wanted[at : at + CHUNK])
+        for chunk in _chunks(wanted[len(stored) :]):
+            nodes = chained(target.nodes(chunk), leaf)
+            try:
+                made = await target.store.commit_runtime_state(
+                    RuntimeCommit(target.store.session_id, revision, graph=Append(nodes))
+                )
+            except HeadRevisionConflict as error:
+                raise ValueError("the session changed during the import; run it again") from error
+            revision, leaf = made.head_revision, nodes[-1].node_id
         if not _is_equal(await self._read(key), await target.read()):
             raise ValueError("the history changed during the import; run it again")
         return len(wanted) > len(stored)
@@ -204,6 +239,20 @@ class _Import:
     async def _read(self, key: bytes) -> Items:
         elements: Any = await self._source.lrange(key, 0, -1)
         return self._library.decode(elements)
+
+
+def _chunks(items: Items) -> Iterator[Items]:
+    chunk: Items = []
+    size = 0
+    for item in items:
+        added = len(canonical_json(item))
+        if chunk and (len(chunk) == CHUNK or size + added > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += added
+    if chunk:
+        yield chunk
 
 
 def _is_equal(one: Items, other: Items) -> bool:

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from typer.testing import CliRunner, Result
 
 import lash_redis
-from lash_redis.cli import app
+from lash_redis.cli import app, redis_import
 from lash_redis.integrations.openai_agents import LashSession
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
@@ -151,3 +151,51 @@ def test_a_source_without_histories_is_reported(url: str) -> None:
     write_items(url, "chat-1", ITEMS)
     output = run("--from", "redis-session", url, "--prefix", "nope", url=url, code=1).output
     assert "no list on the source matches 'nope:*:messages'" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    "element",
+    ['{"a": 1}', '{"type": "human"}', '{"type": "human", "data": []}', '{"type": "human", "data": {}}',
+     '{"type": 7, "data": {}}', '{"type": "human", "data": {"content": [7]}}', "[" * 200_000],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_list_that_is_no_history_of_langchain_is_reported_and_the_others_are_stored(url: str, element: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.lpush("message_store:chat-1", json.dumps(message_to_dict(HumanMessage("hi"))))
+        client.lpush("message_store:chat-2", element)
+    output = run("--from", "langchain", url, url=url, code=1).output
+    assert "message_store:chat-2: " in output
+    assert "1 sessions stored" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("read_first", [0, 2_500], ids=["begins", "continues"])
+def test_two_imports_at_once_store_each_item_once(url: str, read_first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one runs whenever the first one has read the session."""
+    items = [{"role": "user", "content": str(at)} for at in range(3_000)]
+    if read_first:
+        write_items(url, "chat-1", items[:read_first])
+        run("--from", "redis-session", url, url=url)
+    write_items(url, "chat-1", items[read_first:])
+    read, reads = LashSession.get_items, []
+
+    async def late(self: LashSession, *given: Any, **more: Any) -> Any:
+        found = await read(self, *given, **more)
+        reads.append(len(found))
+        if len(reads) == 1:
+            monkeypatch.setattr(LashSession, "get_items", read)
+            library = redis_import.redis_session(None)
+            assert (await redis_import.import_histories(url, "default", library, url, None)).failed_count == 0
+        return found
+
+    monkeypatch.setattr(LashSession, "get_items", late)
+    assert "changed during the import; run it again" in run("--from", "redis-session", url, url=url, code=1).output
+    monkeypatch.setattr(LashSession, "get_items", read)
+    assert items_of(url, "chat-1") == items
+    run("--from", "redis-session", url, url=url)
+
+
+def test_a_long_history_of_large_items_is_imported_in_parts(url: str) -> None:
+    items = [{"role": "user", "content": f"{at}" + "x" * 200_000} for at in range(400)]
+    write_items(url, "chat-1", items)
+    run("--from", "redis-session", url, url=url)
+    assert items_of(url, "chat-1") == items
