@@ -16,7 +16,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import lash_redis
 from lash_redis import (
@@ -30,9 +30,18 @@ from lash_redis import (
 
 
 def pack(folder: Path) -> bytes:
+    """Pack the files except those that `unpack` refuses: links that lead out of the folder, devices and pipes."""
+
+    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        try:
+            tarfile.data_filter(member, str(folder))
+        except tarfile.FilterError:
+            return None
+        return member
+
     with io.BytesIO() as packed:
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            archive.add(folder, arcname=".")
+            archive.add(folder, arcname=".", filter=kept)
         return packed.getvalue()
 
 
@@ -43,13 +52,14 @@ def unpack(packed: bytes, folder: Path) -> None:
 
 def run(command: str, state: bytes | None) -> tuple[str, bytes]:
     """Run a command in a folder with the files of `state`; return its output and the files that it left."""
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, TemporaryFile() as output:
         folder = Path(name)
         if state is not None:
             unpack(state, folder)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(command, shell=True, cwd=folder, text=True, **pipes)
-        return done.stdout, pack(folder)
+        # A pipe would stay open as long as a background process of the command.
+        subprocess.run(command, shell=True, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        output.seek(0)
+        return output.read().decode(errors="replace"), pack(folder)
 
 
 async def main(session_id: str, command: str) -> None:

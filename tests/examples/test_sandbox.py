@@ -38,3 +38,15 @@ def test_a_sandbox_is_resumed_with_its_files_and_without_those_of_a_killed_comma
     assert run("box-1", "ls") == "answer.py\n"
     assert run("box-1", "--history").splitlines()[-2:] == ["$ ls", "> answer.py"]
     assert run("box-2", "ls") == ""
+
+
+@pytest.mark.slow
+def test_a_sandbox_is_resumed_whatever_its_command_left(tmp_path: Path, url: str) -> None:
+    """Links out of the folder and pipes are left out, because the next process would not unpack them."""
+
+    def run(command: str) -> str:
+        return ask("sandbox", tmp_path, "box-1", command, program="sandbox.py", SANDBOX_REDIS_URL=url)
+
+    odd = "echo kept > file; ln -s file inside; ln -s /etc/hosts absolute; ln -s ../../x above; mkfifo pipe"
+    assert run(f"{odd}; sleep 9 & printf '\\377'") == "\N{REPLACEMENT CHARACTER}"
+    assert run("ls; cat inside") == "file\ninside\nkept\n"
