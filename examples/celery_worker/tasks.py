@@ -40,7 +40,9 @@ def answer(self: Task, chat_id: str, question: str) -> str:
     with chat.store.acquire_lease(ttl=10.0, wait=30.0) as lease, lease.renewing():  # one task of a chat at a time
         chat.append({"role": "user", "content": question, "id": asked}, lease=lease)
         if chat.store.load_node(answered) is None:
-            reply = {"role": "assistant", "content": call_model(chat.messages()), "id": answered}
+            messages = chat.messages()
+            at = [message["id"] for message in messages].index(asked)  # a later task may have been answered meanwhile
+            reply = {"role": "assistant", "content": call_model(messages[: at + 1]), "id": answered}
             chat.append(reply, lease=lease)
     return next(message["content"] for message in chat.messages() if message["id"] == answered)
 
