@@ -14,6 +14,7 @@ from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.output import UNFIT, USAGE, CommandError
 from lash_redis.models import ImportReport
+from lash_redis.models.import_counts import ImportCounts
 
 APPS = "SELECT app_name FROM sessions UNION SELECT app_name FROM app_states UNION SELECT app_name FROM user_states"
 APP_STATES = "SELECT app_name, state FROM app_states"
@@ -34,7 +35,7 @@ async def import_database(url: str, namespace: str, source: str, ttl: float | No
         from lash_redis.integrations.google_adk import import_sessions
     except ModuleNotFoundError as error:
         raise CommandError(USAGE, f"--from adk: {error}") from error
-    report = ImportReport(is_complete=True)
+    counts = ImportCounts()
     async with opened(url, namespace, ttl=ttl) as cache, _opened_database(source) as (service, query):
         apps = [row[0] for row in await query(APPS)]
         if not apps:
@@ -45,21 +46,12 @@ async def import_database(url: str, namespace: str, source: str, ttl: float | No
             for app in sorted(apps):
                 bar.start(app, None)
                 user_ids = [user for each, user in users if each == app]
-                made = await import_sessions(
-                    service, cache, app, user_ids=user_ids, app_state=states.get(app, {}), progress=bar.reach
+                counts.include(
+                    await import_sessions(
+                        service, cache, app, user_ids=user_ids, app_state=states.get(app, {}), progress=bar.reach
+                    )
                 )
-                report = _sum(report, made)
-    return report
-
-
-def _sum(one: ImportReport, other: ImportReport) -> ImportReport:
-    return ImportReport(
-        one.session_count + other.session_count,
-        one.present_count + other.present_count,
-        one.failed_count + other.failed_count,
-        (*one.failures, *other.failures),
-        is_complete=True,
-    )
+    return counts.report()
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from lash_redis.cli.output import UNFIT, USAGE, CommandError
 from lash_redis.errors import BackendError, HeadRevisionConflict, InvalidRecord, OutcomeUnknown, StoreError
 from lash_redis.models import Append, EventPayload, ImportReport, RuntimeCommit, SessionNodeRecord
 from lash_redis.models.chat_messages import canonical_json, record_of_chat_message
+from lash_redis.models.import_counts import ImportCounts
 from lash_redis.models.node import NodePayload, new_message_id, timestamp_now
 from lash_redis.session.appender import chained
 from lash_redis.session.store import RedisSessionStore
@@ -33,8 +34,6 @@ CHUNK = 1000
 """Maximum number of items that are added in one commit."""
 CHUNK_BYTES = 8 * 1024 * 1024
 """Bytes of items after which a commit ends."""
-MAX_FAILURES = 1000
-"""Maximum number of failures that a report describes; all are counted."""
 
 Items = list[dict[str, Any]]
 
@@ -171,8 +170,7 @@ class _Import:
 
     def __init__(self, library: Library, source: redis.Redis, cache: SessionCache) -> None:
         self._library, self._source, self._cache = library, source, cache
-        self._stored = self._present = self._failed = 0
-        self._failures: list[str] = []
+        self._counts = ImportCounts()
 
     async def run(self) -> ImportReport:
         pattern = self._library.pattern
@@ -194,20 +192,17 @@ class _Import:
                         tasks.create_task(one(key))
             except* (BackendError, OutcomeUnknown, RedisError) as failures:
                 raise failures.exceptions[0] from None
-        return ImportReport(self._stored, self._present, self._failed, tuple(self._failures), is_complete=True)
+        return self._counts.report()
 
     async def _one(self, key: bytes) -> None:
         try:
-            added = await self._copy(key)
+            has_added = await self._copy(key)
         except (BackendError, OutcomeUnknown):
             raise
         except (StoreError, ValueError) as error:
-            self._failed += 1
-            if len(self._failures) < MAX_FAILURES:
-                self._failures.append(f"{key.decode(errors='replace')}: {error}")
+            self._counts.fail(key.decode(errors="replace"), error)
         else:
-            self._stored += 1
-            self._present += not added
+            self._counts.add(is_present=not has_added)
 
     async def _copy(self, key: bytes) -> bool:
         """Add to the session what it lacks of a history, and compare both sides. Return whether anything was added.

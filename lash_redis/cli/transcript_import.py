@@ -25,12 +25,11 @@ from lash_redis.models import (
     SessionNodeRecord,
 )
 from lash_redis.models.chat_messages import canonical_json
+from lash_redis.models.import_counts import ImportCounts
 from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
 """Maximum number of sessions in flight."""
-MAX_FAILURES = 1000
-"""Maximum number of failures that a report describes; all are counted."""
 ATTEMPTS = 8
 """Maximum number of times that a commit is sent because its reply is lost."""
 
@@ -54,8 +53,7 @@ class _Import:
     def __init__(self, cache: SessionCache) -> None:
         self._cache = cache
         self._free = asyncio.Semaphore(WINDOW)
-        self._stored = self._present = self._failed = 0
-        self._failures: list[str] = []
+        self._counts = ImportCounts()
 
     async def run(self, paths: Sequence[Path]) -> ImportReport:
         broken: InputError | None = None
@@ -77,7 +75,7 @@ class _Import:
                 raise failures.exceptions[0] from None
         if broken is not None:
             raise broken
-        return ImportReport(self._stored, self._present, self._failed, tuple(self._failures), is_complete=True)
+        return self._counts.report()
 
     async def _settled(self) -> None:
         """Wait for all sessions in flight: a blocking read of the next line would stop the event loop."""
@@ -88,23 +86,17 @@ class _Import:
 
     async def _one(self, conversation: Conversation) -> None:
         try:
-            present = await _store(self._cache.session(conversation.id), conversation)
+            is_present = await _store(self._cache.session(conversation.id), conversation)
         except (BackendError, OutcomeUnknown):
             raise
         except (HeadRevisionConflict, CommitIdReused):
-            self._fail(conversation, "the session exists already, with other messages")
+            self._counts.fail(conversation.id, "the session exists already, with other messages")
         except StoreError as error:
-            self._fail(conversation, f"{type(error).__name__}: {error}")
+            self._counts.fail(conversation.id, f"{type(error).__name__}: {error}")
         else:
-            self._stored += 1
-            self._present += present
+            self._counts.add(is_present=is_present)
         finally:
             self._free.release()
-
-    def _fail(self, conversation: Conversation, reason: str) -> None:
-        self._failed += 1
-        if len(self._failures) < MAX_FAILURES:
-            self._failures.append(f"{conversation.id}: {reason}")
 
 
 async def _store(store: RedisSessionStore, conversation: Conversation) -> bool:

@@ -117,12 +117,12 @@ class ImportReport(Record):
     """The result of an import."""
 
     session_count: U64 = 0
-    """The number of sessions that are now stored with the content that the file contains."""
+    """The number of sessions that are now stored with the content of the source."""
     present_count: U64 = 0
     """The number of those sessions that were stored before the import."""
     failed_count: U64 = 0
-    """The number of sessions that were refused."""
+    """The number of sessions that were refused. States of an app or a user of Google ADK count, too."""
     failures: Sequence[str] = ()
-    """The first 1,000 refused sessions, each with the reason."""
+    """The first 1,000 of these, each with the reason."""
     is_complete: bool = False
-    """Whether the file has its last line, and the counts in it match what was read."""
+    """Whether the whole source was read. An export is whole if the counts in its last line match what was read."""

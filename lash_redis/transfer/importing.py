@@ -20,6 +20,7 @@ from lash_redis.errors import (
     StoreError,
 )
 from lash_redis.models import ImportReport, RuntimeCommit
+from lash_redis.models.import_counts import ImportCounts
 from lash_redis.protocol import commands
 from lash_redis.protocol.blobs import ref_of
 from lash_redis.protocol.steps import Steps
@@ -28,9 +29,6 @@ from lash_redis.transfer.json_steps import are_equal_in_steps, parse_in_steps
 from lash_redis.transfer.lines import DOCUMENTS, FORMAT, NODES, WINDOW, BlobSpool, Line, Progress, decode_base64
 from lash_redis.transfer.records import SessionRecord, decode_session
 from lash_redis.transport.turns import in_turns
-
-MAX_FAILURES: Final = 1000
-"""Maximum number of failures that a report describes; all are counted."""
 
 NOT_COMPARED: Final = {"ttl_ms", "links_by_id"}
 """Fields of a line that no read returns, so that they are not compared after the import."""
@@ -75,28 +73,19 @@ async def import_sessions(
             raise failures.exceptions[0] from None
     if fault is not None:
         raise fault
-    return state.report
+    return state.counts.report(is_complete=state.is_complete)
 
 
 @dataclass(slots=True)
 class _Import:
-    """The progress of an import: its report so far, and the lines that it has read."""
+    """The progress of an import: its counts so far, and the lines that it has read."""
 
     progress: Progress | None
-    report: ImportReport = field(default_factory=ImportReport)
+    counts: ImportCounts = field(default_factory=ImportCounts)
     session_lines: int = 0
     blob_lines: int = 0
-
-    def count(self, **counts: int) -> None:
-        self.report = replace(
-            self.report, **{name: getattr(self.report, name) + count for name, count in counts.items()}
-        )
-
-    def fail(self, session_id: str, error: StoreError) -> None:
-        self.count(failed_count=1)
-        if len(self.report.failures) < MAX_FAILURES:
-            text = f"{session_id}: {type(error).__name__}: {error}"
-            self.report = replace(self.report, failures=(*self.report.failures, text))
+    is_complete: bool = False
+    """Whether the last line was read, and counts what was read."""
 
 
 # Reading the lines
@@ -121,7 +110,7 @@ def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) ->
             yield None
             continue
         number, line = parsed
-        if state.report.is_complete:
+        if state.is_complete:
             raise InvalidRecord(f"line {number}", "expected no line after the end")
         match line.get("kind"):
             case "lash-redis":
@@ -131,7 +120,7 @@ def _sessions(state: _Import, spool: BlobSpool, lines: Iterable[str | bytes]) ->
                 state.blob_lines += 1
             case "end":
                 _check_end(state, number, line)
-                state.report = replace(state.report, is_complete=True)
+                state.is_complete = True
             case "session":
                 state.session_lines += 1
                 record = yield from decode_session(line, number, spool)
@@ -189,11 +178,11 @@ async def _import_one(cache: SessionCache, record: SessionRecord, state: _Import
     except (BackendError, OutcomeUnknown):
         raise
     except StoreError as error:
-        state.fail(record.session_id, error)
+        state.counts.fail(record.session_id, f"{type(error).__name__}: {error}")
     finally:
         free.release()
     if state.progress is not None:
-        state.progress(state.report.session_count + state.report.failed_count)
+        state.progress(state.counts.stored + state.counts.failed)
 
 
 async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> None:
@@ -207,7 +196,7 @@ async def _store(cache: SessionCache, record: SessionRecord, state: _Import) -> 
         is_present = await _store_without_commit(cache, record)
     else:
         is_present = await _store_commit(cache, record, record.commit, record.origin)
-    state.count(present_count=int(is_present), session_count=1)
+    state.counts.add(is_present=is_present)
 
 
 async def _store_without_commit(cache: SessionCache, record: SessionRecord) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -29,6 +29,7 @@ from lash_redis.integrations.google_adk.session_log import LoadedSession, Sessio
 from lash_redis.integrations.google_adk.shared_state import SharedState
 from lash_redis.integrations.google_adk.stores import Stores
 from lash_redis.models import ImportReport
+from lash_redis.models.import_counts import ImportCounts
 
 WINDOW: Final = 16
 """Maximum number of sessions in flight."""
@@ -36,8 +37,6 @@ CHUNK: Final = 1000
 """Maximum number of events in one commit."""
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events after which a commit ends."""
-MAX_FAILURES: Final = 1000
-"""Maximum number of failures that a report describes; all are counted."""
 IMPORTED: Final = "imported"
 """The key in the first entry of a session that an import has created."""
 WITHOUT_EVENTS: Final = GetSessionConfig(num_recent_events=0)
@@ -99,7 +98,9 @@ class _Import:
         self._target, self._stores = LashSessionService(cache), Stores(cache)
         self._deltas = Deltas(self._stores)
         self._progress = progress or (lambda done, total: None)
-        self._counts = _Counts()
+        self._counts = ImportCounts()
+        self._session_count = 0
+        """The number of sessions that are done."""
 
     async def run(self, user_ids: Sequence[str], app_state: Mapping[str, Any] | None) -> ImportReport:
         listed = (await self._source.list_sessions(app_name=self._app_name)).sessions
@@ -109,8 +110,7 @@ class _Import:
             app_state = await self._state_by_session(keys[:1], "app")
         if app_state:
             names = UserNames(self._app_name, users[0] if users else "")
-            state = self._deltas.app(names).replace_imported(_plain(app_state))
-            await self._counts.of_state(f"state of app {self._app_name!r}", state)
+            await self._import_state(f"state of app {self._app_name!r}", self._deltas.app(names), app_state)
         await self._each(users, lambda user: self._user_state(user, keys))
         await self._each(keys, lambda key: self._session(key[0], key[1], len(keys)))
         return self._counts.report()
@@ -132,9 +132,17 @@ class _Import:
         except NotImplementedError:
             state = await self._state_by_session([key for key in keys if key[0] == user_id][:1], "user")
         if state:
-            shared: SharedState = self._deltas.user(UserNames(self._app_name, user_id))
             name = f"state of user {user_id!r} of app {self._app_name!r}"
-            await self._counts.of_state(name, shared.replace_imported(_plain(state)))
+            await self._import_state(name, self._deltas.user(UserNames(self._app_name, user_id)), state)
+
+    async def _import_state(self, name: str, shared: SharedState, state: Mapping[str, Any]) -> None:
+        """Store a state of the app or a user. A refusal is reported."""
+        try:
+            await shared.replace_imported(_plain(state))
+        except (BackendError, OutcomeUnknown):
+            raise
+        except (StoreError, ValueError) as error:
+            self._counts.fail(name, error)
 
     async def _state_by_session(self, keys: Sequence[tuple[str, str]], scope: str) -> dict[str, Any]:
         """Return the state of the app or the user as one of the sessions has it; empty without a session."""
@@ -151,8 +159,17 @@ class _Import:
 
     async def _session(self, user_id: str, session_id: str, total: int) -> None:
         name = f"session {session_id!r} of user {user_id!r} of app {self._app_name!r}"
-        await self._counts.of_session(name, self._copy(user_id, session_id))
-        self._progress(self._counts.sessions, total)
+        try:
+            has_added = await self._copy(user_id, session_id)
+        except (BackendError, OutcomeUnknown):
+            raise
+        except (StoreError, ValueError) as error:
+            self._counts.fail(name, error)
+        else:
+            if has_added is not None:
+                self._counts.add(is_present=not has_added)
+        self._session_count += 1
+        self._progress(self._session_count, total)
 
     async def _copy(self, user_id: str, session_id: str) -> bool | None:
         """Store what the cache lacks of a session, and compare both. Return whether anything was stored.
@@ -192,46 +209,6 @@ class _Import:
         state, place = _own_state(session), Place() if stored is None else stored.place
         for chunk in _chunks(entries):
             place = await log.append_imported(place, chunk, state)
-
-
-@dataclass(slots=True)
-class _Counts:
-    """The counts of an import so far."""
-
-    stored: int = 0
-    present: int = 0
-    failed: int = 0
-    sessions: int = 0
-    """The number of sessions that are done."""
-    failures: list[str] = field(default_factory=list)
-
-    async def of_state(self, name: str, copy: Coroutine[Any, Any, bool]) -> None:
-        try:
-            await copy
-        except (BackendError, OutcomeUnknown):
-            raise
-        except (StoreError, ValueError) as error:
-            self._fail(name, error)
-
-    async def of_session(self, name: str, copy: Coroutine[Any, Any, bool | None]) -> None:
-        try:
-            is_added = await copy
-        except (BackendError, OutcomeUnknown):
-            raise
-        except (StoreError, ValueError) as error:
-            self._fail(name, error)
-        else:
-            self.stored += is_added is not None
-            self.present += is_added is False
-        self.sessions += 1
-
-    def _fail(self, name: str, error: Exception) -> None:
-        self.failed += 1
-        if len(self.failures) < MAX_FAILURES:
-            self.failures.append(f"{name}: {error}")
-
-    def report(self) -> ImportReport:
-        return ImportReport(self.stored, self.present, self.failed, tuple(self.failures), is_complete=True)
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,9 +137,8 @@ class SharedState:
             HeadRevisionConflict: the state changed meanwhile; nothing was written.
         """
         loaded = await self.load()
-        if json.dumps(loaded.state, sort_keys=True) == json.dumps(
-            state, sort_keys=True
-        ):  # NaN is equal to itself there
+        stored, wanted = (json.dumps(each, sort_keys=True) for each in (loaded.state, state))
+        if stored == wanted:  # as texts, because NaN is not equal to itself
             return False
         if loaded.place.revision and not loaded.is_imported:
             raise StateDiffersError("it is stored already, with other values")

@@ -23,13 +23,12 @@ from lash_redis._validate import require_type
 from lash_redis.errors import BackendError, OutcomeUnknown, StoreError
 from lash_redis.integrations.langgraph.saver import LashCheckpointSaver
 from lash_redis.models import ImportReport
+from lash_redis.models.import_counts import ImportCounts
 
 MAX_CHECKPOINTS: Final = 1_000_000
 """Maximum number of checkpoints of a thread. LangGraph's Redis saver lists 10,000 unless it is given a limit."""
 NULL_TASK: Final = "00000000-0000-0000-0000-000000000000"
 """The task of writes that come from outside of a run, such as the answer to an interrupt. It has no path."""
-MAX_FAILURES: Final = 1_000
-"""Maximum number of failures that a report describes; all are counted."""
 
 Saver: TypeAlias = BaseCheckpointSaver[Any]
 Place: TypeAlias = tuple[str, str]
@@ -69,22 +68,18 @@ async def import_threads(
         NotImplementedError: the source has no asynchronous methods.
     """
     require_type("target", target, LashCheckpointSaver)
-    stored = present = failed = 0
-    failures: list[str] = []
+    counts = ImportCounts()
     for thread_id in await thread_ids_of(source) if thread_ids is None else dict.fromkeys(thread_ids):
         try:
             has_added = await _ThreadImport(source, target, thread_id).run()
         except (BackendError, OutcomeUnknown):
             raise
         except (StoreError, ValueError, NotImplementedError, ormsgpack.MsgpackEncodeError) as error:
-            failed += 1
-            if len(failures) < MAX_FAILURES:
-                failures.append(f"thread {thread_id!r}: {error}")
+            counts.fail(f"thread {thread_id!r}", error)
         else:
-            stored += 1
-            present += not has_added
+            counts.add(is_present=not has_added)
         advance()
-    return ImportReport(stored, present, failed, tuple(failures), is_complete=True)
+    return counts.report()
 
 
 async def thread_ids_of(source: Saver) -> list[str]:

@@ -73,6 +73,18 @@ async def test_a_state_that_has_no_form_in_json_is_refused_and_the_others_are_im
     assert await LashSessionService(cache).get_session(**{**S1, "session_id": "s2"}) is None
 
 
+async def test_shared_states_that_have_no_form_in_json_are_refused_and_the_sessions_are_imported(cache):
+    source = await source_with("s1")
+    source.app_state["a"]["k"] = source.user_state["a"]["u"]["k"] = object()
+    report = await import_sessions(source, cache, "a")
+    assert (report.session_count, report.failed_count) == (1, 2)
+    assert [failure.partition(":")[0] for failure in report.failures] == [
+        "state of app 'a'",
+        "state of user 'u' of app 'a'",
+    ]
+    assert (await loaded(LashSessionService(cache))).state == {"k": "s1", "n": 2}
+
+
 async def test_a_session_that_was_created_here_is_never_changed(cache, open_cache):
     service = LashSessionService(open_cache())
     mine = await service.create_session(**S1, state={"k": "mine", "app:mine": 1})
