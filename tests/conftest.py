@@ -6,7 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import pytest
@@ -24,11 +24,15 @@ from lash_redis.embedded import EmbeddedServer
 from lash_redis.transport.backend import Backend
 from tests.support import selection
 from tests.support.as_async import as_async, synchronous
+from tests.support.browser import headless_chromium
 from tests.support.groups import Cluster, RunningGroups, SentinelGroup
 from tests.support.paths import DATA
 from tests.support.postgres import new_database, running_postgres
 from tests.support.proxy import Proxy
 from tests.support.servers import Kind, RunningServers, Server, Snapshot, every, require, snapshot, table
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 NAMESPACE = "laws"
 
@@ -230,6 +234,13 @@ def _postgres() -> Iterator[str]:
 def database(_postgres: str) -> str:
     """The URL of a new database of PostgreSQL."""
     return new_database(_postgres)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    with headless_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ settings.configure(
     SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "for this example only"),
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
-    MIDDLEWARE=[f"{__name__}.refusals"],
+    MIDDLEWARE=[f"{__name__}.Refusals"],
 )
 URL = os.environ.get("CHAT_REDIS_URL", "embedded://chats")
 cache = blocking.connect(URL, namespace="chat-service", ttl=30 * 86_400)
@@ -43,9 +43,6 @@ class Refusals:
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         return JsonResponse({"detail": str(error)}, status=STATUS[type(error)]) if type(error) in STATUS else None
-
-
-refusals = Refusals
 
 
 def call_model(messages: list[dict[str, Any]]) -> dict[str, Any]:

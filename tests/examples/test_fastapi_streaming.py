@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from lash_redis.embedded import EmbeddedServer
 from tests.support.http_relay import HttpRelay
-from tests.support.servers import require_chromium
 from tests.support.services import START_SECONDS, Service
 
 QUESTION = " ".join(f"w{number}" for number in range(30))
@@ -30,15 +29,6 @@ LOG_EVENTS = """
   }
 """
 """Records each event that the page receives, in order."""
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    chromium = require_chromium()
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser: Browser, url: str) -> Page:

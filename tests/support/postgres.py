@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from tests.support.processes import free_port
 from tests.support.servers import report_missing
 
 UNPRIVILEGED = "nobody"
@@ -39,8 +39,7 @@ def running_postgres() -> Iterator[str]:
         data = Path(folder, "data")
         initdb = [binaries / "initdb", "-D", data, "-U", "tests", "--auth=trust", "--no-sync", "--encoding=UTF8"]
         subprocess.run([*initdb, "--locale=C"], check=True, capture_output=True, user=account, cwd=folder)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         options = ["-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-c", "fsync=off"]
         server = subprocess.Popen(
             [binaries / "postgres", *options],
