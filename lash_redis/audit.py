@@ -37,11 +37,10 @@ GROUP_SESSIONS = 100_000
 ATTEMPTS = 20
 """Maximum number of recounts of blobs that other clients change during the recount."""
 
-Progress = Callable[[int, int], None]
-
-
 STREAMS_CHUNK = 500
-"""Sessions of which an audit without SCAN asks for streams in one round trip."""
+"""Number of sessions whose streams an audit without SCAN finds in one round trip."""
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""`lash-redis import --from LIBRARY`: choose the module that reads what another library keeps elsewhere."""
+"""`lash-redis import --from LIBRARY`: choose the module that reads the store of another library."""
 
 from __future__ import annotations
 

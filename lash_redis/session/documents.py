@@ -63,8 +63,8 @@ class Documents:
     async def begin(self, contents: Mapping[bytes, bytes]) -> int:
         """Store all documents of a session that has none, for an import; return their revision.
 
-        One write, although they may exceed the limits of `StoreOptions` and be 250,000. It takes the server some 3 µs
-        for each. Otherwise as `write`.
+        One write of up to 250,000 documents, without the limits of `StoreOptions`. It holds the server for some 3 µs
+        for each of them. Otherwise as `write`.
         """
         unlimited = replace(self._namespace.options, max_commit_bytes=None)
         return await self._write(DocumentWrite(put=contents, revision=0), unlimited, MAX_IMPORT)

@@ -90,10 +90,10 @@ async def read_batch(ids: Sequence[str], read: Callable[[str], Coroutine[Any, An
     """Call `read` for each id concurrently. If one call fails, the others are cancelled before the error is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            exported = [tasks.create_task(read(session_id)) for session_id in ids]
+            reading = [tasks.create_task(read(session_id)) for session_id in ids]
     except* Exception as failures:  # noqa: BLE001 (the first of them is raised, without the group)
         raise failures.exceptions[0] from None
-    return [task.result() for task in exported]
+    return [task.result() for task in reading]
 
 
 async def read_session(cache: SessionCache, session_id: str) -> tuple[Line, dict[str, bytes]] | None:

@@ -88,7 +88,7 @@ def import_sessions(
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Store the sessions of an export, chat transcripts, or what another library keeps elsewhere.
+    """Store the sessions of an export, chat transcripts, or the sessions of another library's store.
 
     Sessions that are stored already are left as they are, so an interrupted import can be run again. Exit code 1 if a
     session was refused or the end of the file is missing. Exit code 2 at an invalid line.

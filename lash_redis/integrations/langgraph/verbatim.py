@@ -16,7 +16,7 @@ OPTIONS: Final = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
     | ormsgpack.OPT_REPLACE_SURROGATES
 )
-"""As `JsonPlusSerializer` encodes."""
+"""The options with which `JsonPlusSerializer` encodes."""
 
 
 @dataclass(frozen=True, slots=True)

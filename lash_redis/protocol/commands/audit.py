@@ -36,7 +36,10 @@ from lash_redis.protocol.sums import Run, Sum
 
 CLOCK_TOLERANCE_MS: Final = 250
 """Tolerated difference between a key's expiry and the head's deadline: PTTL and TIME read the clock separately."""
-
+NAME_BYTES: Final = 100
+"""The assumed size of the name of a document."""
+ORPHAN_CHUNK: Final = 1000
+"""Maximum number of orphans read in one round trip."""
 
 Findings: TypeAlias = Generator[AuditProblem | None, None, None]
 """The problems that a check found, and None after each step."""
@@ -72,12 +75,6 @@ class Audited:
 
 def listed_read(shard: ShardKeys) -> Command:
     return ("ZCARD", shard.sessions)
-
-
-NAME_BYTES: Final = 100
-"""The assumed size of the name of a document."""
-ORPHAN_CHUNK: Final = 1000
-"""Maximum number of orphans read in one round trip."""
 
 
 def orphans_read(shard: ShardKeys, at: int) -> Command:
