@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.output import UNFIT, USAGE, CommandError
+from lash_redis.cli.sqlite_file import sqlite_rows
 from lash_redis.models import ImportReport
 from lash_redis.models.import_counts import ImportCounts
 
@@ -66,7 +66,7 @@ async def _opened_database(source: str) -> AsyncIterator[tuple[Any, Query]]:
         from google.adk.sessions.sqlite_session_service import SqliteSessionService
 
         async def rows(text: str) -> Sequence[Sequence[Any]]:
-            return await asyncio.to_thread(_rows, path, text)
+            return await asyncio.to_thread(sqlite_rows, path, text)
 
         yield SqliteSessionService(str(path)), rows
         return
@@ -109,16 +109,8 @@ def _is_plain_sqlite(path: Path) -> bool:
     Raises:
         CommandError: it cannot be read, or is not one of ADK. The services would create it and its tables.
     """
-    tables = {name for (name,) in _rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {name for (name,) in sqlite_rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {"sessions", "events", "app_states", "user_states"} <= tables:
         raise CommandError(UNFIT, f"{path} is no database of ADK: it has no sessions")
-    types = {kind for name, kind in _rows(path, "SELECT name, type FROM pragma_table_info('sessions')")}
+    types = {kind for name, kind in sqlite_rows(path, "SELECT name, type FROM pragma_table_info('sessions')")}
     return "REAL" in types
-
-
-def _rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            return database.execute(sql).fetchall()
-    except sqlite3.Error as error:
-        raise CommandError(USAGE, f"{path} cannot be read: {error}") from error

@@ -20,6 +20,7 @@ from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.output import UNFIT, USAGE, CommandError
 from lash_redis.cli.redis_import import keys_with_prefix
+from lash_redis.cli.sqlite_file import sqlite_rows
 from lash_redis.models import ImportReport
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def sqlite(path: Path) -> Source:
         raise _missing("langgraph-checkpoint-sqlite") from error
     if not path.is_file():  # SQLite would create it
         raise CommandError(USAGE, f"{path}: no such file")
+    # The saver would create its tables in the database of another program.
+    tables = {name for (name,) in sqlite_rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not {"checkpoints", "writes"} <= tables:
+        raise CommandError(UNFIT, f"{path} is no database of a LangGraph saver: it has no checkpoints")
 
     @asynccontextmanager
     async def open_saver() -> AsyncIterator[BaseCheckpointSaver[Any]]:
@@ -101,7 +106,8 @@ def redis_saver(url: str, prefix: str | None) -> Source:
                 pipeline = client.pipeline(transaction=False)
                 for key in keys[at : at + CHUNK]:
                     pipeline.execute_command("JSON.GET", key, "$.thread_id")
-                found |= {json.loads(reply)[0]: None for reply in await pipeline.execute() if reply is not None}
+                for reply in await pipeline.execute():
+                    found |= dict.fromkeys([] if reply is None else json.loads(reply))  # none in another's document
         return list(found)
 
     return Source(open_saver, (RedisError, RedisVLError), thread_ids)

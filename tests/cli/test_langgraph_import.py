@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +123,21 @@ def test_a_source_that_cannot_be_read_is_reported(tmp_path: Path, file: Path, ur
     empty.touch()
     for arguments, code, reason in (
         (("--from", "langgraph", tmp_path / "never.db"), 2, "no such file"),
-        (("--from", "langgraph", tmp_path / "text"), 2, "the source cannot be read: file is not a database"),
-        (("--from", "langgraph", empty), 1, "the source has no threads"),
+        (("--from", "langgraph", tmp_path / "text"), 2, "text cannot be read: file is not a database"),
+        (("--from", "langgraph", empty), 1, "is no database of a LangGraph saver"),
         (("--from", "langgraph", "postgresql://127.0.0.1:1/none"), 2, "the source cannot be read"),
         (("--from", "langgraph", file, "--prefix", "x"), 2, "--prefix needs"),
         (("--from", "redis-session", url, "--thread", "x"), 2, "--thread needs"),
     ):
         assert reason in " ".join(run(*arguments, url=url, code=code).output.split()), arguments
     assert not (tmp_path / "never.db").exists()
+
+
+def test_a_database_of_another_program_is_reported_and_not_changed(tmp_path: Path, url: str) -> None:
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as database:
+        database.execute("CREATE TABLE sessions (id TEXT)")
+    before = other.read_bytes()
+    output = run("--from", "langgraph", other, url=url, code=1).output
+    assert "is no database of a LangGraph saver" in " ".join(output.split())
+    assert other.read_bytes() == before
