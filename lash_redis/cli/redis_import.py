@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.output import UNFIT, USAGE, CommandError
 from lash_redis.errors import BackendError, HeadRevisionConflict, InvalidRecord, OutcomeUnknown, StoreError
+from lash_redis.integrations.import_chunks import chunks_of
 from lash_redis.models import Append, EventPayload, ImportReport, RuntimeCommit, SessionNodeRecord
 from lash_redis.models.chat_messages import canonical_json, record_of_chat_message
 from lash_redis.models.import_counts import ImportCounts
@@ -30,10 +31,6 @@ from lash_redis.session.store import RedisSessionStore
 
 WINDOW = 16
 """Maximum number of sessions in flight."""
-CHUNK = 1000
-"""Maximum number of items that are added in one commit."""
-CHUNK_BYTES = 8 * 1024 * 1024
-"""Bytes of items after which a commit ends."""
 
 Items = list[dict[str, Any]]
 
@@ -218,7 +215,7 @@ class _Import:
         wanted, stored = await self._read(key), await target.read()
         if not _is_equal(wanted[: len(stored)], stored):
             raise ValueError("the session exists already, with other items")
-        for chunk in _chunks(wanted[len(stored) :]):
+        for chunk in chunks_of(wanted[len(stored) :], lambda item: len(canonical_json(item))):
             nodes = chained(target.nodes(chunk), leaf)
             try:
                 made = await target.store.commit_runtime_state(
@@ -234,20 +231,6 @@ class _Import:
     async def _read(self, key: bytes) -> Items:
         elements: Any = await self._source.lrange(key, 0, -1)
         return self._library.decode(elements)
-
-
-def _chunks(items: Items) -> Iterator[Items]:
-    chunk: Items = []
-    size = 0
-    for item in items:
-        added = len(canonical_json(item))
-        if chunk and (len(chunk) == CHUNK or size + added > CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += added
-    if chunk:
-        yield chunk
 
 
 def _is_equal(one: Items, other: Items) -> bool:

@@ -200,8 +200,8 @@ def test_an_imported_session_is_continued(database: Callable[[Write], Path], url
 def test_a_long_session_with_large_events_is_imported_whole(
     database: Callable[[Write], Path], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lash_redis.integrations.google_adk.importing.CHUNK", 7)
-    monkeypatch.setattr("lash_redis.integrations.google_adk.importing.CHUNK_BYTES", 100_000)
+    monkeypatch.setattr("lash_redis.integrations.import_chunks.CHUNK", 7)
+    monkeypatch.setattr("lash_redis.integrations.import_chunks.CHUNK_BYTES", 100_000)
 
     async def write(service: BaseSessionService) -> None:
         session = await service.create_session(app_name="a", user_id="u", session_id="s")

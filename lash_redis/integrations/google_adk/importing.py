@@ -28,15 +28,12 @@ from lash_redis.integrations.google_adk.service import LashSessionService
 from lash_redis.integrations.google_adk.session_log import LoadedSession, SessionLog
 from lash_redis.integrations.google_adk.shared_state import SharedState
 from lash_redis.integrations.google_adk.stores import Stores
+from lash_redis.integrations.import_chunks import chunks_of
 from lash_redis.models import ImportReport
 from lash_redis.models.import_counts import ImportCounts
 
 WINDOW: Final = 16
 """Maximum number of sessions in flight."""
-CHUNK: Final = 1000
-"""Maximum number of events in one commit."""
-CHUNK_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of events after which a commit ends."""
 IMPORTED: Final = "imported"
 """The key in the first entry of a session that an import has created."""
 WITHOUT_EVENTS: Final = GetSessionConfig(num_recent_events=0)
@@ -207,7 +204,7 @@ class _Import:
                 raise ValueError("it is stored already, with another state")
             entries = entries[len(stored.entries) :]
         state, place = _own_state(session), Place() if stored is None else stored.place
-        for chunk in _chunks(entries):
+        for chunk in chunks_of(entries, lambda entry: len(entry.text())):
             place = await log.append_imported(place, chunk, state)
 
 
@@ -244,17 +241,3 @@ def _entries_of(session: Session) -> list[Entry]:
         node_id = next(ids.setdefault(event.id, node_ids_of(entry.event_id)))
         entries.append(replace(entry, node_id=node_id))
     return entries
-
-
-def _chunks(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    chunk: list[Entry] = []
-    size = 0
-    for entry in entries:
-        added = len(entry.text())
-        if chunk and (len(chunk) == CHUNK or size + added > CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(entry)
-        size += added
-    if chunk:
-        yield chunk

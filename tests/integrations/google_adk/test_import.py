@@ -118,7 +118,7 @@ async def test_a_source_that_changes_during_the_import_is_reported(cache):
 async def test_an_import_that_died_at_any_command_is_completed_by_the_next(
     proxy, through_proxy, open_real_cache, action, monkeypatch
 ):
-    monkeypatch.setattr("lash_redis.integrations.google_adk.importing.CHUNK", 2)
+    monkeypatch.setattr("lash_redis.integrations.import_chunks.CHUNK", 2)
     nth, died = 0, True
     while died:
         nth += 1
