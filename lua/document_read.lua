@@ -10,9 +10,9 @@
 --                           '' for none
 --        4 how       str    names: those of the names that follow; page: those listed between two names; pointed: the
 --                           one that a pointer names
---        5 what      bytes  names: the names; page: the bounds of ZREVRANGEBYLEX and the maximum number; pointed: the
---                           name of the pointer, and the kind of the document. The pointer's content up to a NUL NUL
---                           is the key
+--        5 what      bytes  names: the number of names that are read without children, then these and the others; page:
+--                           the bounds of ZREVRANGEBYLEX and the maximum number; pointed: the name of the pointer, and
+--                           the kind of the document. The pointer's content up to a NUL NUL is the key
 --
 -- Reply  documents <session> <revision> <row> ...  for each document three elements: name, content and number of
 --                                              children, then name and content of each child. A pointer precedes its
@@ -70,6 +70,7 @@ elseif how == 'page' then
   local found = call('ZREVRANGEBYLEX', names, ARGV[what], ARGV[what + 1], 'LIMIT', 0, ARGV[what + 2])
   for _, name in ipairs(found) do add(name, true) end
 else
-  for at = what, #ARGV do add(ARGV[at], true) end
+  local alone = tonumber(ARGV[what])
+  for at = what + 1, #ARGV do add(ARGV[at], at > what + alone) end
 end
 return reply

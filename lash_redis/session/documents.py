@@ -85,10 +85,11 @@ class Documents:
             "documents; retry later"
         )
 
-    async def read(self, names: Sequence[bytes], *, children: str = "") -> DocumentsRead:
+    async def read(self, names: Sequence[bytes], *, children: str = "", alone: Sequence[bytes] = ()) -> DocumentsRead:
         """Read those of the named documents that exist, in this order. One round trip, one moment.
 
-        `children` is the kind of the children to read with each; empty for none. A session that does not exist, was
+        `children` is the kind of the children to read with each; empty for none. Those of `alone` come first, without
+        children. A session that does not exist, was
         deleted or is another owner's has no documents and the revision 0.
 
         Raises:
@@ -96,7 +97,7 @@ class Documents:
             Corrupt, SessionEvicted: stored bytes are damaged, or a key of the session is missing.
             BackendError: the server refused or could not be reached.
         """
-        return await self._read(commands.documents.names_call(self._keys, names, children))
+        return await self._read(commands.documents.names_call(self._keys, alone, names, children))
 
     async def page(self, low: bytes, high: bytes, *, limit: int, children: str = "") -> DocumentsRead:
         """Read listed documents with names from `low` on, below `high`: the last `limit` (1 to 1,000), last one first.

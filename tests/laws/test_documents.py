@@ -102,6 +102,14 @@ async def test_a_page_has_the_last_listed_documents_first_with_their_children(op
     assert (await documents.page(b"x", b"y", limit=1)).documents == ()
 
 
+@broken_by(Lua("document_read", "at > what + alone", "true"))
+async def test_documents_that_are_read_alone_come_first_and_without_children(open_cache):
+    documents = open_cache().documents("thread")
+    await documents.write(DocumentWrite(put={b"l": b"a", b"ca": b"1", b"w\0a": b"2", b"wa\0b": b"3"}))
+    read = await documents.read([b"ca", b"cb"], children="w", alone=[b"l", b"m"])
+    assert read.documents == (Document(b"l", b"a"), Document(b"ca", b"1", ((b"wa\0b", b"3"),)))
+
+
 async def test_a_pointer_leads_to_its_document(open_cache):
     documents = open_cache().documents("thread")
     await documents.write(DocumentWrite(put={b"l": b"a\0b\0\0rest", b"ca\0b": b"1", b"wa\0b\0x": b"2"}))

@@ -84,8 +84,8 @@ class ThreadReader:
 
     async def exact(self, ns: str, checkpoint_id: str) -> tuple[Loaded | None, bytes | None]:
         """Return a checkpoint, and the namespace's pointer. One round trip."""
-        wanted = [names.pointer(ns), names.checkpoint(ns, checkpoint_id)]
-        return _with_pointer(await self._documents.read(wanted, children="w"))
+        wanted = [names.checkpoint(ns, checkpoint_id)]
+        return _with_pointer(await self._documents.read(wanted, children="w", alone=[names.pointer(ns)]))
 
     async def page(self, ns: str, before: str | None, limit: int) -> list[Loaded]:
         """Return the last checkpoints of a namespace before an id, the last one first. One round trip."""

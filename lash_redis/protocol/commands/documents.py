@@ -148,9 +148,10 @@ def write_reply(call: ScriptCall, keys: SessionKeys, write: DocumentWrite, reply
             raise BackendError(f"unexpected reply {word!r} of the script document_write")
 
 
-def names_call(keys: SessionKeys, names: Sequence[bytes], children: str) -> ScriptCall:
-    """Read documents by their names."""
-    return _read_call(keys, children, "names", *[require_name("names", name) for name in names])
+def names_call(keys: SessionKeys, alone: Sequence[bytes], names: Sequence[bytes], children: str) -> ScriptCall:
+    """Read documents by their names; those of `alone` without children."""
+    wanted = [require_name("names", name) for name in (*alone, *names)]
+    return _read_call(keys, children, "names", len(alone), *wanted)
 
 
 def page_call(keys: SessionKeys, low: bytes, high: bytes, limit: int, children: str) -> ScriptCall:

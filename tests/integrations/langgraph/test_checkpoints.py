@@ -411,3 +411,14 @@ class Own:
         return cls(**fields)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+async def test_a_checkpoint_that_is_read_by_its_id_comes_without_the_writes_of_others(through_proxy, proxy):
+    saver, at, value = LashCheckpointSaver(through_proxy()), None, "x" * 10_000
+    for number in range(20):
+        at = await put(saver, f"{number:02}", on=at)
+        await saver.aput_writes(at, [("m", value)], "task")
+    with proxy.measure() as seen:
+        found = await load(saver, "thread", "", "07")
+    assert found.pending_writes == [("task", "m", value)]
+    assert seen.bytes_received < 15_000
