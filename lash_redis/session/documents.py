@@ -89,8 +89,7 @@ class Documents:
         """Read those of the named documents that exist, in this order. One round trip, one moment.
 
         `children` is the kind of the children to read with each; empty for none. Those of `alone` come first, without
-        children. A session that does not exist, was
-        deleted or is another owner's has no documents and the revision 0.
+        children. A session that does not exist, was deleted or is another owner's has no documents and the revision 0.
 
         Raises:
             InvalidRecord: a name is invalid; nothing was sent.
