@@ -175,7 +175,7 @@ async def delete(
             deleted = DeleteReport() if cache is None else await cache.delete(session_id, reusable=reusable)
             reports[session_id] = deleted
             if screen is not None:
-                _print_deletion(session_id, reports[session_id], screen)
+                _print_deletion(session_id, reports[session_id], screen, reusable=reusable)
     return reports
 
 
@@ -186,10 +186,11 @@ def named(session_ids: Sequence[str]) -> str:
     return f"{len(session_ids)} sessions"
 
 
-def _print_deletion(session_id: str, report: DeleteReport, screen: Console) -> None:
+def _print_deletion(session_id: str, report: DeleteReport, screen: Console, *, reusable: bool) -> None:
     if not report.existed:
         screen.print(plain(f"{session_id}: session not found", "yellow"), soft_wrap=True)
         return
     deleted = f"{report.node_count} nodes, {report.released_blob_count} blobs released"
-    reuse = "" if report.closed else "; some of its keys were missing, so its id accepts writes again"
+    cause = "its id" if reusable else "some of its keys were missing, so its id"
+    reuse = "" if report.closed else f"; {cause} accepts writes again"
     screen.print(plain(f"{session_id}: deleted ({deleted}{reuse})"), soft_wrap=True)

@@ -380,7 +380,10 @@ def test_delete_reports_each_session_and_exits_with_1_if_one_is_missing(url: str
 @pytest.mark.parametrize("options", [[], ["--reusable"]], ids=str)
 def test_the_id_of_a_deletion_with_reusable_can_be_used_again(options: list[str], url: str) -> None:
     within(url, commit_four_sessions)
-    assert run("delete", "one", *options, "--yes", "--url", url).exit_code == 0
+    ended = run("delete", "one", *options, "--yes", "--url", url)
+    assert ended.exit_code == 0
+    assert "missing" not in ended.output
+    assert ("; its id accepts writes again" in " ".join(ended.output.split())) == bool(options)
 
     async def begin_again(cache: SessionCache) -> None:
         await cache.session("one").commit_runtime_state(RuntimeCommit("one"))
