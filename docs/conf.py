@@ -39,6 +39,7 @@ nitpicky = True
 PUBLIC = {name: f"lash_redis.{name}" for name in lash_redis.__all__}
 INNER_TYPE = re.compile(r"~?lash_redis(?:\.\w+)+\.(\w+)")
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
+FOLLOWED = re.compile(r"(`+[^`]+`+)(\w?)")
 NAME = re.compile(r"[\w.]+")
 PROJECT = re.compile(r"\]\((?:\.\./)*(CONTRIBUTING|SECURITY|CHANGELOG)\.md")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:(?:\.\./)+|tests/)(?:\w+/)?[A-Z]+\.md[^)]*\)")
@@ -69,7 +70,7 @@ def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     """
     for at, line in enumerate(lines):
         lines[at] = CODE.sub(lambda code: code[0] if NAME.fullmatch(code[1]) else f"`{code[0]}`", line)
-        lines[at] = re.sub(r"(`+[^`]+`+)(?=\w)", r"\1\\ ", lines[at])
+        lines[at] = FOLLOWED.sub(lambda code: code[1] + (rf"\ {code[2]}" if code[2] else ""), lines[at])
     for at in range(len(lines) - 1, 0, -1):
         is_item = re.match(r"\s*([-*]|\d+\.) ", lines[at])
         if is_item and lines[at - 1].strip() and not re.match(r"\s*([-*]|\d+\.) |  ", lines[at - 1]):

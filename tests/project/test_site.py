@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 
 LIMIT_MS = 60_000
 NARROW, WIDE = 390, 1280
+STRAY = '<span class="pre">\\</span>'
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,12 @@ def pages_of(site: Path) -> list[Path]:
 def widths(page: Page) -> tuple[int, int]:
     found: list[int] = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     return found[0], found[1]
+
+
+@pytest.mark.slow
+def test_no_code_of_a_page_is_a_stray_backslash(site: Path) -> None:
+    """The space between code and the letters behind it is escaped, and no other."""
+    assert [str(path.relative_to(site)) for path in pages_of(site) if STRAY in path.read_text("utf-8")] == []
 
 
 @pytest.mark.slow
