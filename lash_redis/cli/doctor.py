@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lash_redis._validate import require_namespace
-from lash_redis.acl import key_patterns
 from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection, is_refused
 from lash_redis.cli.output import percentile, plain, shown_bytes, shown_url
@@ -38,6 +37,7 @@ from lash_redis.models import (
 from lash_redis.options import StoreOptions
 from lash_redis.protocol.keys import Layout
 from lash_redis.session.store import RedisSessionStore
+from lash_redis.transport import remedies
 
 State = Literal["ok", "warn", "fail", "unknown"]
 Audience = Literal["operator", "developer"]
@@ -48,6 +48,9 @@ SCRATCH_TTL = 60.0
 ROUNDS = 20
 CLOCK_TOLERANCE = 1.0
 """Maximum difference of the clocks, in seconds, without a warning."""
+
+ADMINISTRATOR = "run doctor as an administrator: the accounts of `lash-redis acl` lack this right"
+"""The advice for what `lash-redis acl` grants to no account."""
 
 MINIMUM = {"redis": (6, 2), "valkey": (7, 2)}
 
@@ -97,7 +100,7 @@ async def examine(url: str, namespace: str) -> list[Finding]:
             raise ping
         replies = await _ask_everywhere(source, "INFO")
         infos = replies if isinstance(replies, list) else [None]
-        denied = "" if isinstance(replies, list) else f"INFO: {replies}"
+        denied = "" if isinstance(replies, list) else _said(replies)
         saves = await _ask_everywhere(source, "CONFIG", "GET", "save")
         snapshots = saves if isinstance(saves, list) else [None] * len(infos)
         primaries = [info for info in infos if info is None or info.get("role") != "slave"] or infos[:1]
@@ -167,9 +170,16 @@ async def _timed(action: Callable[[], Awaitable[Any]]) -> list[float] | BackendE
 # Checks of what the server reports
 
 
+def _unknown(check: str, denied: str, field: str, advice: str, audience: Audience = "operator") -> Finding:
+    """Return the finding of a check without its field of INFO. `denied` is the server's refusal of INFO, "" if none."""
+    if denied:
+        return Finding(check, "unknown", denied, ADMINISTRATOR)
+    return Finding(check, "unknown", f"INFO has no field {field}", advice, audience)
+
+
 def _version(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None:
-        return Finding("version", "unknown", denied, "allow this user INFO, so that the version can be checked")
+        return Finding("version", "unknown", denied, ADMINISTRATOR)
     product = "valkey" if "valkey_version" in info else "redis"
     text = str(info.get(f"{product}_version", ""))
     numbers = tuple(int(part) for part in text.split(".") if part.isdigit())
@@ -185,7 +195,7 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
     known = [info for info in primaries if info is not None and "cluster_enabled" in info]
     if not known:
         advice = "make sure that redis+cluster:// leads to a cluster, and no other URL to a node of one"
-        return Finding("cluster", "unknown", denied or "INFO has no field cluster_enabled", advice, "developer")
+        return _unknown("cluster", denied, "cluster_enabled", advice, "developer")
     if not is_cluster:
         if known[0]["cluster_enabled"]:
             advice = "connect by redis+cluster:// instead"
@@ -206,7 +216,7 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
 def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
     if info is None or "role" not in info:
         advice = "make sure that the URL leads to the primary"
-        return Finding("replication", "unknown", denied or "INFO has no field role", advice, "developer")
+        return _unknown("replication", denied, "role", advice, "developer")
     if info["role"] != "master":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
         advice = f"connect to its primary, {primary}: a replica takes no commits"
@@ -222,7 +232,7 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
     """
     if info is None or "maxmemory_policy" not in info:
         advice = "make sure that maxmemory-policy is noeviction"
-        return Finding("eviction", "unknown", denied or "INFO has no field maxmemory_policy", advice)
+        return _unknown("eviction", denied, "maxmemory_policy", advice)
     policy, limit = str(info["maxmemory_policy"]), int(info.get("maxmemory", 0))
     room = f"at most {shown_bytes(limit)}" if limit else "no memory limit"
     if policy == "noeviction":
@@ -236,7 +246,7 @@ def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
 def _persistence(info: Mapping[str, Any] | None, saves: Any, denied: str) -> Finding:
     if info is None or "aof_enabled" not in info:
         advice = "make sure that appendonly is yes if sessions must survive a restart"
-        return Finding("persistence", "unknown", denied or "INFO has no field aof_enabled", advice)
+        return _unknown("persistence", denied, "aof_enabled", advice)
     for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
         if info.get(field, "ok") != "ok":
             return Finding(
@@ -351,14 +361,21 @@ def _problem(name: str, needs: str, error: StoreError) -> Finding:
     """Return the finding of an operation that failed; raise the error if the server did not answer."""
     if isinstance(error, BackendError) and not is_refused(error):
         raise error
-    text = str(error)
-    if "NOPERM" in text.upper() or "permission" in text:
-        if "key" in text:
-            patterns = " and ".join(key_patterns(NAMESPACE))
-            advice = f"allow this user the keys {patterns}, so that it can be checked"
-            return Finding("permissions", "unknown", f"{name}: {text}", advice)
-        return Finding("permissions", "fail", f"{name}: {text}", f"allow this user {needs}")
-    return Finding("permissions", "fail", f"{name}: {text}", "use a server that supports this operation")
+    text, remedy = f"{name}: {_said(error)}", _remedy(error)
+    if remedy != remedies.RIGHTS:
+        return Finding("permissions", "fail", text, remedy or "use a server that supports this operation")
+    if "access" in text:  # to a key or a channel
+        return Finding("permissions", "unknown", text, ADMINISTRATOR)
+    return Finding("permissions", "fail", text, f"allow this user {needs}")
+
+
+def _said(error: StoreError) -> str:
+    """Return the text of an error without its remedy, which is the advice of a finding."""
+    return str(error).removesuffix(f"; {_remedy(error)}")
+
+
+def _remedy(error: StoreError) -> str | None:
+    return remedies.remedy(error.__cause__) if error.__cause__ is not None else None
 
 
 def _turn(store: RedisSessionStore, number: int) -> RuntimeCommit:

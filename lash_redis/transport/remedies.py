@@ -52,8 +52,8 @@ def explained(error: BaseException, address: str) -> str:
     if address not in text:
         is_reply = isinstance(error, (exceptions.ResponseError, exceptions.BusyLoadingError, *DENIED))
         text = f"{address} replied: {text}" if is_reply else f"{address}: {text}"
-    remedy = _remedy(error)
-    return f"{text}; {remedy}" if remedy else text
+    advice = remedy(error)
+    return f"{text}; {advice}" if advice else text
 
 
 def explained_of_given(
@@ -91,7 +91,8 @@ def _text(error: BaseException) -> str:
     return f"OOM {text}" if is_out_of_memory(error) and "OOM" not in text else text
 
 
-def _remedy(error: BaseException) -> str | None:
+def remedy(error: BaseException) -> str | None:
+    """Return what to do about an error of the server; None if that is not known."""
     if isinstance(error, exceptions.NoPermissionError):
         return RIGHTS
     if isinstance(error, exceptions.ReadOnlyError):

@@ -8,6 +8,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from lash_redis.acl import rules
 from lash_redis.cli import app
 
 runner = CliRunner(env={"COLUMNS": "80"})
@@ -57,3 +58,29 @@ def test_an_advice_names_its_reader(url: str) -> None:
     printed = runner.invoke(app, ["doctor", "--url", url]).stdout
     assert "→ for operators: set appendonly yes" in printed
     assert "→ for developers: use the version of lash_redis" in printed
+
+
+def test_a_full_server_gets_the_advice_to_free_memory(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.config_set("maxmemory", 1000)
+        try:
+            permissions = findings(url, 1)["permissions"]
+        finally:
+            client.config_set("maxmemory", 0)
+    assert (permissions["state"], permissions["advice"]) == ("fail", "free memory, or raise maxmemory")
+    assert "OOM" in (permissions["found"] or "")
+
+
+def test_an_account_of_a_store_is_told_to_run_doctor_as_an_administrator(url: str) -> None:
+    """It has every right that `lash-redis acl` prints."""
+    with redis.Redis.from_url(url) as client:
+        client.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules("default", "loader"))
+        try:
+            found = findings(url.replace("://", "://app:pw@"), 0)
+        finally:
+            client.execute_command("ACL", "DELUSER", "app")
+    advice = {name: finding["advice"] for name, finding in found.items() if finding["state"] == "unknown"}
+    administrator = "run doctor as an administrator: the accounts of `lash-redis acl` lack this right"
+    denied = ("version", "cluster", "replication", "eviction", "persistence", "permissions")
+    assert advice == {**dict.fromkeys(denied, administrator), "latency": ""}
+    assert not any("grant the account" in (finding["found"] or "") for finding in found.values())
