@@ -23,8 +23,8 @@ SESSION = "chat-42"
 async def _readme_scope(url: str) -> AsyncIterator[dict[str, Any]]:
     """The names that `main` of the README's first example uses, and a replacement of the caller's model."""
 
-    async def call_model(messages: Any) -> str:
-        return "Hello, too"
+    async def call_model(messages: Any) -> dict[str, Any]:
+        return {"role": "assistant", "content": "Hello, too"}
 
     async with lash_redis.connect(url) as cache:
         yield {"cache": cache, "call_model": call_model}
