@@ -34,7 +34,7 @@ async def import_database(url: str, namespace: str, source: str, ttl: float | No
     try:
         from lash_redis.integrations.google_adk import import_sessions
     except ModuleNotFoundError as error:
-        raise CommandError(USAGE, f"--from adk: {error}") from error
+        raise CommandError(USAGE, "--from adk needs Google's ADK: pip install 'lash-redis[google-adk]'") from error
     counts = ImportCounts()
     async with opened(url, namespace, ttl=ttl) as cache, _opened_database(source) as (service, query):
         apps = [row[0] for row in await query(APPS)]

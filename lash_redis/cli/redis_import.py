@@ -82,7 +82,8 @@ def redis_session(prefix: str | None) -> Library:
         from lash_redis.integrations.openai_agents import LashSession
         from lash_redis.integrations.openai_agents.items import payload_of_item
     except ModuleNotFoundError as error:
-        raise CommandError(USAGE, f"--from redis-session: {error}") from error
+        text = "--from redis-session needs the OpenAI Agents SDK: pip install 'lash-redis[openai-agents]'"
+        raise CommandError(USAGE, text) from error
 
     def target(cache: SessionCache, session_id: str) -> Target:
         session = LashSession(session_id, cache)

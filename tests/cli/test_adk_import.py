@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from pathlib import Path
@@ -243,3 +244,9 @@ def test_a_source_that_is_no_database_of_adk_is_reported_and_not_changed(tmp_pat
     assert not missing.exists()
     assert "cannot be read" in run(text, url, code=2).output
     assert "invalid" in run("nope://host/db", url, code=2).output
+
+
+def test_a_missing_sdk_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lash_redis.integrations.google_adk", None)
+    output = run("sessions.db", url, code=2).output
+    assert "--from adk needs Google's ADK: pip install 'lash-redis[google-adk]'" in " ".join(output.split())

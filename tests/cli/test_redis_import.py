@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,10 @@ def test_a_long_history_of_large_items_is_imported_in_parts(url: str) -> None:
     write_items(url, "chat-1", items)
     run("--from", "redis-session", url, url=url)
     assert items_of(url, "chat-1") == items
+
+
+def test_a_missing_sdk_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lash_redis.integrations.openai_agents", None)
+    output = run("--from", "redis-session", "redis://old:6379", url=url, code=2).output
+    reason = "--from redis-session needs the OpenAI Agents SDK: pip install 'lash-redis[openai-agents]'"
+    assert reason in " ".join(output.split())
