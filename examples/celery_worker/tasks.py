@@ -3,6 +3,8 @@
     celery -A tasks worker
     python tasks.py chat-42 "Hello"
 
+Install: pip install . 'celery[redis]', from a checkout.
+Try: the first line in one terminal, in this folder, the second in another. It prints "Echo: Hello".
 CHAT_REDIS_URL (default: redis://localhost:6379) is the broker of Celery and the store of the chats; no key is shared.
 """
 

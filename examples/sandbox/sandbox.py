@@ -6,13 +6,14 @@
 
 One commit stores the command, its output and the files. A sandbox that is killed leaves the files of the last command.
 Without SANDBOX_REDIS_URL an embedded server stores the sessions in the directory `sandboxes`.
+Install: pip install '.[embedded]', from a checkout.
 """
 
+import argparse
 import asyncio
 import io
 import os
 import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -62,11 +63,12 @@ def run(command: str, state: bytes | None) -> tuple[str, bytes]:
         return output.read().decode(errors="replace"), pack(folder)
 
 
-async def main(session_id: str, command: str) -> None:
+async def main(session_id: str, command: str | None) -> None:
+    """Run a command in a sandbox and print its output. None: print the commands so far, with their outputs."""
     url = os.environ.get("SANDBOX_REDIS_URL", "embedded://sandboxes")
     async with lash_redis.connect(url, namespace="sandboxes", ttl=7 * 86_400) as cache:
         chat = cache.chat(session_id)
-        if command == "--history":
+        if command is None:
             for message in await chat.messages():
                 print("$" if message["role"] == "user" else ">", message["content"].rstrip())
             return
@@ -88,4 +90,10 @@ async def main(session_id: str, command: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("session_id")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("command", nargs="?")
+    what.add_argument("--history", action="store_true")
+    asked = parser.parse_args()
+    asyncio.run(main(asked.session_id, asked.command))

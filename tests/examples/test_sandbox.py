@@ -50,3 +50,12 @@ def test_a_sandbox_is_resumed_whatever_its_command_left(tmp_path: Path, url: str
     odd = "echo kept > file; ln -s file inside; ln -s /etc/hosts absolute; ln -s ../../x above; mkfifo pipe"
     assert run(f"{odd}; sleep 9 & printf '\\377'") == "\N{REPLACEMENT CHARACTER}"
     assert run("ls; cat inside") == "file\ninside\nkept\n"
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["box-1"], 2), (["--help"], 0)])
+def test_a_sandbox_without_a_command_prints_its_usage(arguments: list[str], code: int) -> None:
+    program = str(ROOT / "examples" / "sandbox" / "sandbox.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, program, *arguments], env=environment, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert "usage: sandbox.py" in ended.stdout + ended.stderr
