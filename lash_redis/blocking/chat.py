@@ -12,7 +12,7 @@ class BlockingChat(Twin[Chat]):
     """A chat, with blocking methods. `BlockingSessionCache.chat` makes it, without I/O; the chat need not exist.
 
     Messages are dicts in the OpenAI chat format. Each is stored as one node, whose id is the id of the message. It is
-    returned exactly as it was given, with its `id`. The chat is a session like any other, and `store` has everything
+    returned equal to what was given, with its `id`. The chat is a session like any other, and `store` has everything
     else, such as leases. Messages of other runtimes are returned as far as the chat format can express them.
 
     A handle is cheap, so an application can make one for every request. Threads can share a handle.

@@ -19,7 +19,7 @@ from rich.text import Text
 from lash_redis._validate import require_namespace
 from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection, is_refused
-from lash_redis.cli.output import percentile, plain, shown_bytes, shown_url
+from lash_redis.cli.output import counted, percentile, plain, shown_bytes, shown_url
 from lash_redis.errors import BackendError, StoreError
 from lash_redis.models import (
     Append,
@@ -202,7 +202,7 @@ def _topology(primaries: Sequence[Mapping[str, Any] | None], denied: str, *, is_
             return Finding("cluster", "fail", "a node of a cluster", advice, "developer")
         return Finding("cluster", "ok", "one server, no cluster mode")
     replicas = [int(info.get("connected_slaves", 0)) for info in known]
-    found = f"{len(known)} primaries, {sum(replicas)} replicas"
+    found = f"{len(known)} primaries, {counted(sum(replicas), 'replica')}"
     if min(replicas) == 0:
         return Finding(
             "cluster",
@@ -222,7 +222,7 @@ def _role(info: Mapping[str, Any] | None, denied: str) -> Finding:
         advice = f"connect to its primary, {primary}: a replica takes no commits"
         return Finding("replication", "fail", "a replica", advice, "developer")
     count = int(info.get("connected_slaves", 0))
-    return Finding("replication", "ok", f"primary, {count} replica{'s' * (count != 1)}")
+    return Finding("replication", "ok", f"primary, {counted(count, 'replica')}")
 
 
 def _eviction(info: Mapping[str, Any] | None, denied: str) -> Finding:
@@ -291,9 +291,9 @@ async def _layout(source: Connection, namespace: str) -> Finding:
         advice = "use the version of lash_redis that wrote it, or another namespace"
         return Finding("layout", "fail", found, advice, "developer")
     if options.shards == StoreOptions().shards:
-        return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards")
+        return Finding("layout", "ok", f"namespace {namespace}: {counted(options.shards, 'shard')}")
     advice = f"open it with StoreOptions(shards={options.shards}); the default raises LayoutMismatch"
-    return Finding("layout", "ok", f"namespace {namespace}: {options.shards} shards", advice, "developer")
+    return Finding("layout", "ok", f"namespace {namespace}: {counted(options.shards, 'shard')}", advice, "developer")
 
 
 # Checks of what a store does
@@ -411,10 +411,9 @@ def print_findings(url: str, findings: list[Finding], screen: Console) -> None:
     if counts["fail"]:
         screen.print(Text("unfit: fix the failures before storing sessions here", "bold red"))
     elif counts["unknown"]:
-        verdict = f"fit as far as could be checked: {counts['unknown']} unknown, {counts['warn']} warnings"
+        verdict = f"fit as far as could be checked: {counts['unknown']} unknown, {counted(counts['warn'], 'warning')}"
         screen.print(Text(verdict, "yellow"))
     elif counts["warn"]:
-        warnings = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
-        screen.print(Text(f"fit, with {warnings}", "green"))
+        screen.print(Text(f"fit, with {counted(counts['warn'], 'warning')}", "green"))
     else:
         screen.print(Text("fit", "bold green"))

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from lash_redis.cli.messages import message_text_of, summary_of, tool_names
-from lash_redis.cli.output import one_line, plain
+from lash_redis.cli.output import counted, one_line, plain
 from lash_redis.models import PersistedSessionRead, PluginPayload, SessionNodeRecord
 
 FOLDED_RUN = 6
@@ -105,7 +105,8 @@ class _Plot:
 
     def _fold(self, lead: str, hidden: Sequence[tuple[SessionNodeRecord, Sequence[SessionNodeRecord]]]) -> Text:
         aside = sum(self.sizes[branch.node_id] for _, branches in hidden for branch in branches)
-        return Text(f"{lead}┆ {len(hidden)} nodes" + (f", and {aside} in branches off them" if aside else ""), "dim")
+        others = f", and {aside} in branches off them" if aside else ""
+        return Text(f"{lead}┆ {counted(len(hidden), 'node')}{others}", "dim")
 
     def _entry(self, node: SessionNodeRecord, lead: str) -> Text:
         active = node.node_id in self.active

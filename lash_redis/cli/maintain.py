@@ -8,7 +8,7 @@ from rich.text import Text
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened_if_used
-from lash_redis.cli.output import plain
+from lash_redis.cli.output import counted, plain
 from lash_redis.models import AuditReport, GcReport
 from lash_redis.protocol import scripts
 from lash_redis.transport.connectors import by_url
@@ -54,9 +54,10 @@ def print_unused(namespace: str, screen: Console) -> None:
 
 def print_collected(report: GcReport, screen: Console) -> None:
     deleted = (
-        f"{report.deleted_blob_count} blobs deleted, {report.retained_blob_count} unused blobs kept until they expire"
+        f"{counted(report.deleted_blob_count, 'blob')} deleted, "
+        f"{counted(report.retained_blob_count, 'unused blob')} kept until expiry"
     )
-    screen.print(plain(f"{deleted}; {report.root_count} sessions listed"), soft_wrap=True)
+    screen.print(plain(f"{deleted}; {counted(report.root_count, 'session')} listed"), soft_wrap=True)
 
 
 def print_audit(report: AuditReport, screen: Console, *, scan: bool) -> None:
@@ -64,13 +65,15 @@ def print_audit(report: AuditReport, screen: Console, *, scan: bool) -> None:
         line = Text("repaired  " if problem.repaired else "broken    ", "yellow" if problem.repaired else "red")
         screen.print(line.append_text(plain(f"{problem.kind} {problem.key}: {problem.reason}", "")), soft_wrap=True)
     if omitted := report.problem_count - len(report.problems):
-        screen.print(Text(f"and {omitted} more problems", "red"))
-    checked = f"{report.session_count} sessions, {report.node_count} nodes, {report.blob_count} blobs"
+        screen.print(Text(f"and {counted(omitted, 'more problem')}", "red"))
+    counts = ((report.session_count, "session"), (report.node_count, "node"), (report.blob_count, "blob"))
+    checked = ", ".join(counted(*each) for each in counts)
+    problems = counted(report.problem_count, "problem")
     left = report.problem_count - report.repaired_count
     if left:
-        verdict = Text(f"{checked}: {report.problem_count} problems, {report.repaired_count} repaired", "bold red")
+        verdict = Text(f"{checked}: {problems}, {report.repaired_count} repaired", "bold red")
     elif report.problem_count:
-        verdict = Text(f"{checked}: {report.problem_count} problems, all repaired", "bold yellow")
+        verdict = Text(f"{checked}: {problems}, all repaired", "bold yellow")
     else:
         verdict = Text(f"{checked}: no problems", "bold green")
     screen.print(verdict, soft_wrap=True)

@@ -101,6 +101,11 @@ def shown_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=user + at + host, query=query)) if parts.netloc or query else url
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with a noun, such as `1 session` or `1,200 sessions`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def shown_bytes(count: int | float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:

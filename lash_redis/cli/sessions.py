@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lash_redis.cli.connection import opened, opened_if_used, require_no_documents
-from lash_redis.cli.output import UNFIT, CommandError, no_session, one_line, plain, print_table
+from lash_redis.cli.output import UNFIT, CommandError, counted, no_session, one_line, plain, print_table
 from lash_redis.errors import SessionExists, SessionGone
 from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo
 from lash_redis.options import KEEP
@@ -157,7 +157,7 @@ async def fork(
 
 
 def print_fork(document: dict[str, Any], screen: Console) -> None:
-    content = f"{document['nodes']} nodes, leaf {document['leaf_node_id'] or 'none'}"
+    content = f"{counted(document['nodes'], 'node')}, leaf {document['leaf_node_id'] or 'none'}"
     forked = f"{document['session_id']}: forked from {document['parent_session_id']} ({content})"
     screen.print(plain(forked), soft_wrap=True)
 
@@ -183,14 +183,14 @@ def named(session_ids: Sequence[str]) -> str:
     """Name the sessions that a command is about to delete, on one line."""
     if len(session_ids) == 1:
         return f"session {one_line(plain(session_ids[0]).plain, 60)}"
-    return f"{len(session_ids)} sessions"
+    return counted(len(session_ids), "session")
 
 
 def _print_deletion(session_id: str, report: DeleteReport, screen: Console, *, reusable: bool) -> None:
     if not report.existed:
         screen.print(plain(f"{session_id}: session not found", "yellow"), soft_wrap=True)
         return
-    deleted = f"{report.node_count} nodes, {report.released_blob_count} blobs released"
+    deleted = f"{counted(report.node_count, 'node')}, {counted(report.released_blob_count, 'blob')} released"
     cause = "its id" if reusable else "some of its keys were missing, so its id"
     reuse = "" if report.closed else f"; {cause} accepts writes again"
     screen.print(plain(f"{session_id}: deleted ({deleted}{reuse})"), soft_wrap=True)

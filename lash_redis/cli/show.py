@@ -16,7 +16,7 @@ from lash_redis.cache import SessionCache
 from lash_redis.cli.connection import Connection, require_no_documents
 from lash_redis.cli.graph_drawing import graph_lines, label_of
 from lash_redis.cli.messages import message_lines, message_texts, tool_names
-from lash_redis.cli.output import no_session, plain, print_table, shown_bytes
+from lash_redis.cli.output import counted, no_session, plain, print_table, shown_bytes
 from lash_redis.models import (
     HydratedSessionCheckpoint,
     LeaseInfo,
@@ -174,7 +174,7 @@ def _head(shown: Shown) -> list[tuple[str, str]]:
 def _stream(stream: StreamInfo) -> str:
     dropped = f", {stream.dropped_count:,} of them dropped" if stream.dropped_count else ""
     stop = ", stop requested" if stream.stop_requested else ""
-    return f"{stream.generation_id}, {stream.state}, {stream.event_count:,} events{dropped}{stop}"
+    return f"{stream.generation_id}, {stream.state}, {counted(stream.event_count, 'event')}{dropped}{stop}"
 
 
 def _lease(shown: Shown) -> str:

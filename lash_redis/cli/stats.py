@@ -12,7 +12,7 @@ from rich.text import Text
 from lash_redis.cache import SessionCache
 from lash_redis.cli.bar import Bar, progress_bar
 from lash_redis.cli.connection import is_refused, opened_if_used
-from lash_redis.cli.output import plain, shown_bytes
+from lash_redis.cli.output import counted, plain, shown_bytes
 from lash_redis.cli.transfer import listed_count
 from lash_redis.errors import BackendError, Corrupt
 from lash_redis.listing import walk_ids
@@ -173,11 +173,11 @@ def print_stats(stats: Stats, screen: Console) -> None:
         rows.append(("memory", f"not measured: {sample.refusal}"))
         rows.append(("", "use an account that may run MEMORY USAGE: the checker of lash-redis acl"))
     else:
-        of = f"the mean of a sample of {sample.session_count:,} sessions is {shown_bytes(sample.mean)}"
+        of = f"the mean of a sample of {counted(sample.session_count, 'session')} is {shown_bytes(sample.mean)}"
         rows.append(("memory", f"about {shown_bytes(stats.estimate)} in keys of sessions: {of}"))
         blobs = f"{len(sample.blobs):,} held by the sample, {shown_bytes(sum(sample.blobs.values()))}"
         rows.append(("blobs", f"{blobs}; other sessions may hold the same"))
     if stats.unreadable_count:
-        rows.append(("unreadable", f"{stats.unreadable_count:,} sessions; run lash-redis audit"))
+        rows.append(("unreadable", f"{counted(stats.unreadable_count, 'session')}; run lash-redis audit"))
     for name, value in rows:
         screen.print(Text(name.ljust(12), "dim").append_text(plain(value)), soft_wrap=True)

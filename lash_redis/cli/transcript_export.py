@@ -16,7 +16,7 @@ from lash_redis.cli.connection import opened
 from lash_redis.cli.conversations import Message, message_of
 from lash_redis.cli.interrupt import interruptible
 from lash_redis.cli.messages import tool_names
-from lash_redis.cli.output import no_session, plain, shown_bytes
+from lash_redis.cli.output import counted, no_session, plain, shown_bytes
 from lash_redis.cli.transfer import destination, listed_count
 from lash_redis.models import FullGraph, PersistedSessionRead
 from lash_redis.models.chat_messages import is_chat_message, parts_of
@@ -132,6 +132,6 @@ def _named(part: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def print_exported(exported: ExportedTranscripts, output: Path, screen: Console) -> None:
-    what = f"{exported.transcripts} transcripts with {exported.messages} messages in {output}"
-    omitted = f"; {exported.omitted} sessions without messages are left out" if exported.omitted else ""
+    what = f"{counted(exported.transcripts, 'transcript')} with {counted(exported.messages, 'message')} in {output}"
+    omitted = f"; {counted(exported.omitted, 'session')} without messages left out" if exported.omitted else ""
     screen.print(plain(f"{what} ({shown_bytes(exported.bytes)}){omitted}"), soft_wrap=True)

@@ -19,7 +19,7 @@ from lash_redis.cli.bar import progress_bar
 from lash_redis.cli.connection import opened
 from lash_redis.cli.input import Input, InputError
 from lash_redis.cli.interrupt import interruptible
-from lash_redis.cli.output import USAGE, CommandError, plain, shown_bytes
+from lash_redis.cli.output import USAGE, CommandError, counted, plain, shown_bytes
 from lash_redis.errors import InvalidRecord
 from lash_redis.models import ImportReport
 from lash_redis.transfer import export_sessions, import_sessions
@@ -95,8 +95,8 @@ def destination(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 def print_exported(exported: Exported, output: Path, screen: Console) -> None:
-    what = f"{exported.sessions} sessions and {exported.blobs} blobs in {output} ({shown_bytes(exported.bytes)})"
-    screen.print(plain(what), soft_wrap=True)
+    what = f"{counted(exported.sessions, 'session')} and {counted(exported.blobs, 'blob')}"
+    screen.print(plain(f"{what} in {output} ({shown_bytes(exported.bytes)})"), soft_wrap=True)
 
 
 # Import
@@ -141,6 +141,6 @@ def print_imported(report: ImportReport, screen: Console, source: str = "the fil
     present = f", {report.present_count} of them were stored before" if report.present_count else ""
     failed = f"; {report.failed_count} failed" if report.failed_count else ""
     style = "bold green" if is_whole(report) else "bold red"
-    screen.print(Text(f"{report.session_count} sessions stored as in {source}{present}{failed}", style))
+    screen.print(Text(f"{counted(report.session_count, 'session')} stored as in {source}{present}{failed}", style))
     if not report.is_complete:
         screen.print(Text("the file is incomplete: its end line is missing; export again", "bold red"))

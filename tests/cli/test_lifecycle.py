@@ -314,7 +314,7 @@ def test_fork_creates_a_session_at_the_leaf_or_at_an_earlier_node(url: str) -> N
         "nodes": 2,
     }
     assert (
-        "late again: forked from one (1 nodes, leaf m0)"
+        "late again: forked from one (1 node, leaf m0)"
         in run(*("fork", "one", "late again", "--leaf", "m0", "--ttl", "60", "--url", url)).stdout
     )
     with redis.Redis.from_url(url) as client:
@@ -453,9 +453,7 @@ def test_gc_deletes_blobs_that_no_session_refers_to(url: str) -> None:
         "retained_blob_count": 0,
         "deleted_blob_count": 1,
     }
-    assert run("gc", "--url", url).stdout == (
-        "0 blobs deleted, 0 unused blobs kept until they expire; 4 sessions listed\n"
-    )
+    assert run("gc", "--url", url).stdout == ("0 blobs deleted, 0 unused blobs kept until expiry; 4 sessions listed\n")
 
 
 @pytest.mark.parametrize("command", ["gc", "audit"])
@@ -482,7 +480,7 @@ def test_audit_reports_problems_that_it_cannot_repair_and_exits_with_1(url: str)
     assert ended.exit_code == 1
     problem, verdict = ended.stdout.splitlines()
     assert problem.startswith(f"broken    node {log.decode()}: record 1 does not match its checksum")
-    assert verdict.endswith("1 problems, 0 repaired")
+    assert verdict.endswith("1 problem, 0 repaired")
     report = document_of("audit", "--url", url, code=1)
     assert [(each["key"], each["repaired"]) for each in report["problems"]] == [(log.decode(), False)]
 
@@ -497,7 +495,7 @@ def test_audit_exits_with_0_if_it_repairs_all_problems(url: str) -> None:
     ended = run("audit", "--repair", "--url", url)
     assert ended.exit_code == 0
     assert ended.stdout.splitlines()[0].startswith("repaired  sessions ")
-    assert ended.stdout.splitlines()[-1].endswith("1 problems, all repaired")
+    assert ended.stdout.splitlines()[-1].endswith("1 problem, all repaired")
     assert document_of("audit", "--url", url)["problem_count"] == 0
     assert len(document_of("list", "--url", url)["sessions"]) == 4
 
@@ -686,7 +684,7 @@ def test_an_export_to_a_file_reports_its_content(filled_url: str, tmp_path: Path
     assert report["session_count"] == 8
     assert report["bytes"] == path.stat().st_size
     ended = run("export", "one", "--namespace", "old", "--output", path, "--url", filled_url)
-    assert ended.stdout.startswith(f"1 sessions and 2 blobs in {path} (")
+    assert ended.stdout.startswith(f"1 session and 2 blobs in {path} (")
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 

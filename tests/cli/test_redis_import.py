@@ -166,7 +166,7 @@ def test_a_list_that_is_no_history_of_langchain_is_reported_and_the_others_are_s
         client.lpush("message_store:chat-2", element)
     output = run("--from", "langchain", url, url=url, code=1).output
     assert "message_store:chat-2: " in output
-    assert "1 sessions stored" in " ".join(output.split())
+    assert "1 session stored" in " ".join(output.split())
 
 
 @pytest.mark.parametrize("read_first", [0, 2_500], ids=["begins", "continues"])

@@ -99,7 +99,7 @@ def test_an_expired_session_is_not_counted_and_an_unreadable_one_is(url: str) ->
         client.delete(*client.keys("*:s2"))
     found = measured(url)
     assert (found["session_count"], found["node_count"], found["unreadable_count"]) == (8, 14, 1)
-    assert "unreadable  1 sessions; run lash-redis audit" in runner.invoke(app, ["stats", "--url", url]).stdout
+    assert "unreadable  1 session; run lash-redis audit" in runner.invoke(app, ["stats", "--url", url]).stdout
 
 
 def test_stats_of_a_namespace_that_is_not_in_use(url: str) -> None:

@@ -44,7 +44,7 @@ def test_list_and_import_report_the_empty_server(tmp_path: Path) -> None:
     listed = runner.invoke(app, ["list", "--json"])
     imported = runner.invoke(app, ["import", "--openai", str(path)])
     assert (listed.exit_code, json.loads(listed.stdout)["sessions"]) == (0, [])
-    assert (imported.exit_code, imported.stdout) == (0, "1 sessions stored as in the file\n")
+    assert (imported.exit_code, imported.stdout) == (0, "1 session stored as in the file\n")
     for ended in (listed, imported):
         assert f"lash-redis: using {EMPTY}, which ends with this command; {REMEDY}\n" in ended.stderr
 
