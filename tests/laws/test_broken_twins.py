@@ -13,6 +13,7 @@ import pytest
 
 from lash_redis import BackendError, StoreError
 from tests.laws import test_watch
+from tests.laws.test_recount import after_listing, before_writing  # noqa: F401 - fixtures of marked tests
 from tests.support.breaking import Breakage, Lua
 from tests.support.servers import Kind, RunningServers, Server, any_real, require, table
 

@@ -459,7 +459,7 @@ class TrackedObjects(Ticker):
                 self.most = max(self.most, len(gc.get_objects()))
 
 
-def _values(text: Any, keep: Any = ()) -> Any:
+def _values(text: Any, *keep: Any) -> Any:
     """Parse a line at once, so that its nodes do not stay texts."""
     yield
     return json.loads(text)

@@ -15,7 +15,6 @@ from tests.support.breaking import Lua, Python, broken_by, one_by_one
 from tests.support.builders import append, blob_keys, commit, holders, holds, tools
 
 STATES = HydratedSessionCheckpoint(tool_state=tools())
-UNCHANGED = "return redis.call('HLEN', blob) >= 0 or #names + #contents + size > 0"
 
 
 async def begin(cache, session_id: str, *, ttl: float | None = None, label: str = "") -> None:
@@ -62,8 +61,8 @@ async def audited(open_cache, **more):
 
 
 @broken_by(
-    Lua("recount", "#holds", "0"),
-    Lua("recount", "if #each.names > 0 then redis.call('HDEL', blob, unpack(each.names)) end", ""),
+    Lua("recount", "for from = 1, #each.holds, CHUNK do", "for from = 1, 0 do"),
+    Lua("recount", "for from = 1, #each.names, CHUNK do", "for from = 1, 0 do"),
     Lua("recount", "redis.call('PERSIST', blob)", "redis.call('PTTL', blob)"),
 )
 async def test_a_repair_corrects_wrong_holder_counts_and_keeps_correct_ones(open_cache, client):
@@ -110,13 +109,19 @@ async def test_a_repair_of_60_blobs_corrects_each(open_cache, client):
     assert await holders(client) == [1] * 60
 
 
-@broken_by(Lua("recount", "if redis.call('HLEN', blob) ~= size then return false end", UNCHANGED))
+async def miscount(client, blob: bytes) -> None:
+    """Count a holder too many, in a blob that an upload or an earlier repair has marked. Another is only marked."""
+    await client.hincrby(blob, "0", 1)
+    await client.hset(blob, "u", 1)
+
+
+@broken_by(Lua("recount", "if redis.call('HLEN', blob) ~= size then return false end", "do return true end"))
 async def test_a_session_begun_before_the_counts_are_written_is_counted(open_cache, client, before_writing):
     cache = open_cache(shards=1)
     for name in ("one", "two"):
         await begin(cache, name)
     (blob,) = await blob_keys(client)
-    await client.hincrby(blob, "0", 1)
+    await miscount(client, blob)
     before_writing(lambda: begin(cache, "three"))
     report = await audited(open_cache)
     assert (report.problem_count, report.repaired_count) == (1, 1)
@@ -130,7 +135,7 @@ async def test_a_session_that_replaced_another_before_the_counts_are_written_is_
     for name in ("one", "two"):
         await begin(cache, name)
     (blob,) = await blob_keys(client)
-    await client.hincrby(blob, "0", 1)
+    await miscount(client, blob)
 
     async def replaced() -> None:
         await cache.delete("two")
@@ -153,7 +158,7 @@ async def test_a_session_begun_before_the_heads_are_read_is_counted(open_cache, 
     cache = open_cache(shards=1)
     await begin(cache, "one")
     (blob,) = await blob_keys(client)
-    await client.hincrby(blob, "0", 1)
+    await miscount(client, blob)
     after_listing(lambda: begin(cache, "two"))
     assert (await audited(open_cache)).repaired_count == 1
     assert await holders(client) == [2]
@@ -164,7 +169,7 @@ async def test_a_session_deleted_before_the_heads_are_read_is_not_counted(open_c
     for name in ("one", "two"):
         await begin(cache, name)
     (blob,) = await blob_keys(client)
-    await client.hincrby(blob, "0", 1)
+    await miscount(client, blob)
     after_listing(lambda: cache.delete("two"))
     assert (await audited(open_cache)).repaired_count == 1
     assert await holders(client) == [1]
