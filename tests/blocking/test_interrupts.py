@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import time
@@ -130,7 +131,11 @@ PACKAGE = lash_redis.blocking.__path__[0]
 
 @contextmanager
 def interrupted_at(line: int) -> Iterator[None]:
-    """Raise `Alarm` before the line with this number that the package runs in this thread, counted from 1."""
+    """Raise `Alarm` before the line with this number that the package runs in this thread, counted from 1.
+
+    The garbage collector is off, because it runs finalizers of the package at any line, and Python ignores what they
+    raise.
+    """
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal line
@@ -143,11 +148,13 @@ def interrupted_at(line: int) -> Iterator[None]:
         return trace
 
     before = sys.gettrace()
+    gc.disable()
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def interrupted_at_each_line(begin: Callable[[int], object]) -> int:
