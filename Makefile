@@ -27,7 +27,7 @@ test-rest: $(TEST)  ## exactly the tests that `make test` leaves out, and the in
 	$(PYTEST) --rest
 	$(PYTEST) --quick --client=blocking --servers=valkey-9 tests/laws
 
-test-all: $(TEST)  ## every test on every server found, groups and faults included; some 25 minutes on two cores
+test-all: $(TEST)  ## every test on every server found, groups and faults included; some 30 minutes on two cores
 	$(PYTEST)
 	$(PYTEST) --quick --client=blocking --servers=valkey-9 tests/laws
 

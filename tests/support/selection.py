@@ -15,6 +15,8 @@ from tests.support.servers import FAKE, Kind, every
 
 QUICK_SERVERS = frozenset({FAKE, "valkey-9"})
 SLOW_FOLDERS = frozenset({"cluster", "faults", "machines"})
+GROUPED_FOLDER, GROUPED_SERVER = "integrations", "redis-7.0"
+"""A folder whose tests do not run on a single server of this version, because they run on its cluster and Sentinel."""
 GROUP_FIXTURES = {"cluster": Cluster, "sentinels": SentinelGroup}
 
 
@@ -105,6 +107,8 @@ def is_selected(item: pytest.Item) -> bool:
     if config.getoption("--rest") and is_quick(item):
         return False
     if item.get_closest_marker("samples") and not DATA.is_dir():
+        return False
+    if PurePath(item.nodeid).parts[1] == GROUPED_FOLDER and GROUPED_SERVER in servers_of(item):
         return False
     return all(is_selected_server(config, name) for name in servers_of(item))
 
