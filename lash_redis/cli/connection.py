@@ -13,7 +13,6 @@ from redis import exceptions
 
 from lash_redis._validate import require_namespace
 from lash_redis.cache import SessionCache
-from lash_redis.cli.output import UNFIT, CommandError
 from lash_redis.errors import InvalidRecord, StoreError
 from lash_redis.options import StoreOptions
 from lash_redis.protocol.keys import Layout
@@ -115,18 +114,6 @@ async def opened_if_used(url: str, namespace: str) -> AsyncIterator[SessionCache
         yield None if options is None else SessionCache(source, namespace, options=options)
     finally:
         await source.close()
-
-
-async def require_no_documents(cache: SessionCache, session_id: str) -> None:
-    """Refuse a session that has documents instead of a graph. One round trip.
-
-    Raises:
-        CommandError: it has documents.
-    """
-    if (await cache.documents(session_id).read([])).revision:
-        raise CommandError(
-            UNFIT, f"session {session_id!r} has documents, such as a thread of LangGraph, and no graph of messages"
-        )
 
 
 def is_refused(error: StoreError) -> bool:

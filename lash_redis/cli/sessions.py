@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lash_redis.cli.connection import opened, opened_if_used, require_no_documents
+from lash_redis.cli.connection import opened, opened_if_used
+from lash_redis.cli.graph_sessions import require_no_documents
 from lash_redis.cli.output import UNFIT, CommandError, counted, no_session, one_line, plain, print_table
 from lash_redis.errors import SessionExists, SessionGone
 from lash_redis.models import DeleteReport, SessionHeadMeta, SessionPickerInfo

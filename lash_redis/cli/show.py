@@ -13,8 +13,9 @@ from rich.text import Text
 
 from lash_redis._validate import require_id
 from lash_redis.cache import SessionCache
-from lash_redis.cli.connection import Connection, require_no_documents
+from lash_redis.cli.connection import Connection
 from lash_redis.cli.graph_drawing import graph_lines, label_of
+from lash_redis.cli.graph_sessions import require_no_documents
 from lash_redis.cli.messages import message_lines, message_texts, tool_names
 from lash_redis.cli.output import counted, no_session, plain, print_table, shown_bytes
 from lash_redis.models import (

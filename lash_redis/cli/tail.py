@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from lash_redis.cli.connection import opened, require_no_documents
+from lash_redis.cli.connection import opened
+from lash_redis.cli.graph_sessions import require_no_documents
 from lash_redis.cli.messages import message_lines, message_text_of, tool_names
 from lash_redis.cli.output import UNFIT, CommandError, no_session, plain
 from lash_redis.errors import SessionDeleted, SessionGone, StreamFailed, StreamGap, StreamGone

@@ -193,7 +193,7 @@ def test_an_interrupted_claim_holds_no_lease(url: str) -> None:
     code = """
 import signal
 def ring(_, frame):
-    if frame.f_code.co_name == "finish" and not frame.f_locals["call"].is_done:
+    if frame.f_code.co_name == "receive" and not frame.f_locals["self"].is_done:
         raise TimeoutError("the alarm")
 signal.signal(signal.SIGALRM, ring)
 store, cut = chat.store, 0

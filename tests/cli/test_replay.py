@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -678,17 +679,16 @@ def test_help_explains_the_exit_codes(command: tuple[str, ...]) -> None:
 def test_ctrl_c_ends_workers_and_server_and_exits_with_130(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": f"message {at}"} for at in range(1500)]
     path = written(tmp_path / "long.jsonl", *({"id": f"c{at}", "messages": messages} for at in range(4)))
-    temporary = tmp_path / "t"
-    temporary.mkdir()
-    env = {"TMPDIR": str(temporary)}
-    with lash_redis_program("replay", str(path), env=env, start_new_session=True) as program:
-        wait_until(lambda: list(temporary.glob("lash-redis-*/socket")))
-        time.sleep(1.5)
-        os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=60)
-    assert program.returncode == 130
-    assert err.strip() == "lash-redis: interrupted"
-    wait_until(lambda: not list(temporary.glob("lash-redis-*")))
+    with tempfile.TemporaryDirectory() as folder:  # its path is short enough for that of a unix socket
+        temporary = Path(folder)
+        with lash_redis_program("replay", str(path), env={"TMPDIR": folder}, start_new_session=True) as program:
+            wait_until(lambda: list(temporary.glob("lash-redis-*/socket")))
+            time.sleep(1.5)
+            os.killpg(program.pid, signal.SIGINT)
+            _, err = program.communicate(timeout=60)
+        assert program.returncode == 130
+        assert err.strip() == "lash-redis: interrupted"
+        wait_until(lambda: not list(temporary.glob("lash-redis-*")))
 
 
 @pytest.mark.slow
