@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-import redis.asyncio
 
 from lash_redis import (
     ActivePath,
@@ -46,6 +45,7 @@ from tests.support.builders import (
     tools,
     used,
 )
+from tests.support.lost_writes import fail_over, saved
 
 SCOPES = [FullGraph(), ActivePath(), ActivePath("b")]
 EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES, ids=["full", "path", "path to b"])
@@ -230,20 +230,6 @@ async def test_a_refresh_reuses_decoded_nodes_and_leaves_the_old_read_unchanged(
 
 
 # Failovers
-
-
-Saved = dict[bytes, bytes]
-
-
-async def saved(client: redis.asyncio.Redis) -> Saved:
-    return {key: await client.dump(key) for key in await client.keys("*")}
-
-
-async def fail_over(client: redis.asyncio.Redis, to: Saved) -> None:
-    """Restore the keys `to`: those of a replica that has received no later write."""
-    await client.flushall()
-    for key, value in to.items():
-        await client.restore(key, 0, value)
 
 
 @broken_by(

@@ -22,10 +22,11 @@ from lash_redis import (
     StreamFailed,
 )
 from lash_redis.session.stream import StreamWriter
-from tests.laws.test_streams import data_of, end_signs_of_life, following, keys_of, lose, produced, state_of
+from tests.laws.test_streams import data_of, end_signs_of_life, following, lose, produced, state_of
 from tests.laws.test_watch import until
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, numbered, replace_full
+from tests.support.lost_writes import fail_over, saved
 from tests.support.proxy import Action, on
 
 
@@ -149,12 +150,11 @@ async def test_a_commit_does_not_end_a_stream_that_lacks_events(store, client):
     async with store.stream("gen") as out:
         await out.send("a")
         await out.flush()
-        stored, kept = await client.hget(keys_of().streams, "gen"), await client.dump(keys_of().events)
+        before = await saved(client)
         await out.send("b")
         await out.flush()
         await end_signs_of_life(out)
-        await client.hset(keys_of().streams, "gen", stored)
-        await client.restore(keys_of().events, 60_000, kept, replace=True)
+        await fail_over(client, before)
         await store.commit_runtime_state(commit(0, append("a"), finishes=out))
         assert await state_of(store) == "finished"
     assert await data_of(store) == ["a", "b"]

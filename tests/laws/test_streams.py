@@ -43,6 +43,7 @@ from tests.laws.test_watch import until
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit
 from tests.support.cancelling import WAYS, Way, at_each_step
+from tests.support.lost_writes import fail_over, saved
 
 SOON = 60.0
 """Seconds that a follower may take in a test, and that it waits for a stream."""
@@ -293,18 +294,16 @@ async def test_a_follower_slower_than_the_producer_misses_nothing(store, other):
     Python("protocol.outbox:Outbox.roll_back", lambda _: lambda self, last: False, "sends nothing again"),
 )
 async def test_events_that_a_failover_lost_are_sent_again_and_no_follower_misses_or_repeats_one(store, other, client):
-    keys = keys_of()
     async with store.stream("gen") as out, following(other) as followed:
         for number in range(10):
             await out.send(number)
         await out.flush()
-        record, events = await client.hget(keys.streams, "gen"), await client.dump(keys.events)
+        before = await saved(client)
         for number in range(10, 20):
             await out.send(number)
         await out.flush()
         await followed.reach(20)
-        await client.hset(keys.streams, "gen", record)
-        await client.restore(keys.events, 60_000, events, replace=True)
+        await fail_over(client, before)
         await out.send(20)
         await followed.reach(21)
     assert followed == list(range(21))

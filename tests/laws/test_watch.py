@@ -37,6 +37,7 @@ from lash_redis.session import watch as watch_module
 from lash_redis.transport.connectors import Given
 from tests.support.breaking import Python, broken_by
 from tests.support.builders import append, commit, key_of, plant_fact
+from tests.support.lost_writes import fail_over, saved
 from tests.support.proxy import Action, Command, on
 from tests.support.sending import sends_once
 from tests.support.servers import Server
@@ -685,13 +686,11 @@ async def test_another_commit_at_a_repeated_revision_is_reported(proxy, through_
     client = real_server.client()
     store = SessionCache(client, "laws").session("chat")
     await commit_revisions(store, 1)
-    kept = {key: await client.dump(key) for key in await client.keys("*")}
+    before = await saved(client)
     lost = await store.commit_runtime_state(commit(1))
 
-    async def fail_over() -> None:
-        await client.flushall()
-        for key, value in kept.items():
-            await client.restore(key, 0, value)
+    async def commit_another() -> None:
+        await fail_over(client, before)
         await commit_revisions(store, 2)
 
     cache = sends_once(through_proxy())
@@ -699,14 +698,14 @@ async def test_another_commit_at_a_repeated_revision_is_reported(proxy, through_
         await listening(client)
         await proxy.refuse()
         await proxy.sever()
-        await fail_over()
+        await commit_another()
         await proxy.accept()
         await reported.reach(2)
         await commit_revisions(store, 3)
         await reported.reach(2, 3)
         await proxy.refuse()
         await proxy.sever()
-        await fail_over()
+        await commit_another()
         await proxy.accept()
         await reported.reach(2, 3, 2)
     async with watching(store, lost) as reported:

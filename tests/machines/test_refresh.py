@@ -42,6 +42,7 @@ from lash_redis import (
 )
 from tests.machines.test_sessions import PROFILE, RANDOM
 from tests.support.builders import commit
+from tests.support.lost_writes import Saved, fail_over, saved
 from tests.support.servers import Kind, RunningServers, Server, require, table
 
 EVERY_OPERATION = (
@@ -94,7 +95,7 @@ class RefreshMachine(RuleBasedStateMachine):
         self.server: Server = self.running.emptied(self.kind)
         self.raw = self.server.client()
         self.kept: list[Kept] = []
-        self.dumps: list[dict[bytes, bytes]] = []
+        self.dumps: list[Saved] = []
         self.serial = 0
 
     def run(self, doing: Coroutine[Any, Any, Answer]) -> Answer:
@@ -250,24 +251,16 @@ class RefreshMachine(RuleBasedStateMachine):
         self.run(self.raw.flushall())
 
     def dump(self, _data: st.DataObject) -> None:
-        async def dumped() -> dict[bytes, bytes]:
-            return {key: await self.raw.dump(key) for key in await self.raw.keys("*")}
-
-        self.dumps.append(self.run(dumped()))
+        self.dumps.append(self.run(saved(self.raw)))
 
     def fail_over(self, data: st.DataObject) -> None:
         """Restore an earlier dump, like a failover to a stale replica. The last commit may be sent again."""
         if not self.dumps:
             return
 
-        async def restored(keys: dict[bytes, bytes]) -> None:
-            await self.raw.flushall()
-            for key, value in keys.items():
-                await self.raw.restore(key, 0, value)
-
         at = data.draw(st.integers(0, len(self.dumps) - 1))
         last = self.run(self._head())
-        self.run(restored(self.dumps[at]))
+        self.run(fail_over(self.raw, self.dumps[at]))
         if last is not None and data.draw(st.booleans()):
             # The same commit id with other content: its node has another timestamp.
             parent = self.run(self._head())
