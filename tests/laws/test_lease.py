@@ -31,6 +31,7 @@ from lash_redis import (
     SessionDeleted,
     SessionEvicted,
     SessionStoreCreateRequest,
+    StoreError,
 )
 from lash_redis.models import LeaseClaim
 from lash_redis.session.lease import HeldLease
@@ -720,27 +721,44 @@ async def test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken(store)
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_renewing_block_raises_session_deleted_when_its_session_is_deleted(store, cache):
+@pytest.fixture
+def failed_renewals(monkeypatch) -> list[Exception]:
+    """The errors of renewals, so that a block can go on until one has failed."""
+    failed: list[Exception] = []
+    extend = HeldLease._extend
+
+    async def noted(self, *given):
+        try:
+            return await extend(self, *given)
+        except StoreError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(HeldLease, "_extend", noted)
+    return failed
+
+
+async def test_a_renewing_block_raises_session_deleted_when_its_session_is_deleted(store, cache, failed_renewals):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker", ttl=60)
 
     async def work() -> None:
         async with lease.renewing(every=0.05):
             await cache.delete("chat")
-            await asyncio.sleep(60)
+            await until(lambda: failed_renewals, "a failed renewal")
 
     with pytest.raises(SessionDeleted):
         await work()
 
 
-async def test_a_renewing_block_raises_corrupt_when_its_lease_becomes_undecodable(store, client):
+async def test_a_renewing_block_raises_corrupt_when_its_lease_becomes_undecodable(store, client, failed_renewals):
     await store.commit_runtime_state(commit(None, append("a")))
     lease = await store.acquire_lease("worker", ttl=60)
 
     async def work() -> None:
         async with lease.renewing(every=0.05):
             await client.hset(await key_of(client, "head"), "lease", b"nonsense")
-            await asyncio.sleep(60)
+            await until(lambda: failed_renewals, "a failed renewal")
 
     with pytest.raises(Corrupt):
         await work()
