@@ -195,6 +195,7 @@ def test_two_imports_at_once_store_each_item_once(url: str, read_first: int, mon
     run("--from", "redis-session", url, url=url)
 
 
+@pytest.mark.slow
 def test_a_long_history_of_large_items_is_imported_in_parts(url: str) -> None:
     items = [{"role": "user", "content": f"{at}" + "x" * 200_000} for at in range(400)]
     write_items(url, "chat-1", items)

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 FORECAST = "Oslo, today: rain, 7 degrees (forecast 1 of this {})\n"
 
 
+@pytest.mark.slow
 def test_an_openai_agent_continues_its_session_in_another_process(tmp_path: Path, url: str) -> None:
     asked = partial(ask, "openai_agent", tmp_path, AGENT_REDIS_URL=url)
     assert asked("chat-1", "Weather?") == FORECAST.format("session")

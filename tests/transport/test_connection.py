@@ -213,6 +213,7 @@ async def test_a_huge_reply_that_never_arrives_times_out_without_using_memory(
     assert peak_bytes() - before < 100_000_000
 
 
+@pytest.mark.slow
 @READ_AND_COMMIT
 @pytest.mark.parametrize("data", INVALID_RESP)
 async def test_invalid_resp_is_an_error_with_the_address_of_the_server(

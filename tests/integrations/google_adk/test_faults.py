@@ -51,6 +51,7 @@ async def test_an_event_of_a_worker_that_died_at_any_command_is_stored_whole_or_
     assert stored >= 2 + (action is Action.DROP_REPLY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 async def test_an_event_whose_reply_was_lost_is_stored_once_when_it_is_appended_again(
     proxy, through_proxy, open_real_cache, action
@@ -76,6 +77,7 @@ async def test_an_event_whose_reply_was_lost_is_stored_once_when_it_is_appended_
     assert nth > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 async def test_a_session_whose_creator_died_at_any_command_exists_whole_or_not_at_all(
     proxy, through_proxy, open_real_cache, action

@@ -114,6 +114,7 @@ async def test_a_source_that_changes_during_the_import_is_reported(cache):
     assert texts(await loaded(LashSessionService(cache))) == texts(await loaded(source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 async def test_an_import_that_died_at_any_command_is_completed_by_the_next(
     proxy, through_proxy, open_real_cache, action, monkeypatch

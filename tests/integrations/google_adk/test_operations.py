@@ -82,6 +82,7 @@ def expected(*operations: Operation) -> Any:
     return (events, {**own, **shared}) if exists else None, int(exists), shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 @pytest.mark.parametrize("operation", WRITES)
 async def test_an_operation_of_a_worker_that_died_at_any_command_happened_whole_or_not_at_all(

@@ -34,6 +34,7 @@ async def test_a_lost_reply_to_any_command_of_a_turn_changes_nothing(proxy, thro
         assert len(await listed(open_saver(), config(f"thread-{nth}"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_executed", [True, False])
 async def test_a_worker_killed_at_any_command_leaves_a_thread_that_another_resumes(
     is_executed, proxy, through_proxy, open_saver

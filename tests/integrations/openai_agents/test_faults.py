@@ -76,6 +76,7 @@ AFTER: dict[Operation, list[Any]] = {
 """The items of a session of ITEMS after each operation."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 @pytest.mark.parametrize("operation", AFTER)
 async def test_an_operation_of_a_worker_that_died_at_any_command_happened_whole_or_not_at_all(
@@ -100,6 +101,7 @@ async def test_an_operation_of_a_worker_that_died_at_any_command_happened_whole_
     assert (True in happened) == (operation is read or action is Action.DROP_REPLY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Action.DROP_REPLY, Action.CUT_BEFORE])
 @pytest.mark.parametrize("operation", AFTER)
 async def test_one_lost_reply_to_any_command_changes_no_result(proxy, through_proxy, operation, action):

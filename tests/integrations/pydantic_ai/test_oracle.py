@@ -225,6 +225,7 @@ class Sequence:
         return await self.both.do(lambda store, _: store.delete(name, scope=scope))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 async def test_random_operations_agree_with_the_store_of_the_sdk(open_store, seed):
     stores = [open_store() for _ in range(1 + seed % 3)]
