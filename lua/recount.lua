@@ -13,9 +13,11 @@
 --                                            gone, or had no `u` and got one; all others are repaired
 --        corrupt <scope> <family> <reason>   a key holds another type; nothing written
 --
--- Order  the client reads the blobs and every head of the shard at one moment. A commit changes the count of a blob and
---        the holds of its head together, so their difference stays, and a blob with the same fields as then has it.
---        Two repairs at once would apply it twice, if a commit restored the count between them. So a repair also
+-- Order  the client reads the blobs and every head of the shard at one moment. It counts the heads that hold a blob. A
+--        wrong count differs from that number. A commit changes the count of a blob and the holds of its head
+--        together, so the difference stays the same. If the fields of a blob are as the client read them, then the
+--        difference is as the client counted it, and the script can correct it.
+--        Two repairs at once would correct it twice, if a commit restored the count between them. So a repair also
 --        raises `u`, and the second one finds another value. A blob that was deleted and stored again has no `u`. So
 --        a blob without `u` gets one and is not repaired: the client reads it again, with all heads.
 -- Cost   one round trip, O(fields of the blobs).

@@ -117,14 +117,14 @@ class Recounted:
 
 
 def entries_read(shard: ShardKeys) -> Command:
-    """Read all entries of the catalogue. The server takes about 0.1 µs for each."""
+    """Read all entries of the catalogue. The server takes 0.1 to 0.2 µs for each."""
     return ("ZRANGE", shard.sessions, 0, -1)
 
 
 def recount_read(shard: ShardKeys, refs: Sequence[bytes], sessions: Sequence[Holding]) -> list[Command]:
     """Read some blobs and the heads of a shard. The commands must be run at one moment.
 
-    `sessions` are all sessions of the shard. The server works for about 1 µs a session.
+    `sessions` are all sessions of the shard. The server works for 1 to 1.7 µs a session.
     """
     return [
         entries_read(shard),
