@@ -723,7 +723,7 @@ async def test_a_renewing_block_raises_lease_lost_when_its_lease_is_taken(store)
 
 @pytest.fixture
 def failed_renewals(monkeypatch) -> list[Exception]:
-    """The errors of renewals, so that a block can go on until one has failed."""
+    """The errors of renewals, so that a block continues until one has failed."""
     failed: list[Exception] = []
     extend = HeldLease._extend
 
