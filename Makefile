@@ -20,7 +20,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 demo: $(READY)  ## play a conversation through worker processes on an embedded server, and verify what was stored
 	$(BIN)/lash-redis replay
 
-test: $(TEST)  ## fakeredis and the embedded Valkey, without slow tests; under three minutes on two cores
+test: $(TEST)  ## fakeredis and the embedded Valkey, without slow tests; three minutes on two cores
 	$(PYTEST) --quick
 
 test-rest: $(TEST)  ## exactly the tests that `make test` leaves out, and the invariants over the blocking client
