@@ -161,6 +161,13 @@ def may_be_stale(error: BaseException) -> bool:
     return isinstance(error, STALE) or (isinstance(error, exceptions.ResponseError) and "NOREPLICAS" in str(error))
 
 
+def is_no_answer(error: BaseException) -> bool:
+    """Whether the server did not answer. Another request that waits for it is better sent to another server."""
+    if isinstance(error, (*NOT_NOW, *DENIED, Unusable)):
+        return False
+    return isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError)
+
+
 def may_be_applied(error: BaseException, script: Script | None) -> bool:
     """Whether the request that failed with `error` may have been applied."""
     if isinstance(error, RuntimeError):

@@ -16,8 +16,8 @@ from lash_redis.protocol.scripts import Script
 from lash_redis.transport import remedies
 from lash_redis.transport.connection import Connection
 from lash_redis.transport.dialer import Dialer, Where, address_of
-from lash_redis.transport.failures import NotSent, OutOfTime, first_error
-from lash_redis.transport.lanes import Lanes
+from lash_redis.transport.failures import NotSent, OutOfTime, first_error, is_no_answer
+from lash_redis.transport.lanes import Group, Lanes
 from lash_redis.transport.request import Command, Request
 from lash_redis.transport.turns import in_turns
 from lash_redis.transport.wire import is_long, pack, pack_in_steps
@@ -39,7 +39,8 @@ class Node(ABC):
     def __init__(self, address: str) -> None:
         self.address = address
         self._known_scripts: set[str] = set()
-        self._introducing: dict[str, asyncio.Event] = {}
+        self._introducing: dict[str, asyncio.Future[Exception | None]] = {}
+        """The SHA-1 of each script whose first call is in flight. The result is its error if there was no answer."""
 
     @abstractmethod
     async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
@@ -88,30 +89,42 @@ class Node(ABC):
         """Exchange a request whose script the server may not have. Only one such request is in flight at a time.
 
         Other requests with the same script wait for its reply and then send the SHA-1. Otherwise each concurrent commit
-        would be refused with NOSCRIPT, and send all of its bytes again. A request that waits for replicas or the disk
-        makes no other request wait. With `with_text`, the server has replied that it does not have the script.
+        would be refused with NOSCRIPT, and send all of its bytes again. If the server does not answer, the others are
+        not sent to it one after another: they fail too, and their next attempt may choose another server. A request
+        that waits for replicas or the disk makes no other request wait. With `with_text`, the server has replied that
+        it does not have the script.
+
+        Raises:
+            NotSent: the request waited for one that the server did not answer.
+            redis.exceptions.RedisError: as `exchange`.
         """
         script = request.script
         assert script is not None
         while (leader := self._introducing.get(script.sha)) is not None:
             try:
                 async with asyncio.timeout_at(request.deadline):
-                    await leader.wait()
+                    failure = await asyncio.shield(leader)
             except TimeoutError:
                 raise OutOfTime(f"{self.address} did not reply to the first call of the script in time") from None
+            if failure is not None:
+                raise NotSent(str(failure))
             if script.sha in self._known_scripts:
                 return await self.exchange(request, asking=asking)
-        introduced = asyncio.Event()
+        introduced: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         if not request.waits:
             self._introducing[script.sha] = introduced
+        failure = None
         try:
             replies = await self._run_with_text(request, asking=asking, with_text=with_text)
             self._known_scripts.add(script.sha)
             return replies
+        except exceptions.RedisError as error:
+            failure = error if is_no_answer(error) else None
+            raise
         finally:
             if self._introducing.get(script.sha) is introduced:
                 del self._introducing[script.sha]
-            introduced.set()
+            introduced.set_result(failure)
 
     async def _run_with_text(self, request: Request, *, asking: bool, with_text: bool) -> list[Any]:
         """Run a script by its SHA-1, and send its text if that is necessary and allowed."""
@@ -142,6 +155,8 @@ class OwnNode(Node):
             reply_timeout=dialer.reply_timeout,
         )
         self._retired: set[Connection] = set()
+        self._losses = 0
+        """The number of connections that were lost or could not be opened."""
         self._is_closed = False
 
     async def exchange(self, request: Request, *, asking: bool = False) -> list[Any]:
@@ -153,7 +168,7 @@ class OwnNode(Node):
         wire = await in_turns(pack_in_steps(commands)) if is_long(commands) else pack(commands)
         group = self._lanes.group(request.lane, len(wire))
         if request.waits:
-            await group.wait_for_turn(request.deadline)
+            await self._wait_for_turn(group, request.deadline)
         line = group.pick()
         line.users += 1
         try:
@@ -173,6 +188,19 @@ class OwnNode(Node):
         if isinstance(replies[0], Exception):
             raise replies[0]
         return replies
+
+    async def _wait_for_turn(self, group: Group, deadline: float) -> None:
+        """Acquire a turn of a lane of requests that wait, such as WAIT, unless the server fails meanwhile.
+
+        Raises:
+            NotSent: a connection was lost meanwhile. The next attempt may choose another server.
+            OutOfTime: there was no turn before the deadline.
+        """
+        losses = self._losses
+        await group.wait_for_turn(deadline)
+        if self._losses != losses:
+            group.turns.release()
+            raise NotSent(f"a connection to {self.address} was lost while the request waited for its turn")
 
     def _shaped(self, request: Request, replies: list[Any]) -> list[Any]:
         """Convert the replies of a read as redis-py does, to the same values for both versions of RESP."""
@@ -195,10 +223,15 @@ class OwnNode(Node):
     async def _open(self) -> Connection:
         if self._is_closed:
             raise NotSent(f"the connections to {self.address} were closed")
-        return await self._dialer.open(self._where, self._retire, replica=self._replica)
+        try:
+            return await self._dialer.open(self._where, self._retire, replica=self._replica)
+        except exceptions.RedisError:
+            self._losses += 1
+            raise
 
     def _retire(self, connection: Connection) -> None:
         """Send no further request on a connection. It closes when the requests in flight have ended."""
+        self._losses += 1
         self.forget_scripts()
         self._lanes.drop(connection)
         self._retired.add(connection)

@@ -128,6 +128,10 @@ def introduces_no_script(_: Any) -> Any:
     return broken
 
 
+def only_waits(_: Any) -> Any:
+    return lambda self, group, deadline: group.wait_for_turn(deadline)
+
+
 def counts_no_watch(_: Any) -> Any:
     return lambda self: nullcontext()
 
@@ -215,6 +219,14 @@ BROKEN: list[tuple[Callable[..., Awaitable[None]], Python]] = [
     (
         lanes.test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent,
         Python("transport.node:Node.introduce", introduces_no_script, "lets none go first"),
+    ),
+    (
+        lanes.test_calls_that_wait_for_a_script_are_not_sent_to_a_frozen_server_one_by_one,
+        Python("transport.node:is_no_answer", always(False), "sends the calls that wait to the same server"),
+    ),
+    (
+        lanes.test_calls_that_wait_for_their_turn_are_not_sent_to_a_frozen_server_one_by_one,
+        Python("transport.node:OwnNode._wait_for_turn", only_waits, "sends the calls that wait to the same server"),
     ),
     (
         lanes.test_closing_a_cache_distinguishes_sent_calls_from_unsent_calls,

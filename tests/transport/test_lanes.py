@@ -19,9 +19,10 @@ from lash_redis import (
     RuntimeCommitResult,
     StoreOptions,
 )
+from lash_redis.transport.backend import Backend
 from tests.support.builders import append, commit, ids_of, numbered
-from tests.support.proxy import Action, Proxy, on
-from tests.support.scripted import PATIENCE, limit_calls, once_sent, sending
+from tests.support.proxy import Action, Command, Proxy, on
+from tests.support.scripted import PATIENCE, Scripted, bulk, name_of, once_sent, sending
 from tests.support.servers import Server
 
 DURABLE = Replicas(1, 5_000)
@@ -165,16 +166,68 @@ async def test_another_commit_loads_the_script_if_the_first_commit_is_cancelled(
     await expect_stored_once(real_server, commits[1:])
 
 
-async def test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent(real_server: Server, proxy: Proxy) -> None:
+async def test_a_call_that_times_out_while_it_waits_for_a_script_is_not_sent(
+    real_server: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All calls have one deadline. A call with a later one would be tried again after the first one failed."""
     await real_server.client().script_flush()
     proxy.on_command = on(Action.HOLD_REPLY, "EVALSHA")
     async with asyncio.timeout(PATIENCE), lash_redis.connect(proxy.url) as cache:
         await cache.session("warm").load_head()
-        limit_calls(cache, 0.9)
+        deadline = asyncio.get_running_loop().time() + 0.9
+        monkeypatch.setattr(Backend, "_deadline", lambda backend, topology: deadline)
         with proxy.measure() as seen:
             ended = await asyncio.gather(*sending(cache, firsts(10)), return_exceptions=True)
         assert Counter(map(type, ended)) == {OutcomeUnknown: 1, BackendError: 9}
         assert seen.names().count("EVALSHA") + seen.names().count("EVAL") == 1
+
+
+def sentinel_naming(*primaries: str) -> Scripted:
+    """A sentinel that names each of the addresses once, and then the last one for ever."""
+    left = list(primaries)
+
+    def answer(command: Command) -> bytes | None:
+        if name_of(command) != "SENTINEL":
+            return None
+        if command[1] == b"SLAVES":
+            return b"*0\r\n"
+        host, port = (left.pop(0) if len(left) > 1 else left[0]).split(":")
+        state = {"name": "lash", "ip": host, "port": port, "flags": "master", "num-other-sentinels": "0"}
+        words = [bulk(word.encode()) for pair in state.items() for word in pair]
+        return b"*1\r\n*%d\r\n%b" % (len(words), b"".join(words))
+
+    return Scripted(answer)
+
+
+async def sent_to_a_frozen_server(server: Server, proxy: Proxy, **more: Any) -> int:
+    """Make 20 commits at once. The server behind the proxy answers none of them, then the sentinel names `server`.
+
+    Return the number of commits that the proxy received, after a check that each was stored once.
+    """
+    commits = firsts(20)
+    proxy.on_command = lambda command: Action.HOLD_REPLY if name_of(command) == "EVALSHA" else Action.PASS
+    addresses = [url.removeprefix("redis://") for url in (proxy.url, server.tcp_url)]
+    async with sentinel_naming(*addresses) as sentinel:
+        url = f"redis+sentinel://{sentinel.address}/lash?socket_timeout=0.5&max_connections=3"
+        async with asyncio.timeout(PATIENCE), lash_redis.connect(url) as cache:
+            with proxy.measure() as seen:
+                results = await asyncio.gather(*sending(cache, commits, **more))
+    assert [result.head_revision for result in results] == [1] * 20
+    await expect_stored_once(server, commits)
+    return seen.names().count("EVALSHA")
+
+
+async def test_calls_that_wait_for_a_script_are_not_sent_to_a_frozen_server_one_by_one(
+    real_server: Server, proxy: Proxy
+) -> None:
+    assert await sent_to_a_frozen_server(real_server, proxy) == 1
+
+
+async def test_calls_that_wait_for_their_turn_are_not_sent_to_a_frozen_server_one_by_one(
+    real_server: Server, proxy: Proxy
+) -> None:
+    """With three connections, one of them is for commits that wait for replicas."""
+    assert await sent_to_a_frozen_server(real_server, proxy, durability=Replicas(1, 50)) == 1
 
 
 async def test_commits_in_flight_during_a_script_flush_are_applied_once(real_server: Server) -> None:
