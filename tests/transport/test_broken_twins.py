@@ -26,7 +26,7 @@ from tests.transport import test_given_watches as given_watches
 from tests.transport import test_lanes as lanes
 from tests.transport import test_time as times
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.leaks]
 
 PATIENCE = 2.0
 """Seconds after which a test that waits for a broken transport fails."""
