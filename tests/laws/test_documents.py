@@ -23,6 +23,7 @@ from lash_redis import (
     SessionStoreCreateRequest,
     StoreOptions,
 )
+from tests.laws.test_lifetime import is_close_to, remaining_ms
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, commit, key_of
 from tests.support.proxy import Action, on
@@ -166,17 +167,17 @@ async def test_documents_expire_with_their_session(open_cache, client):
     cache = open_cache(ttl=100.0)
     documents = cache.documents("thread")
 
-    async def ttls() -> list[int]:
-        return [round(await client.pttl(await key_of(client, name, "thread")) / 1000) for name in KEYS]
+    async def all_expire_in(seconds: float) -> bool:
+        return all(is_close_to(each, seconds) for each in await remaining_ms(client, *KEYS, session_id="thread"))
 
     await documents.write(DocumentWrite(put={b"ca": b"1"}))
-    assert await ttls() == [100, 100, 100]
+    assert await all_expire_in(100)
     await cache.session("thread").touch(ttl=500.0)
-    assert await ttls() == [500, 500, 500]
+    assert await all_expire_in(500)
     await documents.write(DocumentWrite(put={b"ca": b"2"}))
-    assert await ttls() == [500, 500, 500]
+    assert await all_expire_in(500)
     await cache.session("thread").touch(ttl=None)
-    assert [await client.pttl(await key_of(client, name, "thread")) for name in KEYS] == [-1, -1, -1]
+    assert await remaining_ms(client, *KEYS, session_id="thread") == [-1, -1, -1]
 
 
 async def test_other_writes_of_the_session_leave_one_deadline(open_cache, client):
@@ -186,8 +187,7 @@ async def test_other_writes_of_the_session_leave_one_deadline(open_cache, client
     await store.set_title("Trip")
     await store.enqueue_input("x")
     await (await store.acquire_lease(ttl=30.0)).release()
-    deadlines = {round(await client.pttl(await key_of(client, name, "thread")) / 1000) for name in KEYS}
-    assert deadlines == {500}
+    assert all(is_close_to(each, 500) for each in await remaining_ms(client, *KEYS, session_id="thread"))
     assert [info.title async for info in cache.sessions()] == ["Trip"]
 
 

@@ -18,6 +18,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 from lash_redis import CommitTooLarge, InvalidRecord, LeaseBusy, OwnerMismatch, SessionEvicted, SessionExists
 from lash_redis.integrations.langgraph import LashCheckpointSaver
 from lash_redis.options import StoreOptions
+from tests.laws.test_lifetime import is_close_to, remaining_ms
 from tests.support.builders import append, commit, key_of
 from tests.support.checkpoints import checkpoint, config, listed, load, part_count, put
 
@@ -308,10 +309,8 @@ async def test_a_thread_expires_with_the_ttl_of_the_cache(open_cache, client):
     saver = LashCheckpointSaver(open_cache(ttl=500.0))
     at = await put(saver, "1", {"a": 1})
     await saver.aput_writes(at, [("a", 1)], "task")
-    ttls = {
-        round(await client.pttl(await key_of(client, name, "thread")) / 1000) for name in ("head", "documents", "names")
-    }
-    assert ttls == {500}
+    remaining = await remaining_ms(client, "head", "documents", "names", session_id="thread")
+    assert all(is_close_to(each, 500) for each in remaining)
 
 
 async def test_a_thread_belongs_to_the_owner_of_the_saver(open_cache, keyspace):
