@@ -132,6 +132,8 @@ class Proxy:
         self._upstream = urlsplit(upstream)
         self._counts = counts
         self._listener: socket.socket | None = None
+        self._reservation: socket.socket | None = None
+        """A socket that is bound to the port and never listens, so that no other process gets the port meanwhile."""
         self._port = 0
         self._links: set[asyncio.Task[None]] = set()
         self._faults: list[Exception] = []
@@ -184,7 +186,6 @@ class Proxy:
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._listener.setblocking(False)
-            self._port = self._listener.getsockname()[1]
             asyncio.get_running_loop().add_reader(self._listener, self._take)
 
     async def refuse(self) -> None:
@@ -203,6 +204,10 @@ class Proxy:
             await asyncio.wait(links)
 
     async def __aenter__(self) -> Self:
+        self._reservation = socket.socket()
+        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the listener may share the port
+        self._reservation.bind(("127.0.0.1", 0))
+        self._port = self._reservation.getsockname()[1]
         await self.accept()
         return self
 
@@ -211,6 +216,8 @@ class Proxy:
     ) -> None:
         await self.refuse()
         await self.sever()
+        if self._reservation is not None:
+            self._reservation.close()
         if self._faults and error is None:
             raise self._faults[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 
 import pytest
@@ -131,6 +132,12 @@ async def test_a_held_reply_arrives_when_it_is_released(proxy, proxied, raw):
             proxy.release()
             await raw.ping()
     assert await answer == 1
+
+
+async def test_no_other_server_gets_the_port_of_a_refusing_proxy(proxy):
+    await proxy.refuse()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
 
 
 async def test_a_refusing_proxy_refuses_new_connections_until_it_accepts(real_server, proxy, proxied):
