@@ -29,10 +29,10 @@ class ImportCounts:
         self.present += is_present
 
     def fail(self, name: str, reason: object) -> None:
-        """Count a session that was refused."""
+        """Count a session that was refused. An error without a text is named by its class."""
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
-            self.failures.append(f"{name}: {reason}")
+            self.failures.append(f"{name}: {str(reason) or type(reason).__name__}")
 
     def include(self, report: ImportReport) -> None:
         """Add the counts of another import."""

@@ -65,7 +65,7 @@ async def import_threads(
     Raises:
         InvalidRecord: `target` is no `LashCheckpointSaver`.
         BackendError, OutcomeUnknown: the target failed; run the import again.
-        NotImplementedError: the source has no asynchronous methods.
+        NotImplementedError: the source has no asynchronous methods. With `thread_ids`, each thread is a failure.
     """
     require_type("target", target, LashCheckpointSaver)
     counts = ImportCounts()

@@ -332,5 +332,7 @@ async def test_wrong_arguments_are_refused(source, saver):
         await import_threads(saver, source)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError):
         await import_threads(BaseCheckpointSaver(), saver)
+    report = await import_threads(BaseCheckpointSaver(), saver, ["never"])
+    assert report.failures == ("thread 'never': NotImplementedError",)
     report = await import_threads(source, saver, ["never"])
     assert report.failures == ("thread 'never': the source has no checkpoint of it",)
