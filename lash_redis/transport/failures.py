@@ -162,10 +162,8 @@ def may_be_stale(error: BaseException) -> bool:
 
 
 def is_no_answer(error: BaseException) -> bool:
-    """Whether the server did not answer. Another request that waits for it is better sent to another server."""
-    if isinstance(error, (*NOT_NOW, *DENIED, Unusable)):
-        return False
-    return isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError)
+    """Whether a transient error is no reply of the server. A request that waits for it may try another server."""
+    return is_transient(error) and not isinstance(error, (*NOT_NOW, exceptions.ResponseError))
 
 
 def may_be_applied(error: BaseException, script: Script | None) -> bool:
