@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -37,6 +37,7 @@ from lash_redis.transport import turns
 from lash_redis.transport.loop_state import state_of
 from tests.support.breaking import Lua, Python, broken_by
 from tests.support.builders import append, chain, commit, ids_of, node, numbered
+from tests.support.lost_writes import Saved, fail_over, saved
 
 
 class Replies:
@@ -242,12 +243,11 @@ async def test_a_tombstone_that_a_failover_undid_and_that_got_a_child_keeps_its_
     """
     for parent in ("b", "c"):
         store, other = open_cache().session(parent), open_cache().session(parent)
-        keys = store._keys.own
         nodes = [node("a"), node("b", "a"), node("c", "a")]
         await store.commit_runtime_state(commit(None, Append(nodes, "c"), session_id=parent))
-        before = {key: await client.dump(key) for key in keys if await client.exists(key)}
+        before = await saved(client)
         await store.tombstone_nodes([parent])
-        replay = partial(_fail_over_and_append, client, keys, before, other, parent)
+        replay = partial(_fail_over_and_append, client, before, other, parent)
         Replies(store, "vacuum", replay)
         assert (await store.vacuum()).removed_node_count == 1
         with pytest.raises(NodeIdCollision):
@@ -255,13 +255,9 @@ async def test_a_tombstone_that_a_failover_undid_and_that_got_a_child_keeps_its_
     await assert_clean(open_cache(role="auditor"))
 
 
-async def _fail_over_and_append(
-    client: Any, keys: Sequence[str], before: dict[str, bytes], other: RedisSessionStore, parent: str, done: int
-) -> None:
+async def _fail_over_and_append(client: Any, to: Saved, other: RedisSessionStore, parent: str, done: int) -> None:
     if done == 0:
-        await client.delete(*keys)
-        for key, value in before.items():
-            await client.restore(key, 0, value)
+        await fail_over(client, to)
         await other.commit_runtime_state(commit(None, append("d", parent=parent), session_id=parent))
         await other.tombstone_nodes([parent])
 

@@ -12,7 +12,7 @@ Saved = dict[bytes, tuple[int, bytes]]
 
 
 async def saved(client: redis.asyncio.Redis) -> Saved:
-    """Every key of the database."""
+    """Every key of the database. They are read one by one, so no client may change their content meanwhile."""
     return {key: (max(0, await client.pttl(key)), await client.dump(key)) for key in await client.keys("*")}
 
 

@@ -1,6 +1,7 @@
 """Which tests a run selects: by server, by folder, by mark.
 
 `make test` runs `--quick`, `make test-rest` runs `--rest`. Every test belongs to exactly one of the two.
+No run has the tests of `GROUPED_FOLDER` on `GROUPED_SERVER`.
 """
 
 from __future__ import annotations
